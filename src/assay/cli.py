@@ -1,0 +1,190 @@
+"""The project's own `kedro run`: Kedro's, with `key:value` parameters, checks before any work, and nothing made twice."""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+import pandas as pd
+from kedro.framework.cli.project import run as kedro_run
+from kedro.framework.project import pipelines as registered
+from kedro.framework.session import KedroSession
+from kedro.io import DataCatalog
+from kedro.pipeline import Pipeline
+from kedro.runner import AbstractRunner
+from kedro.utils import load_obj
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from assay.configuration import current_configuration
+from assay.freshness import Freshness
+
+OUTSIDE_BRACKETS = re.compile(r",(?![^\[{]*[\]}])")
+FILTERS = ("tags", "from_nodes", "to_nodes", "node_names", "from_inputs", "to_outputs")
+
+
+@click.group(name="Assay")
+def cli() -> None:
+    """Assay's commands."""
+
+
+def parse_params(context: click.Context, parameter: click.Parameter, value: str | dict[str, Any]) -> dict[str, Any]:
+    """Turn ``a:1,b.c=2,layers:[3,5]`` into nested parameters; ``key:value`` and ``key=value`` mean the same."""
+    del context
+    if isinstance(value, dict):  # from --config
+        return value
+    items = [item.strip() for item in OUTSIDE_BRACKETS.split(value) if item.strip()]
+    pairs = [re.fullmatch(r"([\w.-]+)\s*[:=]\s*(.*)", item, flags=re.DOTALL) for item in items]
+    for item, pair in zip(items, pairs, strict=True):
+        if pair is None:
+            raise click.BadParameter(f"`{item}` is no key:value or key=value", param=parameter)
+    try:
+        parsed = OmegaConf.to_container(OmegaConf.from_dotlist([f"{pair[1]}={pair[2]}" for pair in pairs if pair]))
+    except OmegaConfBaseException as error:
+        raise click.BadParameter(f"`{value}`: {error}", param=parameter) from None
+    assert isinstance(parsed, dict)
+    return {str(key): inner for key, inner in parsed.items()}
+
+
+def _options() -> list[click.Parameter]:
+    """Kedro's own options of `run`, with our reading of --params, and --force."""
+    options = [option for option in kedro_run.params if option.name != "params"]
+    params = click.Option(
+        ["--params"],
+        type=click.UNPROCESSED,
+        default="",
+        callback=parse_params,
+        help="Parameters that override the configuration: key:value or key=value, nested keys with dots, comma-separated.",
+    )
+    force = click.Option(["--force"], is_flag=True, help="Make everything again, also what is up to date.")
+    return [*options, params, force]
+
+
+def _run(force: bool, **options: Any) -> None:
+    """Run the pipeline. What is complete and up to date is not made again."""
+    began = time.perf_counter()
+    runner = _runner(options["runner"], options["runner_params"], is_async=options["is_async"])
+    names = _pipeline_names(options["pipeline"], options["pipelines"])
+    with KedroSession.create(
+        env=options["env"], conf_source=options["conf_source"], runtime_params=options["params"]
+    ) as session:
+        assert isinstance(session, KedroSession)
+        try:
+            catalog = session.load_context().catalog
+            assert isinstance(catalog, DataCatalog)
+            selected = _select(names, options)
+            project, _ = current_configuration()
+            freshness = Freshness(project, catalog, registered["__default__"] + selected)
+            todo = selected if force else freshness.stale(selected)
+            freshness.check_inputs(todo)
+        except (ValueError, FileNotFoundError) as error:
+            raise click.ClickException(str(error)) from error
+        console = Console()
+        kept = len(selected.nodes) - len(todo.nodes)
+        if todo.nodes:
+            console.print(
+                f"{len(todo.nodes)} of {len(selected.nodes)} steps to do; {kept} are up to date.", highlight=False
+            )
+            session.run(
+                pipeline_names=names,
+                # kedro-viz follows a run only where no filter is given
+                node_names=[node.name for node in todo.nodes] if kept or names else None,
+                runner=runner,
+                load_versions=options["load_versions"],
+            )
+        else:
+            console.print(
+                f"Nothing to do: all {kept} steps are up to date (same shards, parameters and version); --force makes them again.",
+                highlight=False,
+            )
+        _say_results(console, selected, catalog, project, time.perf_counter() - began)
+
+
+cli.add_command(click.Command("run", params=_options(), callback=_run, help=_run.__doc__))
+run = cli.commands["run"]
+
+
+def _pipeline_names(pipeline: str | None, pipelines: Sequence[str]) -> list[str]:
+    if pipeline and pipelines:
+        raise click.UsageError("Options '--pipeline' and '--pipelines' cannot be used together.")
+    return [pipeline] if pipeline else list(dict.fromkeys(pipelines))
+
+
+def _runner(name: str | None, params: dict[str, Any], *, is_async: bool) -> AbstractRunner:
+    name = name or "SequentialRunner"
+    if name.rpartition(".")[2] == "ParallelRunner":
+        raise click.ClickException(
+            "ParallelRunner is not supported: its processes lose track of the MLflow runs. Use SequentialRunner or ThreadRunner,"
+            " or run layers side by side with --namespaces."
+        )
+    runner = load_obj(name, "kedro.runner")(**{"is_async": is_async, **params})
+    assert isinstance(runner, AbstractRunner)
+    return runner
+
+
+def _select(names: list[str], options: dict[str, Any]) -> Pipeline:
+    """The nodes that the options name, as Kedro would choose them."""
+    unknown = [name for name in names if name not in registered]
+    if unknown:
+        raise ValueError(f"There is no pipeline `{unknown[0]}`; there are {', '.join(sorted(registered))}.")
+    whole = sum((registered[name] for name in names or ["__default__"]), Pipeline([]))
+    filters = {name: options[name] or None for name in FILTERS}
+    return whole.filter(**filters, node_namespaces=options["namespaces"] or None)
+
+
+def _say_results(console: Console, selected: Pipeline, catalog: DataCatalog, project: Path, seconds: float) -> None:
+    if "baselines" in selected.outputs():
+        console.print(render_table(catalog.load("baselines")))
+        table: Any = catalog.get("baselines")
+        console.print(f"Table:   {_relative(Path(str(table._filepath)), project)}", soft_wrap=True)
+    else:
+        console.print(f"Results: {', '.join(sorted(selected.outputs()))}", soft_wrap=True, highlight=False)
+    console.print("Runs:    mlflow ui          Graph:   kedro viz", highlight=False)
+    console.print(f"Done in {seconds:.0f} s.", highlight=False)
+    sys.stdout.flush()
+
+
+def _relative(path: Path, project: Path) -> Path:
+    return path.relative_to(project) if path.is_relative_to(project) else path
+
+
+HEADINGS = {
+    "nmse_raw": "nmse\nraw",
+    "l0": "L0",
+    "probe_r": "probe\nR",
+    "map": "mAP",
+    "purity_at_16": "purity\n@16",
+    "coverage_at_0.3": "cover\n@0.3",
+    "best_layer": "best",
+}
+
+
+def render_table(baselines: pd.DataFrame) -> Table:
+    """The table as the terminal shows it, in 80 columns: layers apart, a star at the best layer of each (method, encoding, k)."""
+    table = Table(title="k-means and PCA baselines", box=box.SIMPLE_HEAD, padding=0, collapse_padding=True)
+    for column in baselines.columns:
+        text = column in ("method", "encoding", "best_layer")
+        table.add_column(HEADINGS.get(column, column), justify="left" if text else "right", no_wrap=True)
+    for _, rows in baselines.groupby("layer"):
+        for row in rows.itertuples(index=False):
+            table.add_row(*(_cell(value) for value in row))
+        table.add_section()
+    return table
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, bool):
+        return "*" if value else ""
+    if not isinstance(value, float):
+        return str(value)
+    if value.is_integer():
+        return f"{value:.0f}"
+    return f"{value:.3f}" if abs(value) >= 0.001 else f"{value:.0e}"

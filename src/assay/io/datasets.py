@@ -1,0 +1,223 @@
+"""The Kedro datasets around the bytes on disk: shards, codes and named tensors."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any, Protocol
+
+import fsspec
+import numpy as np
+import numpy.typing as npt
+from kedro.io import AbstractDataset, AbstractVersionedDataset, DatasetError, Version
+from torch import Tensor
+
+from assay.io.codes import Codes, StoredCodes, write_codes
+from assay.io.metadata import Metadata
+from assay.io.shards import Shards, write_shards
+from assay.io.tensors import fingerprint_tensors, read_tensors, write_tensors
+
+
+class Recording(Protocol):
+    """Activations to be written: metadata under protocol names, batches (n, n_layers, tokens, d_model), patch labels (n, patches)."""
+
+    @property
+    def metadata(self) -> dict[str, Any]: ...
+    @property
+    def examples(self) -> Iterator[Tensor]: ...
+    @property
+    def labels(self) -> npt.NDArray[np.uint8]: ...
+
+
+def find_shards(path: str | Path) -> Path:
+    """The shard folder at ``path``: the folder itself, or the only one inside it.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: there are several.
+    """
+    path = Path(path)
+    if (path / "metadata.json").exists():
+        return path
+    found = sorted(child.parent for child in path.glob("*/metadata.json") if not child.parent.name.startswith("."))
+    if not found:
+        raise FileNotFoundError(
+            f"{path}: no shard folder (none with a metadata.json) here or one level down; correct the path"
+        )
+    if len(found) > 1:
+        names = ", ".join(folder.name for folder in found)
+        raise ValueError(f"{path} holds {len(found)} shard folders ({names}): name one of them")
+    return found[0]
+
+
+class ShardsDataset(AbstractDataset[Recording, Shards]):
+    """A folder of saev activation shards. Loading gives a handle that reads when it is iterated, never the array.
+
+    Saving streams a recording into ``<filepath>/<hash>/`` and then removes the recording that was there before, so it is meant
+    for a folder of its own, as the embedded default has; shards that saev wrote are only read.
+
+    Args:
+        filepath: a shard folder, or a folder that holds exactly one.
+        metadata: for plugins, unused here.
+
+    Examples:
+        YAML::
+
+            shards_fit:
+              type: assay.io.datasets.ShardsDataset
+              filepath: data/01_raw/saev/shards/08e569e2
+
+        Python::
+
+            shards = ShardsDataset(filepath="data/01_raw/saev/shards/08e569e2").load()
+            for tokens in shards.batches(layer=23, batch_size=8192):  # float32 (8192, d_model)
+                ...
+    """
+
+    def __init__(self, *, filepath: str, metadata: dict[str, Any] | None = None) -> None:
+        self._filepath = Path(filepath)
+        self.metadata = metadata
+
+    def load(self) -> Shards:
+        return Shards(find_shards(self._filepath))
+
+    def save(self, data: Recording) -> None:
+        for older in self._filepath.glob("*/metadata.json"):
+            shutil.rmtree(older.parent)
+        write_shards(self._filepath, Metadata.model_validate(data.metadata), data.examples, data.labels)
+
+    def fingerprint(self) -> str:
+        """What the shards are, hashed from names, sizes and the JSON files."""
+        return self.load().fingerprint()
+
+    def _exists(self) -> bool:
+        try:
+            self.load()
+        except (FileNotFoundError, ValueError):
+            return False
+        return True
+
+    def _describe(self) -> dict[str, Any]:
+        return {"filepath": str(self._filepath)}
+
+
+class CodesDataset(AbstractDataset[Codes, StoredCodes]):
+    """The codes of one shard folder's patches in one encoding and layer: ``<filepath>/<shard hash>/<encoding>/<layer>/``.
+
+    Args:
+        filepath: the folder of all codes.
+        shards: ``{"path": ...}``: the shard folder that the codes are of (Kedro makes a ``path`` absolute).
+        encoding: e.g. ``pca-topk-00064``.
+        layer: e.g. ``layer_23``.
+        batch_size: rows held in memory while writing.
+        metadata: for plugins, unused here.
+
+    Examples:
+        YAML::
+
+            "{layer}.codes_{encoding}_probe_val":
+              type: assay.io.datasets.CodesDataset
+              filepath: data/07_model_output/inference
+              shards: {path: data/01_raw/saev/shards/687023f7}
+              encoding: "{encoding}"
+              layer: "{layer}"
+    """
+
+    def __init__(
+        self,
+        *,
+        filepath: str,
+        shards: Mapping[str, str],
+        encoding: str,
+        layer: str,
+        batch_size: int = 4096,
+        metadata: dict[str, Any] | None = None,
+    ) -> None:
+        self._filepath = Path(filepath)
+        self._shards = Path(shards["path"])
+        self._encoding = encoding
+        self._layer = layer
+        self._batch_size = batch_size
+        self.metadata = metadata
+
+    @property
+    def folder(self) -> Path:
+        """Where the codes lie. Raises FileNotFoundError where the shards do not."""
+        return self._filepath / find_shards(self._shards).name / self._encoding / self._layer
+
+    def load(self) -> StoredCodes:
+        return StoredCodes(self.folder)
+
+    def save(self, data: Codes) -> None:
+        write_codes(self.folder, data, batch_size=self._batch_size)
+
+    def _exists(self) -> bool:
+        try:
+            self.load()
+        except (FileNotFoundError, ValueError):
+            return False
+        return True
+
+    def _describe(self) -> dict[str, Any]:
+        return {
+            "filepath": str(self._filepath),
+            "shards": str(self._shards),
+            "encoding": self._encoding,
+            "layer": self._layer,
+        }
+
+
+class TensorsDataset(AbstractVersionedDataset[dict[str, Tensor], dict[str, Tensor]]):
+    """Named tensors in one safetensors file: statistics, fitted models, probes.
+
+    Args:
+        filepath: a local safetensors file.
+        version: which version, where the entry is ``versioned: true``.
+        load_args: ``any_schema: true`` to read a file that somebody else wrote.
+        metadata: for plugins, unused here.
+
+    Examples:
+        YAML::
+
+            "{layer}.pca_model":
+              type: assay.io.datasets.TensorsDataset
+              filepath: data/06_models/{layer}/pca.safetensors
+              versioned: true
+
+        Python::
+
+            components = TensorsDataset(filepath="data/06_models/layer_23/pca.safetensors").load()["components"]
+    """
+
+    def __init__(
+        self,
+        *,
+        filepath: str,
+        version: Version | None = None,
+        load_args: dict[str, Any] | None = None,
+        metadata: dict[str, Any] | None = None,
+    ) -> None:
+        local = fsspec.filesystem("file")
+        super().__init__(PurePosixPath(filepath), version, exists_function=local.exists, glob_function=local.glob)
+        self._load_args = load_args or {}
+        self.metadata = metadata
+
+    def load(self) -> dict[str, Tensor]:
+        return read_tensors(Path(self._get_load_path()), **self._load_args)
+
+    def save(self, data: dict[str, Tensor]) -> None:
+        write_tensors(Path(self._get_save_path()), data)
+
+    def fingerprint(self) -> str:
+        """What the tensors are, hashed from their names, shapes and bytes."""
+        return fingerprint_tensors(self.load())
+
+    def _exists(self) -> bool:
+        try:
+            return Path(self._get_load_path()).is_file()
+        except DatasetError:  # no version has been saved yet
+            return False
+
+    def _describe(self) -> dict[str, Any]:
+        return {"filepath": str(self._filepath), "version": self._version}

@@ -1,0 +1,282 @@
+"""What a folder of shards says about itself: metadata.json and shards.json, validated before they are believed.
+
+Both files come from elsewhere, so they are parsed by a parser with a depth limit, held to strict types and sane
+bounds, and compared with the files beside them. Every fault is a FileNotFoundError or a ValueError naming the file.
+"""
+
+import hashlib
+import json
+import os
+import reprlib
+import stat
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    FailFast,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import from_json
+
+METADATA_NAME = "metadata.json"
+INDEX_NAME = "shards.json"
+LABELS_NAME = "labels.bin"
+MAX_JSON_BYTES = 64 * 2**20
+REMEDY = "correct the file or record the activations again"
+
+# The names that saev's code writes, and those of its document and of older files.
+SPELLINGS = {
+    "family": ("vit_family", "model_family"),
+    "ckpt": ("vit_ckpt", "model_ckpt"),
+    "content_tokens_per_example": ("patches_per_ex", "n_patches_per_img"),
+    "d_model": ("d_vit",),
+    "n_examples": ("n_imgs", "n_ex"),
+    "max_tokens_per_shard": ("patches_per_shard", "max_patches_per_shard"),
+}
+
+Block = Annotated[int, Field(ge=-(2**16), le=2**16)]
+Count = Annotated[int, Field(ge=1, le=2**40)]
+Width = Annotated[int, Field(ge=1, le=2**20)]
+T = TypeVar("T")
+
+
+class _Record(BaseModel):
+    """A JSON object of strict types whose keys may be spelled in several ways."""
+
+    model_config = ConfigDict(frozen=True, strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_spelling(cls, raw: Any) -> Any:
+        if not isinstance(raw, dict):
+            return raw
+        renamed = dict(raw)
+        for name in SPELLINGS.keys() & cls.model_fields.keys():
+            found = {key: raw[key] for key in (name, *SPELLINGS[name]) if key in raw}
+            values = list(found.values())
+            if any(value != values[0] for value in values):
+                raise ValueError(f"{' and '.join(found)} are one field and differ: {reprlib.repr(values)}; keep one")
+            if values:
+                renamed[name] = values[0]
+        return renamed
+
+
+class Metadata(_Record):
+    """What was recorded in a folder of shards (saev's `metadata.json`).
+
+    Args:
+        family: the model family, such as "dinov3".
+        ckpt: the model checkpoint.
+        layers: block numbers, in the order of the layer axis.
+        content_tokens_per_example: patches in an example, the CLS token not counted.
+        cls_token: whether token 0 is the CLS token.
+        d_model: the width of one activation, in float32 numbers.
+        n_examples: examples (images) over all shards.
+        max_tokens_per_shard: the budget of a shard in tokens, counted over all layers.
+        data: an opaque description of the dataset. It may be a pickle in base64, and is never decoded.
+        dataset: where the dataset lay. Older files have none.
+        pixel_agg: how pixel labels became patch labels, in segmentation data.
+        dtype: only "float32".
+        protocol: the version of saev's protocol.
+
+    Raises:
+        ValueError: a field is missing, mistyped or out of bounds, or two spellings of it differ (pydantic's subclass).
+    """
+
+    family: str
+    ckpt: str
+    layers: Annotated[tuple[Block, ...], FailFast(), Field(strict=False, min_length=1, max_length=4096)]
+    content_tokens_per_example: Width
+    cls_token: bool
+    d_model: Width
+    n_examples: Count
+    max_tokens_per_shard: Count
+    data: str
+    dataset: str | None = None
+    pixel_agg: str | None = None
+    dtype: Literal["float32"]
+    protocol: Literal["1.0.0", "1.1", "2.1"]
+
+    @field_validator("data", mode="before")
+    @classmethod
+    def _data_as_text(cls, value: Any) -> Any:
+        # Protocol 1.0.0 wrote an object where later versions write a string.
+        return json.dumps(value, sort_keys=True) if isinstance(value, dict) else value
+
+    @field_validator("layers")
+    @classmethod
+    def _distinct(cls, layers: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(layers)) < len(layers):
+            raise ValueError("block numbers must be distinct")
+        return layers
+
+    @model_validator(mode="after")
+    def _one_example_fits(self) -> "Metadata":
+        if self.examples_per_shard < 1:
+            raise ValueError(
+                f"max_tokens_per_shard {self.max_tokens_per_shard} holds no example of {len(self.layers)} layers x "
+                f"{self.tokens_per_example} tokens; wanted at least {len(self.layers) * self.tokens_per_example}"
+            )
+        return self
+
+    @property
+    def tokens_per_example(self) -> int:
+        """Tokens stored for one example in one layer, the CLS token included."""
+        return self.content_tokens_per_example + self.cls_token
+
+    @property
+    def examples_per_shard(self) -> int:
+        """Examples in a full shard."""
+        return self.max_tokens_per_shard // (self.tokens_per_example * len(self.layers))
+
+    @property
+    def example_shape(self) -> tuple[int, int, int]:
+        """(n_layers, tokens, d_model) of one example on disk."""
+        return len(self.layers), self.tokens_per_example, self.d_model
+
+    @property
+    def example_bytes(self) -> int:
+        """Bytes of one example on disk, over all layers."""
+        return len(self.layers) * self.tokens_per_example * self.d_model * 4
+
+    @property
+    def hash(self) -> str:
+        """First 8 hex digits of the SHA-256 of the canonical JSON (sorted keys, no spaces, no nulls)."""
+        canonical = json.dumps(self.model_dump(exclude_none=True), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()[:8]
+
+    def to_json(self) -> str:
+        """The text of a metadata.json, with the names that saev's code writes."""
+        return json.dumps(self.model_dump(exclude_none=True), indent=2)
+
+
+class ShardEntry(_Record):
+    """One item of `shards.json`: a file's name, which may hold no path, and the examples in it."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}$")]
+    n_examples: Annotated[int, Field(ge=0, le=2**40)]
+
+
+_INDEX: TypeAdapter[list[ShardEntry]] = TypeAdapter(
+    Annotated[list[ShardEntry], FailFast(), Field(max_length=1_000_000)]
+)
+
+
+def real_folder(path: str | os.PathLike[str]) -> Path:
+    """The folder at `path`, symbolic links resolved; raises FileNotFoundError, or ValueError if it is not a folder."""
+    try:
+        folder = Path(os.path.realpath(path, strict=True))
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path} is missing; wanted a folder of shards, check the path") from None
+    except OSError as error:
+        raise ValueError(f"{path} cannot be opened: {error.strerror}; wanted a folder of shards") from error
+    if not folder.is_dir():
+        raise ValueError(f"{path} is not a folder; wanted the folder of shards, that which holds {METADATA_NAME}")
+    return folder
+
+
+def contained_file(folder: Path, name: str) -> tuple[Path, os.stat_result]:
+    """The real path and the status of a regular file that lies inside `folder`, itself a real path.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not a regular file, or a symbolic link that leads out of the folder.
+    """
+    path = folder / name
+    try:
+        real = Path(os.path.realpath(path, strict=True))
+        info = real.stat()
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path} is missing; copy the folder of shards again, whole") from None
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}; restore it") from error
+    if folder not in real.parents:
+        raise ValueError(f"{path} leads out of the folder to {real}; wanted a file inside it, put it there")
+    if not stat.S_ISREG(info.st_mode):
+        raise ValueError(f"{path} is not a regular file; restore it")
+    return real, info
+
+
+def read_json_bytes(folder: Path, name: str) -> bytes:
+    """The bytes of a file of at most 64 MiB; raises FileNotFoundError, or ValueError if it is larger."""
+    path, info = contained_file(folder, name)
+    if info.st_size > MAX_JSON_BYTES:
+        raise ValueError(f"{path} has {info.st_size} bytes, wanted at most {MAX_JSON_BYTES}; restore the file")
+    return path.read_bytes()
+
+
+def read_metadata(folder: Path) -> Metadata:
+    """The validated metadata.json of `folder`; raises FileNotFoundError, or ValueError naming the file."""
+    return _validated(folder, METADATA_NAME, Metadata.model_validate)
+
+
+def read_index(folder: Path, metadata: Metadata) -> list[ShardEntry]:
+    """The validated shards.json of `folder`.
+
+    Names are distinct; every shard is full but the last one with examples in it; only empty ones come after that; and
+    the examples sum to what the metadata says.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is anything else; the message names the file.
+    """
+    path = folder / INDEX_NAME
+    entries = _validated(folder, INDEX_NAME, _INDEX.validate_python)
+    names = Counter((METADATA_NAME, INDEX_NAME, LABELS_NAME))
+    names.update(entry.name for entry in entries)
+    (name, times), *_ = names.most_common(1)
+    if times > 1:
+        raise ValueError(f"{path} lists {name!r}, which is taken; wanted another file for each shard: {REMEDY}")
+    total = sum(entry.n_examples for entry in entries)
+    if total != metadata.n_examples:
+        raise ValueError(f"{path} lists {total} examples, {METADATA_NAME} says {metadata.n_examples}; {REMEDY}")
+    left = total
+    for entry in entries:
+        wanted = min(left, metadata.examples_per_shard)
+        if entry.n_examples != wanted:
+            raise ValueError(f"{path}: {entry.name} has n_examples {entry.n_examples}, wanted {wanted}; {REMEDY}")
+        left -= wanted
+    return entries
+
+
+def sized_shard(folder: Path, metadata: Metadata, entry: ShardEntry) -> Path:
+    """The real path of a shard whose size is that of a full one, or of exactly its examples.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it has another size.
+    """
+    path, info = contained_file(folder, entry.name)
+    full, cut = metadata.examples_per_shard * metadata.example_bytes, entry.n_examples * metadata.example_bytes
+    if info.st_size not in (full, cut):
+        raise ValueError(
+            f"{path} has {info.st_size} bytes, wanted {full} ({metadata.examples_per_shard} examples) or {cut} "
+            f"({entry.n_examples} examples); the file is damaged, copy or record it again"
+        )
+    return path
+
+
+def _validated(folder: Path, name: str, validate: Callable[[Any], T]) -> T:
+    raw = read_json_bytes(folder, name)
+    try:
+        return validate(from_json(raw))
+    except ValidationError as error:
+        raise ValueError(f"{folder / name}: {_explain(error)}; {REMEDY}") from error
+    except ValueError as error:
+        raise ValueError(f"{folder / name} is not valid JSON: {error}; {REMEDY}") from error
+
+
+def _explain(error: ValidationError) -> str:
+    faults = [
+        f"{'.'.join(map(str, fault['loc'])) or 'the whole'}: {fault['msg']}, found {reprlib.repr(fault['input'])}"
+        for fault in error.errors(include_url=False)
+    ]
+    return "; ".join(faults)

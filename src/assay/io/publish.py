@@ -1,0 +1,161 @@
+"""Atomic publishing: what is written appears under its name whole, or not at all.
+
+Everything is written into a sibling `.<name>.partial-<random>`, flushed to the device and renamed into place. While it
+works a writer holds an advisory lock (flock) on `.<name>.partial-lock`. The kernel drops that lock with the process, so
+whoever holds it knows that every partial of that name was left by a dead writer, and removes it.
+"""
+
+import fcntl
+import logging
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def publishing_folder(path: str | os.PathLike[str], *, replace: bool = False) -> Iterator[Path]:
+    """Yield an empty folder that becomes `path` when the block ends, and is deleted if the block raises.
+
+    With `replace` an existing folder is swapped out: it is moved aside, the new one moved in, the old one deleted. A
+    process killed between these two renames leaves no `path`, and both folders as partials: a reader sees the old, the
+    new or nothing, never a mixture.
+
+    Raises:
+        FileExistsError: `path` exists, and `replace` is false.
+        ValueError: `path` is something else than a folder, or another live process is writing it.
+    """
+    target = _target(path)
+    with _sole_writer(target):
+        _refuse_occupied(target, replace)
+        partial = _new_partial(target)
+        partial.mkdir()
+        try:
+            yield partial
+            _fsync_tree(partial)
+            _refuse_occupied(target, replace)
+            _move_in(partial, target)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+
+
+@contextmanager
+def publish_file(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield the path of a file to write, which replaces `path` when the block ends, and is deleted if the block raises.
+
+    Raises:
+        FileNotFoundError: the block wrote nothing.
+        ValueError: `path` is a folder, or another live process is writing it.
+    """
+    target = _target(path)
+    with _sole_writer(target):
+        if target.is_dir():
+            raise ValueError(f"{target} is a folder, wanted a file; choose another name or remove the folder")
+        partial = _new_partial(target)
+        try:
+            yield partial
+            _fsync(partial)
+            os.replace(partial, target)
+            _fsync(target.parent)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+
+
+def _target(path: str | os.PathLike[str]) -> Path:
+    target = Path(os.path.abspath(path))
+    if not target.name:
+        raise ValueError(f"found {str(path)!r}, wanted the path of a file or folder that has a name")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    return target
+
+
+def _refuse_occupied(target: Path, replace: bool) -> None:
+    if not os.path.lexists(target):
+        return
+    if not replace:
+        raise FileExistsError(f"{target} exists already and is not replaced; remove it or publish under another name")
+    if target.is_symlink() or not target.is_dir():
+        raise ValueError(f"{target} is not a folder, so no folder can replace it; remove it or choose another name")
+
+
+def _move_in(partial: Path, target: Path) -> None:
+    old = _new_partial(target) if target.exists() else None
+    if old:
+        os.rename(target, old)
+    try:
+        os.rename(partial, target)
+    except BaseException:
+        if old:
+            os.rename(old, target)
+        raise
+    _fsync(target.parent)
+    if old:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def _sole_writer(target: Path) -> Iterator[None]:
+    """Hold the right to write `target`, having removed what dead writers of it left."""
+    lock = target.with_name(f".{target.name}.partial-lock")
+    descriptor = _acquire(lock, target)
+    try:
+        _remove_stale(target)
+        yield
+    finally:
+        lock.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def _acquire(lock: Path, target: Path) -> int:
+    while True:
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # The previous holder unlinks the file before it lets go: a lock on an unlinked file guards nothing.
+            if lock.exists() and os.path.samestat(os.fstat(descriptor), os.stat(lock)):
+                return descriptor
+        except BlockingIOError:
+            os.close(descriptor)
+            raise ValueError(f"{target} is being written by another live process; wait for it or stop it") from None
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
+
+
+def _new_partial(target: Path) -> Path:
+    return target.with_name(f".{target.name}.partial-{secrets.token_hex(8)}")
+
+
+def _remove_stale(target: Path) -> None:
+    pattern = re.compile(rf"\.{re.escape(target.name)}\.partial-[0-9a-f]{{16}}")
+    for entry in target.parent.iterdir():
+        if not pattern.fullmatch(entry.name):
+            continue
+        logger.info("removing %s, left by a writer that died", entry)
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry, ignore_errors=True)
+        else:
+            entry.unlink(missing_ok=True)
+
+
+def _fsync(path: str | os.PathLike[str]) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _fsync_tree(folder: Path) -> None:
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            _fsync(os.path.join(parent, name))
+        _fsync(parent)

@@ -1,0 +1,60 @@
+"""Named tensors in one safetensors file, with a header that says what they are. Never a pickle."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from assay.io.publish import publish_file
+
+SCHEMA = "assay.tensors"
+VERSION = "1"
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Write named tensors to ``path``, atomically: a reader sees the old file or the new one, whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    with publish_file(path) as partial:
+        save_file(stored, partial, metadata={"schema": SCHEMA, "version": VERSION})
+
+
+def read_tensors(path: Path, *, any_schema: bool = False) -> dict[str, Tensor]:
+    """Read every tensor of ``path`` onto the CPU.
+
+    Args:
+        path: a safetensors file.
+        any_schema: accept a file that somebody else wrote (the user's own mu and sigma).
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no safetensors file, or one of another schema or version.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; make it first, or correct the path")
+    try:
+        with safe_open(path, framework="pt") as file:
+            found = file.metadata() or {}
+            if not any_schema and (found.get("schema"), found.get("version")) != (SCHEMA, VERSION):
+                raise ValueError(
+                    f"{path} is {found.get('schema')} version {found.get('version')}; this reader wants {SCHEMA} version {VERSION}:"
+                    " make the file again with this version, or read it with the one that wrote it"
+                )
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a whole safetensors file ({error}): make it again") from None
+
+
+def fingerprint_tensors(tensors: dict[str, Tensor]) -> str:
+    """SHA-256 (hex) over names, dtypes, shapes and bytes, in the order of the names."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}:".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
+    return digest.hexdigest()

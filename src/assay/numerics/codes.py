@@ -1,0 +1,186 @@
+"""Codes: what an encoder says of every row, of any format and origin, as batches of named tensors.
+
+A batch is a dict. By format it holds
+
+- `dense`: `values` (b, n_features) float32;
+- `sparse`: `values` (b, k) float32 and `indices` (b, k) int64, distinct within a row; a feature that is not named is 0;
+- `onehot`: `indices` (b,) int64, the one feature that is 1.
+
+Any other key, such as a row's reconstruction `error` (b,), rides along: its first dimension is the batch's.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+Format = Literal["dense", "sparse", "onehot"]
+Batch = dict[str, Tensor]
+
+
+class Codes(Protocol):
+    """Codes of `n_rows` rows over `n_features` features, wherever they come from."""
+
+    @property
+    def format(self) -> Format: ...
+
+    @property
+    def n_rows(self) -> int: ...
+
+    @property
+    def n_features(self) -> int: ...
+
+    def batches(self, batch_size: int) -> Iterator[Batch]:
+        """A fresh pass over all rows in order, in batches of at most `batch_size` rows."""
+
+
+def count_rows(batch: Batch) -> int:
+    """Rows in a batch of any format."""
+    return next(iter(batch.values())).shape[0]
+
+
+def check_indices(indices: Tensor, n_features: int) -> None:
+    """Raise ValueError for an index that is not a feature."""
+    if indices.numel() and (int(indices.min()) < 0 or int(indices.max()) >= n_features):
+        raise ValueError(
+            f"codes name features {int(indices.min())} to {int(indices.max())}, wanted 0 to {n_features - 1}: "
+            "were they made by another model?"
+        )
+
+
+def densify(batch: Batch, code_format: Format, n_features: int, start: int = 0, stop: int | None = None) -> Tensor:
+    """Features `start` to `stop` (default: all the rest) of a batch as float32 (b, stop - start).
+
+    Raises ValueError for an index that is not a feature.
+    """
+    stop = n_features if stop is None else stop
+    if code_format == "dense":
+        return batch["values"][:, start:stop].float()
+    indices = batch["indices"].long()
+    if code_format == "onehot":
+        indices = indices.unsqueeze(1)
+        values = torch.ones(indices.shape, device=indices.device)
+    else:
+        values = batch["values"].float()
+    check_indices(indices, n_features)
+    width = stop - start
+    inside = (indices >= start) & (indices < stop)
+    dense = torch.zeros(indices.shape[0], width + 1, device=indices.device)  # the last column takes what is outside
+    return dense.scatter_(1, torch.where(inside, indices - start, width), values)[:, :width]
+
+
+class TensorCodes:
+    """A plain (rows, features) tensor as dense codes; its batches are float32."""
+
+    format: Format = "dense"
+
+    def __init__(self, values: Tensor) -> None:
+        if values.ndim != 2:
+            raise ValueError(f"codes have shape {tuple(values.shape)}, wanted (rows, features): reshape them")
+        self.values = values
+        self.n_rows, self.n_features = values.shape
+
+    def batches(self, batch_size: int) -> Iterator[Batch]:
+        """The rows in order, `batch_size` at a time."""
+        for start in range(0, self.n_rows, batch_size):
+            yield {"values": self.values[start : start + batch_size].float()}
+
+
+class SelectedCodes:
+    """Other codes without the rows where `rows` (n_rows,) bool is False."""
+
+    def __init__(self, codes: Codes, rows: Tensor) -> None:
+        if rows.dtype != torch.bool or tuple(rows.shape) != (codes.n_rows,):
+            raise ValueError(
+                f"rows are {rows.dtype} of shape {tuple(rows.shape)}, wanted torch.bool of shape ({codes.n_rows},): "
+                "give one flag for each row of the codes"
+            )
+        self.codes = codes
+        self.rows = rows
+        self.format: Format = codes.format
+        self.n_rows = int(rows.sum())
+        self.n_features = codes.n_features
+
+    def batches(self, batch_size: int) -> Iterator[Batch]:
+        """What is left of each batch of the other codes; none is empty."""
+        start = 0
+        for batch in self.codes.batches(batch_size):
+            stop = start + count_rows(batch)
+            kept = self.rows[start:stop]
+            start = stop
+            if kept.any():
+                yield {name: tensor[kept.to(tensor.device)] for name, tensor in batch.items()}
+
+
+class ComputedCodes:
+    """Codes made on the fly: `stream(batch_size)` starts a fresh pass over the rows in order.
+
+    `provenance` says where they come from (JSON scalars), for whoever writes them down.
+    """
+
+    def __init__(
+        self,
+        code_format: Format,
+        n_rows: int,
+        n_features: int,
+        stream: Callable[[int], Iterator[Batch]],
+        provenance: Mapping[str, object] | None = None,
+    ) -> None:
+        self.format: Format = code_format
+        self.n_rows = n_rows
+        self.n_features = n_features
+        self.stream = stream
+        self.provenance = provenance or {}
+
+    def batches(self, batch_size: int) -> Iterator[Batch]:
+        """A fresh pass."""
+        return self.stream(batch_size)
+
+
+def as_codes(codes: Codes | Tensor) -> Codes:
+    """Codes as they are; a tensor (rows, features) as dense codes."""
+    return TensorCodes(codes) if isinstance(codes, Tensor) else codes
+
+
+def checked_batches(codes: Codes, batch_size: int) -> Iterator[tuple[slice, Batch]]:
+    """Each batch with the rows it holds. Raises ValueError where the batches hold more or fewer rows than `n_rows`."""
+    start = 0
+    for batch in codes.batches(batch_size):
+        stop = start + count_rows(batch)
+        if stop > codes.n_rows:
+            raise ValueError(f"codes hold {stop} rows or more, wanted {codes.n_rows}: make them again")
+        yield slice(start, stop), batch
+        start = stop
+    if start != codes.n_rows:
+        raise ValueError(f"codes hold {start} rows, wanted {codes.n_rows}: make them again")
+
+
+def gather_features(codes: Codes, start: int, stop: int, batch_size: int, device: torch.device | None = None) -> Tensor:
+    """Features `start` to `stop` of all rows, a feature a row: float32 (stop - start, n_rows), from one pass."""
+    gathered = torch.empty(stop - start, codes.n_rows, device=device)
+    for rows, batch in checked_batches(codes, batch_size):
+        gathered[:, rows] = densify(batch, codes.format, codes.n_features, start, stop).T
+    return gathered
+
+
+def select_features(codes: Codes, features: Tensor, batch_size: int, device: torch.device | None = None) -> Tensor:
+    """The features that `features` (f,) int64 names, repeats and all: float32 (f, n_rows), from one pass."""
+    selected = torch.empty(len(features), codes.n_rows, device=device)
+    for rows, batch in checked_batches(codes, batch_size):
+        dense = densify(batch, codes.format, codes.n_features)
+        selected[:, rows] = dense[:, features.to(dense.device)].T
+    return selected
+
+
+def measure_l0(codes: Codes, batch_size: int = 1024) -> float:
+    """Mean count of nonzeros a row, counted: a sparse code's stored zero is no nonzero.
+
+    Raises ValueError where there are no rows.
+    """
+    if codes.n_rows == 0:
+        raise ValueError("codes hold 0 rows, wanted at least 1 to measure L0")
+    nonzeros = 0
+    for _, batch in checked_batches(codes, batch_size):
+        nonzeros += count_rows(batch) if codes.format == "onehot" else int(batch["values"].count_nonzero())
+    return nonzeros / codes.n_rows

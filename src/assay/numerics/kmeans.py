@@ -1,0 +1,339 @@
+"""Mini-batch k-means over a stream of activations.
+
+Sculley (2010), "Web-scale k-means clustering", with the batch form of its 1/n step, the low-count reassignment and the
+smoothed-inertia stopping of scikit-learn's MiniBatchKMeans, and the greedy k-means++ seeding of Arthur and
+Vassilvitskii (2007), "k-means++: the advantages of careful seeding".
+"""
+
+import logging
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from assay.numerics.distances import assign_tokens, chunked_distances, nearest_centers
+from assay.numerics.errors import ErrorSums, error_sums
+from assay.numerics.moments import batch_moments, check_batch
+
+logger = logging.getLogger(__name__)
+
+# Squared distances below this share of the squared norm have lost most of their digits to cancellation.
+_CLOSE = 1e-8
+
+
+def kmeans_plus_plus(x: Tensor, n_clusters: int, generator: torch.Generator) -> Tensor:
+    """Seed centres among the tokens x (n, d) by greedy k-means++: float32 (n_clusters, d).
+
+    Each next centre is the best of 2 + floor(ln n_clusters) tokens drawn with probability proportional to the squared
+    distance to the nearest centre so far. Draws are made on the CPU, so that one seed gives one result on any device.
+    ValueError where x has fewer distinct tokens than clusters.
+    """
+    n = x.shape[0]
+    if n < n_clusters:
+        raise ValueError(
+            f"found {n} tokens to seed from, wanted at least n_clusters = {n_clusters}: "
+            "lower n_clusters, or give more tokens (a larger init_size or first batch)"
+        )
+    n_trials = 2 + int(math.log(n_clusters))
+    tokens = x.double() - x.double().mean(0)
+    norms = tokens.square().sum(1)
+    chosen = [int(torch.randint(n, (1,), generator=generator))]
+    closest = (tokens - tokens[chosen[0]]).square().sum(1)
+    while len(chosen) < n_clusters:
+        cumulative = closest.cpu().cumsum(0)
+        if cumulative[-1] == 0:
+            raise ValueError(
+                f"found {len(chosen)} distinct tokens among the {n} to seed from, wanted at least n_clusters = "
+                f"{n_clusters}: lower n_clusters, or raise init_size"
+            )
+        draws = torch.rand(n_trials, generator=generator, dtype=torch.float64) * cumulative[-1]
+        trials = torch.searchsorted(cumulative, draws, right=True).clamp_(max=n - 1).to(x.device)
+        distances = torch.addmm(norms, tokens[trials], tokens.T, alpha=-2).add_(norms[trials, None]).clamp_(min=0)
+        best = int(torch.minimum(distances, closest).sum(1).argmin())
+        chosen.append(int(trials[best]))
+        # A token equal to a centre must be at exactly 0, or it could be drawn again: by differences where it is close.
+        close = distances[best] <= _CLOSE * norms
+        distances[best, close] = (tokens[close] - tokens[chosen[-1]]).square().sum(1)
+        closest = torch.minimum(closest, distances[best])
+    return x[chosen].float()
+
+
+def mini_batch_step(x: Tensor, centers: Tensor, counts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """One step of Sculley's algorithm on x (n, d): new centers (K, d) and counts (K,), squared distances before (n,).
+
+    With b tokens in the batch nearest to a centre and n in all, it moves by b/n of the way to the mean of the b: as if
+    it took the tokens one after another at a learning rate of one over its count.
+    """
+    labels, residual = assign_tokens(x, centers)
+    hits = torch.bincount(labels, minlength=centers.shape[0])
+    # Segments of sorted rows and not index_add_, whose order of summation changes from run to run on a GPU.
+    pulls = torch.segment_reduce(residual[labels.argsort(stable=True)], "sum", lengths=hits, axis=0)
+    counts = counts + hits
+    moved = centers.double() + pulls / counts.clamp(min=1)[:, None]
+    return moved.float(), counts, residual.square().sum(1)
+
+
+def low_count_clusters(counts: Tensor, reassignment_ratio: float) -> Tensor:
+    """Which of counts (K,) are 0 or below reassignment_ratio times the largest: bool (K,)."""
+    return (counts.double() < reassignment_ratio * counts.max().double()) | (counts == 0)
+
+
+def reassign_centers(
+    x: Tensor, centers: Tensor, counts: Tensor, low: Tensor, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Put the clusters `low` (bool (K,)) on random tokens of x (n, d), as scikit-learn does: new centers and counts.
+
+    At most half as many as there are tokens, those of lowest count first (ties to the lower index), each to a token of
+    its own. They take the lowest count among the others, so that they neither jump about nor are at once low again.
+    """
+    n_moved = min(int(low.sum()), x.shape[0] // 2)
+    if n_moved == 0:
+        return centers, counts
+    moved = counts.argsort(stable=True)[:n_moved]
+    stays = torch.ones_like(low)
+    stays[moved] = False
+    tokens = torch.randperm(x.shape[0], generator=generator)[:n_moved].to(x.device)
+    centers, new_counts = centers.clone(), counts.clone()
+    centers[moved] = x[tokens].float()
+    new_counts[moved] = counts[stays].min()
+    return centers, new_counts
+
+
+class MiniBatchKMeans:
+    """k-means by mini-batches, for data that is seen as a stream of float32 batches (batch, d).
+
+    n_clusters: centres. seed: of every random draw; one seed and one stream give one result.
+    device: where the model lives, by default that of its first batch; inputs are moved there.
+    n_init: seedings tried; the one with the least mean squared distance on held-out tokens is kept.
+    init_size: tokens to seed from; None means 3 max(n_clusters, tokens of the first batch).
+    max_iter: passes over the data at most.
+    tol: stop when a step moves the centres by a summed squared distance of at most tol times the mean variance of a
+        dimension among the seeding tokens; 0 never stops so.
+    max_no_improvement: stop after as many steps on end without a new least smoothed inertia; None never stops so.
+    reassignment_ratio: clusters with a count below this share of the largest are moved to random tokens (see
+        `reassign_centers`), every 10 n_clusters tokens and after any step that leaves a count of 0; 0 never moves any.
+
+    Fitted: `cluster_centers_` float32 (n_clusters, d); `counts_` int64 (n_clusters,), the n of the learning rate 1/n;
+    `n_steps_`; `inertia_`, the last batch's mean squared distance before its step; and `history_`, a dict of floats a
+    step: `inertia`, `ewa_inertia` (smoothed), `learning_rate` (mean over the clusters hit of the share of the way they
+    went) and `dead_clusters` (count 0 or below reassignment_ratio times the largest, before they are moved).
+
+    The smoothed inertia is scikit-learn's: an exponential average with weight 2 batch / (tokens + 1), at most 1, that
+    leaves out the first step, whose inertia is the seeding's. `tokens` is the size of a pass, which a stream does not
+    tell: in the first pass it is the number seen so far, and max_no_improvement is judged from the second pass on.
+    """
+
+    cluster_centers_: Tensor
+    counts_: Tensor
+    inertia_: float
+    n_steps_: int
+    history_: list[dict[str, float]]
+    _pass_size: int | None
+    _tokens_seen: int
+    _tokens_since_reassignment: int
+
+    def __init__(
+        self,
+        n_clusters: int,
+        *,
+        seed: int = 0,
+        device: torch.device | str | None = None,
+        n_init: int = 1,
+        init_size: int | None = None,
+        max_iter: int = 100,
+        tol: float = 0.0,
+        max_no_improvement: int | None = 10,
+        reassignment_ratio: float = 0.01,
+    ) -> None:
+        self.n_clusters = n_clusters
+        self.seed = seed
+        self.device = device
+        self.n_init = n_init
+        self.init_size = init_size
+        self.max_iter = max_iter
+        self.tol = tol
+        self.max_no_improvement = max_no_improvement
+        self.reassignment_ratio = reassignment_ratio
+
+    def fit(
+        self, stream: Callable[[int], Iterable[Tensor]], on_step: Callable[[dict[str, float]], None] | None = None
+    ) -> Self:
+        """Fit anew on passes `stream(0)`, `stream(1)`, ...: each the same tokens, best shuffled differently.
+
+        The first tokens of `stream(0)` seed the centres before the passes start, so that they should be a fair sample.
+        `on_step` is called after each step with its entry of `history_`. ValueError for a pass without tokens, fewer
+        tokens or distinct tokens than clusters, and parameters out of range.
+        """
+        self._check_parameters()
+        tokens, held_out = self._seeding_tokens(stream(0))
+        self._seed_centers(tokens, held_out)
+        sample = batch_moments(tokens)
+        at_rest = self.tol * float(sample.second.mean()) / sample.count
+        least, stalled = math.inf, 0
+        for epoch in range(self.max_iter):
+            steps_before = self.n_steps_
+            for x in stream(epoch):
+                if x.shape[0] == 0:
+                    continue
+                centers = self.cluster_centers_
+                metrics = self.partial_fit(x).history_[-1]
+                if on_step is not None:
+                    on_step(metrics)
+                moved = float((self.cluster_centers_ - centers).double().square().sum())
+                if epoch > 0:
+                    smoothed = metrics["ewa_inertia"]
+                    least, stalled = (smoothed, 0) if smoothed < least else (least, stalled + 1)
+                if (self.tol > 0 and moved <= at_rest) or stalled == self.max_no_improvement:
+                    logger.info(
+                        "k-means stops in pass %d at step %d: centres moved by %.3g, no better inertia for %d steps",
+                        *(epoch, self.n_steps_, moved, stalled),
+                    )
+                    return self
+            if self.n_steps_ == steps_before:
+                raise ValueError(f"found 0 tokens in pass {epoch}, wanted all: stream(epoch) must start a fresh pass")
+            if epoch == 0:
+                self._pass_size = self._tokens_seen
+        logger.info("k-means stops at max_iter = %d passes, %d steps", self.max_iter, self.n_steps_)
+        return self
+
+    def partial_fit(self, x: Tensor) -> Self:
+        """One step on a batch (batch, d); an empty one changes nothing. The first batch also seeds, where fit did not.
+
+        ValueError when d changes, or when it must seed from fewer (distinct) rows than clusters.
+        """
+        fitted = hasattr(self, "cluster_centers_")
+        check_batch(x, self.cluster_centers_.shape[1] if fitted else None)
+        if x.shape[0] == 0:
+            return self
+        if not fitted:
+            self._check_parameters()
+            self._seed_centers(x.to(self.device or x.device), None)
+        x = x.to(self.cluster_centers_.device)
+        centers, counts, distances = mini_batch_step(x, self.cluster_centers_, self.counts_)
+        low = low_count_clusters(counts, self.reassignment_ratio)
+        self._record_step(x.shape[0], distances, counts, low)
+        self._tokens_since_reassignment += x.shape[0]
+        due = bool((counts == 0).any()) or self._tokens_since_reassignment >= 10 * self.n_clusters
+        if self.reassignment_ratio > 0 and due:
+            self._tokens_since_reassignment = 0
+            centers, counts = reassign_centers(x, centers, counts, low, self._generator)
+        self.cluster_centers_, self.counts_ = centers, counts
+        return self
+
+    def _record_step(self, n: int, distances: Tensor, counts: Tensor, low: Tensor) -> None:
+        self._tokens_seen += n
+        self.n_steps_ += 1
+        self.inertia_ = float(distances.mean())
+        weight = min(1.0, 2 * n / ((self._pass_size or self._tokens_seen) + 1)) if self.n_steps_ > 2 else 1.0
+        smoothed = self.history_[-1]["ewa_inertia"] * (1 - weight) if self.history_ else 0.0
+        hits = counts - self.counts_
+        self.history_.append(
+            {
+                "inertia": self.inertia_,
+                "ewa_inertia": smoothed + self.inertia_ * weight,
+                "learning_rate": float((hits[hits > 0].double() / counts[hits > 0]).mean()),
+                "dead_clusters": float(low.sum()),
+            }
+        )
+
+    def _check_parameters(self) -> None:
+        least = {"n_clusters": 1, "n_init": 1, "max_iter": 1, "tol": 0}
+        least |= {"init_size": self.n_clusters} if self.init_size is not None else {}
+        least |= {"max_no_improvement": 1} if self.max_no_improvement is not None else {}
+        for name, bound in least.items():
+            if not getattr(self, name) >= bound:
+                raise ValueError(f"found {name} = {getattr(self, name)}, wanted at least {bound}: change {name}")
+        if not 0 <= self.reassignment_ratio <= 1:
+            raise ValueError(f"found reassignment_ratio = {self.reassignment_ratio}, wanted 0 to 1: it is a share")
+
+    def _seeding_tokens(self, batches: Iterable[Tensor]) -> tuple[Tensor, Tensor | None]:
+        """The first init_size tokens and, to judge several seedings by, up to as many of those that follow."""
+        found: list[Tensor] = []
+        size, n = self.init_size or 0, 0
+        for x in batches:
+            check_batch(x, found[0].shape[1] if found else None)
+            if x.shape[0] == 0:
+                continue
+            size = size or 3 * max(self.n_clusters, x.shape[0])
+            found.append(x.to(self.device or x.device))
+            n += x.shape[0]
+            if n >= (size if self.n_init == 1 else 2 * size):
+                break
+        if not found:
+            raise ValueError("found 0 tokens in stream(0), wanted at least n_clusters: is the split empty?")
+        tokens = torch.cat(found)
+        return tokens[:size], tokens[size : 2 * size] if n > size else None
+
+    def _seed_centers(self, tokens: Tensor, held_out: Tensor | None) -> None:
+        """Start afresh from the best of n_init seedings, judged on the held-out tokens or, without any, on `tokens`."""
+        self._start(torch.Generator().manual_seed(self.seed))
+        judges = tokens if held_out is None else held_out
+        least = math.inf
+        for _ in range(self.n_init):
+            centers = kmeans_plus_plus(tokens, self.n_clusters, self._generator)
+            if self.n_init > 1:
+                inertia = float(assign_tokens(judges, centers)[1].square().sum())
+                if inertia >= least:
+                    continue
+                least = inertia
+            self.cluster_centers_ = centers
+        self.counts_ = torch.zeros(self.n_clusters, dtype=torch.int64, device=tokens.device)
+
+    def _start(self, generator: torch.Generator) -> None:
+        self._generator = generator
+        self._tokens_seen = 0
+        self._tokens_since_reassignment = 0
+        self._pass_size = None
+        self.n_steps_ = 0
+        self.history_ = []
+
+    def _prepare(self, x: Tensor) -> Tensor:
+        if not hasattr(self, "cluster_centers_"):
+            raise ValueError("found a k-means without centres, wanted a fitted one: call fit or partial_fit first")
+        check_batch(x, self.cluster_centers_.shape[1])
+        return x.to(self.cluster_centers_.device)
+
+    def predict(self, x: Tensor) -> Tensor:
+        """Nearest centre of each row of x (batch, d), ties to the lower index: int64 (batch,)."""
+        return nearest_centers(self._prepare(x), self.cluster_centers_)
+
+    def assign(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Nearest centre, int64 (batch,), and squared distance to it, float64 (batch,), of each row of x (batch, d)."""
+        labels, residual = assign_tokens(self._prepare(x), self.cluster_centers_)
+        return labels, residual.square().sum(1)
+
+    def transform(self, x: Tensor) -> Tensor:
+        """Euclidean distances of x (batch, d) to every centre: float32 (batch, n_clusters), never negative or NaN."""
+        chunks = chunked_distances(self._prepare(x), self.cluster_centers_)
+        return torch.cat([distances.sqrt().float() for distances, _ in chunks])
+
+    def reconstruction_errors(self, x: Tensor, std: Tensor) -> dict[int, ErrorSums]:
+        """Errors of a batch (batch, d) of standardised tokens put on their centres, under K = 1: one latent is active.
+
+        std (d,) is what the tokens were divided by.
+        """
+        x = self._prepare(x)
+        return {1: error_sums(x, assign_tokens(x, self.cluster_centers_)[1], std)}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """`cluster_centers` float32 (n_clusters, d) and `counts` int64 (n_clusters,)."""
+        return {"cluster_centers": self.cluster_centers_, "counts": self.counts_}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Tensor]) -> Self:
+        """A model that predicts as the one that left `state`, and whose partial_fit goes on at the same learning rates.
+
+        Its other parameters are the defaults. ValueError for shapes that do not fit.
+        """
+        centers, counts = state["cluster_centers"], state["counts"]
+        if centers.ndim != 2 or 0 in centers.shape or counts.shape != centers.shape[:1]:
+            raise ValueError(
+                f"found cluster_centers {tuple(centers.shape)} and counts {tuple(counts.shape)}, "
+                "wanted (n_clusters, d) and (n_clusters,): is it a k-means' state?"
+            )
+        restored = cls(centers.shape[0])
+        restored._start(torch.Generator().manual_seed(restored.seed))
+        restored.cluster_centers_, restored.counts_ = centers.float(), counts.to(torch.int64)
+        return restored

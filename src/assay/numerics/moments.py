@@ -1,0 +1,174 @@
+"""Mean and standard deviation of a stream of activations, and standardisation with them.
+
+Batches are merged with the pairwise update of Chan, Golub and LeVeque (1979, "Updating formulae and a pairwise
+algorithm for computing sample variances"), which does not lose digits when the mean is large beside the spread.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Count, mean (d,) and second moment about it, both float64: (d,) by dimension, or (d, d) with the cross terms."""
+
+    count: int
+    mean: Tensor
+    second: Tensor
+
+
+def check_batch(x: Tensor, d: int | None = None) -> None:
+    """Raise ValueError unless x is (batch, d); without d, any width but 0 will do."""
+    if x.ndim != 2 or x.shape[1] == 0:
+        raise ValueError(f"found a batch of shape {tuple(x.shape)}, wanted (batch, d): flatten all axes but the last")
+    if d is not None and x.shape[1] != d:
+        raise ValueError(f"found a batch of {x.shape[1]} dimensions, wanted {d}: was it fitted on another layer?")
+
+
+def batch_moments(x: Tensor, *, cross: bool = False) -> Moments:
+    """Moments of a batch (n, d), n >= 1, in float64; with `cross`, the second moment is the (d, d) scatter matrix."""
+    x = x.double()
+    mean = x.mean(0)
+    centred = x - mean
+    return Moments(x.shape[0], mean, centred.T @ centred if cross else centred.square().sum(0))
+
+
+def merge_moments(a: Moments, b: Moments) -> Moments:
+    """Moments of two sets of tokens together (Chan et al. 1979, eq. 2.1): M = M_a + M_b + delta^2 n_a n_b / n."""
+    count = a.count + b.count
+    delta = b.mean - a.mean
+    square = torch.outer(delta, delta) if a.second.ndim == 2 else delta.square()
+    mean = a.mean + delta * (b.count / count)
+    return Moments(count, mean, a.second + b.second + square * (a.count * b.count / count))
+
+
+class StreamingMoments:
+    """Per-dimension mean and population standard deviation (ddof = 0) over a stream of batches.
+
+    Reading `mean_` or `std_`, both float64 (d,), raises ValueError before any token was seen; `count_` is then 0.
+    Sums are kept in float64 on the device of the first batch; later batches are moved there.
+    """
+
+    def __init__(self) -> None:
+        self._moments: Moments | None = None
+
+    def partial_fit(self, x: Tensor) -> Self:
+        """Add a batch (batch, d) of any floating dtype; an empty one changes nothing. ValueError when d changes."""
+        seen = self._moments
+        check_batch(x, None if seen is None else seen.mean.shape[0])
+        if x.shape[0] == 0:
+            return self
+        self._moments = batch_moments(x) if seen is None else merge_moments(seen, batch_moments(x.to(seen.mean.device)))
+        return self
+
+    @property
+    def count_(self) -> int:
+        """Tokens seen."""
+        return 0 if self._moments is None else self._moments.count
+
+    @property
+    def mean_(self) -> Tensor:
+        """Mean, float64 (d,)."""
+        return self._fitted().mean
+
+    @property
+    def std_(self) -> Tensor:
+        """Population standard deviation, float64 (d,)."""
+        moments = self._fitted()
+        return (moments.second / moments.count).sqrt()
+
+    def _fitted(self) -> Moments:
+        if self._moments is None:
+            raise ValueError("found 0 tokens, wanted at least 1: call partial_fit with a batch that is not empty")
+        return self._moments
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """`mean` and `std`, float64 (d,), and `count`, int64 ()."""
+        return {"mean": self.mean_, "std": self.std_, "count": torch.tensor(self.count_)}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Tensor]) -> Self:
+        """The estimator that left `state`; it can go on with partial_fit. ValueError for a state that cannot be."""
+        mean, std, count = state["mean"].double(), state["std"].double(), int(state["count"])
+        _check_mean_std(mean, std)
+        if count < 1:
+            raise ValueError(f"found statistics over {count} tokens, wanted at least 1: compute them again")
+        restored = cls()
+        restored._moments = Moments(count, mean, std.square() * count)
+        return restored
+
+
+def scale_of(std: Tensor) -> Tensor:
+    """The divisor that standardises: std in float64, with 1 where it is 0."""
+    std = std.double()
+    return torch.where(std == 0, torch.ones_like(std), std)
+
+
+def standardize(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """(x - mean) / std, computed in float64: (batch, d) to float32 (batch, d). A std of 0 counts as 1."""
+    return ((x.double() - mean.to(x.device, torch.float64)) / scale_of(std.to(x.device))).float()
+
+
+def unstandardize(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """x std + mean, computed in float64, the inverse of `standardize`: (batch, d) to float32 (batch, d)."""
+    return (x.double() * scale_of(std.to(x.device)) + mean.to(x.device, torch.float64)).float()
+
+
+def _check_mean_std(mean: Tensor, std: Tensor) -> None:
+    if mean.ndim != 1 or mean.shape != std.shape:
+        raise ValueError(f"found mean {tuple(mean.shape)} and std {tuple(std.shape)}, wanted (d,) for both")
+    for name, value in (("mean", mean), ("std", std)):
+        bad = int((~value.isfinite()).sum())
+        if bad:
+            raise ValueError(f"found {bad} values of {name} that are not finite, wanted none: compute it again")
+    if bool((std < 0).any()):
+        raise ValueError(f"found a std of {float(std.min()):g}, wanted none below 0: is it a log or a precision?")
+
+
+# Tokens of one image are alike and a first batch may hold few images, so only a plain mismatch may trip these.
+_MAX_SHIFT = 1.5
+_MAX_SPREAD_RATIO = 4.0
+_MIN_TOKENS_FOR_SPREAD = 32
+
+
+def check_statistics(x: Tensor, mean: Tensor, std: Tensor) -> None:
+    """Raise ValueError when mean and std (d,) plainly do not belong to the data that the batch x (batch, d) is from.
+
+    Medians over dimensions, so that a few outlier dimensions decide nothing: the batch's mean must lie within
+    1.5 + 3 / sqrt(batch) std of `mean`; from 32 tokens on, the batch's std must be within [1/4, 4] of `std`; and a
+    std of 0 must not be claimed for more than half of the dimensions while they vary. An empty x passes these three.
+    """
+    _check_mean_std(mean, std)
+    check_batch(x, mean.shape[0])
+    n = x.shape[0]
+    if n == 0:
+        return
+    batch = batch_moments(x)
+    batch_std = (batch.second / n).sqrt()
+    mean, std = mean.to(x.device, torch.float64), std.to(x.device, torch.float64)
+    wrongly_constant = int(((std == 0) & (batch_std > 0)).sum())
+    if 2 * wrongly_constant > x.shape[1]:
+        raise ValueError(
+            f"found std 0 for {wrongly_constant} of {x.shape[1]} dimensions that vary in the first {n} tokens, wanted "
+            "their spread: are these statistics of the same layer and model?"
+        )
+    live = std > 0
+    if not bool(live.any()):
+        return
+    shift = float(((batch.mean - mean)[live] / std[live]).abs().median())
+    bound = _MAX_SHIFT + 3 / n**0.5
+    if not shift <= bound:
+        raise ValueError(
+            f"found the first {n} tokens a median of {shift:.3g} std from the mean given, wanted at most {bound:.3g}: "
+            "are these statistics of the same layer, model and preprocessing?"
+        )
+    spread = float((batch_std[live] / std[live]).median())
+    if n >= _MIN_TOKENS_FOR_SPREAD and not 1 / _MAX_SPREAD_RATIO <= spread <= _MAX_SPREAD_RATIO:
+        raise ValueError(
+            f"found a spread in the first {n} tokens that is a median of {spread:.3g} times the std given, wanted "
+            f"{1 / _MAX_SPREAD_RATIO:g} to {_MAX_SPREAD_RATIO:g} times: is it a variance, or of another layer?"
+        )

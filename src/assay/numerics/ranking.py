@@ -1,0 +1,127 @@
+"""What the order of a feature's values says of the classes: average precision, and purity of the highest rows."""
+
+import torch
+from torch import Tensor
+
+_BLOCK = 1 << 20  # values sorted at once: about ten int64 temporaries of this size are alive
+
+
+def check_labels(labels: Tensor, n_rows: int, n_classes: int) -> None:
+    """Raise ValueError unless labels are int64 (n_rows,) in -1..n_classes-1, where -1 is a row of no class."""
+    if labels.dtype != torch.int64 or tuple(labels.shape) != (n_rows,):
+        raise ValueError(
+            f"labels are {labels.dtype} of shape {tuple(labels.shape)}, wanted torch.int64 of shape ({n_rows},): "
+            "give one label for each row"
+        )
+    if n_rows == 0:
+        raise ValueError("there are 0 rows, wanted at least 1: is every row void?")
+    low, high = int(labels.min()), int(labels.max())
+    if low < -1 or high >= n_classes:
+        raise ValueError(
+            f"labels run from {low} to {high}, wanted 0 to {n_classes - 1}, or -1 for a row of no class: "
+            f"map them, or give more classes than {n_classes}"
+        )
+
+
+def count_classes(labels: Tensor, n_classes: int) -> Tensor:
+    """Rows of each class, int64 (n_classes,); those labelled -1 are in none."""
+    return torch.bincount(labels + 1, minlength=n_classes + 1)[1:]
+
+
+def average_precision(scores: Tensor, labels: Tensor, n_classes: int) -> Tensor:
+    """Average precision of one score for every class against the rest, float64 (n_classes,).
+
+    AP = sum over thresholds t of (R_t - R_{t-1}) P_t, where equal scores are one threshold, as in scikit-learn's
+    `average_precision_score`. `scores` (rows,), higher first; `labels` (rows,) int64, -1 a negative of every class.
+    NaN for a class without rows.
+    """
+    return average_precision_both_ways(scores.unsqueeze(0), labels, n_classes)[0, 0]
+
+
+def average_precision_both_ways(values: Tensor, labels: Tensor, n_classes: int) -> Tensor:
+    """Average precision of each feature's values as scores, and of their negatives: float64 (2, features, n_classes).
+
+    `values` (features, rows), `labels` (rows,) int64. Entry 0 ranks the highest value first, entry 1 the lowest, both
+    from one sort a feature, O(rows log rows) for all classes. Raises ValueError for NaN values and bad labels.
+    """
+    n_features, n_rows = values.shape
+    check_labels(labels, n_rows, n_classes)
+    if values.isnan().any():
+        raise ValueError("values hold NaN, wanted numbers that can be ranked: look for it in the codes")
+    classes = torch.where(labels < 0, n_classes, labels)  # the rows of no class: one class more, left out below
+    counts = torch.bincount(classes, minlength=n_classes + 1)
+    both = torch.empty(2, n_features, n_classes, dtype=torch.float64, device=values.device)
+    width = max(1, _BLOCK // n_rows)
+    for start in range(0, n_features, width):
+        block = values[start : start + width]
+        both[:, start : start + width] = _rank_block(block, classes, counts)[:, :, :n_classes]
+    return both
+
+
+def _rank_block(values: Tensor, classes: Tensor, counts: Tensor) -> Tensor:
+    """AP both ways of (f, rows) values, for every class in `counts`: float64 (2, f, classes).
+
+    The sum over thresholds is a mean over the class's own rows of the precision at each row's threshold. After a
+    second, stable sort by class, a row's place in its class's segment is its count of hits.
+    """
+    n_features, n_rows = values.shape
+    ordered, order = values.sort(dim=1, descending=True)
+    first, last = _run_bounds(ordered[:, 1:] != ordered[:, :-1])
+
+    by_class = classes[order].argsort(dim=1, stable=True)
+    first, last = first.gather(1, by_class), last.gather(1, by_class)
+    segment = classes.sort().values
+    hit_first, hit_last = _run_bounds((first[:, 1:] != first[:, :-1]) | (segment[1:] != segment[:-1]))
+
+    begin = (counts.cumsum(0) - counts)[segment]
+    end = counts.cumsum(0)[segment]
+    descending = (hit_last + 1 - begin).double() / (last + 1)
+    ascending = (end - hit_first).double() / (n_rows - first)
+
+    sums = torch.zeros(2, n_features, len(counts), dtype=torch.float64, device=values.device)
+    sums[0].scatter_add_(1, segment.expand(n_features, -1), descending)
+    sums[1].scatter_add_(1, segment.expand(n_features, -1), ascending)
+    return sums / counts  # 0 / 0: an absent class is NaN
+
+
+def _run_bounds(changes: Tensor) -> tuple[Tensor, Tensor]:
+    """First and last index of the run that each position is in; `changes` (f, n - 1) is True between two runs."""
+    n = changes.shape[1] + 1
+    index = torch.arange(n, device=changes.device)
+    edge = changes.new_ones(changes.shape[0], 1)
+    first = torch.where(torch.cat([edge, changes], 1), index, 0).cummax(1).values
+    last = torch.where(torch.cat([changes, edge], 1), index, n - 1).flip(1).cummin(1).values.flip(1)
+    return first, last
+
+
+def average_precision_of_table(table: Tensor, class_counts: Tensor, n_rows: int) -> Tensor:
+    """As `average_precision_both_ways`, for features that are 0 or 1, from counts: float64 (2, features, classes).
+
+    `table` (features, classes) counts the rows of a class where the feature is 1, and its last column those of no
+    class; `class_counts` (classes,) is without that column. Two thresholds: the rows that rank first, then all.
+    """
+    hits, class_counts = table[:, :-1].double(), class_counts.double()
+    ones = table.sum(1, keepdim=True).double()
+    hits = torch.stack([hits, class_counts - hits])
+    first = torch.stack([ones, n_rows - ones])
+    precision = hits / first.clamp(min=1)
+    recall = hits / class_counts
+    return recall * precision + (1 - recall) * (class_counts / n_rows)
+
+
+def top_rows(values: Tensor, k: int) -> Tensor:
+    """The k rows (all, if there are fewer) with the highest of values (rows,), highest first, ties to the lower row."""
+    return values.argsort(descending=True, stable=True)[:k]
+
+
+def purity_at_k(values: Tensor, labels: Tensor, k: int = 16) -> float:
+    """Share of the commonest class among the k rows with the highest values; over all rows, where there are fewer.
+
+    `values` (rows,), `labels` (rows,) int64. A row labelled -1 has no class: it counts in the k and for no class.
+    Raises ValueError where there are no rows or k is not positive.
+    """
+    if k < 1 or len(values) == 0:
+        raise ValueError(f"purity of the {k} highest of {len(values)} rows, wanted at least 1 of at least 1")
+    top = labels[top_rows(values, k)]
+    classes = top[top >= 0]
+    return int(classes.bincount(minlength=1).max()) / len(top)

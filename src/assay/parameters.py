@@ -1,0 +1,206 @@
+"""Every parameter of a run: its unit, its default and what it may be, in one place.
+
+The YAML in ``conf/`` and ``--params`` on the command line only override what stands here. Everything is checked before any
+work starts; an unknown name is an error that says which names there are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from difflib import get_close_matches
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
+
+
+class _Section(BaseModel):
+    """A group of parameters: immutable, and closed to names that it does not know."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class ShardsParameters(_Section):
+    """The four shard folders: each a saev shard folder, or a folder that holds exactly one. Relative to the project's root."""
+
+    fit: str = Field(description="fitted on (IN1K/train): statistics, k-means, PCA")
+    val: str = Field(description="validation tokens (IN1K/val): NMSE")
+    probe_train: str = Field(description="labelled patches the probes are fitted on (ADE20K/train)")
+    probe_val: str = Field(description="labelled patches the probes are judged on (ADE20K/val)")
+
+
+class StandardizeParameters(_Section):
+    """Mean and standard deviation of each dimension."""
+
+    statistics: str | None = Field(
+        None,
+        description="the user's own mu/sigma: a safetensors file with `mean`, `std` (d_model,); `{layer}` in it is replaced",
+    )
+    batch_size: PositiveInt = Field(16_384, description="tokens a batch")
+
+
+class KMeansParameters(_Section):
+    """Mini-batch k-means (Sculley 2010), with scikit-learn's names."""
+
+    n_clusters: PositiveInt = Field(16_384, description="clusters")
+    batch_size: PositiveInt = Field(8_192, description="tokens a step")
+    n_init: PositiveInt = Field(4, description="k-means++ initialisations, judged on held-out tokens")
+    init_size: PositiveInt | None = Field(
+        None, description="tokens of the reservoir; null: 3 x max(n_clusters, batch_size)"
+    )
+    max_iter: PositiveInt = Field(200, description="passes over the tokens at the most")
+    tol: float = Field(0.0, ge=0, description="stop when centres move less, relative to the variance; 0: never")
+    max_no_improvement: PositiveInt | None = Field(
+        10, description="stop after so many steps without a lower smoothed inertia"
+    )
+    reassignment_ratio: float = Field(
+        0.01, ge=0, le=1, description="clusters below this share of the largest count are reseeded"
+    )
+    encodings: tuple[Literal["kmeans-onehot", "kmeans-invdist"], ...] = Field(
+        ("kmeans-onehot", "kmeans-invdist"), min_length=1, description="codes that are made and probed"
+    )
+    seed: int = Field(0, ge=0, lt=2**63, description="of the seeding, the shuffling and the reseeding")
+
+
+class PCAParameters(_Section):
+    """Full-rank PCA and its top-K codes."""
+
+    topk: tuple[PositiveInt, ...] = Field(
+        (1, 4, 16, 64, 256, 1024),
+        min_length=1,
+        description="values of K that are reported; those above d_model are left out",
+    )
+    batch_size: PositiveInt = Field(16_384, description="tokens a batch")
+
+
+class ProbeParameters(_Section):
+    """1-D logistic probes, one for every (feature, class)."""
+
+    void: Literal["drop", "negative", "class"] = Field(
+        "drop", description="void patches: left out; negatives of every class; or class 0, as saev has it"
+    )
+    ridge: float = Field(1e-8, gt=0, description="lambda of the ridge lambda/2 (w^2 + (b - b0)^2), nats")
+    max_iter: PositiveInt = Field(100, description="Newton steps at the most")
+    batch_size: PositiveInt = Field(16_384, description="patches a batch")
+    slab_mib: PositiveInt = Field(256, description="memory for one slab of features, MiB")
+
+
+class DigitsParameters(_Section):
+    """The embedded default: digits on canvases, and a small vision transformer. Equal parameters give equal bytes on one machine."""
+
+    seed: int = Field(0, ge=0, lt=2**32, description="seed of the digits' deal, the canvases and the training")
+    image_size: PositiveInt = Field(32, description="height and width of a canvas, in pixels")
+    patch_size: PositiveInt = Field(4, description="height and width of a patch, in pixels; divides image_size")
+    digits_per_image: PositiveInt = Field(3, description="digits on a canvas")
+    d_model: PositiveInt = Field(96, description="width of the residual stream")
+    n_blocks: PositiveInt = Field(4, description="transformer blocks")
+    n_heads: PositiveInt = Field(4, description="attention heads a block; divides d_model")
+    layers: tuple[int, ...] = Field((0, 2, 3), description="blocks recorded after, numbered from 0")
+    train_images: PositiveInt = Field(2000, description="canvases to train on")
+    train_steps: PositiveInt = Field(250, description="optimiser steps")
+    train_batch: PositiveInt = Field(16, description="canvases an optimiser step")
+    learning_rate: PositiveFloat = Field(3e-3, description="peak learning rate of AdamW")
+    n_fit: PositiveInt = Field(500, description="images of the split fit")
+    n_val: PositiveInt = Field(200, description="images of the split val")
+    n_probe_train: PositiveInt = Field(400, description="images of the split probe_train")
+    n_probe_val: PositiveInt = Field(200, description="images of the split probe_val")
+    max_tokens_per_shard: PositiveInt = Field(25_000, description="tokens a shard file, counted once for every layer")
+
+    @model_validator(mode="after")
+    def check_together(self) -> Self:
+        """Check what only several fields can say."""
+        if self.image_size % self.patch_size:
+            raise ValueError(
+                f"found image_size {self.image_size} and patch_size {self.patch_size}, want one that divides it"
+            )
+        if self.d_model % self.n_heads:
+            raise ValueError(f"found d_model {self.d_model} and n_heads {self.n_heads}, want n_heads that divide it")
+        if not self.layers or len(set(self.layers)) < len(self.layers):
+            raise ValueError(f"found layers {list(self.layers)}, want at least one, and none twice")
+        if not all(0 <= layer < self.n_blocks for layer in self.layers):
+            raise ValueError(
+                f"found layers {list(self.layers)}, want block numbers from 0 to {self.n_blocks - 1}, "
+                f"or more blocks than n_blocks {self.n_blocks}"
+            )
+        tokens = len(self.layers) * (1 + self.n_patches)
+        if self.max_tokens_per_shard < tokens:
+            raise ValueError(
+                f"found max_tokens_per_shard {self.max_tokens_per_shard}, want at least {tokens}, one image's tokens"
+            )
+        return self
+
+    @property
+    def n_patches(self) -> int:
+        """Patches an image."""
+        return (self.image_size // self.patch_size) ** 2
+
+    def n_images(self, split: str) -> int:
+        """Images of a split."""
+        return {"fit": self.n_fit, "val": self.n_val, "probe_train": self.n_probe_train, "probe_val": self.n_probe_val}[
+            split
+        ]
+
+    def fingerprint(self) -> str:
+        """First 12 hex digits of a SHA-256 over all the parameters."""
+        return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()[:12]
+
+
+class Parameters(_Section):
+    """All parameters of a run."""
+
+    layers: tuple[int, ...] = Field(min_length=1, description="block numbers")
+    latent_topk: PositiveInt | None = Field(
+        None, description="K of the codes that the `pca` pipeline leaves; null: dense codes"
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="where tensors live; auto: cuda where there is one"
+    )
+    shards: ShardsParameters
+    standardize: StandardizeParameters = StandardizeParameters()
+    kmeans: KMeansParameters = KMeansParameters()
+    pca: PCAParameters = PCAParameters()
+    probe: ProbeParameters = ProbeParameters()
+    digits: DigitsParameters = DigitsParameters()
+
+    @model_validator(mode="after")
+    def _layers_are_distinct(self) -> Parameters:
+        if len(set(self.layers)) != len(self.layers) or min(self.layers) < 0:
+            raise ValueError(f"layers are {list(self.layers)}: wanted distinct block numbers from 0")
+        return self
+
+
+def parse_parameters(raw: Mapping[str, Any]) -> Parameters:
+    """The typed parameters of a configuration.
+
+    Raises:
+        ValueError: one line a fault, naming the parameter, what was found, and what there is or was wanted.
+    """
+    try:
+        return Parameters.model_validate(raw)
+    except ValidationError as error:
+        raise ValueError("\n".join(_explain(fault) for fault in error.errors())) from None
+
+
+def _explain(fault: Any) -> str:
+    location = tuple(str(part) for part in fault["loc"])
+    name = ".".join(location)
+    if fault["type"] == "extra_forbidden":
+        section = _section(location[:-1])
+        known = [".".join((*location[:-1], field)) for field in section.model_fields]
+        near = get_close_matches(name, known, n=1)
+        hint = f"did you mean `{near[0]}`? " if near else ""
+        return f"Unknown parameter `{name}`: {hint}There are {', '.join(known)}."
+    if fault["type"] == "value_error":
+        return f"Parameter `{name}`: {fault['ctx']['error']}." if name else f"Parameters: {fault['ctx']['error']}."
+    return f"Parameter `{name}` is {fault['input']!r}: {fault['msg']}."
+
+
+def _section(location: tuple[str, ...]) -> type[BaseModel]:
+    section: type[BaseModel] = Parameters
+    for part in location:
+        inner = section.model_fields[part].annotation
+        assert isinstance(inner, type)
+        assert issubclass(inner, BaseModel)
+        section = inner
+    return section

@@ -1,0 +1,61 @@
+"""The pipelines by name. Each holds what it needs from the stages before it, so that any of them runs on its own.
+
+What is up to date is not made again, so `--pipeline=pca` after a whole run makes only what a changed parameter asks for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from kedro.pipeline import Pipeline
+
+from assay.configuration import current_configuration
+from assay.pipelines import digits, encode, kmeans, pca, probe, report, standardize
+from assay.plan import Plan, find_d_model, make_plan
+
+SHARED = {"shards_fit", "shards_val", "shards_probe_train", "shards_probe_val"}
+
+
+def register_pipelines() -> dict[str, Pipeline]:
+    """Build every pipeline for the layers and encodings that the configuration asks for."""
+    project, parameters = current_configuration()
+    stages = _stages(make_plan(parameters, find_d_model(parameters, project)))
+    whole = sum(stages.values(), Pipeline([]))
+    names = {name: [node.name for node in stage.nodes] for name, stage in stages.items()}
+    return {name: whole.to_nodes(*nodes) for name, nodes in names.items() if nodes} | {"__default__": whole}
+
+
+def _stages(plan: Plan) -> dict[str, Pipeline]:
+    rows = plan.encodings
+    ks = tuple(row.k for row in rows if row.method == "pca")
+    elsewhere = tuple((row.method, row.name) for row in rows if row.name != plan.pca_codes)
+    metrics = ["kmeans_errors", "pca_errors", *(f"scores_{row.name}" for row in rows)]
+
+    def layers(create: Callable[[int], Pipeline]) -> Pipeline:
+        return sum((_in_namespace(create(layer), layer) for layer in plan.layers), Pipeline([]))
+
+    return {
+        "digits": digits.create_pipeline(plan.digits) if plan.digits else Pipeline([]),
+        "standardize": layers(lambda n: standardize.create_pipeline(n, given_statistics=plan.given_statistics)),
+        "kmeans": layers(kmeans.create_pipeline),
+        "pca": layers(lambda n: pca.create_pipeline(n, ks=ks, codes=plan.pca_codes)),
+        "encode": layers(lambda n: encode.create_pipeline(n, encodings=elsewhere)),
+        "probe": layers(
+            lambda n: probe.create_pipeline(n, encodings=tuple((row.method, row.name, row.k) for row in rows))
+        ),
+        "report": layers(lambda _: report.create_layer_pipeline(metrics))
+        + report.create_pipeline([f"rows_layer_{layer}" for layer in plan.layers]),
+    }
+
+
+def _in_namespace(pipeline: Pipeline, layer: int) -> Pipeline:
+    """The pipeline of one layer: `layer_23` before its nodes and datasets, but for what layers share or leave to the report."""
+    namespace = f"layer_{layer}"
+    inputs = pipeline.inputs()
+    return Pipeline(
+        pipeline,
+        namespace=namespace,
+        inputs=SHARED & inputs,
+        outputs={"rows": f"rows_{namespace}"} if "rows" in pipeline.outputs() else None,
+        parameters={name for name in inputs if name.startswith("params:")},
+    )

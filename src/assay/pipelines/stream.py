@@ -1,0 +1,82 @@
+"""The one loop over tokens: a layer's batches, on the device, with a progress bar; and the nodes' small common ground."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from assay.io.shards import Shards
+from assay.numerics.moments import standardize
+
+
+def pick_device(device: str) -> torch.device:
+    """The device of a name; ``auto`` is cuda where there is one.
+
+    Raises:
+        ValueError: cuda is wanted and there is none.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device is cuda, but torch sees no GPU: use device=cpu or device=auto")
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(device)
+
+
+def raw_tokens(
+    shards: Shards,
+    layer: int,
+    batch_size: int,
+    device: torch.device,
+    *,
+    doing: str,
+    shuffle: bool = False,
+    seed: int = 0,
+) -> Iterator[Tensor]:
+    """Yield one layer's content tokens, float32 (batch, d_model), on the device, under a progress bar that says ``doing``."""
+    batches = shards.batches(layer=layer, batch_size=batch_size, shuffle=shuffle, seed=seed)
+    with tqdm(
+        total=shards.n_tokens,
+        desc=f"layer {layer}: {doing}",
+        unit=" tokens",
+        unit_scale=True,
+        leave=False,
+        disable=None,
+    ) as bar:
+        for batch in batches:
+            yield batch.to(device)
+            bar.update(len(batch))
+
+
+def standardized_tokens(
+    shards: Shards,
+    layer: int,
+    statistics: dict[str, Tensor],
+    batch_size: int,
+    device: torch.device,
+    *,
+    doing: str,
+    shuffle: bool = False,
+    seed: int = 0,
+) -> Iterator[Tensor]:
+    """As :func:`raw_tokens`, standardised: x~ = (x - mu) / sigma.
+
+    Raises:
+        ValueError: the statistics are of another width.
+    """
+    mean, std = statistics["mean"].to(device), statistics["std"].to(device)
+    if len(mean) != shards.d_model:
+        raise ValueError(
+            f"the statistics have {len(mean)} dimensions, {shards.path} has {shards.d_model}: fit them again"
+        )
+    for batch in raw_tokens(shards, layer, batch_size, device, doing=doing, shuffle=shuffle, seed=seed):
+        yield standardize(batch, mean, std)
+
+
+def bind(function: Callable[..., Any], **values: Any) -> Callable[..., Any]:
+    """``function`` with some arguments settled, under its own name and signature, so that Kedro still sees its types."""
+    return functools.update_wrapper(functools.partial(function, **values), function)

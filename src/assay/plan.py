@@ -1,0 +1,115 @@
+"""What a run will do, settled from the parameters and the shards before any work starts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from assay.io.datasets import find_shards
+from assay.io.shards import Shards
+from assay.parameters import Parameters
+from assay.pipelines.digits.canvases import cell_size
+
+DIGITS = Path("data/01_raw/digits")
+"""Where the embedded default lies: shard paths inside it are made by the `digits` pipeline, all others are the user's."""
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """One way of writing patches as codes; ``name`` is its folder's name and ``k`` the clusters or kept components."""
+
+    name: str
+    method: str
+    k: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the pipelines are built from."""
+
+    layers: tuple[int, ...]
+    encodings: tuple[Encoding, ...]
+    """Every row that the table has for a layer."""
+    pca_codes: str
+    """The encoding that the ``pca`` pipeline leaves: ``pca-dense``, or ``pca-topk-...`` where ``latent_topk`` is set."""
+    digits: tuple[str, ...]
+    """The splits that the ``digits`` pipeline makes; empty where all shards are the user's."""
+    given_statistics: bool
+    """mu and sigma come from the user's file."""
+
+
+def topk_name(k: int) -> str:
+    """The folder's name of top-K PCA codes."""
+    return f"pca-topk-{k:05d}"
+
+
+def make_plan(parameters: Parameters, d_model: int | None = None) -> Plan:
+    """Build the plan.
+
+    Args:
+        parameters: typed parameters.
+        d_model: width of the activations; None where it is not known, and then every K is kept.
+    """
+    ks = [k for k in parameters.pca.topk if d_model is None or k <= d_model]
+    if parameters.latent_topk is not None:
+        ks = sorted({*ks, parameters.latent_topk})
+    pca = [Encoding(topk_name(k), "pca", k) for k in ks]
+    kmeans = [Encoding(name, "kmeans", parameters.kmeans.n_clusters) for name in parameters.kmeans.encodings]
+    return Plan(
+        layers=parameters.layers,
+        encodings=(*kmeans, *pca),
+        pca_codes="pca-dense" if parameters.latent_topk is None else topk_name(parameters.latent_topk),
+        digits=digits_splits(parameters),
+        given_statistics=parameters.standardize.statistics is not None,
+    )
+
+
+def digits_splits(parameters: Parameters) -> tuple[str, ...]:
+    """The splits whose shards are the embedded default's."""
+    return tuple(split for split, path in parameters.shards if Path(path).parent == DIGITS)
+
+
+def find_d_model(parameters: Parameters, project: Path) -> int | None:
+    """Width of the activations of the fit shards; None where they cannot be read."""
+    if "fit" in digits_splits(parameters):
+        return parameters.digits.d_model
+    try:
+        return Shards(find_shards(project / parameters.shards.fit)).d_model
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def check_shards(parameters: Parameters, project: Path) -> None:
+    """Check that the shards hold what the parameters ask for.
+
+    Raises:
+        FileNotFoundError: a shard folder is missing.
+        ValueError: a layer that they do not hold, a K above d_model, different widths, labels missing.
+    """
+    made_here = digits_splits(parameters)
+    if made_here:
+        cell_size(parameters.digits.image_size, parameters.digits.digits_per_image, parameters.digits.patch_size)
+    found: dict[str, tuple[int, tuple[int, ...]]] = {}
+    for split, path in parameters.shards:
+        if split in made_here:
+            found[split] = parameters.digits.d_model, parameters.digits.layers
+            continue
+        shards = Shards(find_shards(project / path))
+        found[split] = shards.d_model, shards.layers
+        if split.startswith("probe") and not shards.has_labels:
+            raise ValueError(f"shards.{split}: {shards.path} has no labels.bin; probes need a label for each patch.")
+    d_model, _ = found["fit"]
+    for split, (width, layers) in found.items():
+        absent = [layer for layer in parameters.layers if layer not in layers]
+        if absent:
+            raise ValueError(f"layers: shards.{split} does not hold layer {absent[0]}; it holds {list(layers)}.")
+        if width != d_model:
+            raise ValueError(
+                f"shards.{split} has {width} dimensions, shards.fit {d_model}: they are of different models."
+            )
+    if parameters.latent_topk is not None and parameters.latent_topk > d_model:
+        raise ValueError(f"latent_topk is {parameters.latent_topk}; it can be at most d_model, {d_model}.")
+    if min(parameters.pca.topk) > d_model:
+        raise ValueError(
+            f"pca.topk is {list(parameters.pca.topk)}; at least one K must not be above d_model, {d_model}."
+        )

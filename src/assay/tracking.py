@@ -1,0 +1,234 @@
+"""MLflow, as one Kedro hook: a parent run a `kedro run`, which kedro-mlflow opens, and a child for each (layer, encoding).
+
+Children are made and written by explicit id through a client, never by MLflow's stack of active runs, so that threads cannot mix them up.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import logging
+import platform
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import mlflow
+from kedro.framework.hooks import hook_impl
+from kedro.io import DataCatalog
+from kedro.pipeline import Pipeline
+from kedro.pipeline.node import Node
+from mlflow.entities import Metric, Param, RunTag
+from mlflow.tracking import MlflowClient
+
+from assay.configuration import current_configuration
+from assay.io.publish import publish_file
+from assay.plan import topk_name
+
+logger = logging.getLogger(__name__)
+
+METRICS = ("nmse", "nmse_raw", "l0", "probe_r", "map", "purity_at_16", "coverage_at_0.3")
+MANIFESTS = Path("data/08_reporting/manifests")
+BATCH = 1000  # MLflow takes so many metrics in one request
+
+
+class TrackingHook:
+    """Logs the parent's manifest, and every layer's results to children named like ``layer_23/pca-topk-00064``."""
+
+    def __init__(self) -> None:
+        self._run: _Run | None = None
+
+    @hook_impl(trylast=True)
+    def before_pipeline_run(self, run_params: dict[str, Any], catalog: DataCatalog) -> None:
+        project, parameters = current_configuration()
+        shards = {split: catalog.get(f"shards_{split}") for split, _ in parameters.shards}
+        self._run = _Run(project, run_params, parameters.model_dump(mode="json"), shards)
+
+    @hook_impl
+    def before_node_run(self, node: Node) -> None:
+        if self._run:
+            self._run.started[node.name] = time.perf_counter()
+
+    @hook_impl
+    def after_dataset_saved(self, dataset_name: str, data: Any, node: Node) -> None:
+        if not self._run:
+            return
+        self._run.seconds[node.name] = time.perf_counter() - self._run.started[node.name]
+        if dataset_name.endswith("_history"):
+            self._run.keep_history(dataset_name, data)
+        elif dataset_name.endswith("_errors"):
+            self._run.log_errors(data)
+        elif ".scores_" in dataset_name:
+            self._run.log_scores(data)
+
+    @hook_impl(tryfirst=True)
+    def after_pipeline_run(self, pipeline: Pipeline, catalog: DataCatalog) -> None:
+        if self._run:
+            self._run.finish("FINISHED", table=catalog.get("baselines") if "baselines" in pipeline.outputs() else None)
+        self._run = None
+
+    @hook_impl(tryfirst=True)
+    def on_pipeline_error(self, error: Exception) -> None:
+        if self._run:
+            self._run.finish("FAILED", reason=f"{type(error).__name__}: {error}")
+        self._run = None
+
+
+class _Run:
+    """What one `kedro run` logs."""
+
+    def __init__(
+        self, project: Path, run_params: Mapping[str, Any], parameters: dict[str, Any], shards: Mapping[str, Any]
+    ) -> None:
+        self.started: dict[str, float] = {}
+        self.seconds: dict[str, float] = {}
+        self._project = project
+        self._parameters = parameters
+        self._shards = shards
+        self._histories: dict[tuple[int, str], list[dict[str, float]]] = {}
+        self._children: dict[str, str] = {}
+        self._lock = threading.Lock()
+        self._client = MlflowClient()
+        active = mlflow.active_run()
+        self._parent = active.info if active else None
+        self._manifest = {
+            "run_id": run_params["run_id"],
+            "command": sys.argv[1:],
+            "environment": run_params["env"],
+            "parameters": parameters,
+            "versions": _versions(),
+            "git": _git(project),
+        }
+        if self._parent:
+            tags = [RunTag("command", " ".join(["kedro", *sys.argv[1:]]))]
+            self._client.log_batch(self._parent.run_id, params=_flat_params(parameters), tags=tags)
+
+    def keep_history(self, dataset_name: str, history: list[dict[str, float]]) -> None:
+        """Hold the record of a fit for the children of its layer and method."""
+        namespace, _, name = dataset_name.partition(".")
+        self._histories[int(namespace.removeprefix("layer_")), name.removesuffix("_history")] = history
+
+    def log_errors(self, errors: Mapping[str, Any]) -> None:
+        """Log the NMSE of every K, and the fit's steps, to the children that they belong to."""
+        layer, method = errors["layer"], errors["method"]
+        for row in errors["rows"]:
+            names = self._parameters["kmeans"]["encodings"] if method == "kmeans" else [topk_name(row["k"])]
+            for encoding in names:
+                child = self._child(layer, method, encoding, row["k"])
+                self._log_history(child, self._histories.get((layer, method), []))
+                self._log(child, layer, encoding, row)
+
+    def log_scores(self, scores: Mapping[str, Any]) -> None:
+        """Log what the probes say of an encoding to its child."""
+        child = self._child(scores["layer"], scores["method"], scores["encoding"], scores["k"])
+        self._log(child, scores["layer"], scores["encoding"], scores)
+
+    def finish(self, status: str, *, table: Any = None, reason: str | None = None) -> None:
+        """Close the children and write the manifest, also as an artifact of the parent beside the table."""
+        path = self._write_manifest(status, reason)
+        for child in self._children.values():
+            self._client.set_terminated(child, status)
+        if self._parent:
+            self._client.log_artifact(self._parent.run_id, str(path))
+            if reason:
+                self._client.set_tag(self._parent.run_id, "failure", reason[:5000])
+            if table is not None:
+                self._client.log_artifact(self._parent.run_id, str(table._filepath))
+
+    def _child(self, layer: int, method: str, encoding: str, k: int) -> str | None:
+        """The id of the child of an encoding, made when it is first asked for; None where MLflow is off."""
+        if not self._parent:
+            return None
+        name = f"layer_{layer}/{encoding}"
+        with self._lock:
+            if name not in self._children:
+                self._children[name] = self._create_child(name, layer, method, encoding, k)
+            return self._children[name]
+
+    def _create_child(self, name: str, layer: int, method: str, encoding: str, k: int) -> str:
+        assert self._parent is not None
+        shards = {split: dataset.load() for split, dataset in self._shards.items()}
+        tags = {
+            "mlflow.parentRunId": self._parent.run_id,
+            "model_family": shards["fit"].metadata.family,
+            "model_ckpt": shards["fit"].metadata.ckpt,
+            **{f"shards.{split}": handle.name for split, handle in shards.items()},
+        }
+        created = self._client.create_run(self._parent.experiment_id, run_name=name, tags=tags)
+        params: dict[str, Any] = {"layer": layer, "method": method, "encoding": encoding}
+        # kmeans has a seed and clusters; PCA is deterministic and has K
+        params |= (
+            {"n_clusters": k, "seed": self._parameters["kmeans"]["seed"]} if method == "kmeans" else {"latent_topk": k}
+        )
+        self._client.log_batch(created.info.run_id, params=[Param(key, str(value)) for key, value in params.items()])
+        return str(created.info.run_id)
+
+    def _log(self, child: str | None, layer: int, encoding: str, values: Mapping[str, Any]) -> None:
+        """Log metrics to the child, and to the parent under the encoding's name with step = layer: a curve over layers."""
+        if child is None or self._parent is None:
+            return
+        now = int(time.time() * 1000)
+        found = {name: float(values[name]) for name in METRICS if name in values}
+        self._client.log_batch(child, metrics=[Metric(name, value, now, 0) for name, value in found.items()])
+        curve = [Metric(f"{encoding}/{name}", value, now, layer) for name, value in found.items()]
+        self._client.log_batch(self._parent.run_id, metrics=curve)
+
+    def _log_history(self, child: str | None, history: list[dict[str, float]]) -> None:
+        if child is None:
+            return
+        now = int(time.time() * 1000)
+        steps = [Metric(name, value, now, step) for step, row in enumerate(history) for name, value in row.items()]
+        for start in range(0, len(steps), BATCH):
+            self._client.log_batch(child, metrics=steps[start : start + BATCH], synchronous=True)
+
+    def _write_manifest(self, status: str, reason: str | None) -> Path:
+        shards = {split: dataset.load() for split, dataset in self._shards.items() if dataset.exists()}
+        manifest = self._manifest | {
+            "status": status,
+            "failure": reason,
+            "shards": {
+                split: {"name": handle.name, "fingerprint": handle.fingerprint(), "ckpt": handle.metadata.ckpt}
+                for split, handle in shards.items()
+            },
+            "seconds": {name: round(value, 3) for name, value in self.seconds.items()},
+        }
+        path = self._project / MANIFESTS / f"{self._manifest['run_id']}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with publish_file(path) as partial:
+            partial.write_text(json.dumps(manifest, indent=1))
+        return path
+
+
+def _flat_params(parameters: Mapping[str, Any], prefix: str = "") -> list[Param]:
+    flat: list[Param] = []
+    for name, value in parameters.items():
+        if isinstance(value, dict):
+            flat += _flat_params(value, f"{prefix}{name}.")
+        else:
+            flat.append(Param(f"{prefix}{name}", str(value)))
+    return flat
+
+
+def _versions() -> dict[str, str]:
+    names = ("assay-baselines", "torch", "numpy", "kedro", "mlflow")
+    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in names}}
+
+
+def _git(project: Path) -> dict[str, Any] | None:
+    """The commit and whether files differ from it; None outside a git checkout."""
+
+    def ask(*words: str) -> str:
+        done = subprocess.run(["git", "-C", str(project), *words], capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    try:
+        return {
+            "commit": ask("rev-parse", "HEAD"),
+            "modified": bool(ask("status", "--porcelain", "--untracked-files=no")),
+        }
+    except (OSError, subprocess.CalledProcessError):
+        return None

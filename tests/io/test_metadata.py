@@ -1,0 +1,271 @@
+"""What a folder says about itself: spellings, damage, bombs, and pickles left alone."""
+
+import base64
+import copy
+import json
+import os
+import pickle
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from assay.io.metadata import Metadata
+from assay.io.shards import Shards, write_shards
+
+OLD_NAMES = {
+    "family": ["vit_family", "model_family"],
+    "ckpt": ["vit_ckpt", "model_ckpt"],
+    "content_tokens_per_example": ["patches_per_ex", "n_patches_per_img"],
+    "n_examples": ["n_imgs"],
+    "max_tokens_per_shard": ["patches_per_shard", "max_patches_per_shard"],
+}
+FIELDS: dict[str, Any] = {
+    "family": "fake",
+    "ckpt": "tiny",
+    "layers": [3, 5],
+    "content_tokens_per_example": 3,
+    "cls_token": True,
+    "d_model": 2,
+    "n_examples": 5,
+    "max_tokens_per_shard": 17,
+    "data": "Z2FyYmFnZQ==",
+    "dataset": "none",
+    "pixel_agg": "majority",
+    "dtype": "float32",
+    "protocol": "2.1",
+}
+
+
+def make_metadata(**changes: Any) -> Metadata:
+    return Metadata.model_validate({**FIELDS, **changes})
+
+
+def make_examples(metadata: Metadata, seed: int = 0) -> npt.NDArray[np.float32]:
+    shape = (metadata.n_examples, *metadata.example_shape)
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def make_labels(metadata: Metadata) -> npt.NDArray[np.uint8]:
+    shape = (metadata.n_examples, metadata.content_tokens_per_example)
+    return np.random.default_rng(1).integers(0, 256, shape, dtype=np.uint8)
+
+
+def edit_json(path: Path, change: Callable[[Any], Any]) -> None:
+    value = json.loads(path.read_text())
+    changed = change(value)
+    path.write_text(json.dumps(value if changed is None else changed))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """5 examples in shards of 2, so that the last of 3 is padded; with labels."""
+    metadata = make_metadata()
+    return write_shards(tmp_path, metadata, [make_examples(metadata)], make_labels(metadata))
+
+
+def test_metadata_gives_back_the_names_that_the_code_writes() -> None:
+    old = {(OLD_NAMES.get(key) or [key])[0]: value for key, value in FIELDS.items()}
+    assert json.loads(Metadata.model_validate({**old, "unknown": 1}).to_json()) == FIELDS
+
+
+def test_first_release_wrote_other_names_and_an_object_as_data(folder: Path) -> None:
+    def as_old(raw: dict[str, Any]) -> None:
+        raw.pop("dataset")
+        raw.update(protocol="1.0.0", d_vit=raw.pop("d_model"), data={"__class__": "Imagenet"})
+
+    edit_json(folder / "metadata.json", as_old)
+    edit_json(folder / "shards.json", lambda entries: [{"name": e["name"], "n_imgs": e["n_examples"]} for e in entries])
+    assert Shards(folder).metadata.data == '{"__class__": "Imagenet"}'
+
+
+@pytest.mark.parametrize("old", OLD_NAMES["content_tokens_per_example"])
+def test_spellings_may_agree_but_not_differ(old: str) -> None:
+    assert make_metadata(**{old: 3}) == make_metadata()
+    with pytest.raises(ValueError, match=f"content_tokens_per_example and {old} are one field and differ"):
+        make_metadata(**{old: 4})
+
+
+def set_field(**changes: Any) -> Callable[[Path], None]:
+    return lambda folder: edit_json(folder / "metadata.json", lambda raw: raw.update(changes))
+
+
+def set_entry(number: int, **changes: Any) -> Callable[[Path], None]:
+    return lambda folder: edit_json(folder / "shards.json", lambda raw: raw[number].update(changes))
+
+
+def write(name: str, data: bytes) -> Callable[[Path], None]:
+    return lambda folder: [(folder / name).write_bytes(data)].clear()
+
+
+def resize(name: str, n_bytes: int) -> Callable[[Path], None]:
+    return lambda folder: os.truncate(folder / name, (folder / name).stat().st_size + n_bytes)
+
+
+def remove(name: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).unlink()
+
+
+def link(name: str, target: str) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        (folder.parent / "outside.bin").write_bytes((folder / name).read_bytes())
+        (folder / name).unlink()
+        (folder / name).symlink_to(target)
+
+    return change
+
+
+def make_fifo(folder: Path) -> None:
+    (folder / "metadata.json").unlink()
+    os.mkfifo(folder / "metadata.json")
+
+
+def make_bomb(folder: Path) -> None:
+    os.truncate(folder / "metadata.json", 65 * 2**20)
+
+
+DAMAGE: list[tuple[str, Callable[[Path], None], type[Exception], str]] = [
+    ("no metadata", remove("metadata.json"), FileNotFoundError, "metadata.json is missing"),
+    ("no index", remove("shards.json"), FileNotFoundError, "shards.json is missing"),
+    ("no shard", remove("acts000001.bin"), FileNotFoundError, "acts000001.bin is missing"),
+    ("not JSON", write("metadata.json", b"{"), ValueError, "metadata.json is not valid JSON"),
+    ("not UTF-8", write("metadata.json", b'{"family": "\xff"}'), ValueError, "metadata.json is not valid JSON"),
+    ("empty file", write("shards.json", b""), ValueError, "shards.json is not valid JSON"),
+    ("deep nesting", write("shards.json", b"[" * 10**6), ValueError, "shards.json is not valid JSON"),
+    ("deep objects", write("metadata.json", b'{"a":' * 10**5), ValueError, "metadata.json is not valid JSON"),
+    ("long number", write("metadata.json", b'{"n_examples": %s}' % (b"9" * 9999)), ValueError, "metadata.json"),
+    ("bomb", make_bomb, ValueError, "metadata.json has 68157440 bytes, wanted at most 67108864"),
+    ("fifo", make_fifo, ValueError, "metadata.json is not a regular file"),
+    ("a list", write("metadata.json", b"[]"), ValueError, "metadata.json: the whole"),
+    ("null", write("shards.json", b"null"), ValueError, "shards.json: the whole"),
+    ("an object", write("shards.json", b'{"name": "a"}'), ValueError, "shards.json: the whole"),
+    ("no field", write("metadata.json", b"{}"), ValueError, "metadata.json: family: Field required"),
+    ("dtype", set_field(dtype="float16"), ValueError, "metadata.json: dtype.*float16"),
+    ("protocol", set_field(protocol="3.0"), ValueError, "metadata.json: protocol.*'1.1'.*found '3.0'"),
+    ("no layers", set_field(layers=[]), ValueError, "layers"),
+    ("layer twice", set_field(layers=[3, 3]), ValueError, "layers: .*distinct"),
+    ("layer a float", set_field(layers=[3.0, 5]), ValueError, "layers.0: .*integer"),
+    ("layer a bool", set_field(layers=[True, 5]), ValueError, "layers.0: .*integer"),
+    ("int as text", set_field(d_model="2"), ValueError, "d_model: .*found '2'"),
+    ("bool as int", set_field(d_model=True), ValueError, "d_model: .*found True"),
+    ("int as bool", set_field(cls_token=1), ValueError, "cls_token: .*found 1"),
+    ("negative", set_field(d_model=-1), ValueError, "d_model: .*found -1"),
+    ("huge", set_field(d_model=10**30), ValueError, "d_model"),
+    ("nothing", set_field(n_examples=0), ValueError, "n_examples: .*found 0"),
+    ("two spellings", set_field(n_imgs=6), ValueError, "n_examples and n_imgs are one field and differ"),
+    ("no room", set_field(max_tokens_per_shard=7), ValueError, "max_tokens_per_shard 7 .*wanted at least 8"),
+    ("data a list", set_field(data=[1]), ValueError, "metadata.json: data"),
+    ("other count", set_field(n_examples=6), ValueError, "shards.json lists 5 examples, metadata.json says 6"),
+    ("no shards", write("shards.json", b"[]"), ValueError, "shards.json lists 0 examples"),
+    ("path up", set_entry(0, name="../outside.bin"), ValueError, "shards.json: 0.name.*outside.bin"),
+    ("absolute path", set_entry(0, name="/etc/passwd"), ValueError, "shards.json: 0.name.*/etc/passwd"),
+    ("backslash", set_entry(0, name="..\\a"), ValueError, "shards.json: 0.name"),
+    ("dots", set_entry(0, name=".."), ValueError, "shards.json: 0.name"),
+    ("no name", set_entry(0, name=""), ValueError, "shards.json: 0.name"),
+    ("newline", set_entry(0, name="acts000000.bin\n"), ValueError, "shards.json: 0.name"),
+    ("zero byte", set_entry(0, name="a\0b"), ValueError, "shards.json: 0.name"),
+    ("long name", set_entry(0, name="a" * 9999), ValueError, "shards.json: 0.name"),
+    ("same name", set_entry(0, name="acts000001.bin"), ValueError, "shards.json lists 'acts000001.bin'"),
+    ("labels as shard", set_entry(0, name="labels.bin"), ValueError, "shards.json lists 'labels.bin'"),
+    ("negative count", set_entry(0, n_examples=-2), ValueError, "shards.json: 0.n_examples.*found -2"),
+    ("count a float", set_entry(0, n_examples=2.0), ValueError, "shards.json: 0.n_examples"),
+    ("moved count", lambda f: (set_entry(0, n_examples=1)(f), set_entry(2, n_examples=2)(f))[0], ValueError,
+     "acts000000.bin has n_examples 1, wanted 2"),
+    ("early empty", lambda f: (set_entry(0, n_examples=0)(f), set_entry(2, n_examples=3)(f))[0], ValueError,
+     "acts000000.bin has n_examples 0, wanted 2"),
+    ("byte missing", resize("acts000000.bin", -1), ValueError, "acts000000.bin has 127 bytes, wanted 128"),
+    ("byte more", resize("acts000002.bin", 1), ValueError, "acts000002.bin has 129 bytes, wanted 128 .* or 64"),
+    ("cut full shard", resize("acts000000.bin", -64), ValueError, "acts000000.bin has 64 bytes, wanted 128"),
+    ("labels short", resize("labels.bin", -1), ValueError, "labels.bin has 14 bytes, wanted 15"),
+    ("labels long", resize("labels.bin", 1), ValueError, "labels.bin has 16 bytes, wanted 15"),
+    ("link out", link("acts000000.bin", "../outside.bin"), ValueError, "acts000000.bin leads out of the folder"),
+    ("JSON link out", link("metadata.json", "../outside.bin"), ValueError, "metadata.json leads out of the folder"),
+    ("labels link out", link("labels.bin", "../outside.bin"), ValueError, "labels.bin leads out of the folder"),
+    ("broken link", link("acts000000.bin", "nowhere"), FileNotFoundError, "acts000000.bin is missing"),
+    ("link to itself", link("acts000000.bin", "acts000000.bin"), ValueError, "acts000000.bin cannot be read"),
+    ("two links", link("acts000000.bin", "acts000001.bin"), ValueError, "shards.json lists two links to one file"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("case", "change", "error", "message"), DAMAGE, ids=[case[0] for case in DAMAGE])
+def test_damage_is_named(
+    folder: Path, case: str, change: Callable[[Path], None], error: type[Exception], message: str
+) -> None:
+    assert Shards(folder).n_examples == 5, f"whole before: {case}"
+    change(folder)
+    with pytest.raises(error, match=message) as caught:
+        Shards(folder)
+    assert type(caught.value) is error
+    assert len(str(caught.value)) < 2000
+
+
+def test_folder_that_is_none(folder: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="nowhere is missing"):
+        Shards(folder / "nowhere")
+    with pytest.raises(ValueError, match=r"labels\.bin is not a folder"):
+        Shards(folder / "labels.bin")
+    with pytest.raises(ValueError, match="cannot be opened"):
+        Shards(folder / "labels.bin" / "below")
+
+
+def test_a_link_to_the_folder_or_within_it_is_legal(folder: Path) -> None:
+    (folder / "acts000000.bin").rename(folder / "moved.bin")
+    (folder / "acts000000.bin").symlink_to("moved.bin")
+    (folder.parent / "train").symlink_to(folder)
+    assert Shards(folder.parent / "train").name == folder.name
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.sampled_from(["float32", "2.1"]),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=8,
+)
+entries = st.lists(st.fixed_dictionaries({"name": st.text() | json_values, "n_examples": json_values}), max_size=3)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    metadata=st.binary(max_size=40)
+    | st.dictionaries(st.sampled_from([*FIELDS, "n_imgs", "d_vit"]), json_values, max_size=3).map(FIELDS.__or__),
+    index=st.none() | st.binary(max_size=40) | json_values | entries,
+)
+@example(metadata=b'"\\ud800"', index=None)
+@example(metadata={**FIELDS, "ckpt": "\ud800"}, index=None)
+def test_fuzz_raises_only_the_two_errors(metadata: Any, index: Any) -> None:
+    with tempfile.TemporaryDirectory() as root:
+        good = make_metadata()
+        path = write_shards(root, good, [make_examples(good)])
+        for name, value in (("metadata.json", metadata), ("shards.json", index)):
+            if value is not None:
+                (path / name).write_bytes(value if isinstance(value, bytes) else json.dumps(value).encode())
+        try:
+            message = str(Shards(path).path)
+        except (ValueError, FileNotFoundError) as error:
+            message = str(error)
+        assert str(path) in message
+
+
+class Bomb:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.path,)
+
+
+def test_pickle_in_data_is_never_run(folder: Path, tmp_path: Path) -> None:
+    text = base64.b64encode(pickle.dumps(Bomb(tmp_path / "ran"))).decode()
+    set_field(data=text)(folder)
+    shards = Shards(folder)
+    list(shards.batches(layer=3, batch_size=4, shuffle=True))
+    assert (shards.labels().shape, len(shards.fingerprint()), shards.metadata.data) == ((15,), 64, text)
+    write_shards(tmp_path / "again", shards.metadata, [make_examples(shards.metadata)])
+    assert not (tmp_path / "ran").exists()
+    copy.copy(Bomb(tmp_path / "ran"))  # builds the object as unpickling would
+    assert (tmp_path / "ran").exists()

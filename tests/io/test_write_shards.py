@@ -1,0 +1,142 @@
+"""Writing shards: what is refused, and what a writer that fails or dies leaves."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+
+from assay.io.metadata import Metadata
+from assay.io.shards import Shards, write_shards
+
+FIELDS: dict[str, Any] = {
+    "family": "fake",
+    "ckpt": "tiny",
+    "layers": [3, 5],
+    "content_tokens_per_example": 3,
+    "cls_token": True,
+    "d_model": 2,
+    "n_examples": 5,
+    "max_tokens_per_shard": 17,
+    "data": "Z2FyYmFnZQ==",
+    "dataset": "none",
+    "pixel_agg": "majority",
+    "dtype": "float32",
+    "protocol": "2.1",
+}
+
+
+def make_metadata(**changes: Any) -> Metadata:
+    return Metadata.model_validate({**FIELDS, **changes})
+
+
+def make_examples(metadata: Metadata, seed: int = 0) -> npt.NDArray[np.float32]:
+    shape = (metadata.n_examples, *metadata.example_shape)
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def make_labels(metadata: Metadata) -> npt.NDArray[np.uint8]:
+    shape = (metadata.n_examples, metadata.content_tokens_per_example)
+    return np.random.default_rng(1).integers(0, 256, shape, dtype=np.uint8)
+
+
+def content(examples: npt.NDArray[np.float32], metadata: Metadata, layer: int) -> npt.NDArray[np.float32]:
+    """The reference: plain indexing of the whole array."""
+    return examples[:, metadata.layers.index(layer), int(metadata.cls_token) :].reshape(-1, metadata.d_model)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """5 examples in shards of 2, so that the last of 3 is padded; with labels."""
+    metadata = make_metadata()
+    return write_shards(tmp_path, metadata, [make_examples(metadata)], make_labels(metadata))
+
+
+@pytest.mark.parametrize(
+    ("examples", "message"),
+    [
+        ([np.zeros((4, 2, 4, 2), np.float32)], "4 examples came, wanted n_examples = 5"),
+        ([np.zeros((4, 2, 4, 2), np.float32)] * 2, "at least 8 examples came, wanted n_examples = 5"),
+        ([np.zeros((5, 2, 3, 2), np.float32)], r"\(5, 2, 3, 2\), wanted float32 \('n', 2, 4, 2\)"),
+        ([np.zeros((2, 4, 2), np.float32)], r"a batch is float32 \(2, 4, 2\)"),
+        ([np.zeros((5, 2, 4, 2))], "a batch is float64"),
+        ([torch.zeros(5, 2, 4, 2, dtype=torch.bfloat16)], "a batch is torch.bfloat16"),
+        ([np.zeros((3, 2, 4, 2), np.float32), np.full((2, 2, 4, 2), np.inf, np.float32)], "example 3 holds a NaN"),
+    ],
+)
+def test_writer_refuses_and_leaves_nothing(tmp_path: Path, examples: list[Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        write_shards(tmp_path, make_metadata(), examples)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_writer_refuses_labels_and_what_exists(folder: Path) -> None:
+    metadata = make_metadata(ckpt="another")
+    wrong: list[Any] = [make_labels(metadata)[:4], make_labels(metadata).astype(np.int64), torch.zeros(5, 3)]
+    for labels in wrong:
+        with pytest.raises(ValueError, match=r"labels are .* wanted uint8 \(5, 3\)"):
+            write_shards(folder.parent, metadata, [make_examples(metadata)], labels)
+    before = Shards(folder).fingerprint()
+    with pytest.raises(FileExistsError, match=folder.name):
+        write_shards(folder.parent, make_metadata(), [make_examples(make_metadata(), 9)])
+    assert Shards(folder).fingerprint() == before
+    assert list(folder.parent.iterdir()) == [folder]
+
+
+def test_writer_takes_views_and_tensors_with_gradients(tmp_path: Path) -> None:
+    metadata = make_metadata()
+    examples = make_examples(metadata)
+    turned = np.ascontiguousarray(examples.T).T
+    tensor = torch.from_numpy(examples[3:]).requires_grad_()
+    path = write_shards(tmp_path, metadata, [turned[:3], tensor], torch.from_numpy(make_labels(metadata)))
+    read = torch.cat(list(Shards(path).batches(layer=5, batch_size=4)))
+    np.testing.assert_array_equal(read, content(examples, metadata, 5))
+
+
+def test_killed_writer_leaves_nothing_that_looks_whole(tmp_path: Path) -> None:
+    script = f"""
+        import time, torch
+        from assay.io.metadata import Metadata
+        from assay.io.shards import write_shards
+        def examples():
+            for number in range(5):
+                yield torch.zeros(1, 2, 4, 2)
+                if number == 3:
+                    print("writing", flush=True)
+                    time.sleep(60)
+        write_shards({str(tmp_path)!r}, Metadata.model_validate({FIELDS!r}), examples())
+    """
+    environment = dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path))
+    command = [sys.executable, "-c", textwrap.dedent(script)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "writing\n"
+        process.send_signal(signal.SIGKILL)
+    left = list(tmp_path.iterdir())
+    assert left
+    assert all(re.fullmatch(rf"\.{make_metadata().hash}\.partial-.*", path.name) for path in left)
+    for path in left:
+        with pytest.raises((ValueError, FileNotFoundError)):
+            Shards(path)
+    path = write_shards(tmp_path, make_metadata(), [make_examples(make_metadata())])
+    assert list(tmp_path.iterdir()) == [path]
+    assert Shards(path).n_examples == 5
+
+
+def test_a_failing_source_leaves_nothing(tmp_path: Path) -> None:
+    def failing() -> Iterator[torch.Tensor]:
+        yield torch.zeros(1, 2, 4, 2)
+        raise KeyError("source")
+
+    with pytest.raises(KeyError, match="source"):
+        write_shards(tmp_path, make_metadata(), failing())
+    assert list(tmp_path.iterdir()) == []

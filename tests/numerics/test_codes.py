@@ -1,0 +1,127 @@
+"""Codes of every origin give the same numbers, in row order, whatever the batch."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from assay.numerics.codes import (
+    ComputedCodes,
+    SelectedCodes,
+    TensorCodes,
+    as_codes,
+    densify,
+    gather_features,
+    measure_l0,
+    select_features,
+)
+
+
+def _make(code_format, n_rows, n_features, seed):
+    """Codes of a format with an `error` for each row, and what they say as a plain matrix, by a loop."""
+    generator = torch.Generator().manual_seed(seed)
+    matrix = torch.zeros(n_rows, n_features)
+    if code_format == "dense":
+        arrays = {"values": torch.randn(n_rows, n_features, generator=generator)}
+        matrix = arrays["values"].clone()
+    elif code_format == "sparse":
+        k = max(1, n_features // 2)
+        indices = torch.rand(n_rows, n_features, generator=generator).argsort(1)[:, :k]
+        values = torch.randn(n_rows, k, generator=generator)
+        values[torch.rand(n_rows, k, generator=generator) < 0.3] = 0.0
+        arrays = {"values": values, "indices": indices}
+        for row in range(n_rows):
+            for slot in range(k):
+                matrix[row, indices[row, slot]] = values[row, slot]
+    else:
+        arrays = {"indices": torch.randint(0, n_features, (n_rows,), generator=generator)}
+        for row in range(n_rows):
+            matrix[row, arrays["indices"][row]] = 1.0
+    arrays["error"] = torch.arange(n_rows, dtype=torch.float32)
+
+    def stream(batch_size):
+        for start in range(0, n_rows, batch_size):
+            yield {name: array[start : start + batch_size] for name, array in arrays.items()}
+
+    return ComputedCodes(code_format, n_rows, n_features, stream), matrix
+
+
+formats = st.sampled_from(["dense", "sparse", "onehot"])
+
+
+@settings(deadline=None, max_examples=40)
+@given(formats, st.integers(1, 12), st.integers(1, 7), st.integers(1, 13), st.integers(0, 99), st.data())
+def test_every_format_says_what_the_loop_says(code_format, n_rows, n_features, batch_size, seed, data):
+    codes, matrix = _make(code_format, n_rows, n_features, seed)
+    start = data.draw(st.integers(0, n_features))
+    stop = data.draw(st.integers(start, n_features))
+
+    batches = [densify(batch, code_format, n_features, start, stop) for batch in codes.batches(batch_size)]
+    assert all(batch.dtype == torch.float32 for batch in batches)
+    assert torch.equal(torch.cat(batches), matrix[:, start:stop])
+    whole = [densify(batch, code_format, n_features) for batch in codes.batches(batch_size)]
+    assert torch.equal(torch.cat(whole), matrix)
+    assert torch.equal(gather_features(codes, start, stop, batch_size), matrix[:, start:stop].T)
+
+    features = torch.randint(0, n_features, (5,), generator=torch.Generator().manual_seed(seed))
+    assert torch.equal(select_features(codes, features, batch_size), matrix[:, features].T)
+    assert measure_l0(codes, batch_size) == pytest.approx(float((matrix != 0).sum()) / n_rows, rel=1e-15)
+
+
+@settings(deadline=None, max_examples=30)
+@given(formats, st.integers(1, 12), st.integers(1, 13), st.integers(0, 99))
+def test_selected_rows_keep_their_order_and_their_extra_keys(code_format, n_rows, batch_size, seed):
+    codes, matrix = _make(code_format, n_rows, 4, seed)
+    rows = torch.rand(n_rows, generator=torch.Generator().manual_seed(seed)) < 0.5
+    selected = SelectedCodes(codes, rows)
+    assert (selected.format, selected.n_rows, selected.n_features) == (code_format, int(rows.sum()), 4)
+    batches = list(selected.batches(batch_size))
+    assert all(0 < len(batch["error"]) <= batch_size for batch in batches)
+    errors = [float(error) for batch in batches for error in batch["error"]]
+    assert errors == [float(row) for row in range(n_rows) if rows[row]]
+    assert torch.equal(gather_features(selected, 0, 4, batch_size), matrix[rows].T)
+
+
+def test_stored_indices_may_be_narrow_integers():
+    batch = {"values": torch.tensor([[2.0, 3.0]]), "indices": torch.tensor([[2, 0]], dtype=torch.int32)}
+    assert densify(batch, "sparse", 3).tolist() == [[3.0, 0.0, 2.0]]
+
+
+def test_a_tensor_is_dense_codes_of_float32():
+    codes = as_codes(torch.arange(6, dtype=torch.float64).reshape(3, 2))
+    assert (codes.format, codes.n_rows, codes.n_features) == ("dense", 3, 2)
+    assert [batch["values"].tolist() for batch in codes.batches(2)] == [[[0, 1], [2, 3]], [[4, 5]]]
+    assert next(codes.batches(2))["values"].dtype == torch.float32
+    assert as_codes(codes) is codes
+
+
+def test_provenance_is_kept_and_empty_by_default():
+    assert ComputedCodes("dense", 1, 1, lambda _: iter(())).provenance == {}
+    assert ComputedCodes("dense", 1, 1, lambda _: iter(()), {"layer": 3}).provenance == {"layer": 3}
+
+
+@pytest.mark.parametrize("index", [-1, 3])
+@pytest.mark.parametrize("code_format", ["sparse", "onehot"])
+def test_an_index_that_is_no_feature_is_refused(index, code_format):
+    indices = torch.tensor([0, index])
+    batch = {"indices": indices} if code_format == "onehot" else {"indices": indices[None], "values": torch.ones(1, 2)}
+    with pytest.raises(ValueError, match=f"codes name features .*{index}.*wanted 0 to 2"):
+        densify(batch, code_format, 3)
+
+
+def test_batches_with_other_rows_than_promised_are_refused():
+    for promised in (2, 4):
+        codes = ComputedCodes("dense", promised, 2, TensorCodes(torch.ones(3, 2)).batches)
+        for use in (measure_l0, lambda codes: gather_features(codes, 0, 2, 8)):
+            with pytest.raises(ValueError, match=f"codes hold 3 rows.*wanted {promised}"):
+                use(codes)
+
+
+def test_shapes_are_refused_by_name():
+    with pytest.raises(ValueError, match=r"shape \(3,\), wanted \(rows, features\)"):
+        TensorCodes(torch.ones(3))
+    for rows in (torch.ones(2, dtype=torch.bool), torch.ones(3)):
+        with pytest.raises(ValueError, match=r"wanted torch.bool of shape \(3,\)"):
+            SelectedCodes(TensorCodes(torch.ones(3, 2)), rows)
+    with pytest.raises(ValueError, match="0 rows"):
+        measure_l0(TensorCodes(torch.ones(0, 2)))

@@ -1,0 +1,149 @@
+"""Streaming moments against numpy in float64, standardisation, and the check of given statistics."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from assay.numerics.moments import StreamingMoments, check_statistics, standardize, unstandardize
+
+
+def in_batches(x, cuts):
+    return torch.tensor_split(x, sorted(cuts))
+
+
+def tokens(seed, n, d, offset=0.0, scale=1.0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(n, d, generator=generator) * scale + offset
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    seed=st.integers(0, 1000),
+    n=st.integers(1, 60),
+    d=st.integers(1, 5),
+    cuts=st.lists(st.integers(0, 60), max_size=5),
+    offset=st.sampled_from([0.0, -3.0, 1e6]),
+    scale=st.sampled_from([1e-3, 1.0, 1e3]),
+)
+def test_any_batching_gives_numpys_moments(seed, n, d, cuts, offset, scale):
+    x = tokens(seed, n, d, offset, scale)
+    moments = StreamingMoments()
+    for batch in in_batches(x, cuts):
+        assert moments.partial_fit(batch) is moments
+    exact = x.numpy().astype(np.float64)
+    assert moments.count_ == n
+    assert moments.mean_.dtype == moments.std_.dtype == torch.float64
+    np.testing.assert_allclose(moments.mean_, exact.mean(0), rtol=1e-13, atol=1e-13 * scale)
+    np.testing.assert_allclose(moments.std_, exact.std(0), rtol=1e-9, atol=1e-12 * scale)
+
+
+def test_a_large_offset_costs_no_digits():
+    x = tokens(0, 5000, 3, offset=1e6)
+    moments = StreamingMoments()
+    for batch in x.split(7):
+        moments.partial_fit(batch)
+    np.testing.assert_allclose(moments.std_, x.double().numpy().std(0), rtol=1e-11)
+
+
+def test_nothing_seen_is_an_error_and_empty_batches_change_nothing():
+    moments = StreamingMoments().partial_fit(torch.empty(0, 4))
+    assert moments.count_ == 0
+    for attribute in ("mean_", "std_"):
+        with pytest.raises(ValueError, match="found 0 tokens"):
+            getattr(moments, attribute)
+    x = tokens(0, 5, 4)
+    before = moments.partial_fit(x).std_
+    assert torch.equal(moments.partial_fit(torch.empty(0, 4)).std_, before)
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (4,), (2, 2, 4), (3, 0), (0, 5)])
+def test_batches_of_another_shape_are_refused(shape):
+    with pytest.raises(ValueError, match="found a batch"):
+        StreamingMoments().partial_fit(tokens(0, 3, 4)).partial_fit(torch.zeros(shape))
+
+
+def test_a_restored_state_goes_on_where_it_stopped():
+    x = tokens(1, 40, 3, offset=5.0)
+    state = StreamingMoments().partial_fit(x[:15]).state_dict()
+    assert {name: (value.dtype, tuple(value.shape)) for name, value in state.items()} == {
+        "mean": (torch.float64, (3,)),
+        "std": (torch.float64, (3,)),
+        "count": (torch.int64, ()),
+    }
+    restored = StreamingMoments.from_state(state).partial_fit(x[15:])
+    assert restored.count_ == 40
+    np.testing.assert_allclose(restored.std_, x.double().numpy().std(0), rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"count": torch.tensor(0)}, "over 0 tokens"),
+        ({"std": torch.tensor([1.0, -2.0])}, "std of -2"),
+        ({"mean": torch.tensor([1.0, torch.nan])}, "1 values of mean"),
+        ({"mean": torch.zeros(3)}, r"mean \(3,\) and std \(2,\)"),
+    ],
+)
+def test_a_state_that_cannot_be_is_refused(change, message):
+    state = {"mean": torch.zeros(2), "std": torch.ones(2), "count": torch.tensor(5)}
+    with pytest.raises(ValueError, match=message):
+        StreamingMoments.from_state(state | change)
+
+
+def test_standardize_is_float64_inside_and_undone_by_unstandardize():
+    x = tokens(2, 50, 3, offset=1e4)
+    mean, std = torch.tensor([1e4, 1e4 + 0.1, 0.0], dtype=torch.float64), torch.tensor([2.0, 0.0, 3.0])
+    z = standardize(x, mean, std)
+    exact = (x.double().numpy() - mean.numpy()) / np.array([2.0, 1.0, 3.0])
+    assert z.dtype == torch.float32
+    np.testing.assert_array_equal(z, exact.astype(np.float32))
+    back = unstandardize(z, mean, std)
+    assert back.dtype == torch.float32
+    np.testing.assert_allclose(back, x, rtol=1e-6)
+
+
+def test_honest_statistics_pass_even_on_a_few_alike_tokens():
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(200, 1, 64, generator=generator)
+    x = (images + 0.7 * torch.randn(200, 16, 64, generator=generator)) * 3 + 10
+    fitted = StreamingMoments().partial_fit(x.flatten(0, 1))
+    for first in (1, 2, 5, 16, 64, 640):
+        for image in range(0, 160, 8):
+            check_statistics(x[image:].flatten(0, 1)[:first], fitted.mean_, fitted.std_)
+    check_statistics(torch.empty(0, 64), fitted.mean_, fitted.std_)
+    check_statistics(torch.full((8, 2), 3.0), torch.full((2,), 3.0), torch.zeros(2))
+
+
+def test_a_batch_of_few_tokens_is_given_more_room():
+    check_statistics(torch.tensor([[4.0]]), torch.zeros(1), torch.ones(1))
+    check_statistics(torch.full((31, 1), 0.5), torch.zeros(1), torch.ones(1))
+    with pytest.raises(ValueError, match="median of 4 std"):
+        check_statistics(torch.full((4, 1), 4.0), torch.zeros(1), torch.ones(1))
+    with pytest.raises(ValueError, match="a spread"):
+        check_statistics(torch.full((32, 1), 0.5), torch.zeros(1), torch.ones(1))
+
+
+def test_outlier_dimensions_decide_nothing():
+    x = tokens(0, 100, 9)
+    x[:, 0] += 1e5
+    check_statistics(x, torch.zeros(9), torch.ones(9))
+
+
+@pytest.mark.parametrize(
+    ("mean", "std", "message"),
+    [
+        (torch.full((8,), 1.9), torch.ones(8), "median of .* std from the mean"),
+        (torch.zeros(8), torch.full((8,), 4.5), "a spread .* 0.2"),
+        (torch.zeros(8), torch.full((8,), 0.2), "a spread"),
+        (torch.zeros(8), torch.zeros(8), "found std 0 for 8 of 8"),
+        (torch.zeros(8), -torch.ones(8), "std of -1"),
+        (torch.zeros(8), torch.full((8,), torch.inf), "8 values of std that are not finite"),
+        (torch.zeros(7), torch.ones(7), "8 dimensions, wanted 7"),
+        (torch.zeros(8, 1), torch.ones(8, 1), r"wanted \(d,\)"),
+    ],
+)
+def test_statistics_of_other_data_are_refused(mean, std, message):
+    with pytest.raises(ValueError, match=message):
+        check_statistics(tokens(3, 400, 8), mean, std)

@@ -1,0 +1,245 @@
+"""Streaming PCA against a float64 SVD, top-K codes against a loop, and errors against explicit reconstruction."""
+
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from assay.numerics.errors import ErrorSums, error_sums, sum_errors
+from assay.numerics.pca import StreamingPCA, orient, top_k
+
+
+def correlated(seed, n, d, offset=0.0):
+    generator = torch.Generator().manual_seed(seed)
+    basis, _ = torch.linalg.qr(torch.randn(d, d, generator=generator, dtype=torch.float64))
+    scales = 2.0 ** -torch.arange(d)
+    return ((torch.randn(n, d, generator=generator, dtype=torch.float64) * scales) @ basis + offset).float()
+
+
+def fitted(x, batch=16, n_components=None):
+    pca = StreamingPCA(n_components)
+    for part in x.split(batch):
+        assert pca.partial_fit(part) is pca
+    return pca
+
+
+def svd(x):
+    exact = x.numpy().astype(np.float64)
+    mean = exact.mean(0)
+    _, singular, vt = np.linalg.svd(exact - mean, full_matrices=False)
+    return mean, vt, singular**2 / (len(exact) - 1)
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    seed=st.integers(0, 1000),
+    d=st.integers(1, 8),
+    batch=st.integers(1, 90),
+    offset=st.sampled_from([0.0, 7.0, 1e4]),
+)
+def test_any_batching_gives_the_svd(seed, d, batch, offset):
+    x = correlated(seed, 80, d, offset)
+    pca = fitted(x, batch)
+    mean, vt, variance = svd(x)
+    assert pca.n_samples_seen_ == 80
+    np.testing.assert_allclose(pca.mean_, mean, rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(pca.explained_variance_, variance, rtol=1e-9, atol=1e-12 * variance[0])
+    gaps_allow = np.abs(np.diff(variance, prepend=np.inf, append=-np.inf))
+    clear = np.minimum(gaps_allow[:-1], gaps_allow[1:]) > 1e-4 * variance[0]
+    cosines = np.abs((pca.components_.numpy() * vt).sum(1))
+    np.testing.assert_allclose(cosines[clear], 1, atol=1e-12)
+    signs = np.sign((pca.components_.numpy() * vt).sum(1, keepdims=True))
+    np.testing.assert_allclose((pca.components_.numpy() * signs)[clear], vt[clear], atol=1e-7)
+    np.testing.assert_allclose(pca.components_ @ pca.components_.T, np.eye(d), atol=1e-12)
+
+
+def test_fewer_tokens_than_dimensions_leave_no_negative_variance():
+    pca = fitted(correlated(0, 4, 9))
+    assert pca.components_.shape == (9, 9)
+    assert bool((pca.explained_variance_ >= 0).all())
+    assert bool((pca.explained_variance_[:-1] >= pca.explained_variance_[1:]).all())
+    assert float(pca.explained_variance_[3:].sum()) < 1e-12
+
+
+@pytest.mark.parametrize("d", [2, 3, 7])
+def test_the_orientation_is_the_same_in_any_order_and_batching(d):
+    x = correlated(5, 300, d)
+    # Standardised, so that in two dimensions both entries of each component are 1/sqrt(2) but for rounding.
+    x = ((x.double() - x.double().mean(0)) / x.double().std(0, correction=0)).float()
+    reference = fitted(x).components_
+    for seed in range(12):
+        order = torch.randperm(300, generator=torch.Generator().manual_seed(seed))
+        np.testing.assert_allclose(fitted(x[order], batch=11 + 20 * seed).components_, reference, atol=1e-6)
+
+
+def test_orient_makes_the_first_largest_entry_positive():
+    above = 0.5 + 1e-12
+    components = torch.tensor([[0.6, -0.8], [-0.8, -0.6], [-0.5, above], [above, -0.5]], dtype=torch.float64)
+    expected = [[-0.6, 0.8], [0.8, 0.6], [0.5, -0.5], [0.5, -0.5]]
+    np.testing.assert_allclose(orient(components), expected, atol=1e-9)
+
+
+def test_the_mean_coefficient_over_the_train_tokens_is_below_rounding():
+    x = correlated(1, 200, 5, offset=3.0)
+    assert float(fitted(x).transform(x).double().mean(0).abs().max()) < 1e-7
+
+
+def test_attributes_follow_later_batches():
+    x = correlated(2, 60, 4)
+    pca = fitted(x[:30])
+    early = pca.explained_variance_
+    pca.partial_fit(torch.empty(0, 4))
+    assert torch.equal(pca.explained_variance_, early)
+    pca.partial_fit(x[30:])
+    np.testing.assert_allclose(pca.explained_variance_, svd(x)[2], rtol=1e-9)
+
+
+def test_transform_and_back():
+    x = correlated(3, 100, 6, offset=2.0)
+    mean, vt, _ = svd(x)
+    full, three = fitted(x), fitted(x, n_components=3)
+    assert three.components_.shape == (3, 6)
+    assert three.explained_variance_.shape == (3,)
+    z = three.transform(x)
+    assert z.dtype == torch.float32
+    assert z.shape == (100, 3)
+    np.testing.assert_allclose(z.abs(), np.abs((x.double().numpy() - mean) @ vt[:3].T), atol=1e-6)
+    np.testing.assert_allclose(full.transform(x)[:, :3], z, atol=1e-6)
+    np.testing.assert_allclose(full.inverse_transform(full.transform(x)), x, atol=1e-5)
+    exact = (x.double().numpy() - mean) @ vt[:3].T @ vt[:3] + mean
+    np.testing.assert_allclose(three.inverse_transform(z), exact, atol=1e-5)
+    assert full.transform(x[:0]).shape == (0, 6)
+
+
+def test_a_restored_model_transforms_alike_and_is_not_fitted_further():
+    x = correlated(4, 50, 5)
+    pca = fitted(x, n_components=2)
+    state = pca.state_dict()
+    assert {name: tuple(value.shape) for name, value in state.items()} == {
+        "mean": (5,),
+        "components": (2, 5),
+        "explained_variance": (2,),
+    }
+    restored = StreamingPCA.from_state(state)
+    assert torch.equal(restored.transform(x), pca.transform(x))
+    with pytest.raises(ValueError, match="restored from its components"):
+        restored.partial_fit(x)
+    with pytest.raises(ValueError, match=r"found mean \(5,\), components \(5, 2\)"):
+        StreamingPCA.from_state(state | {"components": state["components"].T})
+
+
+def test_errors_of_pca():
+    x = correlated(0, 10, 4)
+    for few in (x[:0], x[:1]):
+        with pytest.raises(ValueError, match=f"found {len(few)} tokens, wanted at least 2"):
+            _ = StreamingPCA().partial_fit(few).components_
+    for n_components in (0, 5):
+        with pytest.raises(ValueError, match=f"found n_components = {n_components}, wanted 1 to 4"):
+            StreamingPCA(n_components).partial_fit(x)
+    pca = fitted(x, n_components=3)
+    with pytest.raises(ValueError, match="found a batch of 3 dimensions, wanted 4"):
+        pca.partial_fit(x[:, :3])
+    with pytest.raises(ValueError, match="found a batch of 3 dimensions, wanted 4"):
+        pca.transform(x[:, :3])
+    with pytest.raises(ValueError, match="found a batch of 4 dimensions, wanted 3"):
+        pca.inverse_transform(x)
+    for k in (0, 4):
+        with pytest.raises(ValueError, match=f"found K = {k}, wanted 1 to 3"):
+            pca.reconstruction_errors(x, torch.ones(4), [k])
+
+
+def slow_top_k(row, k):
+    return sorted(range(len(row)), key=lambda j: (-abs(row[j]), j))[:k]
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    rows=st.integers(1, 40).flatmap(
+        lambda width: st.lists(
+            st.lists(st.sampled_from([-2.0, -1.0, -0.0, 0.0, 1.0, 2.0]), min_size=width, max_size=width), max_size=4
+        ).map(lambda rows: torch.tensor(rows).reshape(-1, width))
+    ),
+    data=st.data(),
+)
+def test_top_k_is_the_loops_with_ties_to_the_lower_index(rows, data):
+    k = data.draw(st.integers(1, rows.shape[1]))
+    values, indices = top_k(rows, k)
+    assert indices.dtype == torch.int64
+    assert indices.tolist() == [slow_top_k(row, k) for row in rows.tolist()]
+    assert torch.equal(values, rows.gather(1, indices))
+
+
+def test_top_k_breaks_ties_in_wide_rows_too():
+    z = torch.ones(3, 2000)
+    z[:, ::2] = -1
+    assert top_k(z, 500)[1].tolist() == [list(range(500))] * 3
+    for k in (0, 2001):
+        with pytest.raises(ValueError, match=f"found K = {k}, wanted 1 to 2000"):
+            top_k(z, k)
+
+
+def explicit_errors(x, pca, std, k):
+    """Sums by reconstructing each token on its own, in float64."""
+    x, std = x.double().numpy(), np.where(std.numpy() == 0, 1, std.double().numpy())
+    mean, components = pca.mean_.numpy(), pca.components_.numpy()
+    residual = residual_raw = 0.0
+    for token in x:
+        z = components @ (token - mean)
+        kept = slow_top_k(z, k)
+        left = token - mean - z[kept] @ components[kept]
+        residual += (left**2).sum()
+        residual_raw += ((left * std) ** 2).sum()
+    return residual / (x**2).sum(), residual_raw / ((x * std) ** 2).sum()
+
+
+@pytest.mark.parametrize("n_components", [None, 5])
+def test_nmse_at_every_k_is_that_of_explicit_reconstruction(n_components):
+    train, x = correlated(6, 200, 8, offset=0.05), correlated(7, 90, 8, offset=0.1)
+    std = torch.tensor([0.0, 0.5, 1, 2, 4, 8, 0.1, 3])
+    pca = fitted(train, n_components=n_components)
+    ks = range(1, (n_components or 8) + 1)
+    for batch in (90, 13, 1):
+        sums = sum_errors(partial(pca.reconstruction_errors, std=std, ks=ks), x.split(batch))
+        assert list(sums) == list(ks)
+        for k in ks:
+            assert sums[k].n_tokens == 90
+            nmse, nmse_raw = explicit_errors(x, pca, std, k)
+            assert sums[k].nmse == pytest.approx(nmse, rel=1e-6, abs=1e-14)
+            assert sums[k].nmse_raw == pytest.approx(nmse_raw, rel=1e-6, abs=1e-14)
+            by_subtraction = pca.squared_errors(x, k)
+            assert bool((by_subtraction >= 0).all())
+            assert float(by_subtraction.sum()) == pytest.approx(sums[k].residual, rel=1e-6, abs=1e-12)
+
+
+def test_some_ks_in_any_order_are_those_of_all_ks():
+    x, std = correlated(8, 60, 6), torch.full((6,), 2.0)
+    pca = fitted(x)
+    every = pca.reconstruction_errors(x, std, range(1, 7))
+    some = pca.reconstruction_errors(x, std, [4, 1, 4])
+    assert list(some) == [1, 4]
+    for k, sums in some.items():
+        assert sums.residual == pytest.approx(every[k].residual, rel=1e-9)
+
+
+def test_error_sums_weigh_dimensions_by_variance_and_merge():
+    x, left = torch.tensor([[1.0, 2.0], [3.0, 0.0]]), torch.tensor([[1.0, 0.0], [0.0, -1.0]])
+    sums = error_sums(x, left, torch.tensor([0.0, 3.0]))
+    assert sums == ErrorSums(residual=2, total=14, residual_raw=10, total_raw=46, n_tokens=2)
+    assert sums.nmse == 2 / 14
+    assert sums.nmse_raw == 10 / 46
+    assert sums + sums == ErrorSums(residual=4, total=28, residual_raw=20, total_raw=92, n_tokens=4)
+
+
+def test_error_sums_that_cannot_be_are_refused():
+    for bad in (-1.0, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match=f"found residual = {bad}"):
+            ErrorSums(residual=bad, total=1, residual_raw=1, total_raw=1, n_tokens=1)
+    nothing = ErrorSums(residual=0, total=0, residual_raw=0, total_raw=0, n_tokens=3)
+    for ratio in ("nmse", "nmse_raw"):
+        with pytest.raises(ValueError, match="no variance in 3 tokens"):
+            getattr(nothing, ratio)
+    with pytest.raises(ValueError, match="found 0 tokens"):
+        sum_errors(lambda x: {1: error_sums(x, x, torch.ones(2))}, [torch.empty(0, 2)])

@@ -1,0 +1,126 @@
+"""Average precision as scikit-learn counts it, and purity as a loop does."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import average_precision_score
+
+from assay.numerics import ranking
+from assay.numerics.ranking import (
+    average_precision,
+    average_precision_both_ways,
+    average_precision_of_table,
+    count_classes,
+    purity_at_k,
+    top_rows,
+)
+
+
+def _reference(scores, labels, n_classes):
+    """scikit-learn's figure, class by class; NaN for a class without rows."""
+    return np.array(
+        [
+            average_precision_score(labels == c, scores.double()) if (labels == c).any() else np.nan
+            for c in range(n_classes)
+        ]
+    )
+
+
+@st.composite
+def ranked(draw):
+    """Scores of few or many distinct values, and labels of which some are -1 and some classes absent."""
+    n_rows, n_classes = draw(st.integers(1, 60)), draw(st.integers(1, 5))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 9999)))
+    scores = torch.randn(3, n_rows, generator=generator)
+    distinct = draw(st.sampled_from([1, 2, 5, None]))
+    if distinct is not None:
+        scores = (scores * distinct / 4).round()  # rounds to 0.0 and -0.0, which are one score
+    return scores, torch.randint(-1, n_classes, (n_rows,), generator=generator), n_classes
+
+
+@settings(deadline=None, max_examples=60)
+@given(ranked())
+def test_average_precision_is_that_of_scikit_learn_both_ways(case):
+    scores, labels, n_classes = case
+    both = average_precision_both_ways(scores, labels, n_classes)
+    assert both.dtype == torch.float64
+    assert both.shape == (2, 3, n_classes)
+    for j, column in enumerate(scores):
+        np.testing.assert_allclose(both[0, j], _reference(column, labels, n_classes), rtol=1e-12)
+        np.testing.assert_allclose(both[1, j], _reference(-column, labels, n_classes), rtol=1e-12)
+        np.testing.assert_array_equal(average_precision(column, labels, n_classes), both[0, j])
+
+
+@settings(deadline=None, max_examples=25)
+@given(ranked(), st.integers(0, 999))
+def test_the_order_of_rows_does_not_matter(case, seed):
+    scores, labels, n_classes = case
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    shuffled = average_precision_both_ways(scores[:, order], labels[order], n_classes)
+    np.testing.assert_allclose(shuffled, average_precision_both_ways(scores, labels, n_classes), rtol=1e-14)
+
+
+def test_features_are_ranked_alike_in_any_block(monkeypatch):
+    scores, labels = torch.randn(7, 50).round(decimals=1), torch.randint(0, 3, (50,))
+    whole = average_precision_both_ways(scores, labels, 3)
+    monkeypatch.setattr(ranking, "_BLOCK", 100)
+    assert torch.equal(average_precision_both_ways(scores, labels, 3), whole)
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(1, 40), st.integers(1, 4), st.integers(0, 999))
+def test_counts_of_ones_are_enough_for_binary_features(n_rows, n_classes, seed):
+    generator = torch.Generator().manual_seed(seed)
+    values = torch.randint(0, 2, (3, n_rows), generator=generator)
+    values[0] = 0
+    labels = torch.randint(-1, n_classes, (n_rows,), generator=generator)
+    table = torch.zeros(3, n_classes + 1, dtype=torch.int64)
+    for feature in range(3):
+        for row in range(n_rows):
+            table[feature, labels[row]] += values[feature, row]  # label -1 is the last column
+    both = average_precision_of_table(table, count_classes(labels, n_classes), n_rows)
+    expected = average_precision_both_ways(values.float(), labels, n_classes)
+    np.testing.assert_allclose(both, expected, rtol=1e-12)
+
+
+def test_bad_scores_and_labels_are_refused():
+    with pytest.raises(ValueError, match="NaN"):
+        average_precision(torch.tensor([0.0, torch.nan]), torch.tensor([0, 0]), 1)
+    with pytest.raises(ValueError, match=r"torch\.int32 .*wanted torch\.int64"):
+        average_precision(torch.zeros(2), torch.zeros(2, dtype=torch.int32), 1)
+    with pytest.raises(ValueError, match=r"shape \(3,\), wanted .* shape \(2,\)"):
+        average_precision(torch.zeros(2), torch.zeros(3, dtype=torch.int64), 1)
+    with pytest.raises(ValueError, match="0 rows"):
+        average_precision(torch.zeros(0), torch.zeros(0, dtype=torch.int64), 1)
+    for bad in (-2, 2):
+        with pytest.raises(ValueError, match=rf"labels run from .*{bad}.*wanted 0 to 1"):
+            average_precision(torch.zeros(2), torch.tensor([0, bad]), 2)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    st.lists(st.tuples(st.integers(-2, 2), st.integers(-1, 3)), min_size=1, max_size=40),
+    st.integers(1, 20),
+)
+def test_purity_is_that_of_a_loop(rows, k):
+    values = torch.tensor([float(value) for value, _ in rows])
+    labels = torch.tensor([label for _, label in rows])
+    order = sorted(range(len(rows)), key=lambda row: (-rows[row][0], row))[:k]
+    assert top_rows(values, k).tolist() == order
+    counts = Counter(rows[row][1] for row in order)
+    del counts[-1]
+    assert purity_at_k(values, labels, k) == max(counts.values(), default=0) / len(order)
+
+
+def test_purity_is_of_the_sixteen_highest_unless_told():
+    labels = torch.tensor([0] * 16 + [1] * 84)
+    assert purity_at_k(torch.arange(100.0).flip(0), labels) == 1.0
+    assert purity_at_k(torch.arange(100.0).flip(0), labels, 32) == 0.5
+    assert purity_at_k(torch.zeros(100), labels) == 1.0  # all equal: the lowest rows
+    for values, k in ((torch.zeros(0), 16), (torch.zeros(3), 0)):
+        with pytest.raises(ValueError, match="wanted at least 1"):
+            purity_at_k(values, torch.zeros(len(values), dtype=torch.int64), k)
