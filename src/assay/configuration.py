@@ -41,7 +41,7 @@ def _named_environment() -> str | None:
 class ConfigurationHook:
     """Checks the parameters of a session, and the shards that they name, before its pipelines are built."""
 
-    @hook_impl
+    @hook_impl(tryfirst=True)  # before kedro-mlflow opens its database
     def after_context_created(self, context: KedroContext) -> None:
         raw: dict[str, Any] = context.config_loader["parameters"]
         parameters = parse_parameters(raw)

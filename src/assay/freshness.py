@@ -28,6 +28,9 @@ FORMAT = 1
 UNHASHED = frozenset({"params:device"})
 """Inputs that choose where the work is done, not what it is."""
 
+SHAPING = {"params:kmeans": {"encodings"}, "params:pca": {"topk"}}
+"""Parameters that only say which nodes there are: each of these nodes is bound to its own part of them."""
+
 FOLDER = Path("data/.fingerprints")
 
 
@@ -103,14 +106,26 @@ class Freshness:
             self._wanted[name] = self._compute(name)
         return self._wanted[name]
 
+    def _found(self, name: str) -> str:
+        """The fingerprint that ``name`` has as it is: not the one above where it was made from other inputs."""
+        node = self._made_by.get(name)
+        if node is None:
+            return self._fingerprint(name)
+        if self._is_kept(name):
+            return self._recorded(name) or "unknown"
+        return _combine(node, {source: self._found(source) for source in node.inputs})
+
     def _compute(self, name: str) -> str:
         if name in UNHASHED:
             return ""
         if _is_parameter(name):
-            return _digest(self._catalog.load(name))
+            values = _plain(self._catalog.load(name))
+            return _digest({key: values[key] for key in values.keys() - SHAPING[name]} if name in SHAPING else values)
         if name in self._made_by:
             node = self._made_by[name]
             return _combine(node, {source: self._fingerprint(source) for source in node.inputs})
+        if not self._catalog.exists(name):
+            return "missing"
         source: Any = self._catalog.get(name)
         return str(source.fingerprint())
 
@@ -158,6 +173,9 @@ def _combine(node: Node, inputs: dict[str, str]) -> str:
     return _digest({"format": FORMAT, "node": node.name, "bound": bound, "inputs": inputs})
 
 
-def _digest(value: Any) -> str:
-    plain = value.model_dump(mode="json") if isinstance(value, BaseModel) else value
+def _plain(value: Any) -> Any:
+    return value.model_dump(mode="json") if isinstance(value, BaseModel) else value
+
+
+def _digest(plain: Any) -> str:
     return hashlib.sha256(json.dumps(plain, sort_keys=True, default=str).encode()).hexdigest()

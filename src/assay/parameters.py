@@ -10,9 +10,31 @@ import hashlib
 import json
 from collections.abc import Mapping
 from difflib import get_close_matches
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
+
+T = TypeVar("T")
+
+
+def _check_choices(values: tuple[T, ...]) -> tuple[T, ...]:
+    if not values or len(set(values)) < len(values):
+        raise ValueError(f"found {list(values)}, want at least one, and none twice")
+    return values
+
+
+Choices = Annotated[tuple[T, ...], AfterValidator(_check_choices)]
+"""At least one value, and none twice."""
 
 
 class _Section(BaseModel):
@@ -57,19 +79,23 @@ class KMeansParameters(_Section):
     reassignment_ratio: float = Field(
         0.01, ge=0, le=1, description="clusters below this share of the largest count are reseeded"
     )
-    encodings: tuple[Literal["kmeans-onehot", "kmeans-invdist"], ...] = Field(
-        ("kmeans-onehot", "kmeans-invdist"), min_length=1, description="codes that are made and probed"
+    encodings: Choices[Literal["kmeans-onehot", "kmeans-invdist"]] = Field(
+        ("kmeans-onehot", "kmeans-invdist"), description="codes that are made and probed"
     )
-    seed: int = Field(0, ge=0, lt=2**63, description="of the seeding, the shuffling and the reseeding")
+    seed: int = Field(0, ge=0, lt=2**32, description="of the seeding, the shuffling and the reseeding")
+
+    @model_validator(mode="after")
+    def _reservoir_holds_the_clusters(self) -> Self:
+        if self.init_size is not None and self.init_size < self.n_clusters:
+            raise ValueError(f"found init_size {self.init_size}, want at least n_clusters, {self.n_clusters}, or null")
+        return self
 
 
 class PCAParameters(_Section):
     """Full-rank PCA and its top-K codes."""
 
-    topk: tuple[PositiveInt, ...] = Field(
-        (1, 4, 16, 64, 256, 1024),
-        min_length=1,
-        description="values of K that are reported; those above d_model are left out",
+    topk: Choices[PositiveInt] = Field(
+        (1, 4, 16, 64, 256, 1024), description="values of K that are reported; those above d_model are left out"
     )
     batch_size: PositiveInt = Field(16_384, description="tokens a batch")
 
@@ -149,25 +175,19 @@ class DigitsParameters(_Section):
 class Parameters(_Section):
     """All parameters of a run."""
 
-    layers: tuple[int, ...] = Field(min_length=1, description="block numbers")
+    layers: Choices[NonNegativeInt] = Field(description="block numbers")
     latent_topk: PositiveInt | None = Field(
         None, description="K of the codes that the `pca` pipeline leaves; null: dense codes"
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="where tensors live; auto: cuda where there is one"
     )
-    shards: ShardsParameters
+    shards: ShardsParameters = Field(description="fit, val, probe_train and probe_val, the four shard folders")
     standardize: StandardizeParameters = StandardizeParameters()
     kmeans: KMeansParameters = KMeansParameters()
     pca: PCAParameters = PCAParameters()
     probe: ProbeParameters = ProbeParameters()
     digits: DigitsParameters = DigitsParameters()
-
-    @model_validator(mode="after")
-    def _layers_are_distinct(self) -> Parameters:
-        if len(set(self.layers)) != len(self.layers) or min(self.layers) < 0:
-            raise ValueError(f"layers are {list(self.layers)}: wanted distinct block numbers from 0")
-        return self
 
 
 def parse_parameters(raw: Mapping[str, Any]) -> Parameters:
@@ -188,11 +208,14 @@ def _explain(fault: Any) -> str:
     if fault["type"] == "extra_forbidden":
         section = _section(location[:-1])
         known = [".".join((*location[:-1], field)) for field in section.model_fields]
-        near = get_close_matches(name, known, n=1)
-        hint = f"did you mean `{near[0]}`? " if near else ""
+        # Compared without the section, which all of them share.
+        near = get_close_matches(location[-1], section.model_fields, n=1)
+        hint = f"did you mean `{'.'.join((*location[:-1], near[0]))}`? " if near else ""
         return f"Unknown parameter `{name}`: {hint}There are {', '.join(known)}."
+    if fault["type"] == "missing":
+        return f"Parameter `{name}` is missing: {_section(location[:-1]).model_fields[location[-1]].description}."
     if fault["type"] == "value_error":
-        return f"Parameter `{name}`: {fault['ctx']['error']}." if name else f"Parameters: {fault['ctx']['error']}."
+        return f"Parameter `{name}`: {fault['ctx']['error']}."
     return f"Parameter `{name}` is {fault['input']!r}: {fault['msg']}."
 
 

@@ -84,11 +84,12 @@ def check_shards(parameters: Parameters, project: Path) -> None:
 
     Raises:
         FileNotFoundError: a shard folder is missing.
-        ValueError: a layer that they do not hold, a K above d_model, different widths, labels missing.
+        ValueError: a layer that they do not hold, a K above d_model, different widths, labels missing, or digits that
+            cannot be drawn or would be written to one folder.
     """
     made_here = digits_splits(parameters)
     if made_here:
-        cell_size(parameters.digits.image_size, parameters.digits.digits_per_image, parameters.digits.patch_size)
+        _check_digits(parameters, made_here)
     found: dict[str, tuple[int, tuple[int, ...]]] = {}
     for split, path in parameters.shards:
         if split in made_here:
@@ -113,3 +114,16 @@ def check_shards(parameters: Parameters, project: Path) -> None:
         raise ValueError(
             f"pca.topk is {list(parameters.pca.topk)}; at least one K must not be above d_model, {d_model}."
         )
+
+
+def _check_digits(parameters: Parameters, splits: tuple[str, ...]) -> None:
+    digits = parameters.digits
+    cell_size(digits.image_size, digits.digits_per_image, digits.patch_size)
+    folders: dict[Path, str] = {}
+    for split in splits:
+        path = Path(getattr(parameters.shards, split))
+        first = folders.setdefault(path, split)
+        if first != split:
+            raise ValueError(
+                f"shards.{first} and shards.{split} are both {path}: give each split that is made here a folder of its own."
+            )

@@ -8,17 +8,21 @@ from kedro.utils import find_kedro_project
 
 PROJECT = find_kedro_project(Path.cwd()) or Path.cwd()
 
-# No usage statistics leave this machine. MLflow and Kedro's plugin read these when they are imported.
+# No usage statistics leave this machine. These are read when MLflow and Kedro's plugin are imported, so they come first.
 os.environ.setdefault("DO_NOT_TRACK", "true")
 os.environ.setdefault("KEDRO_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
 
+# Threads that spin while they wait make torch many times slower where cores are shared, and gain nothing where they are not.
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+
 # Absolute, so that a run from another folder does not start a second database; `mlflow ui` opens the same file.
 os.environ.setdefault("MLFLOW_TRACKING_URI", f"sqlite:///{PROJECT / 'mlflow.db'}")
 
-# kedro-mlflow's own model class makes MLflow say this at every start.
-warnings.filterwarnings("ignore", message=".*Add type hints to the `predict` method", category=UserWarning)
+# MLflow warns, whatever the filters say, when kedro-mlflow's model class is defined: it is defined here, unheard.
+with warnings.catch_warnings(record=True):
+    import kedro_mlflow.mlflow  # noqa: F401
 
 from assay.configuration import ConfigurationHook  # noqa: E402
 from assay.freshness import FreshnessHook  # noqa: E402

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
@@ -14,7 +13,8 @@ from kedro.io import AbstractDataset, AbstractVersionedDataset, DatasetError, Ve
 from torch import Tensor
 
 from assay.io.codes import Codes, StoredCodes, write_codes
-from assay.io.metadata import Metadata
+from assay.io.metadata import METADATA_NAME, Metadata
+from assay.io.publish import publishing_folder
 from assay.io.shards import Shards, write_shards
 from assay.io.tensors import fingerprint_tensors, read_tensors, write_tensors
 
@@ -38,12 +38,12 @@ def find_shards(path: str | Path) -> Path:
         ValueError: there are several.
     """
     path = Path(path)
-    if (path / "metadata.json").exists():
+    if (path / METADATA_NAME).exists():
         return path
-    found = sorted(child.parent for child in path.glob("*/metadata.json") if not child.parent.name.startswith("."))
+    found = sorted(child.parent for child in path.glob(f"*/{METADATA_NAME}") if not child.parent.name.startswith("."))
     if not found:
         raise FileNotFoundError(
-            f"{path}: no shard folder (none with a metadata.json) here or one level down; correct the path"
+            f"{path}: no shard folder (none with a {METADATA_NAME}) here or one level down; correct the path"
         )
     if len(found) > 1:
         names = ", ".join(folder.name for folder in found)
@@ -54,8 +54,9 @@ def find_shards(path: str | Path) -> Path:
 class ShardsDataset(AbstractDataset[Recording, Shards]):
     """A folder of saev activation shards. Loading gives a handle that reads when it is iterated, never the array.
 
-    Saving streams a recording into ``<filepath>/<hash>/`` and then removes the recording that was there before, so it is meant
-    for a folder of its own, as the embedded default has; shards that saev wrote are only read.
+    Saving streams a recording into ``<filepath>/<hash>/`` and then replaces ``<filepath>`` whole, so it wants a folder of
+    its own, as the embedded default has, and refuses one that holds more than an older recording; shards that saev wrote
+    are only read.
 
     Args:
         filepath: a shard folder, or a folder that holds exactly one.
@@ -80,20 +81,29 @@ class ShardsDataset(AbstractDataset[Recording, Shards]):
         self.metadata = metadata
 
     def load(self) -> Shards:
-        return Shards(find_shards(self._filepath))
+        return self._open()
 
     def save(self, data: Recording) -> None:
-        for older in self._filepath.glob("*/metadata.json"):
-            shutil.rmtree(older.parent)
-        write_shards(self._filepath, Metadata.model_validate(data.metadata), data.examples, data.labels)
+        metadata = Metadata.model_validate(data.metadata)
+        held = sorted(child for child in self._filepath.glob("*") if not child.name.startswith("."))
+        if len(held) > 1 or not all((child / METADATA_NAME).is_file() for child in held):
+            raise ValueError(
+                f"{self._filepath} holds {', '.join(child.name for child in held)}; wanted one older recording at the most,"
+                " as saving replaces the folder whole: give the recording a folder of its own"
+            )
+        with publishing_folder(self._filepath, replace=True) as folder:
+            write_shards(folder, metadata, data.examples, data.labels)
 
     def fingerprint(self) -> str:
         """What the shards are, hashed from names, sizes and the JSON files."""
         return self.load().fingerprint()
 
+    def _open(self) -> Shards:
+        return Shards(find_shards(self._filepath))
+
     def _exists(self) -> bool:
         try:
-            self.load()
+            self._open()  # load() would raise Kedro's DatasetError for whatever went wrong
         except (FileNotFoundError, ValueError):
             return False
         return True
@@ -122,6 +132,17 @@ class CodesDataset(AbstractDataset[Codes, StoredCodes]):
               shards: {path: data/01_raw/saev/shards/687023f7}
               encoding: "{encoding}"
               layer: "{layer}"
+
+        Python::
+
+            codes = CodesDataset(
+                filepath="data/07_model_output/inference",
+                shards={"path": "data/01_raw/saev/shards/687023f7"},
+                encoding="pca-topk-00064",
+                layer="layer_23",
+            ).load()
+            for batch in codes.batches(batch_size=4096):  # values, indices (4096, 64) and error (4096,)
+                ...
     """
 
     def __init__(
@@ -143,18 +164,22 @@ class CodesDataset(AbstractDataset[Codes, StoredCodes]):
 
     @property
     def folder(self) -> Path:
-        """Where the codes lie. Raises FileNotFoundError where the shards do not."""
-        return self._filepath / find_shards(self._shards).name / self._encoding / self._layer
+        """Where the codes lie. Raises FileNotFoundError where the shards do not, ValueError where several do."""
+        shards = find_shards(self._shards).resolve()  # two links may have one name
+        return self._filepath / shards.name / self._encoding / self._layer
 
     def load(self) -> StoredCodes:
-        return StoredCodes(self.folder)
+        return self._open()
 
     def save(self, data: Codes) -> None:
         write_codes(self.folder, data, batch_size=self._batch_size)
 
+    def _open(self) -> StoredCodes:
+        return StoredCodes(self.folder)
+
     def _exists(self) -> bool:
         try:
-            self.load()
+            self._open()  # load() would raise Kedro's DatasetError for whatever went wrong
         except (FileNotFoundError, ValueError):
             return False
         return True

@@ -18,8 +18,10 @@ VERSION = "1"
 
 def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     """Write named tensors to ``path``, atomically: a reader sees the old file or the new one, whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    # Cloned, because the format refuses tensors that share memory.
+    stored = {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()
+    }
     with publish_file(path) as partial:
         save_file(stored, partial, metadata={"schema": SCHEMA, "version": VERSION})
 
@@ -45,7 +47,8 @@ def read_tensors(path: Path, *, any_schema: bool = False) -> dict[str, Tensor]:
                     f"{path} is {found.get('schema')} version {found.get('version')}; this reader wants {SCHEMA} version {VERSION}:"
                     " make the file again with this version, or read it with the one that wrote it"
                 )
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            names = file.keys()
+            return {name: file.get_tensor(name) for name in names}
     except SafetensorError as error:
         raise ValueError(f"{path} is not a whole safetensors file ({error}): make it again") from None
 
@@ -55,6 +58,6 @@ def fingerprint_tensors(tensors: dict[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
-        digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}:".encode())
+        digest.update(repr((name, str(tensor.dtype), tuple(tensor.shape))).encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
     return digest.hexdigest()

@@ -3,6 +3,7 @@
 Every batch of codes carries `error` (b,) float32, the squared error of the dictionary's reconstruction of each token.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -42,7 +43,12 @@ def kmeans_invdist(state: Mapping[str, Tensor]) -> Encoder:
 
     def encode(x: Tensor) -> Batch:
         distances = kmeans.transform(x)
-        return {"values": 1 / (distances + DISTANCE_FLOOR), "error": distances.amin(dim=1).square()}
+        # The distance to the nearest again, by differences: rounding is as large as the floor where a token is a centre.
+        nearest = distances.argmin(dim=1)
+        residual = x.to(distances.device).double() - kmeans.cluster_centers_[nearest].double()
+        squared = residual.square().sum(dim=1)
+        distances.scatter_(1, nearest[:, None], squared.sqrt().float()[:, None])
+        return {"values": 1 / (distances + DISTANCE_FLOOR), "error": squared.float()}
 
     return Encoder("dense", kmeans.n_clusters, encode)
 
@@ -59,25 +65,33 @@ def pca_dense(state: Mapping[str, Tensor]) -> Encoder:
 
 
 def pca_topk(state: Mapping[str, Tensor], k: int) -> Encoder:
-    """The k coefficients of largest magnitude, by falling magnitude; ties to the lower index."""
+    """The k coefficients of largest magnitude, by falling magnitude; ties to the lower index.
+
+    Raises ValueError unless k is 1 to the number of components.
+    """
     pca = StreamingPCA.from_state(state)
+    n_components = len(pca.components_)
+    if not 1 <= k <= n_components:
+        raise ValueError(f"found K = {k}, wanted 1 to {n_components}, the number of components: change K")
 
     def encode(x: Tensor) -> Batch:
         values, indices = top_k(pca.transform(x), k)
         return {"values": values, "indices": indices, "error": pca.squared_errors(x, k).float()}
 
-    return Encoder("sparse", len(pca.components_), encode)
+    return Encoder("sparse", n_components, encode)
 
 
 def make_encoder(encoding: str, state: Mapping[str, Tensor]) -> Encoder:
     """The encoder of a name: `kmeans-onehot`, `kmeans-invdist`, `pca-dense`, or `pca-topk-00064` for K = 64.
 
-    Raises ValueError for any other name.
+    Raises ValueError for any other name, and for a K above the number of components.
     """
     makers = {"kmeans-onehot": kmeans_onehot, "kmeans-invdist": kmeans_invdist, "pca-dense": pca_dense}
     if encoding in makers:
         return makers[encoding](state)
-    stem, _, k = encoding.rpartition("-")
-    if stem == "pca-topk" and k.isdecimal() and int(k) > 0:
-        return pca_topk(state, int(k))
-    raise ValueError(f"the encoding is {encoding!r}; wanted one of {', '.join(makers)} or pca-topk-KKKKK")
+    topk = re.fullmatch(r"pca-topk-([0-9]{5,})", encoding)
+    if topk:
+        return pca_topk(state, int(topk[1]))
+    raise ValueError(
+        f"the encoding is {encoding!r}; wanted one of {', '.join(makers)} or pca-topk-KKKKK, K in five digits or more"
+    )

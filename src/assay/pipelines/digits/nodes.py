@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.datasets import load_digits
 from torch import Tensor
 
 from assay.parameters import DigitsParameters
@@ -57,6 +56,8 @@ def deal_digits(seed: int, n_digits: int) -> dict[str, NDArray[np.int64]]:
 
 def draw_split(parameters: DigitsParameters, split: str, *, n_images: int, stream: int) -> Canvases:
     """Draw canvases from a split's source digits; streams of one seed are independent."""
+    from sklearn.datasets import load_digits  # a second of imports that no other run needs
+
     digits, targets = load_digits(return_X_y=True)
     dealt = deal_digits(parameters.seed, len(digits))[split]
     return draw_canvases(

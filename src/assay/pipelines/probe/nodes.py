@@ -38,9 +38,12 @@ def fit_probes(
     Returns:
         The probes: the fitted state, and float64 (features, classes) `train_ce`, `val_ce` (nats) and `val_ap`, with the
         intercept-only `base_ce` (classes,) on validation. And the encoding's scores, as JSON scalars.
+
+    Raises:
+        ValueError: every patch of a split is void, codes and labels differ in number, or no class is in both splits.
     """
     place = pick_device(device)
-    train_labels, val_labels = shards_train.labels().to(place), shards_val.labels().to(place)
+    train_labels, val_labels = _read_labels(shards_train).to(place), _read_labels(shards_val).to(place)
     first = 0 if parameters.void == "class" else 1
     n_classes = int(torch.stack([train_labels.max(), val_labels.max()]).max()) + 1 - first
     l0 = measure_l0(codes_val, parameters.batch_size)
@@ -69,6 +72,15 @@ def fit_probes(
     )
     about = {"layer": layer, "method": method, "encoding": encoding, "k": k, "l0": l0}
     return {**probe.state_dict(), **results}, about | _as_json(scores, first) | {"converged": probe.converged_}
+
+
+def _read_labels(shards: Shards) -> Tensor:
+    labels = shards.labels()
+    if (labels == VOID).all():
+        raise ValueError(
+            f"{shards.path}: all {len(labels)} labels are {VOID}, void; wanted patches of a class: label them, or name other shards"
+        )
+    return labels
 
 
 def _classify(codes: Codes, labels: Tensor, void: str) -> tuple[Codes, Tensor]:

@@ -1,0 +1,117 @@
+"""What many tests need: a small planted data set in saev's format, and a copy of the project to run commands in."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pytest
+
+from assay.io.metadata import Metadata
+from assay.io.shards import write_shards
+
+ROOT = Path(__file__).parents[1]
+LAYERS, TOKENS, D_MODEL, N_CLASSES = (3, 5), 16, 80, 4
+
+
+def write_planted(root: Path, n_examples: int, seed: int) -> Path:
+    """Shards of labelled tokens whose class moves their mean, far in the second layer and a little in the first; 0 is void."""
+    directions = np.random.default_rng(7).normal(size=(len(LAYERS), N_CLASSES, D_MODEL))
+    directions *= np.array([0.05, 1.0])[:, None, None]
+    scales = np.geomspace(3, 0.1, D_MODEL)
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, N_CLASSES, size=(n_examples, TOKENS)).astype(np.uint8)
+    noise = rng.normal(size=(n_examples, len(LAYERS), TOKENS, D_MODEL)) * scales + 5
+    content = noise + np.moveaxis(directions[:, labels], 0, 1)
+    cls_token = np.full((n_examples, len(LAYERS), 1, D_MODEL), 1e3)
+    metadata = Metadata.model_validate(
+        {
+            "family": "planted",
+            "ckpt": "planted-tiny",
+            "layers": list(LAYERS),
+            "content_tokens_per_example": TOKENS,
+            "cls_token": True,
+            "d_model": D_MODEL,
+            "n_examples": n_examples,
+            "max_tokens_per_shard": 10 * len(LAYERS) * (TOKENS + 1),
+            "data": "",
+            "dataset": f"planted/{seed}",
+            "dtype": "float32",
+            "protocol": "2.1",
+        }
+    )
+    return write_shards(root, metadata, [np.concatenate([cls_token, content], axis=2).astype(np.float32)], labels)
+
+
+@pytest.fixture(scope="session")
+def planted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Two shard folders of one planted distribution: 48 examples to fit on, 24 to judge on."""
+    root = tmp_path_factory.mktemp("planted")
+    return write_planted(root, 48, seed=1), write_planted(root, 24, seed=2)
+
+
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An MLflow database without runs: making one takes seconds."""
+    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    mlflow.MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture(scope="session")
+def new_project(
+    tmp_path_factory: pytest.TempPathFactory, planted: tuple[Path, Path], empty_database: Path
+) -> Callable[[], Path]:
+    """Makes a copy of the project's configuration that points at the planted shards."""
+
+    def make() -> Path:
+        project = tmp_path_factory.mktemp("project")
+        shutil.copytree(ROOT / "conf", project / "conf")
+        for name in ("pyproject.toml", ".telemetry"):
+            shutil.copy(ROOT / name, project / name)
+        shutil.copy(empty_database, project / "mlflow.db")
+        (project / "src").mkdir()
+        fit, val = planted
+        for environment in ("base", "ade20k"):
+            (project / "conf" / environment / "globals.yml").write_text(
+                f"shards: {{fit: {fit}, val: {val}, probe_train: {fit}, probe_val: {val}}}\nstatistics: null\n"
+            )
+        parameters = project / "conf/base/parameters.yml"
+        text = parameters.read_text()
+        assert "layers: [0, 2, 3]" in text
+        assert "n_clusters: 128" in text
+        parameters.write_text(
+            text.replace("layers: [0, 2, 3]", "layers: [3, 5]").replace("n_clusters: 128", "n_clusters: 8")
+        )
+        return project
+
+    return make
+
+
+def start(command: str, project: Path) -> subprocess.Popen[str]:
+    """Start a command line as a user types it, in the project's folder."""
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW", "KEDRO", "DO_NOT"))
+    }
+    environment |= {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "COLUMNS": "80"}
+    return subprocess.Popen(
+        command, shell=True, cwd=project, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+@pytest.fixture(scope="session")
+def run_command() -> Callable[[str, Path], subprocess.CompletedProcess[str]]:
+    """Run a command line as a user types it; gives its exit code and what it printed."""
+
+    def run(command: str, project: Path) -> subprocess.CompletedProcess[str]:
+        process = start(command, project)
+        out, err = process.communicate(timeout=240)
+        return subprocess.CompletedProcess(command, process.returncode, out, err)
+
+    return run

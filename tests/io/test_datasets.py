@@ -1,0 +1,471 @@
+"""The Kedro datasets, by Kedro's own interface: catalogs, versions, existence, pickling; and where shards are found."""
+
+import json
+import re
+import textwrap
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from multiprocessing.reduction import ForkingPickler
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+import yaml
+from kedro.io import AbstractDataset, DataCatalog, DatasetError, Version
+from safetensors.torch import save_file
+from torch import Tensor
+
+from assay.io import datasets as module
+from assay.io.codes import Format, StoredCodes
+from assay.io.datasets import CodesDataset, ShardsDataset, TensorsDataset, find_shards
+from assay.io.metadata import Metadata
+from assay.io.shards import Shards
+from assay.io.tensors import fingerprint_tensors
+
+STATE = {"components": torch.eye(3).double(), "n": torch.tensor(3)}
+
+
+@dataclass(frozen=True, eq=False)
+class MadeRecording:
+    """5 examples of 2 layers, a CLS token, 3 patches and 4 dimensions."""
+
+    seed: int = 0
+    ckpt: str = "tiny"
+    broken: bool = False
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        return {
+            "family": "fake",
+            "ckpt": self.ckpt,
+            "layers": [3, 23],
+            "content_tokens_per_example": 3,
+            "cls_token": True,
+            "d_model": 4,
+            "n_examples": 5,
+            "max_tokens_per_shard": 17,
+            "data": "",
+            "dtype": "float32",
+            "protocol": "2.1",
+        }
+
+    @property
+    def array(self) -> Tensor:
+        return torch.randn(5, 2, 4, 4, generator=torch.Generator().manual_seed(self.seed))
+
+    @property
+    def examples(self) -> Iterator[Tensor]:
+        yield from self.array[:4].split(3)
+        if self.broken:
+            raise OSError("the model went away")
+        yield self.array[4:]
+
+    @property
+    def labels(self) -> npt.NDArray[np.uint8]:
+        return np.random.default_rng(self.seed).integers(0, 9, (5, 3), dtype=np.uint8)
+
+
+@dataclass(frozen=True, eq=False)
+class MadeCodes:
+    """One-hot codes of 15 rows."""
+
+    n_features: int = 4
+    n_rows: int = 15
+    format: Format = "onehot"
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def batches(self, batch_size: int) -> Iterator[dict[str, Tensor]]:
+        for rows in torch.arange(15).split(batch_size):
+            yield {"indices": rows % self.n_features, "error": rows.float()}
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    """Everything under a folder, hidden files too."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def assert_recorded(shards: Shards, recording: MadeRecording) -> None:
+    for i, layer in enumerate((3, 23)):
+        found = torch.cat(list(shards.batches(layer=layer, batch_size=4)))
+        assert torch.equal(found, recording.array[:, i, 1:].reshape(15, 4))
+    assert shards.labels().tolist() == recording.labels.reshape(-1).tolist()
+
+
+def assert_coded(codes: StoredCodes, made: MadeCodes) -> None:
+    (batch,) = codes.batches(15)
+    (wanted,) = made.batches(15)
+    assert all(torch.equal(batch[name], wanted[name]) for name in wanted)
+
+
+def example(dataset: type[AbstractDataset[Any, Any]], language: str) -> str:
+    """The YAML or Python of a docstring's examples."""
+    assert dataset.__doc__
+    block = dataset.__doc__.split(f"{language}::\n", 1)[1]
+    indented = re.match(r"(?:\n|            .*\n)+", block)
+    assert indented
+    return textwrap.dedent(indented[0])
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> Path:
+    """A shard folder, alone in its parent."""
+    dataset = ShardsDataset(filepath=str(tmp_path / "raw"))
+    dataset.save(MadeRecording())
+    return dataset.load().path
+
+
+# --- find_shards
+
+
+def test_a_shard_folder_is_found_at_its_path_or_one_level_down(shards: Path) -> None:
+    assert find_shards(shards) == find_shards(str(shards)) == shards
+    assert find_shards(shards.parent) == shards
+
+
+def test_hidden_and_other_folders_are_passed_over(shards: Path) -> None:
+    for name in (f".{shards.name}.partial-0123456789abcdef", "notes"):
+        (shards.parent / name).mkdir()
+    (shards.parent / f".{shards.name}.partial-0123456789abcdef" / "metadata.json").touch()
+    (shards.parent / "readme").touch()
+    assert find_shards(shards.parent) == shards
+    (shards / "metadata.json").unlink()
+    with pytest.raises(FileNotFoundError, match=re.escape(str(shards.parent))):
+        find_shards(shards.parent)
+
+
+def test_no_shard_folder_is_an_error(tmp_path: Path, shards: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for path in (tmp_path / "empty", tmp_path / "none", tmp_path, shards / "metadata.json"):
+        with pytest.raises(FileNotFoundError, match=f"{re.escape(str(path))}: no shard folder"):
+            find_shards(path)
+
+
+def test_several_shard_folders_are_named(shards: Path) -> None:
+    other = shards.parent / "other"
+    shards.rename(other)
+    for name in ("a", "b"):
+        (shards.parent / name).mkdir()
+        (shards.parent / name / "metadata.json").touch()
+    with pytest.raises(ValueError, match=r"holds 3 shard folders \(a, b, other\): name one"):
+        find_shards(shards.parent)
+    assert find_shards(other) == other
+
+
+# --- ShardsDataset
+
+
+def test_shards_are_saved_loaded_and_exist(tmp_path: Path) -> None:
+    dataset = ShardsDataset(filepath=str(tmp_path / "raw" / "fit"), metadata={"kedro-viz": {"layer": "raw"}})
+    assert not dataset.exists()
+    with pytest.raises(DatasetError, match="no shard folder"):
+        dataset.load()
+    dataset.save(MadeRecording())
+    assert dataset.exists()
+    assert_recorded(dataset.load(), MadeRecording())
+    folder = Metadata.model_validate(MadeRecording().metadata).hash
+    assert [path.name for path in (tmp_path / "raw" / "fit").iterdir()] == [folder]
+    assert [path.name for path in (tmp_path / "raw").iterdir()] == ["fit"]
+    assert_recorded(ShardsDataset(filepath=str(tmp_path / "raw" / "fit" / folder)).load(), MadeRecording())
+    assert dataset._describe() == {"filepath": str(tmp_path / "raw" / "fit")}
+    assert str(tmp_path) in repr(dataset)
+
+
+@pytest.mark.parametrize(
+    "later", [MadeRecording(seed=1), MadeRecording(seed=1, ckpt="other")], ids=["same hash", "other"]
+)
+def test_saving_replaces_the_previous_recording(shards: Path, later: MadeRecording) -> None:
+    dataset = ShardsDataset(filepath=str(shards.parent))
+    before = dataset.fingerprint()
+    (shards.parent / f".{shards.name}.partial-0123456789abcdef").mkdir()  # left by a writer that died
+    dataset.save(later)
+    assert_recorded(dataset.load(), later)
+    assert [path.name for path in shards.parent.iterdir()] == [Metadata.model_validate(later.metadata).hash]
+    assert dataset.fingerprint() == dataset.load().fingerprint() != before
+
+
+@pytest.mark.parametrize("ckpt", ["tiny", "other"])
+def test_a_recording_that_fails_leaves_the_previous_one(tmp_path: Path, shards: Path, ckpt: str) -> None:
+    before = tree(tmp_path)
+    with pytest.raises(DatasetError, match="the model went away"):
+        ShardsDataset(filepath=str(shards.parent)).save(MadeRecording(seed=1, ckpt=ckpt, broken=True))
+    assert tree(tmp_path) == before
+    assert list(shards.parent.iterdir()) == [shards]
+
+
+def test_saving_into_a_folder_with_anything_else_is_refused(tmp_path: Path, shards: Path) -> None:
+    def refuse(path: Path, found: str) -> None:
+        before = tree(tmp_path)
+        with pytest.raises(
+            DatasetError, match=rf"{re.escape(str(path))} holds .*{found}.*; wanted one older recording"
+        ):
+            ShardsDataset(filepath=str(path)).save(MadeRecording(seed=1))
+        assert tree(tmp_path) == before
+
+    refuse(shards, "metadata.json")
+    (tmp_path / "raw" / "notes.txt").touch()
+    refuse(shards.parent, "notes.txt")
+    (tmp_path / "raw" / "notes.txt").unlink()
+    (tmp_path / "raw" / "other").mkdir()
+    (tmp_path / "raw" / "other" / "metadata.json").touch()
+    refuse(shards.parent, "other")
+    refuse(tmp_path, "raw")
+
+
+def test_loading_shards_reads_no_array(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise AssertionError("an array was read")
+
+    monkeypatch.setattr(Shards, "read_block", fail)
+    loaded = ShardsDataset(filepath=str(shards)).load()
+    with pytest.raises(AssertionError, match="an array was read"):
+        next(loaded.batches(layer=23, batch_size=2))
+
+
+@pytest.mark.parametrize("damage", ["cut", "several", "missing"])
+def test_shards_that_cannot_be_opened_do_not_exist(shards: Path, damage: str) -> None:
+    dataset = ShardsDataset(filepath=str(shards.parent))
+    if damage == "cut":
+        (shards / "shards.json").write_text("[")
+    elif damage == "several":
+        (shards.parent / "b").mkdir()
+        (shards.parent / "b" / "metadata.json").touch()
+    else:
+        (shards / "acts000000.bin").unlink()
+    assert not dataset.exists()
+    with pytest.raises(DatasetError, match=re.escape(str(shards.parent))):
+        dataset.load()
+
+
+# --- CodesDataset
+
+
+def make_dataset(root: Path, shards: Path, **arguments: Any) -> CodesDataset:
+    path = {"path": str(shards)}
+    return CodesDataset(
+        filepath=str(root / "inference"), shards=path, encoding="kmeans-onehot", layer="layer_23", **arguments
+    )
+
+
+def test_codes_are_saved_loaded_and_exist(tmp_path: Path, shards: Path) -> None:
+    dataset = make_dataset(tmp_path, shards.parent, metadata={"kedro-viz": {"layer": "model_output"}})
+    assert not dataset.exists()
+    with pytest.raises(DatasetError, match="no such file"):
+        dataset.load()
+    dataset.save(MadeCodes())
+    assert dataset.exists()
+    assert_coded(dataset.load(), MadeCodes())
+    folder = tmp_path / "inference" / shards.name / "kmeans-onehot" / "layer_23"
+    assert dataset.folder == folder == dataset.load().path
+    assert dataset._describe() == {
+        "filepath": str(tmp_path / "inference"),
+        "shards": str(shards.parent),
+        "encoding": "kmeans-onehot",
+        "layer": "layer_23",
+    }
+    dataset.save(MadeCodes(n_features=3))
+    assert_coded(dataset.load(), MadeCodes(n_features=3))
+    with pytest.raises(DatasetError, match="ended after 15 rows; 16 were promised"):
+        dataset.save(MadeCodes(n_rows=16))
+    assert_coded(dataset.load(), MadeCodes(n_features=3))
+
+
+def test_codes_are_written_a_batch_at_a_time(tmp_path: Path, shards: Path) -> None:
+    asked: list[int] = []
+
+    class Watched(MadeCodes):
+        def batches(self, batch_size: int) -> Iterator[dict[str, Tensor]]:
+            asked.append(batch_size)
+            return super().batches(batch_size)
+
+    make_dataset(tmp_path, shards, batch_size=6).save(Watched())
+    make_dataset(tmp_path, shards).save(Watched())
+    assert asked == [6, 4096]
+
+
+def test_codes_of_another_version_do_not_exist(tmp_path: Path, shards: Path) -> None:
+    dataset = make_dataset(tmp_path, shards)
+    dataset.save(MadeCodes())
+    metadata = dataset.folder / "metadata.json"
+    metadata.write_text(json.dumps(json.loads(metadata.read_text()) | {"version": 2}))
+    assert not dataset.exists()
+    with pytest.raises(DatasetError, match=r"assay.codes version 2; this reader wants assay.codes version 1"):
+        dataset.load()
+
+
+def test_codes_of_shards_that_are_missing_do_not_exist(tmp_path: Path) -> None:
+    dataset = make_dataset(tmp_path, tmp_path / "none")
+    assert not dataset.exists()
+    for act in (dataset.load, lambda: dataset.save(MadeCodes())):
+        with pytest.raises((DatasetError, FileNotFoundError), match="none: no shard folder"):
+            act()
+
+
+def test_links_of_one_name_keep_their_codes_apart(tmp_path: Path, shards: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "train").symlink_to(shards)
+    assert make_dataset(tmp_path, tmp_path / "a" / "train").folder == make_dataset(tmp_path, shards).folder
+    assert make_dataset(tmp_path, tmp_path / "a").folder == make_dataset(tmp_path, shards).folder
+
+
+# --- TensorsDataset
+
+
+def assert_state(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
+    assert found.keys() == wanted.keys()
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
+def test_tensors_are_saved_loaded_and_exist(tmp_path: Path) -> None:
+    path = tmp_path / "models" / "pca.safetensors"
+    dataset = TensorsDataset(filepath=str(path))
+    assert not dataset.exists()
+    with pytest.raises(DatasetError, match=f"{re.escape(str(path))}: no such file"):
+        dataset.load()
+    dataset.save(STATE)
+    assert dataset.exists()
+    assert path.is_file()
+    assert_state(dataset.load(), STATE)
+    assert dataset.fingerprint() == fingerprint_tensors(STATE)
+    dataset.save({"n": torch.tensor(4)})
+    assert_state(dataset.load(), {"n": torch.tensor(4)})
+    assert dataset.fingerprint() != fingerprint_tensors(STATE)
+    assert dataset._describe() == {"filepath": str(path), "version": None}
+
+
+def test_versions_lie_side_by_side(tmp_path: Path) -> None:
+    path = tmp_path / "pca.safetensors"
+    first = TensorsDataset(filepath=str(path), version=Version(None, "2026-01-01T00.00.00.000Z"))
+    assert not first.exists()
+    first.save(STATE)
+    assert (path / "2026-01-01T00.00.00.000Z" / "pca.safetensors").is_file()
+    second = TensorsDataset(filepath=str(path), version=Version(None, "2026-01-02T00.00.00.000Z"))
+    assert second.exists()  # an older version does
+    second.save({"n": torch.tensor(4)})
+    assert_state(TensorsDataset(filepath=str(path), version=Version(None, None)).load(), {"n": torch.tensor(4)})
+    pinned = TensorsDataset(filepath=str(path), version=Version("2026-01-01T00.00.00.000Z", None))
+    assert_state(pinned.load(), STATE)
+    assert "2026-01-01" in repr(pinned)
+    with pytest.raises(DatasetError, match="must not exist if versioning is enabled"):
+        second.save(STATE)
+    absent = TensorsDataset(filepath=str(path), version=Version("2025-01-01T00.00.00.000Z", None))
+    assert not absent.exists()
+
+
+def test_a_file_of_somebody_else_wants_any_schema(tmp_path: Path) -> None:
+    path = tmp_path / "mu_sigma.safetensors"
+    save_file(STATE, path)
+    with pytest.raises(DatasetError, match=r"this reader wants assay\.tensors version 1"):
+        TensorsDataset(filepath=str(path)).load()
+    assert_state(TensorsDataset(filepath=str(path), load_args={"any_schema": True}).load(), STATE)
+
+
+# --- catalogs
+
+
+def make_catalog(root: Path, shards: Path, **arguments: Any) -> DataCatalog:
+    return DataCatalog.from_config(
+        {
+            "shards_probe_val": {"type": "assay.io.datasets.ShardsDataset", "filepath": str(shards)},
+            "{layer}.codes_{encoding}_probe_val": {
+                "type": "assay.io.datasets.CodesDataset",
+                "filepath": str(root / "inference"),
+                "shards": {"path": str(shards)},
+                "encoding": "{encoding}",
+                "layer": "{layer}",
+            },
+            "{layer}.{method}_model": {
+                "type": "assay.io.datasets.TensorsDataset",
+                "filepath": str(root / "models" / "{layer}" / "{method}.safetensors"),
+                "versioned": True,
+                "metadata": {"kedro-viz": {"layer": "models"}},
+            },
+        },
+        **arguments,
+    )
+
+
+def test_a_catalog_makes_them_from_patterns(tmp_path: Path, shards: Path) -> None:
+    catalog = make_catalog(tmp_path, shards, save_version="2026-01-01T00.00.00.000Z")
+    codes, model = "layer_23.codes_pca-topk-00064_probe_val", "layer_3.pca_model"
+    assert catalog.exists("shards_probe_val")
+    for name, data in ((codes, MadeCodes()), (model, STATE)):
+        assert not catalog.exists(name)
+        catalog.save(name, data)
+        assert catalog.exists(name)
+    assert_coded(catalog.load(codes), MadeCodes())
+    assert (tmp_path / "inference" / shards.name / "pca-topk-00064" / "layer_23" / "metadata.json").is_file()
+    assert_state(catalog.load(model), STATE)
+    version = tmp_path / "models" / "layer_3" / "pca.safetensors" / "2026-01-01T00.00.00.000Z"
+    assert (version / "pca.safetensors").is_file()
+    assert not catalog.exists("layer_3.codes_pca-topk-00064_probe_val")
+    assert not catalog.exists("layer_23.pca_model")
+
+    later = make_catalog(tmp_path, shards, save_version="2026-01-02T00.00.00.000Z")
+    later.save(model, {"n": torch.tensor(4)})
+    assert_state(make_catalog(tmp_path, shards).load(model), {"n": torch.tensor(4)})
+    pinned = make_catalog(tmp_path, shards, load_versions={model: "2026-01-01T00.00.00.000Z"})
+    assert_state(pinned.load(model), STATE)
+
+
+def test_they_can_be_sent_to_another_process(tmp_path: Path, shards: Path) -> None:
+    catalog = make_catalog(tmp_path, shards)
+    codes, model = "layer_23.codes_kmeans-onehot_probe_val", "layer_23.kmeans_model"
+    catalog.save(codes, MadeCodes())
+    catalog.save(model, STATE)
+    sent = {
+        name: ForkingPickler.loads(ForkingPickler.dumps(catalog.get(name)))
+        for name in ("shards_probe_val", codes, model)
+    }
+    assert all(dataset.exists() for dataset in sent.values())
+    assert_recorded(sent["shards_probe_val"].load(), MadeRecording())
+    assert_coded(sent[codes].load(), MadeCodes())
+    assert_state(sent[model].load(), STATE)
+
+
+# --- the docstrings
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder that holds what the examples name, and is the working directory."""
+    for name in ("08e569e2", "687023f7"):
+        ShardsDataset(filepath=str(tmp_path / name)).save(MadeRecording(seed=5))
+        target = tmp_path / "data" / "01_raw" / "saev" / "shards" / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        next((tmp_path / name).iterdir()).rename(target)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_yaml_examples_are_true(project: Path) -> None:
+    entries: dict[str, Any] = {}
+    for dataset in (ShardsDataset, CodesDataset, TensorsDataset):
+        entries |= yaml.safe_load(example(dataset, "YAML"))
+    catalog = DataCatalog.from_config(entries)
+    assert_recorded(catalog.load("shards_fit"), MadeRecording(seed=5))
+    catalog.save("layer_23.codes_kmeans-onehot_probe_val", MadeCodes())
+    assert_coded(StoredCodes(project / "data/07_model_output/inference/687023f7/kmeans-onehot/layer_23"), MadeCodes())
+    catalog.save("layer_3.pca_model", STATE)
+    (version,) = (project / "data/06_models/layer_3/pca.safetensors").iterdir()
+    assert_state(TensorsDataset(filepath=str(version / "pca.safetensors")).load(), STATE)
+
+
+def test_the_python_examples_are_true(project: Path) -> None:
+    folder = project / "data"
+    codes = CodesDataset(
+        filepath=str(folder / "07_model_output/inference"),
+        shards={"path": str(folder / "01_raw/saev/shards/687023f7")},
+        encoding="pca-topk-00064",
+        layer="layer_23",
+    )
+    codes.save(MadeCodes())
+    TensorsDataset(filepath=str(folder / "06_models/layer_23/pca.safetensors")).save(STATE)
+    found: dict[str, Any] = {}
+    for dataset in (ShardsDataset, CodesDataset, TensorsDataset):
+        exec(example(dataset, "Python"), vars(module), found)
+    assert found["tokens"].shape == (15, 4)
+    assert found["batch"].keys() == {"indices", "error"}
+    assert torch.equal(found["components"], STATE["components"])

@@ -1,0 +1,278 @@
+"""The command lines that users type, run for real in a copy of the project."""
+
+from __future__ import annotations
+
+import json
+import re
+import sqlite3
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from safetensors.numpy import load_file, save_file
+
+from assay.io.codes import StoredCodes
+from assay.io.shards import Shards
+
+COLUMNS = "layer method encoding k nmse nmse_raw l0 probe_r map purity_at_16 coverage_at_0.3 best_layer".split()
+ENCODINGS = ["kmeans-invdist", "kmeans-onehot", "pca-topk-00001", "pca-topk-00004", "pca-topk-00016", "pca-topk-00064"]
+
+
+@pytest.fixture(scope="module")
+def whole_run(new_project, run_command):
+    """A run of everything on the planted shards, and what it printed."""
+    project = new_project()
+    return project, run_command("kedro run", project)
+
+
+def latest(folder: Path) -> Path:
+    """The newest version of a versioned file."""
+    return max(folder.glob(f"*/{folder.name}"))
+
+
+def test_a_whole_run_ends_with_the_table_and_no_noise(whole_run):
+    project, ended = whole_run
+    assert ended.returncode == 0, ended.stderr
+    assert "Warning" not in ended.stdout + ended.stderr
+    assert "WARNING" not in ended.stdout + ended.stderr
+    assert max(len(line) for line in ended.stdout.splitlines()) <= 80
+    table = pd.read_csv(project / "data/08_reporting/baselines.csv")
+    assert list(table.columns) == COLUMNS
+    expected = {(layer, name) for layer in (3, 5) for name in ENCODINGS}
+    assert set(zip(table["layer"], table["encoding"], strict=True)) == expected
+    assert len(table) == len(expected)
+    for row in table.itertuples():
+        assert (f"{row.nmse:.3f}" if row.nmse >= 0.001 else f"{row.nmse:.0e}") in ended.stdout
+    assert "data/08_reporting/baselines.csv" in ended.stdout
+    assert (table.loc[table["best_layer"], "layer"] == 5).all()  # the layer whose classes are planted farther apart
+    assert table["best_layer"].sum() == len(ENCODINGS)
+    assert (table.loc[table["method"] == "pca", "l0"] == table.loc[table["method"] == "pca", "k"]).all()
+
+
+def test_nmse_of_every_k_equals_an_explicit_float64_reconstruction(whole_run, planted):
+    project, _ = whole_run
+    table = pd.read_csv(project / "data/08_reporting/baselines.csv").set_index(["layer", "encoding"])
+    fit, val = (Shards(path) for path in planted)
+    for layer in (3, 5):
+        train = np.concatenate([batch.numpy() for batch in fit.batches(layer=layer, batch_size=100)]).astype(np.float64)
+        tokens = np.concatenate([batch.numpy() for batch in val.batches(layer=layer, batch_size=100)]).astype(
+            np.float64
+        )
+        mean, std = train.mean(axis=0), train.std(axis=0)
+        standardized, seen = (tokens - mean) / std, (train - mean) / std
+        _, _, components = np.linalg.svd(seen, full_matrices=False)
+        z = standardized @ components.T
+        for k in (1, 4, 16, 64):
+            kept = np.where(np.argsort(np.argsort(-np.abs(z), axis=1), axis=1) < k, z, 0)
+            residual = standardized - kept @ components
+            row = table.loc[(layer, f"pca-topk-{k:05d}")]
+            assert row["nmse"] == pytest.approx((residual**2).sum() / (standardized**2).sum(), rel=1e-6)
+            raw = ((residual * std) ** 2).sum() / ((standardized * std) ** 2).sum()
+            assert row["nmse_raw"] == pytest.approx(raw, rel=1e-6)
+        centres = load_file(latest(project / f"data/06_models/layer_{layer}/kmeans.safetensors"))["cluster_centers"]
+        distances = ((standardized[:, None] - centres.astype(np.float64)) ** 2).sum(axis=2).min(axis=1)
+        for encoding in ("kmeans-onehot", "kmeans-invdist"):
+            assert table.loc[(layer, encoding)]["nmse"] == pytest.approx(
+                distances.sum() / (standardized**2).sum(), rel=1e-6
+            )
+
+
+def test_mlflow_holds_a_parent_and_a_child_for_each_row(whole_run):
+    project, _ = whole_run
+    mlflow.set_tracking_uri(f"sqlite:///{project / 'mlflow.db'}")
+    runs = mlflow.search_runs(experiment_names=["assay"])
+    children = runs[runs["tags.mlflow.parentRunId"].notna()]
+    parents = runs[runs["tags.mlflow.parentRunId"].isna()]
+    assert len(parents) == 1
+    assert set(runs["status"]) == {"FINISHED"}
+    assert set(children["tags.mlflow.runName"]) == {f"layer_{n}/{name}" for n in (3, 5) for name in ENCODINGS}
+    assert len(mlflow.search_runs(experiment_names=["assay"], filter_string="params.layer = '5'")) == len(ENCODINGS)
+    table = pd.read_csv(project / "data/08_reporting/baselines.csv")
+    for row in table.to_dict("records"):
+        name = f"layer_{row['layer']}/{row['encoding']}"
+        (child,) = children[children["tags.mlflow.runName"] == name].to_dict("records")
+        for metric in COLUMNS[4:-1]:
+            assert child[f"metrics.{metric}"] == pytest.approx(row[metric], rel=1e-12)
+        assert child["params.method"] == row["method"]
+        key = "params.latent_topk" if row["method"] == "pca" else "params.n_clusters"
+        assert child[key] == str(row["k"])
+        assert child["tags.model_ckpt"] == "planted-tiny"
+        assert len(child["tags.shards.fit"]) == 8
+    client = mlflow.MlflowClient()
+    (parent,) = parents["run_id"]
+    curve = client.get_metric_history(parent, "pca-topk-00064/nmse")
+    assert [point.step for point in sorted(curve, key=lambda point: point.step)] == [3, 5]
+    assert {item.path for item in client.list_artifacts(parent)} >= {"baselines.csv"}
+    kmeans = children[children["tags.mlflow.runName"] == "layer_5/kmeans-onehot"]["run_id"].item()
+    assert len(client.get_metric_history(kmeans, "inertia")) > 1
+    assert client.get_run(parent).data.params["kmeans.n_clusters"] == "8"
+
+
+def test_the_manifest_says_how_to_run_it_again(whole_run, planted):
+    project, _ = whole_run
+    (path,) = (project / "data/08_reporting/manifests").iterdir()
+    manifest = json.loads(path.read_text())
+    assert manifest["status"] == "FINISHED"
+    assert manifest["command"] == ["run"]
+    assert manifest["parameters"]["kmeans"]["seed"] == 0
+    assert manifest["shards"]["fit"]["name"] == planted[0].name
+    assert "torch" in manifest["versions"]
+    assert manifest["seconds"]["layer_3.pca.fit"] > 0
+
+
+def test_a_second_run_makes_nothing_and_says_so(whole_run, run_command):
+    project, first = whole_run
+    made = {path: path.stat().st_mtime_ns for path in (project / "data").rglob("*") if path.is_file()}
+    ended = run_command("kedro run", project)
+    assert ended.returncode == 0, ended.stderr
+    assert "Nothing to do" in ended.stdout
+    assert {path: path.stat().st_mtime_ns for path in (project / "data").rglob("*") if path.is_file()} == made
+    table = re.compile(r"^ +[35] (?:kmeans|pca).*", flags=re.MULTILINE)
+    assert table.findall(ended.stdout) == table.findall(first.stdout)
+    assert len(table.findall(ended.stdout)) == 12
+    with sqlite3.connect(project / "mlflow.db") as database:  # no empty run, no duplicates
+        assert database.execute("select count(*) from runs").fetchone() == (13,)
+
+
+def test_damaged_results_are_made_again(whole_run, run_command, planted):
+    project, _ = whole_run
+    before = (project / "data/08_reporting/baselines.csv").read_bytes()
+    folder = project / f"data/07_model_output/inference/{planted[0].name}/kmeans-onehot/layer_3"
+    indices = folder / "indices000000.bin"
+    indices.write_bytes(indices.read_bytes()[:-4])
+    ended = run_command("kedro run --runner=ThreadRunner", project)
+    assert ended.returncode == 0, ended.stderr
+    assert re.search(r"^1 of \d+ steps to do", ended.stdout, flags=re.MULTILINE)
+    assert StoredCodes(folder).n_rows == 48 * 16
+    assert (project / "data/08_reporting/baselines.csv").read_bytes() == before
+
+
+def test_the_pca_pipeline_leaves_codes_of_both_probe_splits(new_project, run_command, planted):
+    project = new_project()
+    ended = run_command("kedro run --pipeline=pca --params=latent_topk:64", project)
+    assert ended.returncode == 0, ended.stderr
+    assert "eprecat" not in ended.stdout + ended.stderr
+    inference = project / "data/07_model_output/inference"
+    for shards in planted:
+        assert [path.name for path in (inference / shards.name).iterdir()] == ["pca-topk-00064"]
+        for layer in (3, 5):
+            codes = StoredCodes(inference / shards.name / "pca-topk-00064" / f"layer_{layer}")
+            assert (codes.format, codes.n_rows, codes.n_features) == ("sparse", Shards(shards).n_tokens, 80)
+            assert codes.provenance["layer"] == layer
+    again = run_command("kedro run --pipeline=pca --params=latent_topk=64", project)
+    assert "Nothing to do" in again.stdout
+    dense = run_command("kedro run --pipelines=pca", project)
+    assert dense.returncode == 0, dense.stderr
+    codes = StoredCodes(inference / planted[1].name / "pca-dense" / "layer_5")
+    assert (codes.format, codes.n_rows, codes.n_features) == ("dense", 24 * 16, 80)
+
+
+def test_several_parameters_nested_keys_lists_and_filters(new_project, run_command, planted):
+    project = new_project()
+    ended = run_command(
+        "kedro run --pipeline=kmeans --params=kmeans.n_clusters:6,layers:[5],kmeans.seed=3 --env=ade20k", project
+    )
+    assert ended.returncode == 0, ended.stderr
+    models = project / "data/06_models"
+    assert [path.name for path in models.iterdir()] == ["layer_5"]
+    assert load_file(latest(models / "layer_5/kmeans.safetensors"))["cluster_centers"].shape == (6, 80)
+    ended = run_command("kedro run -p kmeans --namespaces=layer_3", project)
+    assert ended.returncode == 0, ended.stderr
+    assert sorted(path.name for path in models.iterdir()) == ["layer_3", "layer_5"]
+    assert load_file(latest(models / "layer_3/kmeans.safetensors"))["cluster_centers"].shape == (8, 80)
+    ended = run_command(
+        "kedro run --from-nodes=layer_3.kmeans.measure --to-nodes=layer_3.kmeans.measure --force", project
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert "1 of 1 steps to do" in ended.stdout
+
+
+FAULTS = {
+    "--params=kmeans.n_cluster:6": ["kmeans.n_cluster", "did you mean `kmeans.n_clusters`"],
+    "--params=latent_topk:81": ["latent_topk is 81", "80"],
+    "--params=layers:[3,4]": ["layer 4", "[3, 5]"],
+    "--params=shards.fit:nowhere": ["nowhere", "no shard folder"],
+    "--pipeline=nonsense": ["nonsense", "standardize"],
+    "--pipeline=pca --from-nodes=layer_3.pca.measure": ["layer_3.pca_model", "layer_3.pca.fit"],
+    "--runner=ParallelRunner": ["ParallelRunner", "ThreadRunner"],
+}
+
+
+def test_faults_are_named_in_a_line_or_two_before_any_work(new_project, run_command):
+    project = new_project()
+    with ThreadPoolExecutor(2) as pool:
+        ended = dict(
+            zip(FAULTS, pool.map(lambda fault: run_command(f"kedro run {fault}", project), FAULTS), strict=True)
+        )
+    for fault, wanted in FAULTS.items():
+        message = ended[fault].stderr
+        assert ended[fault].returncode != 0
+        assert 1 <= len(message.strip().splitlines()) <= 2, message
+        for words in wanted:
+            assert words in message
+    assert not (project / "data").exists()
+
+
+def test_a_run_that_fails_is_marked_failed_with_its_reason(new_project, run_command, tmp_path):
+    project = new_project()
+    save_file({"mean": np.full(80, 1e6), "std": np.ones(80)}, tmp_path / "layer_3.safetensors")
+    given = f"standardize.statistics:{tmp_path}/{{layer}}.safetensors"
+    ended = run_command(f"kedro run --pipeline=standardize --params=layers:[3],{given}", project)
+    assert ended.returncode != 0
+    assert "are these statistics of the same layer" in ended.stderr
+    with sqlite3.connect(project / "mlflow.db") as database:
+        assert database.execute("select status from runs").fetchall() == [("FAILED",)]
+    (path,) = (project / "data/08_reporting/manifests").iterdir()
+    manifest = json.loads(path.read_text())
+    assert manifest["status"] == "FAILED"
+    assert "are these statistics of the same layer" in manifest["failure"]
+    assert not (project / "data/02_intermediate").exists()
+
+
+def test_statistics_of_the_users_own_are_adopted(new_project, run_command, planted, tmp_path):
+    project = new_project()
+    tokens = torch.cat(list(Shards(planted[0]).batches(layer=3, batch_size=100))).double().numpy()
+    own = {"mean": tokens.mean(axis=0) + 0.01, "std": tokens.std(axis=0) * 1.1}
+    save_file(own, tmp_path / "layer_3.safetensors")
+    given = f"standardize.statistics:{tmp_path}/{{layer}}.safetensors"
+    ended = run_command(f"kedro run --pipeline=standardize --params=layers:[3],{given}", project)
+    assert ended.returncode == 0, ended.stderr
+    kept = load_file(latest(project / "data/02_intermediate/layer_3/statistics.safetensors"))
+    np.testing.assert_array_equal(kept["mean"], own["mean"])
+    np.testing.assert_array_equal(kept["std"], own["std"])
+
+
+def test_the_embedded_default_is_made_once_and_again_when_its_parameters_change(new_project, run_command):
+    project = new_project()
+    splits = ("fit", "val", "probe_train", "probe_val")
+    paths = ", ".join(f"{split}: data/01_raw/digits/{split}" for split in splits)
+    (project / "conf/base/globals.yml").write_text(f"shards: {{{paths}}}\nstatistics: null\n")
+    sizes = ",".join(f"digits.n_{split}:40" for split in splits)
+    small = f"kedro run --pipeline=standardize --params=layers:[2],digits.train_steps:2,digits.train_images:16,{sizes}"
+    ended = run_command(small, project)
+    assert ended.returncode == 0, ended.stderr
+    first = {path.name for path in (project / "data/01_raw/digits/fit").iterdir() if not path.name.startswith(".")}
+    assert len(first) == 1
+    assert "Nothing to do" in run_command(small, project).stdout
+    ended = run_command(f"{small},digits.seed:1", project)
+    assert ended.returncode == 0, ended.stderr
+    second = {path.name for path in (project / "data/01_raw/digits/fit").iterdir() if not path.name.startswith(".")}
+    assert len(second) == 1
+    assert second != first
+
+
+def test_kedro_viz_builds_and_previews_the_table(whole_run, run_command):
+    project, _ = whole_run
+    ended = run_command("kedro viz build --include-previews", project)
+    assert ended.returncode == 0, ended.stderr
+    graph = json.loads((project / "build/api/main").read_text())
+    names = {node["name"] for node in graph["nodes"]}
+    assert {"baselines", "layer_3.pca_model", "shards_fit"} <= names
+    (table,) = (node["id"] for node in graph["nodes"] if node["name"] == "baselines")
+    preview = json.loads((project / f"build/api/nodes/{table}").read_text())["preview"]
+    assert preview["columns"] == COLUMNS
+    assert len(preview["data"]) == 12
