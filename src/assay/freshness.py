@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from kedro.framework.hooks import hook_impl
-from kedro.io import DataCatalog
+from kedro.io import DataCatalog, DatasetError
 from kedro.pipeline import Pipeline
 from kedro.pipeline.node import Node
 from pydantic import BaseModel
@@ -81,7 +81,7 @@ class Freshness:
         """Note that ``node`` has saved ``name`` whole, from the inputs as they are now."""
         if not self._is_kept(name):
             return
-        inputs = {source: self._recorded(source) or self._fingerprint(source) for source in node.inputs}
+        inputs = {source: self._found(source) for source in node.inputs}
         path = self._path(name)
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(".partial")
@@ -127,11 +127,12 @@ class Freshness:
         if not self._catalog.exists(name):
             return "missing"
         source: Any = self._catalog.get(name)
-        return str(source.fingerprint())
+        try:
+            return str(source.fingerprint())
+        except DatasetError as error:
+            raise ValueError(f"`{name}` cannot be read: {error.__cause__ or error}") from error
 
     def _recorded(self, name: str) -> str | None:
-        if name not in self._made_by or not self._is_kept(name):
-            return None
         try:
             return str(json.loads(self._path(name).read_text())["fingerprint"])
         except (OSError, ValueError, KeyError, TypeError):

@@ -124,7 +124,7 @@ class DigitsParameters(_Section):
     n_heads: PositiveInt = Field(4, description="attention heads a block; divides d_model")
     layers: tuple[int, ...] = Field((0, 2, 3), description="blocks recorded after, numbered from 0")
     train_images: PositiveInt = Field(2000, description="canvases to train on")
-    train_steps: PositiveInt = Field(250, description="optimiser steps")
+    train_steps: PositiveInt = Field(200, description="optimiser steps")
     train_batch: PositiveInt = Field(16, description="canvases an optimiser step")
     learning_rate: PositiveFloat = Field(3e-3, description="peak learning rate of AdamW")
     n_fit: PositiveInt = Field(500, description="images of the split fit")

@@ -165,7 +165,6 @@ def test_defaults_are_valid_and_truncate_at_64():
         ({"layers": (1, 1)}, r"found layers \[1, 1\], want at least one, and none twice"),
         ({"layers": (0, 4)}, r"found layers \[0, 4\], want block numbers from 0 to 3"),
         ({"layers": (-1,)}, r"found layers \[-1\], want block numbers from 0 to 3"),
-        ({"digits_per_image": 17}, "found a canvas of 32 x 32 pixels for 17 digits, want at least 40"),
         ({"max_tokens_per_shard": 194}, "found max_tokens_per_shard 194, want at least 195, one image's tokens"),
         ({"learning_rate": float("inf")}, "learning_rate"),
         ({"learning_rate": 0.0}, "learning_rate"),

@@ -1,0 +1,177 @@
+"""Codes of the labelled patches: computed as they are read, the same from disk, and true to a loop in float64."""
+
+import numpy as np
+import pytest
+import torch
+
+from assay.io.codes import StoredCodes, write_codes
+from assay.io.shards import Shards
+from assay.io.tensors import fingerprint_tensors
+from assay.parameters import KMeansParameters, PCAParameters, StandardizeParameters
+from assay.pipelines.encode.nodes import encode_patches
+from assay.pipelines.encode.pipeline import create_pipeline
+from assay.pipelines.kmeans.nodes import fit_kmeans
+from assay.pipelines.pca.nodes import fit_pca
+from assay.pipelines.standardize.nodes import fit_statistics
+
+LAYERS, TOKENS, D_MODEL = (3, 5), 16, 80
+ENCODINGS = {
+    "kmeans-onehot": ("onehot", 8),
+    "kmeans-invdist": ("dense", 8),
+    "pca-dense": ("dense", D_MODEL),
+    "pca-topk-00001": ("sparse", D_MODEL),
+    "pca-topk-00016": ("sparse", D_MODEL),
+}
+
+
+def read(path, layer):
+    """A layer's content tokens, float64, straight from the files: all are full but for zeros at the end."""
+    files = sorted(path.glob("acts*.bin"))
+    stored = np.concatenate([np.fromfile(file, "<f4") for file in files]).reshape(-1, len(LAYERS), 1 + TOKENS, D_MODEL)
+    n_examples = Shards(path).n_examples
+    return stored[:n_examples, LAYERS.index(layer), 1:].reshape(-1, D_MODEL).astype(np.float64)
+
+
+@pytest.fixture(scope="module")
+def fitted(planted):
+    """Statistics and both models of layer 5."""
+    shards = Shards(planted[0])
+    statistics = fit_statistics(shards, StandardizeParameters(), "cpu", layer=5)
+    parameters = KMeansParameters(n_clusters=8, batch_size=64, n_init=1, max_iter=2)
+    kmeans, _ = fit_kmeans(shards, statistics, parameters, "cpu", layer=5)
+    return statistics, {"kmeans": kmeans, "pca": fit_pca(shards, statistics, PCAParameters(), "cpu", layer=5)}
+
+
+@pytest.fixture
+def encode(planted, fitted):
+    statistics, models = fitted
+
+    def run(encoding, model=None, statistics=statistics):
+        model = model or models[encoding.partition("-")[0]]
+        return encode_patches(Shards(planted[1]), statistics, model, "cpu", layer=5, encoding=encoding)
+
+    return run
+
+
+def gather(codes, batch_size):
+    """All rows of each array."""
+    batches = list(codes.batches(batch_size))
+    return {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
+
+
+def oracle(encoding, tokens, models):
+    """Each token's dense code and squared error, one at a time in float64."""
+    centres = models["kmeans"]["cluster_centers"].double().numpy()
+    mean, components = models["pca"]["mean"].numpy(), models["pca"]["components"].numpy()
+    values, errors = [], []
+    for token in tokens:
+        if encoding.startswith("kmeans"):
+            distances = np.sqrt(((token - centres) ** 2).sum(axis=1))
+            nearest = distances == distances.min()
+            values.append(1.0 * nearest if encoding == "kmeans-onehot" else 1 / (distances + 1e-6))
+            errors.append(distances.min() ** 2)
+        else:
+            z = components @ (token - mean)
+            k = D_MODEL if encoding == "pca-dense" else int(encoding[-5:])
+            z[np.argsort(-np.abs(z), kind="stable")[k:]] = 0
+            values.append(z)
+            errors.append(((token - mean - z @ components) ** 2).sum())
+    return np.array(values), np.array(errors)
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_codes_are_those_of_the_tokens_in_order(planted, fitted, encode, encoding):
+    statistics, models = fitted
+    codes = encode(encoding)
+    assert (codes.format, codes.n_features) == ENCODINGS[encoding]
+    assert codes.n_rows == 24 * TOKENS
+    tokens = (read(planted[1], 5) - statistics["mean"].numpy()) / statistics["std"].numpy()
+    values, errors = oracle(encoding, tokens, models)
+    found = gather(codes, 100)
+    dense = np.zeros_like(values)
+    if codes.format == "dense":
+        dense = found["values"].numpy()
+    elif codes.format == "onehot":
+        np.put_along_axis(dense, found["indices"].numpy()[:, None], 1, axis=1)
+    else:
+        assert found["indices"].shape[1] == int(encoding[-5:])
+        np.put_along_axis(dense, found["indices"].numpy(), found["values"].numpy(), axis=1)
+    np.testing.assert_allclose(dense, values, rtol=1e-5, atol=2e-6)
+    np.testing.assert_allclose(found["error"].numpy(), errors, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_codes_computed_on_the_fly_equal_stored_ones(encode, encoding, tmp_path):
+    codes = encode(encoding)
+    write_codes(tmp_path / "codes", codes, batch_size=64, rows_per_shard=128)
+    stored = StoredCodes(tmp_path / "codes")
+    assert len(stored.shards) == 3
+    assert (stored.format, stored.n_rows, stored.n_features) == (codes.format, codes.n_rows, codes.n_features)
+    assert stored.provenance == codes.provenance
+    computed, from_disk = gather(codes, 64), gather(stored, 50)
+    assert computed.keys() == from_disk.keys()
+    for name, tensor in computed.items():
+        assert torch.equal(tensor, from_disk[name])
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_a_pass_can_be_made_again_in_batches_of_any_size(encode, encoding):
+    codes = encode(encoding)
+    first, again, whole = gather(codes, 64), gather(codes, 64), gather(codes, 1_000)
+    assert [len(batch["error"]) for batch in codes.batches(100)] == [100, 100, 100, 84]
+    for name, tensor in first.items():
+        assert torch.equal(tensor, again[name])
+        torch.testing.assert_close(tensor, whole[name], rtol=1e-5, atol=1e-5)
+
+
+def test_nothing_is_read_before_the_first_batch(encode, monkeypatch):
+    seen, read_block = [], Shards.read_block
+    monkeypatch.setattr(Shards, "read_block", lambda *args: (seen.append(args), read_block(*args)))
+    codes = encode("kmeans-invdist")
+    assert not seen
+    next(codes.batches(10))
+    assert seen
+
+
+def test_provenance_says_what_the_codes_are_of(planted, fitted, encode):
+    statistics, models = fitted
+    assert encode("pca-topk-00016").provenance == {
+        "encoding": "pca-topk-00016",
+        "layer": 5,
+        "shards": planted[1].name,
+        "model": fingerprint_tensors(models["pca"]),
+        "statistics": fingerprint_tensors(statistics),
+    }
+
+
+def test_provenance_tells_models_and_statistics_apart(fitted, encode):
+    statistics, models = fitted
+    first = encode("pca-dense").provenance
+    other = encode("pca-dense", {**models["pca"], "components": models["pca"]["components"].flip(0)}).provenance
+    assert {name for name in first if first[name] != other[name]} == {"model"}
+    other = encode("pca-dense", statistics={**statistics, "mean": statistics["mean"] + 1}).provenance
+    assert {name for name in first if first[name] != other[name]} == {"statistics"}
+
+
+def test_an_encoding_that_is_none_or_has_too_large_a_k_is_refused_at_once(fitted, encode):
+    _, models = fitted
+    with pytest.raises(ValueError, match="'kmeans-cosine'; wanted one of kmeans-onehot"):
+        encode("kmeans-cosine")
+    with pytest.raises(ValueError, match="found K = 81, wanted 1 to 80"):
+        encode("pca-topk-00081", models["pca"])
+
+
+def test_both_probe_splits_are_encoded():
+    pipeline = create_pipeline(5, encodings=(("kmeans", "kmeans-onehot"), ("pca", "pca-topk-00016")))
+    assert {node.name: sorted(node.inputs)[-1] for node in pipeline.nodes} == dict.fromkeys(
+        (
+            f"encode.{name}.{split}"
+            for name in ("kmeans-onehot", "pca-topk-00016")
+            for split in ("probe_train", "probe_val")
+        ),
+        "statistics",
+    )
+    for node in pipeline.nodes:
+        _, encoding, split = node.name.split(".")
+        assert node.outputs == [f"codes_{encoding}_{split}"]
+        assert {f"shards_{split}", f"{encoding.partition('-')[0]}_model"} < set(node.inputs)

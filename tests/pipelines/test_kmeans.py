@@ -1,0 +1,146 @@
+"""The k-means nodes: standardised tokens in shuffled passes, and the error of the nearest centre."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from assay.io.shards import Shards
+from assay.numerics.kmeans import MiniBatchKMeans
+from assay.parameters import KMeansParameters, parse_parameters
+from assay.pipelines.kmeans.nodes import fit_kmeans, measure_kmeans
+from assay.plan import make_plan
+
+LAYERS, TOKENS, D_MODEL = (3, 5), 16, 80
+
+SMALL = {
+    "n_clusters": 8,
+    "batch_size": 64,
+    "n_init": 1,
+    "init_size": 100,
+    "max_iter": 3,
+    "max_no_improvement": None,
+    "reassignment_ratio": 0.0,
+}
+N_STEPS = 3 * 48 * TOKENS // 64
+CHANGES = {
+    "n_clusters": 9,
+    "batch_size": 63,
+    "n_init": 4,
+    "init_size": 200,
+    "max_iter": 4,
+    "tol": 1e6,
+    "max_no_improvement": 1,
+    "reassignment_ratio": 0.9,
+    "seed": 1,
+}
+
+
+def read(path, layer):
+    """A layer's content tokens, float64, straight from the files: all are full but for zeros at the end."""
+    files = sorted(path.glob("acts*.bin"))
+    stored = np.concatenate([np.fromfile(file, "<f4") for file in files]).reshape(-1, len(LAYERS), 1 + TOKENS, D_MODEL)
+    n_examples = Shards(path).n_examples
+    return stored[:n_examples, LAYERS.index(layer), 1:].reshape(-1, D_MODEL).astype(np.float64)
+
+
+@pytest.fixture
+def statistics(planted):
+    tokens = read(planted[0], 5)
+    return {"mean": torch.from_numpy(tokens.mean(axis=0)), "std": torch.from_numpy(tokens.std(axis=0))}
+
+
+@pytest.fixture
+def fit(planted, statistics):
+    def run(layer=5, **changes):
+        return fit_kmeans(Shards(planted[0]), statistics, KMeansParameters(**SMALL | changes), "cpu", layer=layer)
+
+    return run
+
+
+def test_the_fit_is_that_of_shuffled_standardised_passes(planted, statistics, fit):
+    shards = Shards(planted[0])
+    mean, std = statistics["mean"], statistics["std"]
+
+    def stream(epoch):
+        for batch in shards.batches(layer=5, batch_size=64, shuffle=True, seed=3 + epoch):
+            yield ((batch.double() - mean) / std).float()
+
+    wanted = MiniBatchKMeans(8, seed=3, init_size=100, max_iter=3, max_no_improvement=None, reassignment_ratio=0.0)
+    wanted.fit(stream)
+    model, history = fit(seed=3)
+    assert torch.equal(model["cluster_centers"], wanted.cluster_centers_)
+    assert torch.equal(model["counts"], wanted.counts_)
+    assert history == wanted.history_
+    assert model["cluster_centers"].dtype == torch.float32
+    assert len(history) == N_STEPS
+    assert int(model["counts"].sum()) == 3 * shards.n_tokens
+
+
+def test_one_seed_gives_one_fit(fit):
+    (first, history), (again, same) = fit(), fit()
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert history == same
+
+
+def test_layers_are_fitted_apart(fit):
+    assert not torch.equal(fit(layer=3)[0]["cluster_centers"], fit(layer=5)[0]["cluster_centers"])
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_every_parameter_changes_the_fit(fit, name):
+    (model, history), (other, steps) = fit(), fit(**{name: CHANGES[name]})
+    if name == "n_clusters":
+        assert (len(model["counts"]), len(other["counts"])) == (8, 9)
+    elif name in ("tol", "max_no_improvement"):
+        assert 0 < len(steps) < len(history)
+        assert steps == history[: len(steps)]
+    elif name == "max_iter":
+        assert (len(history), len(steps)) == (N_STEPS, N_STEPS * 4 // 3)
+        assert steps[: len(history)] == history
+    elif name == "batch_size":
+        assert (len(history), len(steps)) == (N_STEPS, 3 * math.ceil(48 * TOKENS / 63))
+    else:
+        assert len(steps) == len(history)
+        assert not torch.equal(model["cluster_centers"], other["cluster_centers"])
+
+
+def test_encodings_is_the_parameter_that_says_which_codes_are_made():
+    shards = dict.fromkeys(("fit", "val", "probe_train", "probe_val"), "somewhere")
+    for encodings in (["kmeans-onehot"], ["kmeans-invdist"], ["kmeans-invdist", "kmeans-onehot"]):
+        plan = make_plan(parse_parameters({"layers": [5], "shards": shards, "kmeans": {"encodings": encodings}}))
+        assert [row.name for row in plan.encodings if row.method == "kmeans"] == encodings
+    assert set(KMeansParameters.model_fields) == {*CHANGES, "encodings"}  # that is all of them
+
+
+@pytest.mark.parametrize("batch_size", [1_000, 7])
+@pytest.mark.parametrize("layer", LAYERS)
+def test_nmse_is_that_of_the_nearest_centre_in_float64(planted, statistics, fit, layer, batch_size):
+    model, _ = fit(layer=layer)
+    parameters = KMeansParameters(**SMALL | {"batch_size": batch_size})
+    found = measure_kmeans(Shards(planted[1]), statistics, model, parameters, "cpu", layer=layer)
+    std = statistics["std"].numpy()
+    standardized = (read(planted[1], layer) - statistics["mean"].numpy()) / std
+    centres = model["cluster_centers"].double().numpy()
+    residual = np.empty_like(standardized)
+    for row, token in enumerate(standardized):
+        residual[row] = token - centres[((token - centres) ** 2).sum(axis=1).argmin()]
+    (row,) = found.pop("rows")
+    assert found == {"layer": layer, "method": "kmeans", "n_tokens": 24 * TOKENS}
+    assert row["k"] == 8
+    assert row["nmse"] == pytest.approx((residual**2).sum() / (standardized**2).sum(), rel=1e-6)
+    raw = ((residual * std) ** 2).sum() / ((standardized * std) ** 2).sum()
+    assert row["nmse_raw"] == pytest.approx(raw, rel=1e-6)
+
+
+def test_measuring_changes_nothing_it_is_given(planted, statistics, fit):
+    model, _ = fit()
+    before = {name: value.clone() for name, value in (model | statistics).items()}
+    measure_kmeans(Shards(planted[1]), statistics, model, KMeansParameters(**SMALL), "cpu", layer=5)
+    assert all(torch.equal(value, before[name]) for name, value in (model | statistics).items())
+
+
+def test_more_clusters_than_tokens_are_refused(fit):
+    with pytest.raises(ValueError, match="found 768 tokens to seed from, wanted at least n_clusters = 1000"):
+        fit(n_clusters=1000, init_size=None)

@@ -1,0 +1,104 @@
+"""The PCA nodes against a singular value decomposition and an explicit reconstruction in float64."""
+
+import numpy as np
+import pytest
+import torch
+
+from assay.io.shards import Shards
+from assay.parameters import PCAParameters, parse_parameters
+from assay.pipelines.pca.nodes import fit_pca, measure_pca
+from assay.pipelines.pca.pipeline import create_pipeline
+from assay.plan import make_plan
+
+LAYERS, TOKENS, D_MODEL = (3, 5), 16, 80
+KS = (1, 4, 16, 80)
+
+
+def read(path, layer):
+    """A layer's content tokens, float64, straight from the files: all are full but for zeros at the end."""
+    files = sorted(path.glob("acts*.bin"))
+    stored = np.concatenate([np.fromfile(file, "<f4") for file in files]).reshape(-1, len(LAYERS), 1 + TOKENS, D_MODEL)
+    n_examples = Shards(path).n_examples
+    return stored[:n_examples, LAYERS.index(layer), 1:].reshape(-1, D_MODEL).astype(np.float64)
+
+
+@pytest.fixture(params=LAYERS)
+def layer(request):
+    return request.param
+
+
+@pytest.fixture
+def statistics(planted, layer):
+    """Not the train tokens' own, as the user's may not be: their standardised mean is not 0."""
+    tokens = read(planted[0], layer)
+    return {"mean": torch.from_numpy(tokens.mean(axis=0) + 0.3), "std": torch.from_numpy(tokens.std(axis=0) * 1.1)}
+
+
+@pytest.fixture
+def standardized(planted, layer, statistics):
+    """The fit and the validation tokens, float64."""
+    return [(read(path, layer) - statistics["mean"].numpy()) / statistics["std"].numpy() for path in planted]
+
+
+@pytest.mark.parametrize("batch_size", [100_000, 100])
+def test_components_are_the_right_singular_vectors_of_the_centred_tokens(
+    planted, layer, statistics, standardized, batch_size
+):
+    model = fit_pca(Shards(planted[0]), statistics, PCAParameters(batch_size=batch_size), "cpu", layer=layer)
+    train, _ = standardized
+    np.testing.assert_allclose(model["mean"].numpy(), train.mean(axis=0), atol=1e-7)
+    _, singular, components = np.linalg.svd(train - train.mean(axis=0), full_matrices=False)
+    np.testing.assert_allclose(model["explained_variance"].numpy(), singular**2 / (len(train) - 1), rtol=1e-5)
+    found = model["components"].numpy()
+    assert found.shape == (D_MODEL, D_MODEL)
+    assert all(value.dtype == torch.float64 for value in model.values())
+    np.testing.assert_allclose(found @ found.T, np.eye(D_MODEL), atol=1e-12)
+    assert (np.take_along_axis(found, np.abs(found).argmax(axis=1)[:, None], axis=1) > 0).all()
+    np.testing.assert_allclose(np.abs((found[:5] * components[:5]).sum(axis=1)), 1, atol=1e-6)
+
+
+def test_nmse_at_every_k_is_that_of_an_explicit_reconstruction(planted, layer, statistics, standardized):
+    model = fit_pca(Shards(planted[0]), statistics, PCAParameters(), "cpu", layer=layer)
+    found = measure_pca(Shards(planted[1]), statistics, model, PCAParameters(batch_size=50), "cpu", layer=layer, ks=KS)
+    rows = found.pop("rows")
+    assert found == {"layer": layer, "method": "pca", "n_tokens": 24 * TOKENS}
+    assert [row["k"] for row in rows] == list(KS)
+    _, val = standardized
+    mean, components, std = (value.numpy() for value in (model["mean"], model["components"], statistics["std"]))
+    for k, row in zip(KS, rows, strict=True):
+        residual = np.empty_like(val)
+        for i, token in enumerate(val):
+            z = components @ (token - mean)
+            kept = np.argsort(-np.abs(z), kind="stable")[:k]
+            residual[i] = token - mean - z[kept] @ components[kept]
+        assert row["nmse"] == pytest.approx((residual**2).sum() / (val**2).sum(), rel=1e-6, abs=1e-12)
+        raw = ((residual * std) ** 2).sum() / ((val * std) ** 2).sum()
+        assert row["nmse_raw"] == pytest.approx(raw, rel=1e-6, abs=1e-12)
+
+
+@pytest.mark.parametrize("layer", [3], indirect=True)
+def test_batch_size_is_the_tokens_read_at_once(planted, layer, statistics, monkeypatch):
+    seen, batches = [], Shards.batches
+    monkeypatch.setattr(Shards, "batches", lambda *a, **k: (seen.append(k["batch_size"]), batches(*a, **k))[1])
+    for batch_size in (70, 640):
+        parameters = PCAParameters(batch_size=batch_size)
+        model = fit_pca(Shards(planted[0]), statistics, parameters, "cpu", layer=layer)
+        measure_pca(Shards(planted[1]), statistics, model, parameters, "cpu", layer=layer, ks=(1,))
+    assert seen == [70, 70, 640, 640]
+
+
+def test_topk_is_the_parameter_that_says_which_k_are_measured():
+    shards = dict.fromkeys(("fit", "val", "probe_train", "probe_val"), "somewhere")
+    for topk in ((1, 4), (2, 3, 80)):
+        plan = make_plan(parse_parameters({"layers": [5], "shards": shards, "pca": {"topk": topk}}), D_MODEL)
+        assert tuple(row.k for row in plan.encodings if row.method == "pca") == topk
+        (measure,) = create_pipeline(5, ks=topk, codes="pca-dense").only_nodes("pca.measure").nodes
+        assert measure.func.keywords["ks"] == topk
+    assert set(PCAParameters.model_fields) == {"topk", "batch_size"}  # that is all of them
+
+
+@pytest.mark.parametrize("layer", [3], indirect=True)
+def test_a_k_above_the_width_is_refused(planted, layer, statistics):
+    model = fit_pca(Shards(planted[0]), statistics, PCAParameters(), "cpu", layer=layer)
+    with pytest.raises(ValueError, match="found K = 81, wanted 1 to 80"):
+        measure_pca(Shards(planted[1]), statistics, model, PCAParameters(), "cpu", layer=layer, ks=(81,))

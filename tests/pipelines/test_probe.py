@@ -1,0 +1,318 @@
+"""The probe node against Newton's method on one (feature, class) at a time, scikit-learn's AP, and loops."""
+
+import json
+import logging
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import average_precision_score
+
+from assay.io.shards import Shards
+from assay.numerics.codes import TensorCodes
+from assay.parameters import ProbeParameters
+from assay.pipelines.probe.nodes import fit_probes
+
+LAYERS, TOKENS, D_MODEL, N_FEATURES = (3, 5), 16, 80, 6
+ABOUT = {"layer": 5, "method": "pca", "encoding": "pca-dense", "k": 80}
+VOID_MODES = ("drop", "negative", "class")
+
+
+@dataclass
+class Labelled:
+    """As much of a folder of shards as probes look at."""
+
+    patches: torch.Tensor
+    path: str = "somewhere"
+
+    def labels(self):
+        return self.patches
+
+
+class Counted(TensorCodes):
+    """Codes that keep the batch size of every pass over them."""
+
+    def __init__(self, values):
+        super().__init__(values)
+        self.passes = []
+
+    def batches(self, batch_size):
+        self.passes.append(batch_size)
+        return super().batches(batch_size)
+
+
+class Narrow(TensorCodes):
+    """Sparse or one-hot codes, from two tensors."""
+
+    def __init__(self, code_format, n_features, **arrays):
+        self.format, self.n_features, self.arrays = code_format, n_features, arrays
+        self.n_rows = len(arrays["indices"])
+
+    def batches(self, batch_size):
+        for start in range(0, self.n_rows, batch_size):
+            yield {name: array[start : start + batch_size] for name, array in self.arrays.items()}
+
+
+def read(path, layer):
+    """A layer's content tokens, float32, straight from the files: all are full but for zeros at the end."""
+    files = sorted(path.glob("acts*.bin"))
+    stored = np.concatenate([np.fromfile(file, "<f4") for file in files]).reshape(-1, len(LAYERS), 1 + TOKENS, D_MODEL)
+    n_examples = Shards(path).n_examples
+    return stored[:n_examples, LAYERS.index(layer), 1:].reshape(-1, D_MODEL)
+
+
+@pytest.fixture(scope="module", params=LAYERS)
+def split(planted, request):
+    """Features (rows, 6) and labels 0 to 3 of both probe splits: a layer's where classes are alike, and one's where they are not."""
+    features = [torch.from_numpy(read(path, request.param)[:, [0, 10, 20, 25, 30, 35]]) for path in planted]
+    for values in features:
+        values[:, 2] = values[:, 2].round()
+    labels = [torch.from_numpy(np.fromfile(path / "labels.bin", np.uint8).astype(np.int64)) for path in planted]
+    return features, labels
+
+
+@pytest.fixture
+def probe(split):
+    """Runs the node on these codes and labels, or others, with these parameters."""
+
+    def run(codes=None, labels=None, **parameters):
+        train, val = codes or [TensorCodes(values) for values in split[0]]
+        shards = [Labelled(patches, name) for patches, name in zip(labels or split[1], ("train", "val"), strict=True)]
+        return fit_probes(train, val, *shards, ProbeParameters(**parameters), "cpu", **ABOUT)
+
+    return run
+
+
+def newton(x, y, ridge):
+    """w and b of one probe on standardised x, float64, by Newton's method."""
+    b0 = np.log(y.mean() / (1 - y.mean()))
+    design = np.stack([np.ones_like(x), x])
+    theta = np.array([b0, 0.0])
+    for _ in range(50):
+        p = 1 / (1 + np.exp(-theta @ design))
+        gradient = design @ (p - y) / len(x) + ridge * (theta - [b0, 0])
+        hessian = (design * p * (1 - p)) @ design.T / len(x) + ridge * np.eye(2)
+        theta -= np.linalg.solve(hessian, gradient)
+    assert np.abs(gradient).max() < 1e-10
+    return theta
+
+
+def cross_entropy(logits, y):
+    return np.mean(np.logaddexp(0, logits) - y * logits)
+
+
+def oracle(features, labels, void, ridge=1e-8):
+    """What the node should find, for every class of ``names``."""
+    features = [values.double().numpy() for values in features]
+    labels = [patches.numpy() for patches in labels]
+    if void == "drop":
+        features = [values[patches > 0] for values, patches in zip(features, labels, strict=True)]
+        labels = [patches[patches > 0] for patches in labels]
+    (x, x_val), (patches, patches_val) = features, labels
+    names = range(0 if void == "class" else 1, 4)
+    mean, std = x.mean(axis=0), x.std(axis=0)
+    shape = (x.shape[1], len(names))
+    found = {name: np.empty(shape) for name in ("w", "b", "train_ce", "val_ce", "val_ap")}
+    found["base_ce"] = np.empty(len(names))
+    for c, name in enumerate(names):
+        y, y_val = 1.0 * (patches == name), 1.0 * (patches_val == name)
+        rate = y.mean()
+        found["base_ce"][c] = -np.mean(y_val * np.log(rate) + (1 - y_val) * np.log(1 - rate))
+        for j in range(x.shape[1]):
+            b, w = newton((x[:, j] - mean[j]) / std[j], y, ridge)
+            logits, logits_val = ((values[:, j] - mean[j]) / std[j] * w + b for values in (x, x_val))
+            found["w"][j, c], found["b"][j, c] = w, b
+            found["train_ce"][j, c] = cross_entropy(logits, y)
+            found["val_ce"][j, c] = cross_entropy(logits_val, y_val)
+            found["val_ap"][j, c] = average_precision_score(y_val, np.sign(w) * x_val[:, j])
+    best = found["train_ce"].argmin(axis=0)
+    purity = []
+    for j in best:
+        top = patches_val[np.argsort(-x_val[:, j], kind="stable")[:16]]
+        purity.append(max(int((top == name).sum()) for name in names) / 16)
+    return found, list(names), best, purity
+
+
+@pytest.mark.parametrize("void", VOID_MODES)
+def test_every_probe_is_at_the_optimum(split, probe, void):
+    found, _ = probe(void=void)
+    wanted, names, *_ = oracle(*split, void)
+    assert found["train_ce"].shape == (N_FEATURES, len(names))
+    assert bool(found["converged"])
+    for name, key in {"coef_standardized": "w", "intercept_standardized": "b"}.items():
+        np.testing.assert_allclose(found[name].numpy(), wanted[key], rtol=1e-4, atol=1e-5)
+    for name in ("train_ce", "val_ce", "val_ap", "base_ce"):
+        assert found[name].dtype == torch.float64
+        np.testing.assert_allclose(found[name].numpy(), wanted[name], rtol=1e-6)
+
+
+@pytest.mark.parametrize("void", VOID_MODES)
+def test_scores_are_those_of_the_classes_best_features(split, probe, void):
+    _, scores = probe(void=void)
+    wanted, names, best, purity = oracle(*split, void)
+    every = range(len(names))
+    train_ce, val_ce, ap = (wanted[name][best, every] for name in ("train_ce", "val_ce", "val_ap"))
+    assert [row["label"] for row in scores["classes"]] == names
+    assert [row["feature"] for row in scores["classes"]] == best.tolist()
+    for row, c in zip(scores["classes"], every, strict=True):
+        assert row["train_ce"] == pytest.approx(train_ce[c])
+        assert row["val_ce"] == pytest.approx(val_ce[c])
+        assert row["base_ce"] == pytest.approx(wanted["base_ce"][c])
+        assert row["average_precision"] == pytest.approx(ap[c])
+        assert row["purity_at_16"] == purity[c]
+        by_val = wanted["val_ce"][:, c].argmin()
+        assert row["feature_by_val"] == by_val
+        assert row["average_precision_by_val"] == pytest.approx(wanted["val_ap"][by_val, c])
+    assert scores["mean_train_ce"] == pytest.approx(train_ce.mean())
+    assert scores["probe_r"] == pytest.approx(1 - val_ce.mean() / wanted["base_ce"].mean(), abs=1e-7)
+    assert scores["map"] == pytest.approx(ap.mean())
+    assert scores["purity_at_16"] == pytest.approx(np.mean(purity))
+    assert scores["coverage_at_0.3"] == pytest.approx(sum(value >= 0.3 for value in ap) / len(names))
+    assert scores["absent_in_val"] == scores["absent_in_train"] == []
+    assert {name: scores[name] for name in ABOUT} == ABOUT
+    assert scores["converged"] is True
+    assert json.loads(json.dumps(scores, allow_nan=False)) == scores | {"classes": list(scores["classes"])}
+
+
+def test_l0_counts_the_nonzeros_of_every_validation_patch(split, probe):
+    train, val = (values.clone() for values in split[0])
+    val[:5] = 0
+    _, scores = probe([TensorCodes(train), TensorCodes(val)])
+    assert scores["l0"] == np.count_nonzero(val.numpy()) / len(val)
+
+
+def test_void_decides_what_void_patches_are(probe):
+    found = {void: probe(void=void)[1] for void in VOID_MODES}
+    assert {void: [row["label"] for row in scores["classes"]] for void, scores in found.items()} == {
+        "drop": [1, 2, 3],
+        "negative": [1, 2, 3],
+        "class": [0, 1, 2, 3],
+    }
+    assert len({scores["mean_train_ce"] for scores in found.values()}) == 3
+    # Negatives or a class of their own, void patches are the same to the probes of the others; purity tells them apart.
+    for as_class, as_negative in zip(found["class"]["classes"][1:], found["negative"]["classes"], strict=True):
+        assert {name for name in as_class if as_class[name] != pytest.approx(as_negative[name])} <= {"purity_at_16"}
+
+
+def test_dropped_void_patches_change_nothing(split, probe):
+    features = [values.clone() for values in split[0]]
+    for values, patches in zip(features, split[1], strict=True):
+        values[patches == 0] = 1e4
+    (found, scores), (wanted, same) = probe([TensorCodes(values) for values in features]), probe()
+    assert scores == same
+    assert all(torch.equal(found[name], wanted[name]) for name in found)
+
+
+def test_ridge_draws_the_weights_to_0(probe):
+    weights = [probe(ridge=ridge)[0]["coef_standardized"].abs() for ridge in (1e-8, 0.1)]
+    assert (weights[1] < weights[0]).all()
+
+
+def test_ridge_is_that_of_the_objective(split, probe):
+    found, _ = probe(ridge=0.1)
+    wanted, *_ = oracle(*split, "drop", ridge=0.1)
+    np.testing.assert_allclose(found["coef_standardized"].numpy(), wanted["w"], rtol=1e-5, atol=1e-6)
+
+
+def test_max_iter_bounds_the_newton_steps(probe, caplog):
+    with caplog.at_level(logging.WARNING):
+        found, scores = probe(max_iter=1)
+    assert (int(found["n_iter"]), bool(found["converged"]), scores["converged"]) == (1, False, False)
+    assert "raise max_iter" in caplog.text
+    assert int(probe(max_iter=100)[0]["n_iter"]) > 1
+
+
+@pytest.mark.parametrize("batch_size", [7, 500])
+def test_batch_size_is_the_patches_read_at_once_and_changes_no_result(split, probe, batch_size):
+    codes = [Counted(values) for values in split[0]]
+    found, _ = probe(codes, batch_size=batch_size)
+    assert {size for each in codes for size in each.passes} == {batch_size}
+    wanted, _ = probe()
+    torch.testing.assert_close(found["train_ce"], wanted["train_ce"], rtol=1e-9, atol=0)
+
+
+def test_slab_mib_is_the_memory_that_decides_how_many_passes_are_made(split, probe):
+    wide = [values.repeat(1, 100) for values in split[0]]  # 600 features x 768 rows x 4 B are more than 1 MiB
+    results = {}
+    for slab_mib in (1, 256):
+        codes = [Counted(values) for values in wide]
+        found, _ = probe(codes, slab_mib=slab_mib)
+        results[slab_mib] = len(codes[0].passes), found["val_ap"]
+    assert results[1][0] == 2 * results[256][0] == 4
+    torch.testing.assert_close(results[1][1], results[256][1], rtol=1e-12, atol=0)
+
+
+def test_those_are_all_the_parameters():
+    assert set(ProbeParameters.model_fields) == {"void", "ridge", "max_iter", "batch_size", "slab_mib"}
+
+
+def test_a_class_absent_from_a_split_is_named_by_its_label_and_not_scored(split, probe):
+    train, val = (patches.clone() for patches in split[1])
+    train[train == 1] = 5  # 1 and 6 are in validation alone, 3 and 5 in train alone, 4 nowhere
+    val[val == 3] = 6
+    for void in ("drop", "negative"):
+        _, scores = probe(labels=[train, val], void=void)
+        assert [row["label"] for row in scores["classes"]] == [2]
+        assert scores["absent_in_val"] == [3, 4, 5]
+        assert scores["absent_in_train"] == [1, 4, 6]
+    _, scores = probe(labels=[train, val], void="class")
+    assert [row["label"] for row in scores["classes"]] == [0, 2]
+    assert scores["absent_in_val"] == [3, 4, 5]
+    assert scores["absent_in_train"] == [1, 4, 6]
+
+
+def test_absent_classes_do_not_pull_the_means_down(split, probe):
+    train, val = (patches.clone() for patches in split[1])
+    val[val == 3] = 0
+    _, scores = probe(labels=[train, val], void="negative")
+    rows = scores["classes"]
+    assert [row["label"] for row in rows] == [1, 2]
+    assert scores["map"] == pytest.approx(np.mean([row["average_precision"] for row in rows]))
+    assert scores["probe_r"] == pytest.approx(1 - sum(r["val_ce"] for r in rows) / sum(r["base_ce"] for r in rows))
+
+
+@pytest.mark.parametrize("void", VOID_MODES)
+@pytest.mark.parametrize("where", [0, 1])
+def test_labels_that_are_all_void_are_refused(split, probe, void, where):
+    labels = list(split[1])
+    labels[where] = torch.zeros_like(labels[where])
+    with pytest.raises(ValueError, match=rf"^{('train', 'val')[where]}: all \d+ labels are 0, void; wanted patches"):
+        probe(labels=labels, void=void)
+
+
+def test_splits_without_a_common_class_are_refused(split, probe):
+    train, val = (
+        torch.where(patches == 0, 0, patches % 2 + start) for patches, start in zip(split[1], (1, 3), strict=True)
+    )
+    with pytest.raises(ValueError, match="none of 4 classes is both fitted in train and present in validation"):
+        probe(labels=[train, val])
+
+
+@pytest.mark.parametrize("where", [0, 1])
+def test_codes_of_other_patches_than_the_labels_are_refused(split, probe, where):
+    codes = [TensorCodes(values) for values in split[0]]
+    codes[where] = TensorCodes(split[0][where][1:])
+    n = len(split[1][where])
+    with pytest.raises(ValueError, match=f"codes of {n - 1} patches and labels of {n}: encode the patches again"):
+        probe(codes)
+
+
+def test_codes_of_any_format_give_the_same_probes(split, probe):
+    indices = [values[:, 2:4].abs().long() % 5 for values in split[0]]
+    narrow, dense = [], []
+    for each in indices:
+        narrow.append(Narrow("onehot", 5, indices=each[:, 0]))
+        dense.append(TensorCodes(torch.nn.functional.one_hot(each[:, 0], 5).float()))
+    (found, scores), (wanted, same) = probe(narrow), probe(dense)
+    torch.testing.assert_close(found["val_ce"], wanted["val_ce"], rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(found["val_ap"], wanted["val_ap"], rtol=1e-12, atol=0)
+    assert scores["l0"] == same["l0"] == 1
+    narrow, dense = [], []
+    for values in split[0]:
+        kept, order = values.abs().topk(2)
+        narrow.append(Narrow("sparse", N_FEATURES, values=kept, indices=order))
+        dense.append(TensorCodes(torch.zeros_like(values).scatter(1, order, kept)))
+    (found, scores), (wanted, same) = probe(narrow), probe(dense)
+    assert scores == same
+    assert all(torch.equal(found[name], wanted[name]) for name in found)

@@ -1,0 +1,101 @@
+"""Statistics fitted on the tokens, or the user's own after a look at whether they can belong to them."""
+
+import numpy as np
+import pytest
+import torch
+
+from assay.io.shards import Shards
+from assay.parameters import StandardizeParameters
+from assay.pipelines.standardize.nodes import adopt_statistics, fit_statistics
+from assay.pipelines.standardize.pipeline import create_pipeline
+
+LAYERS, TOKENS, D_MODEL = (3, 5), 16, 80
+
+
+def read(path, layer):
+    """A layer's content tokens, float64, straight from the files: all are full but for zeros at the end."""
+    files = sorted(path.glob("acts*.bin"))
+    stored = np.concatenate([np.fromfile(file, "<f4") for file in files]).reshape(-1, len(LAYERS), 1 + TOKENS, D_MODEL)
+    n_examples = Shards(path).n_examples
+    return stored[:n_examples, LAYERS.index(layer), 1:].reshape(-1, D_MODEL).astype(np.float64)
+
+
+@pytest.fixture
+def batch_sizes(monkeypatch):
+    """The batch sizes that shards are read with."""
+    seen, batches = [], Shards.batches
+    monkeypatch.setattr(Shards, "batches", lambda *a, **k: (seen.append(k["batch_size"]), batches(*a, **k))[1])
+    return seen
+
+
+@pytest.fixture
+def own(planted):
+    """Statistics of the user's own, as some other tool wrote them: float32, and more than is asked for."""
+    tokens = read(planted[0], 3)
+    named = {"mean": tokens.mean(axis=0) + 0.01, "std": tokens.std(axis=0) * 1.1, "n": np.ones(1)}
+    return {name: torch.from_numpy(value).float() for name, value in named.items()}
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+@pytest.mark.parametrize("batch_size", [100_000, 100, 1])
+def test_fitted_statistics_are_those_of_all_tokens_in_float64(planted, layer, batch_size):
+    tokens = read(planted[0], layer)
+    parameters = StandardizeParameters(batch_size=batch_size)
+    found = fit_statistics(Shards(planted[0]), parameters, "cpu", layer=layer)
+    assert {name: (value.dtype, tuple(value.shape)) for name, value in found.items()} == {
+        "mean": (torch.float64, (D_MODEL,)),
+        "std": (torch.float64, (D_MODEL,)),
+        "count": (torch.int64, ()),
+    }
+    assert found["count"] == len(tokens) == 48 * TOKENS
+    np.testing.assert_allclose(found["mean"].numpy(), tokens.mean(axis=0), rtol=1e-12)
+    np.testing.assert_allclose(found["std"].numpy(), tokens.std(axis=0), rtol=1e-11)
+
+
+def test_batch_size_is_the_tokens_read_at_once(planted, own, batch_sizes):
+    for batch_size in (7, 64):
+        parameters = StandardizeParameters(batch_size=batch_size)
+        fit_statistics(Shards(planted[0]), parameters, "cpu", layer=3)
+        adopt_statistics(Shards(planted[0]), own, parameters, layer=3)
+    assert batch_sizes == [7, 7, 64, 64]
+
+
+def test_statistics_is_the_parameter_that_puts_the_users_own_in_place():
+    assert [node.name for node in create_pipeline(3, given_statistics=False).nodes] == ["standardize.fit"]
+    (adopt,) = create_pipeline(3, given_statistics=True).nodes
+    assert adopt.name == "standardize.adopt"
+    assert "given_statistics" in adopt.inputs
+    assert set(StandardizeParameters.model_fields) == {"statistics", "batch_size"}  # that is all of them
+
+
+def test_adopted_statistics_are_the_users_in_float64_and_no_others(planted, own):
+    before = {name: value.clone() for name, value in own.items()}
+    found = adopt_statistics(Shards(planted[0]), own, StandardizeParameters(), layer=3)
+    assert set(found) == {"mean", "std"}
+    for name, value in found.items():
+        assert value.dtype == torch.float64
+        torch.testing.assert_close(value, before[name].double(), rtol=0, atol=0)
+    assert all(torch.equal(own[name], before[name]) for name in own)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"std": None}, r"hold \['mean', 'n'\]; wanted `mean` and `std`.*: std is missing"),
+        ({"mean": torch.zeros(79), "std": torch.ones(79)}, "80 dimensions, wanted 79"),
+        ({"mean": torch.full((80,), 1e6)}, "are these statistics of the same layer, model"),
+        ({"std": torch.full((80,), 1e3)}, "is it a variance, or of another layer"),
+        ({"std": torch.full((80,), -1.0)}, "wanted none below 0"),
+        ({"std": torch.full((80,), torch.nan)}, "not finite"),
+    ],
+)
+def test_statistics_that_cannot_be_of_these_tokens_are_refused(planted, own, change, message):
+    given = {name: value for name, value in (own | change).items() if value is not None}
+    with pytest.raises(ValueError, match=message):
+        adopt_statistics(Shards(planted[0]), given, StandardizeParameters(), layer=3)
+
+
+def test_statistics_of_the_cls_token_are_refused(planted):
+    given = {"mean": torch.full((80,), 1e3), "std": torch.ones(80)}  # the planted CLS tokens are all 1000
+    with pytest.raises(ValueError, match="std from the mean given"):
+        adopt_statistics(Shards(planted[0]), given, StandardizeParameters(), layer=5)

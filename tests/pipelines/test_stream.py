@@ -1,0 +1,79 @@
+"""The one loop over tokens, and where tensors live."""
+
+import inspect
+
+import numpy as np
+import pytest
+import torch
+
+from assay.io.shards import Shards
+from assay.pipelines.stream import bind, pick_device, raw_tokens, standardized_tokens
+
+CPU = torch.device("cpu")
+LAYERS, TOKENS, D_MODEL = (3, 5), 16, 80
+
+
+def read(path, layer):
+    """A layer's content tokens, float64, straight from the files: all are full but for zeros at the end."""
+    files = sorted(path.glob("acts*.bin"))
+    stored = np.concatenate([np.fromfile(file, "<f4") for file in files]).reshape(-1, len(LAYERS), 1 + TOKENS, D_MODEL)
+    n_examples = Shards(path).n_examples
+    return stored[:n_examples, LAYERS.index(layer), 1:].reshape(-1, D_MODEL).astype(np.float64)
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+@pytest.mark.parametrize("batch_size", [1_000, 100, 7])
+def test_raw_tokens_are_those_of_the_layer_in_order(planted, layer, batch_size):
+    shards = Shards(planted[1])
+    batches = list(raw_tokens(shards, layer, batch_size, CPU, doing="test"))
+    assert [len(batch) for batch in batches[:-1]] == [batch_size] * (len(batches) - 1)
+    np.testing.assert_array_equal(torch.cat(batches).double().numpy(), read(planted[1], layer))
+
+
+def test_standardized_tokens_are_moved_and_scaled_and_a_std_of_0_counts_as_1(planted):
+    shards = Shards(planted[1])
+    mean = torch.linspace(-1, 6, D_MODEL, dtype=torch.float64)
+    std = torch.linspace(0, 2, D_MODEL, dtype=torch.float64)
+    found = torch.cat(list(standardized_tokens(shards, 5, {"mean": mean, "std": std}, 50, CPU, doing="test")))
+    wanted = (read(planted[1], 5) - mean.numpy()) / np.where(std.numpy() == 0, 1, std.numpy())
+    assert found.dtype == torch.float32
+    np.testing.assert_allclose(found.numpy(), wanted, rtol=1e-6)
+
+
+def test_a_shuffled_pass_holds_every_token_once_by_its_seed(planted):
+    shards = Shards(planted[1])
+
+    def one_pass(seed):
+        return torch.cat(list(raw_tokens(shards, 3, 50, CPU, doing="test", shuffle=True, seed=seed))).numpy()
+
+    first, again, other = one_pass(1), one_pass(1), one_pass(2)
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first, other)
+    tokens = read(planted[1], 3)
+    for shuffled in (first, other):
+        np.testing.assert_array_equal(shuffled[np.lexsort(shuffled.T)], tokens[np.lexsort(tokens.T)])
+
+
+def test_statistics_of_another_width_are_refused(planted):
+    statistics = {"mean": torch.zeros(79), "std": torch.ones(79)}
+    with pytest.raises(ValueError, match=r"the statistics have 79 dimensions, .* has 80: fit them again"):
+        next(standardized_tokens(Shards(planted[0]), 3, statistics, 50, CPU, doing="test"))
+
+
+def test_auto_is_cuda_where_there_is_one(monkeypatch):
+    assert pick_device("cpu") == CPU
+    for available, name in [(True, "cuda"), (False, "cpu")]:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda found=available: found)
+        assert pick_device("auto") == torch.device(name)
+    with pytest.raises(ValueError, match="device is cuda, but torch sees no GPU: use device=cpu"):
+        pick_device("cuda")
+
+
+def test_a_bound_function_keeps_its_name_and_types():
+    def measure(x: int, *, k: int) -> int:
+        return x * k
+
+    bound = bind(measure, k=3)
+    assert bound(2) == 6
+    assert bound.__name__ == "measure"
+    assert inspect.signature(bound).parameters["x"].annotation is int

@@ -1,0 +1,169 @@
+"""Every parameter is typed, has its default in one place, and a fault in it is one line that says what was wanted."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from kedro.config import OmegaConfigLoader
+
+from assay.parameters import Parameters, parse_parameters
+
+CONF = Path(__file__).parents[1] / "conf"
+SHARDS = {"fit": "a", "val": "b", "probe_train": "c", "probe_val": "d"}
+LEAST = {"layers": [3], "shards": SHARDS}
+SECTIONS = ("shards", "standardize", "kmeans", "pca", "probe", "digits")
+
+FAULTS = [
+    ({"layers": 3}, ["`layers` is 3", "tuple"]),
+    ({"layers": ["three"]}, ["`layers.0` is 'three'", "integer"]),
+    ({"layers": [3, -1]}, ["`layers.1` is -1", "greater than or equal to 0"]),
+    ({"layers": [3, 5, 3]}, ["`layers`", "[3, 5, 3]", "none twice"]),
+    ({"layers": []}, ["`layers`", "[]", "at least one"]),
+    ({"latent_topk": 0}, ["`latent_topk` is 0", "greater than 0"]),
+    ({"device": "tpu"}, ["`device` is 'tpu'", "'auto', 'cpu' or 'cuda'"]),
+    ({"shards": SHARDS | {"val": 7}}, ["`shards.val` is 7", "string"]),
+    ({"standardize": {"statistics": 3}}, ["`standardize.statistics` is 3", "string"]),
+    ({"standardize": {"batch_size": 0}}, ["`standardize.batch_size` is 0", "greater than 0"]),
+    ({"kmeans": 3}, ["`kmeans` is 3", "dictionary"]),
+    ({"kmeans": {"n_clusters": 8.5}}, ["`kmeans.n_clusters` is 8.5", "integer"]),
+    ({"kmeans": {"n_clusters": "many"}}, ["`kmeans.n_clusters` is 'many'", "integer"]),
+    ({"kmeans": {"init_size": 7, "n_clusters": 8}}, ["`kmeans`", "init_size 7", "at least n_clusters, 8"]),
+    ({"kmeans": {"tol": -0.1}}, ["`kmeans.tol` is -0.1", "greater than or equal to 0"]),
+    ({"kmeans": {"tol": float("nan")}}, ["`kmeans.tol` is nan", "finite"]),
+    ({"kmeans": {"reassignment_ratio": 2}}, ["`kmeans.reassignment_ratio` is 2", "less than or equal to 1"]),
+    ({"kmeans": {"encodings": ["kmeans-cosine"]}}, ["`kmeans.encodings.0` is 'kmeans-cosine'", "'kmeans-invdist'"]),
+    ({"kmeans": {"encodings": ["kmeans-onehot"] * 2}}, ["`kmeans.encodings`", "none twice"]),
+    ({"kmeans": {"encodings": []}}, ["`kmeans.encodings`", "[]", "at least one"]),
+    ({"kmeans": {"seed": -1}}, ["`kmeans.seed` is -1", "greater than or equal to 0"]),
+    ({"kmeans": {"seed": 2**32}}, ["`kmeans.seed` is 4294967296", "less than 4294967296"]),
+    ({"pca": {"topk": [1, 0]}}, ["`pca.topk.1` is 0", "greater than 0"]),
+    ({"pca": {"topk": [4, 1, 4]}}, ["`pca.topk`", "[4, 1, 4]", "none twice"]),
+    ({"probe": {"void": "ignore"}}, ["`probe.void` is 'ignore'", "'drop', 'negative' or 'class'"]),
+    ({"probe": {"ridge": 0}}, ["`probe.ridge` is 0", "greater than 0"]),
+    ({"probe": {"ridge": float("inf")}}, ["`probe.ridge` is inf", "finite"]),
+    ({"digits": {"image_size": 33}}, ["`digits`", "image_size 33", "patch_size 4"]),
+    ({"digits": {"layers": [0, 4]}}, ["`digits`", "[0, 4]", "0 to 3"]),
+]
+
+
+@pytest.fixture(scope="module", params=["base", "ade20k"])
+def configured(request):
+    """The parameters of an environment, as Kedro merges it over base."""
+    loader = OmegaConfigLoader(str(CONF), env=request.param, base_env="base", default_run_env="local")
+    return request.param, loader["parameters"]
+
+
+def test_what_is_left_out_has_the_papers_default():
+    parameters = parse_parameters(LEAST)
+    assert parameters.layers == (3,)
+    assert (parameters.latent_topk, parameters.device) == (None, "auto")
+    kmeans = parameters.kmeans
+    assert (kmeans.n_clusters, kmeans.batch_size, kmeans.n_init, kmeans.max_iter) == (16_384, 8_192, 4, 200)
+    assert kmeans.encodings == ("kmeans-onehot", "kmeans-invdist")
+    assert parameters.pca.topk == (1, 4, 16, 64, 256, 1024)
+    assert (parameters.probe.void, parameters.probe.ridge) == ("drop", 1e-8)
+    assert parameters.standardize.statistics is None
+
+
+def test_a_section_overrides_only_what_it_names():
+    parameters = parse_parameters(LEAST | {"kmeans": {"n_clusters": 8}})
+    assert parameters.kmeans.n_clusters == 8
+    assert parameters.kmeans.batch_size == 8_192
+
+
+def test_parameters_cannot_be_changed():
+    with pytest.raises(ValueError, match="frozen"):
+        parse_parameters(LEAST).kmeans.n_clusters = 3
+
+
+@pytest.mark.parametrize(("change", "words"), FAULTS, ids=str)
+def test_a_fault_is_one_line_that_names_the_parameter_what_was_found_and_what_is_wanted(change, words):
+    with pytest.raises(ValueError, match=r"^Parameter `") as caught:
+        parse_parameters(LEAST | change)
+    message = str(caught.value)
+    assert "\n" not in message
+    for word in words:
+        assert word in message
+
+
+def test_each_of_several_faults_has_its_line():
+    with pytest.raises(ValueError, match="\n") as caught:
+        parse_parameters(LEAST | {"kmeans": {"n_clusters": 0, "n_cluster": 8}, "device": "tpu"})
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 3
+    for name in ("`device`", "`kmeans.n_clusters`", "`kmeans.n_cluster`"):
+        assert sum(name in line.partition(":")[0] for line in lines) == 1
+
+
+@pytest.mark.parametrize(("path", "value"), [(("layers",), LEAST["layers"]), (("shards", "probe_val"), "d")], ids=str)
+def test_a_missing_parameter_is_named_with_what_it_is(path, value):
+    raw = LEAST | {"shards": dict(SHARDS)}
+    holder = raw if len(path) == 1 else raw[path[0]]
+    assert holder.pop(path[-1]) == value
+    with pytest.raises(ValueError, match=rf"^Parameter `{'.'.join(path)}` is missing: (block|labelled)[^\n]*$"):
+        parse_parameters(raw)
+
+
+def test_an_unknown_name_suggests_the_nearest_and_lists_all():
+    with pytest.raises(ValueError, match="`kmean`: did you mean `kmeans`") as caught:
+        parse_parameters(LEAST | {"kmean": {}})
+    for name in Parameters.model_fields:
+        assert name in str(caught.value)
+    with pytest.raises(ValueError, match=r"`kmeans\.n_cluster`: did you mean `kmeans\.n_clusters`") as caught:
+        parse_parameters(LEAST | {"kmeans": {"n_cluster": 8}})
+    assert "kmeans.reassignment_ratio" in str(caught.value)
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_a_name_like_no_other_gets_no_suggestion(section):
+    raw = LEAST | {section: dict(LEAST.get(section, {})) | {"zzz": 1}}
+    with pytest.raises(ValueError, match=rf"^Unknown parameter `{section}\.zzz`: There are {section}\.\w+") as caught:
+        parse_parameters(raw)
+    assert "did you mean" not in str(caught.value)
+
+
+@settings(deadline=None, max_examples=40)
+@given(section=st.sampled_from(SECTIONS), data=st.data())
+def test_a_letter_dropped_from_a_name_is_suggested_back(section, data):
+    fields = list(Parameters.model_fields[section].annotation.model_fields)
+    name = data.draw(st.sampled_from([field for field in fields if len(field) > 3]))
+    at = data.draw(st.integers(0, len(name) - 1))
+    misspelt = name[:at] + name[at + 1 :]
+    if misspelt in fields:
+        return
+    with pytest.raises(ValueError, match=rf"`{section}\.{misspelt}`: did you mean `{section}\.\w+`"):
+        parse_parameters(LEAST | {section: dict(LEAST.get(section, {})) | {misspelt: 1}})
+
+
+def test_every_parameter_says_what_it_is():
+    for section in SECTIONS:
+        for name, field in Parameters.model_fields[section].annotation.model_fields.items():
+            assert field.description, f"{section}.{name}"
+
+
+def test_the_configuration_of_each_environment_is_valid(configured):
+    environment, raw = configured
+    parameters = parse_parameters(raw)
+    assert set(raw) == set(Parameters.model_fields)  # Kedro hands nodes only what the YAML names
+    assert len(set(parameters.shards)) == len(SHARDS)
+    in_default = [path.startswith("data/01_raw/digits/") for _, path in parameters.shards]
+    assert all(in_default) if environment == "base" else not any(in_default)
+
+
+def test_ade20k_is_the_papers_experiment():
+    loader = OmegaConfigLoader(str(CONF), env="ade20k", base_env="base", default_run_env="local")
+    parameters = parse_parameters(loader["parameters"])
+    assert parameters.layers == (18, 19, 20, 21, 22, 23)
+    kmeans = parameters.kmeans
+    assert (kmeans.n_clusters, kmeans.batch_size, kmeans.n_init, kmeans.max_iter) == (16_384, 8_192, 4, 200)
+    assert kmeans.encodings == ("kmeans-onehot", "kmeans-invdist")
+    assert parameters.pca.topk == (1, 4, 16, 64, 256, 1024)
+    assert parameters.latent_topk is None
+    assert (parameters.probe.void, parameters.probe.ridge) == ("drop", 1e-8)
+
+
+def test_base_probes_the_layers_that_the_digits_are_recorded_at():
+    loader = OmegaConfigLoader(str(CONF), base_env="base", default_run_env="local")
+    parameters = parse_parameters(loader["parameters"])
+    assert set(parameters.layers) <= set(parameters.digits.layers)

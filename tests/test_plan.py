@@ -1,0 +1,181 @@
+"""What a run will do, and what is refused before it begins."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from assay.io.metadata import Metadata
+from assay.io.shards import write_shards
+from assay.parameters import parse_parameters
+from assay.plan import Encoding, check_shards, find_d_model, make_plan, topk_name
+
+SPLITS = ("fit", "val", "probe_train", "probe_val")
+DIGITS = {split: f"data/01_raw/digits/{split}" for split in SPLITS}
+
+
+def parse(shards, **changes):
+    return parse_parameters({"layers": [3, 5], "shards": shards} | changes)
+
+
+def write(root: Path, *, layers=(3, 5), d_model=80, labels=True) -> Path:
+    metadata = Metadata.model_validate(
+        {
+            "family": "tiny",
+            "ckpt": "tiny",
+            "layers": list(layers),
+            "content_tokens_per_example": 2,
+            "cls_token": False,
+            "d_model": d_model,
+            "n_examples": 3,
+            "max_tokens_per_shard": 100,
+            "data": "",
+            "dtype": "float32",
+            "protocol": "2.1",
+        }
+    )
+    examples = np.ones((3, len(layers), 2, d_model), dtype=np.float32)
+    return write_shards(root, metadata, [examples], np.ones((3, 2), dtype=np.uint8) if labels else None)
+
+
+@pytest.fixture
+def shards(planted):
+    fit, val = map(str, planted)
+    return {"fit": fit, "val": val, "probe_train": fit, "probe_val": val}
+
+
+def test_the_table_has_a_row_for_each_kmeans_encoding_and_each_k():
+    plan = make_plan(parse(DIGITS, kmeans={"n_clusters": 8}), d_model=80)
+    assert plan.encodings == (
+        Encoding("kmeans-onehot", "kmeans", 8),
+        Encoding("kmeans-invdist", "kmeans", 8),
+        Encoding("pca-topk-00001", "pca", 1),
+        Encoding("pca-topk-00004", "pca", 4),
+        Encoding("pca-topk-00016", "pca", 16),
+        Encoding("pca-topk-00064", "pca", 64),
+    )
+    assert plan.layers == (3, 5)
+
+
+@pytest.mark.parametrize(("d_model", "kept"), [(None, 6), (1024, 6), (1023, 5), (64, 4), (63, 3), (1, 1)])
+def test_a_k_above_the_width_is_left_out(d_model, kept):
+    plan = make_plan(parse(DIGITS), d_model)
+    assert [row.k for row in plan.encodings if row.method == "pca"] == [1, 4, 16, 64, 256, 1024][:kept]
+
+
+@pytest.mark.parametrize(("latent_topk", "ks"), [(None, [1, 16]), (16, [1, 16]), (5, [1, 5, 16]), (70, [1, 16, 70])])
+def test_latent_topk_joins_the_sweep_and_names_the_codes_that_pca_leaves(latent_topk, ks):
+    plan = make_plan(parse(DIGITS, latent_topk=latent_topk, pca={"topk": [1, 16]}), d_model=80)
+    assert [row.k for row in plan.encodings if row.method == "pca"] == ks
+    assert plan.pca_codes == ("pca-dense" if latent_topk is None else topk_name(latent_topk))
+    assert latent_topk is None or plan.pca_codes in [row.name for row in plan.encodings]
+
+
+def test_the_names_of_topk_codes_sort_by_k():
+    ks = [1, 9, 10, 64, 1024, 99_999]
+    assert sorted(map(topk_name, ks)) == [topk_name(k) for k in ks]
+    assert (topk_name(64), topk_name(100_000)) == ("pca-topk-00064", "pca-topk-100000")
+
+
+def test_the_plan_has_one_kmeans_row_where_one_encoding_is_asked_for():
+    plan = make_plan(parse(DIGITS, kmeans={"encodings": ["kmeans-invdist"]}), d_model=80)
+    assert [row.name for row in plan.encodings if row.method == "kmeans"] == ["kmeans-invdist"]
+
+
+def test_only_shards_inside_the_defaults_folder_are_made(shards):
+    assert make_plan(parse(DIGITS)).digits == SPLITS
+    assert make_plan(parse(shards)).digits == ()
+    assert make_plan(parse(shards | {"val": "./data/01_raw/digits/val"})).digits == ("val",)
+    assert make_plan(parse(shards | {"val": "data/01_raw/digits/val/deeper"})).digits == ()
+
+
+def test_given_statistics_are_planned_for():
+    assert not make_plan(parse(DIGITS)).given_statistics
+    assert make_plan(parse(DIGITS, standardize={"statistics": "own.safetensors"})).given_statistics
+
+
+def test_a_plan_cannot_be_changed():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        make_plan(parse(DIGITS)).pca_codes = "pca-dense"
+
+
+def test_the_width_is_that_of_the_fit_shards(shards, tmp_path):
+    assert find_d_model(parse(shards), tmp_path) == 80
+    assert find_d_model(parse(DIGITS, digits={"d_model": 48}), tmp_path) == 48
+    assert find_d_model(parse(shards | {"fit": "nowhere"}), tmp_path) is None
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "metadata.json").write_text("{}")
+    assert find_d_model(parse(shards | {"fit": "broken"}), tmp_path) is None
+
+
+def test_paths_are_relative_to_the_project(tmp_path):
+    write(tmp_path / "own", d_model=24)
+    parameters = parse(dict.fromkeys(SPLITS, "own"))
+    assert find_d_model(parameters, tmp_path) == 24
+    check_shards(parameters, tmp_path)
+
+
+def test_what_fits_together_passes(shards, tmp_path):
+    check_shards(parse(shards), tmp_path)
+    check_shards(parse(shards, latent_topk=80, pca={"topk": [80, 81]}), tmp_path)
+    check_shards(parse(DIGITS, layers=[0, 3]), tmp_path)
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_a_missing_folder_is_named(shards, tmp_path, split):
+    with pytest.raises(FileNotFoundError, match="nowhere: no shard folder"):
+        check_shards(parse(shards | {split: "nowhere"}), tmp_path)
+
+
+@pytest.mark.parametrize("split", ["fit", "probe_val"])
+def test_a_layer_that_is_not_held_is_named_with_those_that_are(shards, tmp_path, split):
+    other = str(write(tmp_path, layers=(5,)))
+    with pytest.raises(ValueError, match=rf"^layers: shards\.{split} does not hold layer 3; it holds \[5\]\.$"):
+        check_shards(parse(shards | {split: other}), tmp_path)
+    check_shards(parse(shards | {split: other}, layers=[5]), tmp_path)
+
+
+def test_a_layer_that_the_digits_are_not_recorded_at_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"does not hold layer 5; it holds \[0, 2, 3\]"):
+        check_shards(parse(DIGITS), tmp_path)
+
+
+@pytest.mark.parametrize("split", ["val", "probe_train", "probe_val"])
+def test_shards_of_another_width_are_named(shards, tmp_path, split):
+    other = str(write(tmp_path, d_model=40))
+    with pytest.raises(ValueError, match=rf"^shards\.{split} has 40 dimensions, shards\.fit 80: "):
+        check_shards(parse(shards | {split: other}), tmp_path)
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_labels_are_wanted_of_the_probes_shards_only(shards, tmp_path, split):
+    parameters = parse(shards | {split: str(write(tmp_path, labels=False))})
+    if split.startswith("probe"):
+        with pytest.raises(ValueError, match=rf"^shards\.{split}: .* has no labels\.bin; "):
+            check_shards(parameters, tmp_path)
+    else:
+        check_shards(parameters, tmp_path)
+
+
+def test_a_latent_topk_above_the_width_is_refused(shards, tmp_path):
+    with pytest.raises(ValueError, match=r"^latent_topk is 81; it can be at most d_model, 80\.$"):
+        check_shards(parse(shards, latent_topk=81), tmp_path)
+
+
+def test_a_sweep_wholly_above_the_width_is_refused(shards, tmp_path):
+    with pytest.raises(ValueError, match=r"^pca\.topk is \[81, 256\]; at least one K must not be above d_model, 80\.$"):
+        check_shards(parse(shards, pca={"topk": [81, 256]}), tmp_path)
+
+
+def test_a_canvas_too_small_for_its_digits_is_refused_where_digits_are_made(shards, tmp_path):
+    crowded = {"digits_per_image": 17, "image_size": 32}
+    with pytest.raises(ValueError, match="32 x 32 pixels for 17 digits"):
+        check_shards(parse(DIGITS, layers=[0], digits=crowded), tmp_path)
+    check_shards(parse(shards, digits=crowded), tmp_path)
+
+
+def test_two_splits_are_not_made_in_one_folder(tmp_path):
+    parameters = parse(DIGITS | {"probe_val": "./data/01_raw/digits/val"}, layers=[0])
+    with pytest.raises(ValueError, match=r"^shards\.val and shards\.probe_val are both data/01_raw/digits/val: "):
+        check_shards(parameters, tmp_path)

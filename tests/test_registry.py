@@ -1,0 +1,184 @@
+"""The pipelines by name: each whole in itself, one namespace a layer, and every dataset an entry of the catalog."""
+
+import re
+import warnings
+from pathlib import Path
+
+import pytest
+from kedro.config import OmegaConfigLoader
+from kedro.io import CatalogConfigResolver
+from kedro.pipeline import Pipeline
+from kedro.pipeline.node import Node
+
+from assay import configuration
+from assay.parameters import parse_parameters
+from assay.pipeline_registry import register_pipelines
+
+CONF = Path(__file__).parents[1] / "conf"
+STAGES = ("digits", "standardize", "kmeans", "pca", "encode", "probe", "report")
+SPLITS = ("fit", "val", "probe_train", "probe_val")
+OWN = {split: f"data/01_raw/own/{split}" for split in SPLITS}
+ENCODINGS = ["kmeans-invdist", "kmeans-onehot", "pca-topk-00001", "pca-topk-00004", "pca-topk-00016", "pca-topk-00064"]
+
+KINDS = [{}, {"latent_topk": 64}, {"standardize": {"statistics": "own/{layer}.safetensors"}}, {"shards": OWN}]
+"""The default, and the changes that lead to other nodes."""
+
+
+@pytest.fixture
+def register(monkeypatch, tmp_path):
+    """Builds the pipelines as a session with these parameters over conf/base would."""
+
+    def build(**changes) -> dict[str, Pipeline]:
+        raw = OmegaConfigLoader(str(CONF), base_env="base", default_run_env="local")["parameters"]
+        session = tmp_path, parse_parameters({**raw, "layers": [0, 3], **changes})
+        monkeypatch.setitem(configuration._current, "session", session)
+        return register_pipelines()
+
+    return build
+
+
+def names(pipeline: Pipeline) -> set[str]:
+    return {node.name for node in pipeline.nodes}
+
+
+def of_stage(pipeline: Pipeline, stage: str) -> set[str]:
+    return {name for name in names(pipeline) if re.search(rf"(^|\.){stage}\.", name)}
+
+
+def test_there_are_seven_pipelines_and_the_whole(register):
+    pipelines = register()
+    assert set(pipelines) == {*STAGES, "__default__"}
+    assert names(pipelines["__default__"]) == names(sum((pipelines[stage] for stage in STAGES), Pipeline([])))
+    beside_the_table = names(pipelines["__default__"]) - names(pipelines["report"])
+    assert beside_the_table == {name for name in names(pipelines["pca"]) if "encode.pca-dense" in name}
+
+
+def test_there_is_no_digits_pipeline_where_all_shards_are_the_users(register):
+    pipelines = register(shards=OWN)
+    assert set(pipelines) == {*STAGES[1:], "__default__"}
+    assert not of_stage(pipelines["__default__"], "digits")
+
+
+def test_only_the_splits_that_lie_in_the_defaults_folder_are_made(register):
+    shards = OWN | {split: f"data/01_raw/digits/{split}" for split in ("fit", "val")}
+    assert names(register(shards=shards)["digits"]) == {"digits.train", "digits.record.fit", "digits.record.val"}
+
+
+@pytest.mark.parametrize("changes", KINDS, ids=str)
+def test_each_pipeline_holds_its_ancestors(register, changes):
+    pipelines = register(**changes)
+    whole = pipelines["__default__"]
+    made = whole.all_outputs()
+    for name, pipeline in pipelines.items():
+        assert names(pipeline) <= names(whole)
+        assert not pipeline.inputs() & made, name
+        assert names(whole.to_nodes(*names(pipeline))) == names(pipeline)
+    sources = {source for source in whole.inputs() if not source.startswith("params:")}
+    wanted = {"layer_0.given_statistics", "layer_3.given_statistics"} if "standardize" in changes else set()
+    assert sources == wanted | ({f"shards_{split}" for split in SPLITS} if "shards" in changes else set())
+
+
+def test_a_pipeline_holds_no_stage_that_it_does_not_need(register):
+    pipelines = register()
+    for name, strangers in {
+        "standardize": ["kmeans", "pca", "encode", "probe", "report"],
+        "kmeans": ["pca", "encode", "probe", "report"],
+        "pca": ["kmeans", "probe", "report"],
+        "encode": ["probe", "report"],
+        "probe": ["report"],
+    }.items():
+        assert of_stage(pipelines[name], name)
+        for stranger in strangers:
+            assert not of_stage(pipelines[name], stranger), (name, stranger)
+
+
+def test_a_node_is_named_by_layer_stage_and_verb(register):
+    whole = register()["__default__"]
+    both = ("probe_train", "probe_val")
+    in_layer = {"standardize.fit", "kmeans.fit", "kmeans.measure", "pca.fit", "pca.measure", "report.merge"}
+    in_layer |= {f"probe.{encoding}" for encoding in ENCODINGS}
+    in_layer |= {f"encode.{encoding}.{split}" for encoding in [*ENCODINGS, "pca-dense"] for split in both}
+    shared = {"digits.train", *(f"digits.record.{split}" for split in SPLITS), "report.tabulate"}
+    assert names(whole) == shared | {f"layer_{layer}.{name}" for layer in (0, 3) for name in in_layer}
+
+
+def test_a_layer_is_a_namespace(register):
+    whole = register()["__default__"]
+    assert {node.namespace for node in whole.nodes} == {None, "layer_0", "layer_3"}
+    for node in whole.nodes:
+        if node.namespace:
+            assert node.name.startswith(f"{node.namespace}.")
+            strangers = {name for name in (*node.inputs, *node.outputs) if not name.startswith(f"{node.namespace}.")}
+            assert {name for name in strangers if not name.startswith(("shards_", "params:"))} <= {
+                f"rows_{node.namespace}"
+            }
+    one = whole.filter(node_namespaces=["layer_3"])
+    assert {node.namespace for node in one.nodes} == {"layer_3"}
+    assert len(one.nodes) == len(whole.filter(node_namespaces=["layer_0"]).nodes)
+
+
+def test_layers_come_from_the_parameters(register):
+    whole = register(layers=[3])["__default__"]
+    assert {node.namespace for node in whole.nodes} == {None, "layer_3"}
+    assert "rows_layer_3" in whole.all_outputs()
+
+
+def test_nodes_are_bound_to_their_layer_and_encoding(register):
+    whole = register()["__default__"]
+    for node in whole.nodes:
+        if not node.namespace or node.name.endswith("report.merge"):
+            continue
+        bound = node.func.keywords
+        assert f"layer_{bound['layer']}" == node.namespace
+        assert "encoding" not in bound or bound["encoding"] in node.name
+        assert node.name.endswith("pca.measure") == ("ks" in bound)
+        assert bound.get("ks", (1, 4, 16, 64)) == (1, 4, 16, 64)
+
+
+def test_latent_topk_takes_the_place_of_the_dense_codes(register):
+    dense, topk = register()["pca"], register(latent_topk=7)["pca"]
+    assert {name for name in names(dense) if "encode" in name and "probe_val" in name} == {
+        f"layer_{layer}.encode.pca-dense.probe_val" for layer in (0, 3)
+    }
+    assert {name for name in names(topk) if "encode" in name and "probe_val" in name} == {
+        f"layer_{layer}.encode.pca-topk-00007.probe_val" for layer in (0, 3)
+    }
+    assert not any(
+        "pca-topk-00007" in name for name in names(register(latent_topk=7)["encode"])
+    )  # that is pca's to leave
+    assert "layer_3.probe.pca-topk-00007" in names(register(latent_topk=7)["__default__"])
+    assert "layer_3.probe.pca-topk-00007" not in names(register()["__default__"])
+
+
+def test_given_statistics_are_adopted_and_not_fitted(register):
+    pipelines = register(standardize={"statistics": "own/{layer}.safetensors"})
+    assert of_stage(pipelines["standardize"], "standardize") == {f"layer_{n}.standardize.adopt" for n in (0, 3)}
+
+
+@pytest.mark.parametrize("environment", ["base", "ade20k"])
+@pytest.mark.parametrize("changes", KINDS, ids=str)
+def test_only_catalog_names_join_stages(register, environment, changes):
+    loader = OmegaConfigLoader(str(CONF), env=environment, base_env="base", default_run_env="local")
+    resolver = CatalogConfigResolver(loader["catalog"])
+    known = resolver.config.keys()
+    assert not resolver.match_dataset_pattern("layer_3.nonsense")
+    for pipeline in register(**changes).values():
+        for name in pipeline.datasets() - {"digits_vit"}:
+            if not name.startswith("params:"):
+                assert name in known or resolver.match_dataset_pattern(name), name
+
+
+def test_every_parameter_of_a_node_is_in_the_configuration(register):
+    raw = OmegaConfigLoader(str(CONF), base_env="base", default_run_env="local")["parameters"]
+    wanted = {name for name in register()["__default__"].inputs() if name.startswith("params:")}
+    assert wanted <= {f"params:{name}" for name in raw}
+
+
+def test_no_dataset_name_reads_like_a_namespace(register, monkeypatch):
+    flag = "__dotted_dataset_name_warned__"  # Kedro warns once in a process
+    monkeypatch.setattr(Node, flag, False, raising=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for changes in KINDS:
+            register(**changes)
+    assert not getattr(Node, flag)
