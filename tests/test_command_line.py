@@ -18,7 +18,20 @@ from safetensors.numpy import load_file, save_file
 from assay.io.codes import StoredCodes
 from assay.io.shards import Shards
 
-COLUMNS = "layer method encoding k nmse nmse_raw l0 probe_r map purity_at_16 coverage_at_0.3 best_layer".split()
+COLUMNS = [
+    "layer",
+    "method",
+    "encoding",
+    "k",
+    "nmse",
+    "nmse_raw",
+    "l0",
+    "probe_r",
+    "map",
+    "purity_at_16",
+    "coverage_at_0.3",
+    "best_layer",
+]
 ENCODINGS = ["kmeans-invdist", "kmeans-onehot", "pca-topk-00001", "pca-topk-00004", "pca-topk-00016", "pca-topk-00064"]
 
 
@@ -171,7 +184,7 @@ def test_the_pca_pipeline_leaves_codes_of_both_probe_splits(new_project, run_com
     assert (codes.format, codes.n_rows, codes.n_features) == ("dense", 24 * 16, 80)
 
 
-def test_several_parameters_nested_keys_lists_and_filters(new_project, run_command, planted):
+def test_several_parameters_nested_keys_lists_and_filters(new_project, run_command):
     project = new_project()
     ended = run_command(
         "kedro run --pipeline=kmeans --params=kmeans.n_clusters:6,layers:[5],kmeans.seed=3 --env=ade20k", project
