@@ -211,6 +211,7 @@ FAULTS = {
     "--params=shards.fit:nowhere": ["nowhere", "no shard folder"],
     "--pipeline=nonsense": ["nonsense", "standardize"],
     "--pipeline=pca --from-nodes=layer_3.pca.measure": ["layer_3.pca_model", "layer_3.pca.fit"],
+    "--env=nowhere": ["conf/nowhere"],
     "--runner=ParallelRunner": ["ParallelRunner", "ThreadRunner"],
 }
 

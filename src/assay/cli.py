@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 import pandas as pd
+from kedro.config import MissingConfigException
 from kedro.framework.cli.project import run as kedro_run
 from kedro.framework.project import pipelines as registered
 from kedro.framework.session import KedroSession
@@ -85,7 +86,7 @@ def _run(force: bool, **options: Any) -> None:
             freshness = Freshness(project, catalog, registered["__default__"] + selected)
             todo = selected if force else freshness.stale(selected)
             freshness.check_inputs(todo)
-        except (ValueError, FileNotFoundError) as error:
+        except (ValueError, FileNotFoundError, MissingConfigException) as error:
             raise click.ClickException(str(error)) from error
         console = Console()
         kept = len(selected.nodes) - len(todo.nodes)
