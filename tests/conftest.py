@@ -115,3 +115,9 @@ def run_command() -> Callable[[str, Path], subprocess.CompletedProcess[str]]:
         return subprocess.CompletedProcess(command, process.returncode, out, err)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def start_command() -> Callable[[str, Path], subprocess.Popen[str]]:
+    """Start a command line as a user types it."""
+    return start

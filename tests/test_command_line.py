@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import sqlite3
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -45,6 +47,12 @@ def whole_run(new_project, run_command):
 def latest(folder: Path) -> Path:
     """The newest version of a versioned file."""
     return max(folder.glob(f"*/{folder.name}"))
+
+
+def made_last(project: Path) -> list[str]:
+    """The nodes that the newest run ran, by its manifest."""
+    manifests = sorted((project / "data/08_reporting/manifests").iterdir())
+    return sorted(json.loads(manifests[-1].read_text())["seconds"])
 
 
 def test_a_whole_run_ends_with_the_table_and_no_noise(whole_run):
@@ -202,6 +210,10 @@ def test_several_parameters_nested_keys_lists_and_filters(new_project, run_comma
     )
     assert ended.returncode == 0, ended.stderr
     assert "1 of 1 steps to do" in ended.stdout
+    assert made_last(project) == ["layer_3.kmeans.measure"]
+    ended = run_command("kedro run --namespaces=layer_5 --to-nodes=layer_5.standardize.fit --force", project)
+    assert ended.returncode == 0, ended.stderr
+    assert made_last(project) == ["layer_5.standardize.fit"]
 
 
 FAULTS = {
@@ -211,6 +223,9 @@ FAULTS = {
     "--params=shards.fit:nowhere": ["nowhere", "no shard folder"],
     "--pipeline=nonsense": ["nonsense", "standardize"],
     "--pipeline=pca --from-nodes=layer_3.pca.measure": ["layer_3.pca_model", "layer_3.pca.fit"],
+    "--params=kmeans.n_clusters:769": ["kmeans.n_clusters is 769", "768 tokens"],
+    "--params=latent_topk:true": ["latent_topk", "no parameter is a boolean"],
+    "--runner=Nonsense": ["Nonsense"],
     "--env=nowhere": ["conf/nowhere"],
     "--runner=ParallelRunner": ["ParallelRunner", "ThreadRunner"],
 }
@@ -245,6 +260,45 @@ def test_a_run_that_fails_is_marked_failed_with_its_reason(new_project, run_comm
     assert manifest["status"] == "FAILED"
     assert "are these statistics of the same layer" in manifest["failure"]
     assert not (project / "data/02_intermediate").exists()
+
+
+def test_a_run_that_is_interrupted_is_marked_killed_and_goes_on_next_time(new_project, run_command, start_command):
+    project = new_project()
+    process = start_command("exec kedro run", project)
+    while not list((project / "data").glob("06_models/layer_3/kmeans.safetensors/*/*")):
+        time.sleep(0.05)
+        assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode != 0
+    with sqlite3.connect(project / "mlflow.db") as database:
+        status = [row[0] for row in database.execute("select status from runs")]
+    assert "RUNNING" not in status
+    assert "FINISHED" not in status
+    (path,) = (project / "data/08_reporting/manifests").iterdir()
+    assert json.loads(path.read_text())["status"] == "KILLED"
+    ended = run_command("kedro run", project)
+    assert ended.returncode == 0, ended.stderr
+    assert "layer_3.kmeans.fit" not in made_last(project)
+    mlflow.set_tracking_uri(f"sqlite:///{project / 'mlflow.db'}")
+    runs = mlflow.search_runs(experiment_names=["assay"], filter_string="status = 'FINISHED'")
+    children = runs[runs["tags.mlflow.parentRunId"].notna()]
+    assert len(children) == 12
+    assert children["metrics.nmse"].notna().all()  # also where the errors were up to date already
+
+
+def test_an_older_version_is_used_where_it_is_asked_for_and_only_there(new_project, run_command):
+    project = new_project()
+    few = "kedro run --pipeline=kmeans --params=layers:[3],kmeans.n_clusters:"
+    for k in (4, 6):
+        assert run_command(f"{few}{k}", project).returncode == 0
+    older = min(path.name for path in (project / "data/06_models/layer_3/kmeans.safetensors").iterdir())
+    errors = project / "data/08_reporting/metrics/layer_3/kmeans-errors.json"
+    for command, k in ((f"{few}6 --load-versions=layer_3.kmeans_model:{older}", 4), (f"{few}6", 6)):
+        ended = run_command(command, project)
+        assert ended.returncode == 0, ended.stderr
+        assert made_last(project) == ["layer_3.kmeans.measure"]
+        assert json.loads(latest(errors).read_text())["rows"][0]["k"] == k
 
 
 def test_statistics_of_the_users_own_are_adopted(new_project, run_command, planted, tmp_path):

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from assay.io.metadata import Metadata
 from assay.io.shards import write_shards
@@ -16,7 +17,7 @@ DIGITS = {split: f"data/01_raw/digits/{split}" for split in SPLITS}
 
 
 def parse(shards, **changes):
-    return parse_parameters({"layers": [3, 5], "shards": shards} | changes)
+    return parse_parameters({"layers": [3, 5], "shards": shards, "kmeans": {"n_clusters": 4}} | changes)
 
 
 def write(root: Path, *, layers=(3, 5), d_model=80, labels=True) -> Path:
@@ -179,3 +180,15 @@ def test_two_splits_are_not_made_in_one_folder(tmp_path):
     parameters = parse(DIGITS | {"probe_val": "./data/01_raw/digits/val"}, layers=[0])
     with pytest.raises(ValueError, match=r"^shards\.val and shards\.probe_val are both data/01_raw/digits/val: "):
         check_shards(parameters, tmp_path)
+
+
+def test_more_clusters_than_tokens_are_refused(shards, tmp_path):
+    check_shards(parse(shards, kmeans={"n_clusters": 768}), tmp_path)
+    with pytest.raises(ValueError, match=r"kmeans.n_clusters is 769; shards.fit has only 768 tokens"):
+        check_shards(parse(shards, kmeans={"n_clusters": 769}), tmp_path)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_refused(shards, tmp_path):
+    with pytest.raises(ValueError, match="torch sees no GPU"):
+        check_shards(parse(shards, device="cuda"), tmp_path)

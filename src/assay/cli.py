@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from kedro.config import MissingConfigException
 from kedro.framework.cli.project import run as kedro_run
 from kedro.framework.project import pipelines as registered
 from kedro.framework.session import KedroSession
-from kedro.io import DataCatalog
+from kedro.io import DataCatalog, DatasetError
 from kedro.pipeline import Pipeline
 from kedro.runner import AbstractRunner
 from kedro.utils import load_obj
@@ -24,11 +26,13 @@ from omegaconf.errors import OmegaConfBaseException
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from yaml import YAMLError
 
 from assay.configuration import current_configuration
 from assay.freshness import Freshness
+from assay.plan import check_shards
+from assay.tracking import MANIFESTS, InterruptedRunError
 
-OUTSIDE_BRACKETS = re.compile(r",(?![^\[{]*[\]}])")
 FILTERS = ("tags", "from_nodes", "to_nodes", "node_names", "from_inputs", "to_outputs")
 
 
@@ -42,17 +46,35 @@ def parse_params(context: click.Context, parameter: click.Parameter, value: str 
     del context
     if isinstance(value, dict):  # from --config
         return value
-    items = [item.strip() for item in OUTSIDE_BRACKETS.split(value) if item.strip()]
-    pairs = [re.fullmatch(r"([\w.-]+)\s*[:=]\s*(.*)", item, flags=re.DOTALL) for item in items]
-    for item, pair in zip(items, pairs, strict=True):
+    parsed = OmegaConf.create({})
+    for item in split_outside(value):
+        pair = re.fullmatch(r"([\w.-]+)\s*[:=]\s*(.*)", item, flags=re.DOTALL)
         if pair is None:
             raise click.BadParameter(f"`{item}` is no key:value or key=value", param=parameter)
-    try:
-        parsed = OmegaConf.to_container(OmegaConf.from_dotlist([f"{pair[1]}={pair[2]}" for pair in pairs if pair]))
-    except OmegaConfBaseException as error:
-        raise click.BadParameter(f"`{value}`: {error}", param=parameter) from None
-    assert isinstance(parsed, dict)
-    return {str(key): inner for key, inner in parsed.items()}
+        try:
+            parsed.merge_with_dotlist([f"{pair[1]}={pair[2]}"])
+        except (OmegaConfBaseException, YAMLError):  # no YAML, so it is text: a path with {layer} in it, say
+            OmegaConf.update(parsed, pair[1], pair[2])
+    plain = OmegaConf.to_container(parsed)
+    assert isinstance(plain, dict)
+    return {str(key): inner for key, inner in plain.items()}
+
+
+def split_outside(text: str) -> list[str]:
+    """Split at the commas that are in no brackets and no quotes; leave out empty items."""
+    items, depth, quote = [""], 0, ""
+    for character in text:
+        if quote:
+            quote = "" if character == quote else quote
+        elif character in "\"'":
+            quote = character
+        else:
+            depth += (character in "[{") - (character in "]}")
+        if character == "," and depth == 0 and not quote:
+            items.append("")
+        else:
+            items[-1] += character
+    return [item.strip() for item in items if item.strip()]
 
 
 def _options() -> list[click.Parameter]:
@@ -82,8 +104,9 @@ def _run(force: bool, **options: Any) -> None:
             catalog = session.load_context().catalog
             assert isinstance(catalog, DataCatalog)
             selected = _select(names, options)
-            project, _ = current_configuration()
-            freshness = Freshness(project, catalog, registered["__default__"] + selected)
+            project, parameters = current_configuration()
+            check_shards(parameters, project)
+            freshness = Freshness(project, catalog, registered["__default__"] + selected, options["load_versions"])
             todo = selected if force else freshness.stale(selected)
             freshness.check_inputs(todo)
         except (ValueError, FileNotFoundError, MissingConfigException) as error:
@@ -94,19 +117,36 @@ def _run(force: bool, **options: Any) -> None:
             console.print(
                 f"{len(todo.nodes)} of {len(selected.nodes)} steps to do; {kept} are up to date.", highlight=False
             )
-            session.run(
-                pipeline_names=names,
-                # kedro-viz follows a run only where no filter is given
-                node_names=[node.name for node in todo.nodes] if kept or names else None,
-                runner=runner,
-                load_versions=options["load_versions"],
-            )
+            everything = not names and len(todo.nodes) == len(registered["__default__"].nodes)
+            with _ended_cleanly(session, todo, catalog):
+                session.run(
+                    pipeline_names=names,
+                    # kedro-viz follows a run only where no filter is given
+                    node_names=None if everything else [node.name for node in todo.nodes],
+                    runner=runner,
+                    load_versions=options["load_versions"],
+                    only_missing_outputs=options["only_missing_outputs"],
+                )
         else:
             console.print(
                 f"Nothing to do: all {kept} steps are up to date (same shards, parameters and version); --force makes them again.",
                 highlight=False,
             )
         _say_results(console, selected, catalog, project, time.perf_counter() - began)
+
+
+@contextmanager
+def _ended_cleanly(session: KedroSession, pipeline: Pipeline, catalog: DataCatalog) -> Iterator[None]:
+    """Give bad input two lines, not a traceback, which is in the manifest; close the runs in MLflow when we are interrupted."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    except KeyboardInterrupt:
+        error = InterruptedRunError("the run was interrupted")
+        session._hook_manager.hook.on_pipeline_error(error=error, run_params={}, pipeline=pipeline, catalog=catalog)
+        raise
+    except (ValueError, FileNotFoundError, DatasetError) as error:
+        raise click.ClickException(f"{error} (The manifest of the run in {MANIFESTS} has the traceback.)") from error
 
 
 cli.add_command(click.Command("run", params=_options(), callback=_run, help=_run.__doc__))
@@ -126,7 +166,10 @@ def _runner(name: str | None, params: dict[str, Any], *, is_async: bool) -> Abst
             "ParallelRunner is not supported: its processes lose track of the MLflow runs. Use SequentialRunner or ThreadRunner,"
             " or run layers side by side with --namespaces."
         )
-    runner = load_obj(name, "kedro.runner")(**{"is_async": is_async, **params})
+    try:
+        runner = load_obj(name, "kedro.runner")(**{"is_async": is_async, **params})
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
+        raise click.ClickException(f"--runner={name} with {params}: {error}") from error
     assert isinstance(runner, AbstractRunner)
     return runner
 

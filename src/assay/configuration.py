@@ -10,7 +10,7 @@ import click
 from kedro.config import OmegaConfigLoader
 from kedro.framework.context import KedroContext
 from kedro.framework.hooks import hook_impl
-from kedro.framework.project import settings
+from kedro.framework.project import pipelines, settings
 from kedro.utils import find_kedro_project
 
 from assay.parameters import Parameters, parse_parameters
@@ -39,12 +39,30 @@ def _named_environment() -> str | None:
 
 
 class ConfigurationHook:
-    """Checks the parameters of a session, and the shards that they name, before its pipelines are built."""
+    """Checks the parameters of a session before its pipelines are built, and the shards that they name before it runs."""
 
     @hook_impl(tryfirst=True)  # before kedro-mlflow opens its database
     def after_context_created(self, context: KedroContext) -> None:
         raw: dict[str, Any] = context.config_loader["parameters"]
         parameters = parse_parameters(raw)
-        project = Path(context.project_path)
+        _check_paths(parameters, context.config_loader["catalog"])
+        _current["session"] = Path(context.project_path), parameters
+        pipelines.configure("assay.pipeline_registry")  # a second session in one process has layers of its own
+
+    @hook_impl(tryfirst=True)
+    def before_pipeline_run(self) -> None:
+        project, parameters = current_configuration()
         check_shards(parameters, project)
-        _current["session"] = project, parameters
+
+
+def _check_paths(parameters: Parameters, catalog: dict[str, Any]) -> None:
+    """What is checked must be what is read: the parameters and the catalog take their paths from the same globals."""
+    wanted = {f"shards.{split}": (f"shards_{split}", path) for split, path in parameters.shards}
+    if parameters.standardize.statistics is not None:
+        wanted["standardize.statistics"] = ("{layer}.given_statistics", parameters.standardize.statistics)
+    for name, (entry, path) in wanted.items():
+        if str(catalog[entry]["filepath"]) != path:
+            raise ValueError(
+                f"Parameter `{name}` is {path}, but the catalog reads {catalog[entry]['filepath']}:"
+                " set it in globals.yml or with --params, not in parameters.yml."
+            )

@@ -11,11 +11,12 @@ import functools
 import hashlib
 import json
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from kedro.framework.hooks import hook_impl
-from kedro.io import DataCatalog, DatasetError
+from kedro.io import AbstractVersionedDataset, DataCatalog, DatasetError
 from kedro.pipeline import Pipeline
 from kedro.pipeline.node import Node
 from pydantic import BaseModel
@@ -43,11 +44,18 @@ class Freshness:
         pipeline: every node there is, so that inputs can be followed to their sources.
     """
 
-    def __init__(self, project: Path, catalog: DataCatalog, pipeline: Pipeline) -> None:
+    def __init__(
+        self,
+        project: Path,
+        catalog: DataCatalog,
+        pipeline: Pipeline,
+        load_versions: Mapping[str, str] | None = None,
+    ) -> None:
         self._folder = project / FOLDER
         self._catalog = catalog
         self._made_by = {output: node for node in pipeline.nodes for output in node.outputs}
         self._wanted: dict[str, str] = {}
+        self._pinned = load_versions or {}
 
     def stale(self, pipeline: Pipeline) -> Pipeline:
         """The part of ``pipeline`` that has to run: results missing or out of date, and what feeds them from memory alone."""
@@ -85,9 +93,13 @@ class Freshness:
         path = self._path(name)
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(".partial")
-        partial.write_text(
-            json.dumps({"fingerprint": _combine(node, inputs), "node": node.name, "inputs": inputs}, indent=1)
-        )
+        record = {
+            "fingerprint": _combine(node, inputs),
+            "file": _file_of(self._catalog.get(name)),
+            "node": node.name,
+            "inputs": inputs,
+        }
+        partial.write_text(json.dumps(record, indent=1))
         partial.replace(path)
 
     def forget(self, name: str) -> None:
@@ -98,10 +110,19 @@ class Freshness:
         return name in self._catalog and type(self._catalog.get(name)).__name__ != "MemoryDataset"
 
     def _is_current(self, name: str) -> bool:
-        return self._recorded(name) == self._fingerprint(name) and self._catalog.exists(name)
+        if name in self._pinned:
+            return self._catalog.exists(name)
+        found = self._record(name)
+        return (
+            found.get("fingerprint") == self._fingerprint(name)
+            and self._catalog.exists(name)
+            and found.get("file") == _file_of(self._catalog.get(name))
+        )
 
     def _fingerprint(self, name: str) -> str:
         """The fingerprint that ``name`` has when it is made from the inputs and parameters as they are now."""
+        if name in self._pinned:
+            return f"version {self._pinned[name]}"
         if name not in self._wanted:
             self._wanted[name] = self._compute(name)
         return self._wanted[name]
@@ -109,10 +130,10 @@ class Freshness:
     def _found(self, name: str) -> str:
         """The fingerprint that ``name`` has as it is: not the one above where it was made from other inputs."""
         node = self._made_by.get(name)
-        if node is None:
+        if node is None or name in self._pinned:
             return self._fingerprint(name)
         if self._is_kept(name):
-            return self._recorded(name) or "unknown"
+            return str(self._record(name).get("fingerprint", "unknown"))
         return _combine(node, {source: self._found(source) for source in node.inputs})
 
     def _compute(self, name: str) -> str:
@@ -132,11 +153,13 @@ class Freshness:
         except DatasetError as error:
             raise ValueError(f"`{name}` cannot be read: {error.__cause__ or error}") from error
 
-    def _recorded(self, name: str) -> str | None:
+    def _record(self, name: str) -> dict[str, Any]:
+        """What was recorded of a result; nothing where it was not, or not whole."""
         try:
-            return str(json.loads(self._path(name).read_text())["fingerprint"])
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
+            record = json.loads(self._path(name).read_text())
+        except (OSError, ValueError):
+            return {}
+        return record if isinstance(record, dict) else {}
 
     def _path(self, name: str) -> Path:
         return self._folder / f"{name}.json"
@@ -152,7 +175,12 @@ class FreshnessHook:
     def before_pipeline_run(self, run_params: dict[str, Any], pipeline: Pipeline, catalog: DataCatalog) -> None:
         from kedro.framework.project import pipelines
 
-        self._freshness = Freshness(Path(run_params["project_path"]), catalog, pipelines["__default__"] + pipeline)
+        self._freshness = Freshness(
+            Path(run_params["project_path"]),
+            catalog,
+            pipelines["__default__"] + pipeline,
+            run_params.get("load_versions"),
+        )
 
     @hook_impl
     def before_dataset_saved(self, dataset_name: str) -> None:
@@ -167,6 +195,17 @@ class FreshnessHook:
 
 def _is_parameter(name: str) -> bool:
     return name == "parameters" or name.startswith("params:")
+
+
+def _file_of(dataset: Any) -> list[Any] | None:
+    """Version and bytes of a dataset that is one file, so that a cut file, or the loss of the newest version, is seen."""
+    if not isinstance(dataset, AbstractVersionedDataset):
+        return None
+    try:
+        path = Path(dataset._get_load_path())
+        return [path.parent.name, path.stat().st_size]
+    except (DatasetError, OSError):
+        return None
 
 
 def _combine(node: Node, inputs: dict[str, str]) -> str:

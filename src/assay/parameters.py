@@ -21,6 +21,7 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     ValidationError,
+    field_validator,
     model_validator,
 )
 
@@ -40,7 +41,14 @@ Choices = Annotated[tuple[T, ...], AfterValidator(_check_choices)]
 class _Section(BaseModel):
     """A group of parameters: immutable, and closed to names that it does not know."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, coerce_numbers_to_str=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_parameter_is_a_boolean(cls, value: Any) -> Any:
+        if not isinstance(value, bool):
+            return value
+        raise ValueError(f"found {value}: no parameter is a boolean")
 
 
 class ShardsParameters(_Section):

@@ -9,6 +9,7 @@ from assay.io.datasets import find_shards
 from assay.io.shards import Shards
 from assay.parameters import Parameters
 from assay.pipelines.digits.canvases import cell_size
+from assay.pipelines.stream import pick_device
 
 DIGITS = Path("data/01_raw/digits")
 """Where the embedded default lies: shard paths inside it are made by the `digits` pipeline, all others are the user's."""
@@ -90,13 +91,16 @@ def check_shards(parameters: Parameters, project: Path) -> None:
     made_here = digits_splits(parameters)
     if made_here:
         _check_digits(parameters, made_here)
+    pick_device(parameters.device)
     found: dict[str, tuple[int, tuple[int, ...]]] = {}
+    n_fit = parameters.digits.n_fit * parameters.digits.n_patches
     for split, path in parameters.shards:
         if split in made_here:
             found[split] = parameters.digits.d_model, parameters.digits.layers
             continue
         shards = Shards(find_shards(project / path))
         found[split] = shards.d_model, shards.layers
+        n_fit = shards.n_tokens if split == "fit" else n_fit
         if split.startswith("probe") and not shards.has_labels:
             raise ValueError(f"shards.{split}: {shards.path} has no labels.bin; probes need a label for each patch.")
     d_model, _ = found["fit"]
@@ -108,6 +112,13 @@ def check_shards(parameters: Parameters, project: Path) -> None:
             raise ValueError(
                 f"shards.{split} has {width} dimensions, shards.fit {d_model}: they are of different models."
             )
+    _check_sizes(parameters, d_model, n_fit)
+
+
+def _check_sizes(parameters: Parameters, d_model: int, n_fit: int) -> None:
+    """Clusters and K against the tokens and dimensions that there are."""
+    if parameters.kmeans.n_clusters > n_fit:
+        raise ValueError(f"kmeans.n_clusters is {parameters.kmeans.n_clusters}; shards.fit has only {n_fit} tokens.")
     if parameters.latent_topk is not None and parameters.latent_topk > d_model:
         raise ValueError(f"latent_topk is {parameters.latent_topk}; it can be at most d_model, {d_model}.")
     if min(parameters.pca.topk) > d_model:

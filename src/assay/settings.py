@@ -18,7 +18,9 @@ os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 # Absolute, so that a run from another folder does not start a second database; `mlflow ui` opens the same file.
-os.environ.setdefault("MLFLOW_TRACKING_URI", f"sqlite:///{PROJECT / 'mlflow.db'}")
+if "MLFLOW_TRACKING_URI" not in os.environ:
+    os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{PROJECT / 'mlflow.db'}"
+    os.environ.setdefault("_MLFLOW_SERVER_ARTIFACT_ROOT", str(PROJECT / "mlruns"))
 
 # MLflow warns, whatever the filters say, when kedro-mlflow's model class is defined: it is defined here, unheard.
 with warnings.catch_warnings(record=True):
@@ -30,4 +32,9 @@ from assay.tracking import TrackingHook  # noqa: E402
 
 HOOKS = (ConfigurationHook(), FreshnessHook(), TrackingHook())
 DISABLE_HOOKS_FOR_PLUGINS = ("kedro-telemetry",)
-CONFIG_LOADER_ARGS = {"base_env": "base", "default_run_env": "local"}
+CONFIG_LOADER_ARGS = {
+    "base_env": "base",
+    "default_run_env": "local",
+    # An environment changes what it names and keeps the rest of the section.
+    "merge_strategy": {"parameters": "soft", "globals": "soft"},
+}

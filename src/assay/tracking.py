@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,10 @@ logger = logging.getLogger(__name__)
 METRICS = ("nmse", "nmse_raw", "l0", "probe_r", "map", "purity_at_16", "coverage_at_0.3")
 MANIFESTS = Path("data/08_reporting/manifests")
 BATCH = 1000  # MLflow takes so many metrics in one request
+
+
+class InterruptedRunError(Exception):
+    """Somebody, or the queue, ended the run."""
 
 
 class TrackingHook:
@@ -64,6 +69,8 @@ class TrackingHook:
             self._run.log_errors(data)
         elif ".scores_" in dataset_name:
             self._run.log_scores(data)
+        elif dataset_name.startswith("rows_"):
+            self._run.complete_children(data)
 
     @hook_impl(tryfirst=True)
     def after_pipeline_run(self, pipeline: Pipeline, catalog: DataCatalog) -> None:
@@ -74,7 +81,8 @@ class TrackingHook:
     @hook_impl(tryfirst=True)
     def on_pipeline_error(self, error: Exception) -> None:
         if self._run:
-            self._run.finish("FAILED", reason=f"{type(error).__name__}: {error}")
+            status = "KILLED" if isinstance(error, InterruptedRunError) else "FAILED"
+            self._run.finish(status, reason="".join(traceback.format_exception(error)))
         self._run = None
 
 
@@ -91,6 +99,7 @@ class _Run:
         self._shards = shards
         self._histories: dict[tuple[int, str], list[dict[str, float]]] = {}
         self._children: dict[str, str] = {}
+        self._logged: set[tuple[str, str]] = set()
         self._lock = threading.Lock()
         self._client = MlflowClient()
         active = mlflow.active_run()
@@ -127,6 +136,12 @@ class _Run:
         child = self._child(scores["layer"], scores["method"], scores["encoding"], scores["k"])
         self._log(child, scores["layer"], scores["encoding"], scores)
 
+    def complete_children(self, rows: list[dict[str, Any]]) -> None:
+        """Log what this run's children lack of a layer's rows: part of a row may have been up to date already."""
+        for row in rows:
+            child = self._children.get(f"layer_{row['layer']}/{row['encoding']}")
+            self._log(child, row["layer"], row["encoding"], row)
+
     def finish(self, status: str, *, table: Any = None, reason: str | None = None) -> None:
         """Close the children and write the manifest, also as an artifact of the parent beside the table."""
         path = self._write_manifest(status, reason)
@@ -135,7 +150,7 @@ class _Run:
         if self._parent:
             self._client.log_artifact(self._parent.run_id, str(path))
             if reason:
-                self._client.set_tag(self._parent.run_id, "failure", reason[:5000])
+                self._client.set_tag(self._parent.run_id, "failure", reason.strip().splitlines()[-1][:5000])
             if table is not None:
                 self._client.log_artifact(self._parent.run_id, str(table._filepath))
 
@@ -172,7 +187,8 @@ class _Run:
         if child is None or self._parent is None:
             return
         now = int(time.time() * 1000)
-        found = {name: float(values[name]) for name in METRICS if name in values}
+        found = {name: float(values[name]) for name in METRICS if name in values and (child, name) not in self._logged}
+        self._logged.update((child, name) for name in found)
         self._client.log_batch(child, metrics=[Metric(name, value, now, 0) for name, value in found.items()])
         curve = [Metric(f"{encoding}/{name}", value, now, layer) for name, value in found.items()]
         self._client.log_batch(self._parent.run_id, metrics=curve)

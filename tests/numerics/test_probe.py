@@ -334,3 +334,34 @@ def test_bad_inputs_are_refused():
     wrong = ComputedCodes("onehot", 300, 3, _as_format(x, "onehot").stream)
     with pytest.raises(ValueError, match="codes name features 0 to 3, wanted 0 to 2"):
         LogisticProbe1d().fit(wrong, labels, n_classes)
+
+
+def test_validation_loss_of_a_pure_cluster_is_that_of_the_optimum():
+    """Where a one-hot feature is 1 for one class only, w is bounded by the ridge alone, and validation rows that differ
+    pay for each error of w in full."""
+    n_rows, pure, ridge = 1000, 50, 1e-8
+    indices = torch.arange(n_rows) % 4 + 1
+    indices[:pure] = 0
+    labels = torch.full((n_rows,), 1)
+    labels[: 2 * pure] = 0
+    codes = ComputedCodes("onehot", n_rows, 5, lambda _: iter([{"indices": indices}]))
+    probe = LogisticProbe1d(ridge).fit(codes, labels, 2)
+    val_labels = labels.clone()
+    val_labels[:3] = 1
+    found = float(probe.loss_matrix(codes, val_labels)[0, 0])
+
+    x = (indices.numpy() == 0).astype(np.longdouble)
+    y, y_val = ((each.numpy() == 0).astype(np.longdouble) for each in (labels, val_labels))
+    x = (x - x.mean()) / x.std()
+    design = np.stack([np.ones_like(x), x])
+    b0 = np.log(y.mean() / (1 - y.mean()))
+    theta = centre = np.array([b0, np.longdouble(0)])
+    for _ in range(200):
+        p = 1 / (1 + np.exp(-theta @ design))
+        gradient = design @ (p - y) / n_rows + ridge * (theta - centre)
+        (a, b), (_, d) = (design * (p * (1 - p))) @ design.T / n_rows + ridge * np.eye(2)
+        step = np.array([d * gradient[0] - b * gradient[1], a * gradient[1] - b * gradient[0]]) / (a * d - b * b)
+        theta = theta - step / max(1, np.abs(step).max() / 2)
+    z = theta @ design
+    wanted = (np.logaddexp(0, z) - y_val * z).mean()
+    assert abs(found - float(wanted)) < 1e-9

@@ -36,8 +36,9 @@ def fit_probes(
     """Fit the probes on probe train and judge them on probe val.
 
     Returns:
-        The probes: the fitted state, and float64 (features, classes) `train_ce`, `val_ce` (nats) and `val_ap`, with the
-        intercept-only `base_ce` (classes,) on validation. And the encoding's scores, as JSON scalars.
+        The probes: the fitted state on standardised features, `coef` and `intercept` on raw ones, and float64
+        (features, classes) `train_ce`, `val_ce` (nats) and `val_ap`, with the intercept-only `base_ce` (classes,) on
+        validation. And the encoding's scores, as JSON scalars.
 
     Raises:
         ValueError: every patch of a split is void, codes and labels differ in number, or no class is in both splits.
@@ -71,7 +72,10 @@ def fit_probes(
         fitted=probe.fitted_classes_,
     )
     about = {"layer": layer, "method": method, "encoding": encoding, "k": k, "l0": l0}
-    return {**probe.state_dict(), **results}, about | _as_json(scores, first) | {"converged": probe.converged_}
+    raw_scale = {"coef": probe.coef_, "intercept": probe.intercept_}
+    return {**probe.state_dict(), **raw_scale, **results}, about | _as_json(scores, first) | {
+        "converged": probe.converged_
+    }
 
 
 def _read_labels(shards: Shards) -> Tensor:
