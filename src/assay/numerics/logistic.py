@@ -159,15 +159,17 @@ def minimise(evaluate: Evaluate, start: Tensor, *, max_iter: int, tol: float) ->
     `evaluate(problems (p,) int64, theta (2, p))` gives those problems' objective (p,), gradient (2, p) and Hessian
     (3, p), float64. A step is taken only where the objective does not rise. A problem is done, and no longer evaluated,
     when half its squared Newton decrement, 1/2 g^T H^-1 g, which is how far the objective is above its optimum, is
-    at most `tol`. Returns theta (2, problems), the iterations taken, and whether all problems are done.
+    at most `tol`, and takes that step as its last: where the curvature vanishes, as in a separable class, the decrement is
+    small long before theta is right. Returns theta (2, problems), the iterations taken, and whether all problems are done.
     """
     theta = start.clone()
     active = torch.arange(theta.shape[1], device=theta.device)
     damping = theta.new_zeros(len(active))
     value, gradient, hessian = evaluate(active, theta)
     for n_iter in range(max_iter + 1):
-        decrement = 0.5 * (gradient * _newton_step(gradient, hessian, torch.zeros_like(damping))).sum(0)
-        left = ~(decrement <= tol)
+        step = _newton_step(gradient, hessian, torch.zeros_like(damping))
+        left = ~(0.5 * (gradient * step).sum(0) <= tol)
+        theta[:, active[~left]] -= step[:, ~left]
         active, damping, value = active[left], damping[left], value[left]
         gradient, hessian = gradient[:, left], hessian[:, left]
         if len(active) == 0 or n_iter == max_iter:

@@ -34,8 +34,7 @@ class LogisticProbe1d:
     ----------
     ridge: lambda > 0, nats.
     max_iter: Newton steps, taken or refused, at most.
-    tol: nats above the optimum, by the Newton decrement, at which a probe is done. It is far below what is wanted, for
-        where a class is separable the curvature vanishes and the decrement says too little; a last step costs little.
+    tol: nats above the optimum, by the Newton decrement, at which a probe is done.
         Values being standardised, the gradient is then at most sqrt(tol).
     slab_bytes: memory for the features that are worked on together; a pass over the codes is made for each slab.
     batch_size: rows read at once.
@@ -59,7 +58,7 @@ class LogisticProbe1d:
         ridge: float = 1e-8,
         *,
         max_iter: int = 200,
-        tol: float = 1e-20,
+        tol: float = 1e-16,
         slab_bytes: int = 256 * 2**20,
         batch_size: int = 4096,
     ) -> None:
