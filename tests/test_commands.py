@@ -1,6 +1,7 @@
 """The `assay` command: what it prints, what it writes, and how it fails."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -138,3 +139,39 @@ def test_labels_fail_in_a_line_and_leave_nothing(
     if code == 1:
         assert len([line for line in ended.output.splitlines() if not line.startswith("Labels of")]) <= 2
     assert not out.exists()
+
+
+def test_verify_prints_a_verdict_a_shard(shards: Path) -> None:
+    ended = run("shards", "verify", shards)
+    assert ended.exit_code == 0, ended.output
+    lines = [line.split() for line in ended.output.splitlines()]
+    assert ["acts000000.bin", "1", "ok"] in lines
+    assert ["acts000001.bin", "1", "ok"] in lines
+    assert ended.output.endswith(f"{shards}: ok\n")
+
+
+def test_verify_fails_if_one_folder_of_several_is_bad(shards: Path, tmp_path: Path) -> None:
+    bad = tmp_path / "bad [red]"
+    shutil.copytree(shards, bad)
+    array = np.fromfile(bad / "acts000001.bin", dtype="<f4")
+    array[-1] = np.nan
+    array.tofile(bad / "acts000001.bin")
+    (bad / "labels.bin").write_bytes(bytes([0, 0, 1, 9] * 2))
+    ended = run("shards", "verify", bad, shards, tmp_path / "missing")
+    said = " ".join(ended.output.split())
+    assert ended.exit_code == 1
+    assert "BAD: NaN in example 1, content token 3, layer 5" in said
+    assert "labels 0 to 9, 3 of them; patches of each: 0: 4, 1: 2, 9: 2" in said
+    assert f"{bad}: BAD" in said
+    assert f"{shards}: ok" in said
+    assert f"{tmp_path / 'missing'} is missing" in said
+
+
+def test_verify_as_a_user_types_it(shards: Path, tmp_path: Path) -> None:
+    program = ("-m", "assay.commands", "shards", "verify", str(shards))
+    assert run_alone(*program, cwd=tmp_path).returncode == 0
+    os.truncate(shards / "acts000000.bin", 3)
+    ended = run_alone(*program, cwd=tmp_path)
+    assert ended.returncode == 1
+    assert "BAD" in ended.stdout
+    assert "Traceback" not in ended.stderr

@@ -6,13 +6,14 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 if TYPE_CHECKING:
     from assay.io.labels import PatchLabels
     from assay.io.masks import MaskLayout
+    from assay.io.verify import FolderVerdict
 
 SHARDS = click.Path(path_type=Path)
 FILE = click.Path(path_type=Path, dir_okay=False)
@@ -110,6 +111,67 @@ def _print_counts(labels: PatchLabels) -> None:
         name = f"{label} (void)" if label == 0 else str(label)
         table.add_row(name, str(counts[label]), f"{counts[label] / counts.sum():.2%}")
     Console().print(table)
+
+
+@main.group("shards")
+def shards_group() -> None:
+    """Look at folders of shards."""
+
+
+@shards_group.command("verify")
+@click.argument("paths", type=SHARDS, nargs=-1, required=True, metavar="PATH...")
+def verify_command(paths: tuple[Path, ...]) -> None:
+    """Read folders of shards once, whole, and print a verdict a shard. Exits with 1 if anything in any of them is bad."""
+    from tqdm import tqdm
+
+    from assay.io.verify import verify_shards
+
+    verdicts = []
+    for path in paths:
+        with tqdm(unit="B", unit_scale=True, unit_divisor=1024, desc=path.name, disable=None) as bar:
+
+            def advance(n: int, total: int, bar: tqdm[NoReturn] = bar) -> None:
+                bar.total = total
+                bar.update(n)
+
+            verdicts.append(verify_shards(path, advance))
+        _print_verdict(verdicts[-1])
+    if not all(verdict.ok for verdict in verdicts):
+        raise click.exceptions.Exit(1)
+
+
+def _print_verdict(verdict: FolderVerdict) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(highlight=False)
+    table = Table("shard", "examples", "verdict", box=box.SIMPLE_HEAD)
+    for shard in verdict.shards:
+        table.add_row(Text(shard.name), str(shard.rows), Text(_say(shard.faults, shard.remarks)))
+    if verdict.labels:
+        counts = verdict.labels.counts
+        says = _say(verdict.labels.faults, verdict.labels.remarks)
+        if counts:
+            each = ", ".join(f"{label}: {count}" for label, count in counts.items())
+            says += f"\nlabels {min(counts)} to {max(counts)}, {len(counts)} of them; patches of each: {each}"
+        table.add_row("labels.bin", "", Text(says))
+    if table.rows:
+        console.print(table)
+    for layer, dimensions in (verdict.constant or {}).items():
+        if dimensions:
+            numbers = ", ".join(map(str, dimensions))
+            console.print(Text(f"layer {layer}: {len(dimensions)} dimensions are constant: {numbers}"), soft_wrap=True)
+    for fault in verdict.faults:
+        console.print(Text(fault), soft_wrap=True)
+    console.print(Text(f"{verdict.path}: {'ok' if verdict.ok else 'BAD'}"), soft_wrap=True)
+
+
+def _say(faults: tuple[str, ...], remarks: tuple[str, ...]) -> str:
+    return "\n".join(
+        [*(f"BAD: {fault}" for fault in faults), *([] if faults else ["ok"]), *(f"note: {note}" for note in remarks)]
+    )
 
 
 @contextmanager
