@@ -84,6 +84,7 @@ class Metadata(_Record):
         data: an opaque description of the dataset. It may be a pickle in base64, and is never decoded.
         dataset: where the dataset lay. Older files have none.
         pixel_agg: how pixel labels became patch labels, in segmentation data.
+        labels_dtype: of the patch labels, "uint16" (little-endian) where there are more than 255 classes; None is "uint8".
         dtype: only "float32".
         protocol: the version of saev's protocol.
 
@@ -102,6 +103,7 @@ class Metadata(_Record):
     data: str
     dataset: str | None = None
     pixel_agg: str | None = None
+    labels_dtype: Literal["uint8", "uint16"] | None = None
     dtype: Literal["float32"]
     protocol: Literal["1.0.0", "1.1", "2.1"]
 
@@ -146,6 +148,11 @@ class Metadata(_Record):
     def example_bytes(self) -> int:
         """Bytes of one example on disk, over all layers."""
         return len(self.layers) * self.tokens_per_example * self.d_model * 4
+
+    @property
+    def labels_bytes(self) -> int:
+        """Bytes of one patch label."""
+        return 2 if self.labels_dtype == "uint16" else 1
 
     @property
     def hash(self) -> str:

@@ -98,7 +98,7 @@ class Shards:
             FileNotFoundError: the folder has no labels.bin.
             ValueError: labels.bin has changed its size since the folder was opened.
         """
-        raw = np.fromfile(self._labels_file(), dtype=np.uint8)
+        raw = np.fromfile(self._labels_file(), dtype=f"<u{self.metadata.labels_bytes}")
         return torch.from_numpy(raw.astype(np.int64))
 
     def layer(self, layer: int) -> "LayerActivations":
@@ -137,10 +137,11 @@ class Shards:
         if not os.path.lexists(self.path / LABELS_NAME):
             raise FileNotFoundError(f"{self.path} has no {LABELS_NAME}; record a segmentation dataset to have labels")
         path, info = contained_file(self.path, LABELS_NAME)
-        if info.st_size != self.n_tokens:
+        wanted = self.n_tokens * self.metadata.labels_bytes
+        if info.st_size != wanted:
             raise ValueError(
-                f"{path} has {info.st_size} bytes, wanted {self.n_tokens} ({self.n_examples} examples x "
-                f"{self.content_tokens_per_example} content tokens); restore the file"
+                f"{path} has {info.st_size} bytes, wanted {wanted} ({self.n_examples} examples x {self.content_tokens_per_example} "
+                f"content tokens, {self.metadata.labels_dtype or 'uint8'}); restore the file"
             )
         return path
 
@@ -229,7 +230,7 @@ def write_shards(
     root: str | os.PathLike[str],
     metadata: Metadata,
     examples: Iterable[npt.NDArray[np.float32] | torch.Tensor],
-    labels: npt.NDArray[np.uint8] | torch.Tensor | None = None,
+    labels: npt.NDArray[np.uint8] | npt.NDArray[np.uint16] | torch.Tensor | None = None,
 ) -> Path:
     """Publish `<root>/<hash>/` as saev would have written it, holding one batch at a time, and return its path.
 
@@ -239,7 +240,7 @@ def write_shards(
         root: the folder that holds the folders of shards; made if it is missing.
         metadata: what is recorded. Its n_examples must be what `examples` yields in all.
         examples: batches, float32 (n, n_layers, tokens, d_model), the CLS token first where there is one.
-        labels: patch labels, uint8 (n_examples, content_tokens_per_example), 0 for void.
+        labels: patch labels (n_examples, content_tokens_per_example) of the metadata's labels_dtype, 0 for void.
 
     Raises:
         FileExistsError: that folder exists already: published shards are immutable.
@@ -288,11 +289,15 @@ def _shard_name(shard: int) -> str:
     return f"acts{shard:06d}.bin"
 
 
-def _checked_labels(labels: npt.NDArray[np.uint8] | torch.Tensor, metadata: Metadata) -> npt.NDArray[np.uint8]:
-    wanted = (metadata.n_examples, metadata.content_tokens_per_example)
-    if labels.dtype not in (torch.uint8, np.uint8) or tuple(labels.shape) != wanted:
-        raise ValueError(f"labels are {labels.dtype} {tuple(labels.shape)}, wanted uint8 {wanted}, one a content token")
-    return labels.detach().cpu().numpy() if isinstance(labels, torch.Tensor) else labels
+def _checked_labels(
+    labels: npt.NDArray[np.uint8] | npt.NDArray[np.uint16] | torch.Tensor, metadata: Metadata
+) -> npt.NDArray[np.uint8] | npt.NDArray[np.uint16]:
+    """The labels as a little-endian array."""
+    array = labels.detach().cpu().numpy() if isinstance(labels, torch.Tensor) else labels
+    dtype, wanted = metadata.labels_dtype or "uint8", (metadata.n_examples, metadata.content_tokens_per_example)
+    if array.dtype != dtype or array.shape != wanted:
+        raise ValueError(f"labels are {array.dtype} {array.shape}, wanted {dtype} {wanted}, one a content token")
+    return array.astype(array.dtype.newbyteorder("<"), copy=False)
 
 
 def _checked_batch(

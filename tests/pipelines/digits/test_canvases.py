@@ -4,55 +4,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
 
-from assay.pipelines.digits.canvases import DIGIT_SIZE, INK_THRESHOLD, draw_canvases, patch_labels
+from assay.pipelines.digits.canvases import DIGIT_SIZE, INK_THRESHOLD, draw_canvases
 
 FULL = np.full((3, DIGIT_SIZE, DIGIT_SIZE), 16.0)
 TARGETS = np.array([0, 4, 9])
-
-
-def vote_slowly(masks, patch_size):
-    """Majority vote, patch by patch."""
-    labels = []
-    for mask in masks:
-        for top in range(0, mask.shape[0], patch_size):
-            for left in range(0, mask.shape[1], patch_size):
-                pixels = mask[top : top + patch_size, left : left + patch_size].ravel().tolist()
-                votes = sorted((-pixels.count(label), label) for label in set(pixels) if label != 0)
-                labels.append(votes[0][1] if votes else 0)
-    return np.array(labels, dtype=np.uint8).reshape(
-        len(masks), (masks.shape[1] // patch_size) * (masks.shape[2] // patch_size)
-    )
-
-
-@st.composite
-def masks_and_patch_sizes(draw):
-    patch_size = draw(st.integers(1, 4))
-    shape = (draw(st.integers(0, 3)), *(patch_size * draw(st.integers(1, 4)) for _ in range(2)))
-    # Few classes make ties and patches of void common.
-    classes = st.sampled_from(draw(st.sampled_from([[0, 1, 2], [0, 3, 10], [0], [5, 255, 0]])))
-    return draw(hnp.arrays(np.uint8, shape, elements=classes)), patch_size
-
-
-@given(masks_and_patch_sizes())
-@settings(deadline=None, max_examples=60)
-def test_patch_labels_equal_a_slow_vote(case):
-    masks, patch_size = case
-    labels = patch_labels(masks, patch_size)
-    assert labels.dtype == np.uint8
-    np.testing.assert_array_equal(labels, vote_slowly(masks, patch_size))
-
-
-def test_ties_go_to_the_lower_class_and_void_has_no_vote():
-    masks = np.array([[[7, 3, 0, 0], [3, 7, 0, 2], [0, 0, 9, 9], [0, 0, 1, 1]]], dtype=np.uint8)
-    assert patch_labels(masks, 2).tolist() == [[3, 2, 0, 1]]
-
-
-@pytest.mark.parametrize("patch_size", [0, 3, 8])
-def test_patches_that_do_not_tile_are_refused(patch_size):
-    with pytest.raises(ValueError, match=f"patch_size {patch_size}, want a positive divisor of masks' 4 x 4"):
-        patch_labels(np.zeros((1, 4, 4), dtype=np.uint8), patch_size)
 
 
 @given(

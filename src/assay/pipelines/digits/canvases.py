@@ -1,4 +1,4 @@
-"""Canvases of handwritten digits with void between them, the pixels' classes, and the patches' classes."""
+"""Canvases of handwritten digits with void between them, and the pixels' classes."""
 
 from dataclasses import dataclass
 from math import ceil, sqrt
@@ -105,33 +105,3 @@ def draw_canvases(
     images[pixels] = ink
     masks[pixels] = np.where(ink > INK_THRESHOLD, targets[chosen][:, :, None, None] + 1, VOID)
     return Canvases(images, masks)
-
-
-def patch_labels(masks: NDArray[np.uint8], patch_size: int) -> NDArray[np.uint8]:
-    """Class of each patch: the commonest class of its pixels that are not void.
-
-    Ties go to the lower class. A patch of nothing but void is void (0).
-
-    Args:
-        masks: uint8 (n, height, width), the class of each pixel, 0 for void.
-        patch_size: height and width of a patch, in pixels.
-
-    Returns:
-        uint8 (n, patches), patches in reading order.
-
-    Raises:
-        ValueError: patches do not tile the masks.
-    """
-    n, height, width = masks.shape
-    if patch_size < 1 or height % patch_size or width % patch_size:
-        raise ValueError(f"found patch_size {patch_size}, want a positive divisor of masks' {height} x {width} pixels")
-    rows, columns = height // patch_size, width // patch_size
-    tiles = masks.reshape(n, rows, patch_size, columns, patch_size).swapaxes(2, 3)
-    patches = tiles.reshape(n * rows * columns, patch_size**2)
-    n_classes = int(masks.max(initial=VOID)) + 1
-    ids = np.arange(len(patches))[:, None] * n_classes + patches
-    votes = np.bincount(ids.ravel(), minlength=len(patches) * n_classes).reshape(len(patches), n_classes)
-    # Void has no vote, yet wins where there is no other: argmax takes the lowest class of equal counts.
-    votes[:, VOID] = 0
-    labels: NDArray[np.uint8] = votes.argmax(axis=1).astype(np.uint8)
-    return labels.reshape(n, rows * columns)

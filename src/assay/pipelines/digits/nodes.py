@@ -14,8 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from assay.io.labels import patch_labels
 from assay.parameters import DigitsParameters
-from assay.pipelines.digits.canvases import DIGIT_SIZE, N_CLASSES, Canvases, draw_canvases, patch_labels
+from assay.pipelines.digits.canvases import DIGIT_SIZE, N_CLASSES, Canvases, draw_canvases
 from assay.pipelines.digits.vit import VisionTransformer, record, train
 
 SOURCE_SHARES = {"fit": 0.5, "val": 0.1, "probe_train": 0.25, "probe_val": 0.15}

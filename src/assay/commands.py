@@ -1,0 +1,187 @@
+"""`assay`: the commands that need no Kedro project. Importing this is quick: what a command needs, it imports itself."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+if TYPE_CHECKING:
+    from assay.io.labels import PatchLabels
+    from assay.io.masks import MaskLayout
+    from assay.io.verify import FolderVerdict
+
+SHARDS = click.Path(path_type=Path)
+FILE = click.Path(path_type=Path, dir_okay=False)
+
+
+class _Pair(click.ParamType[Any]):
+    """``224`` or ``14x14``; with `single` False only the latter."""
+
+    name = "HxW"
+
+    def __init__(self, *, single: bool) -> None:
+        self.single = single
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        parts = str(value).lower().split("x")
+        if len(parts) not in ((1, 2) if self.single else (2,)) or not all(part.isdecimal() for part in parts):
+            self.fail(f"{value!r}; wanted {'N or ' if self.single else ''}HxW, whole numbers", param, ctx)
+        numbers = tuple(int(part) for part in parts)
+        return numbers if len(numbers) == 2 else numbers[0]
+
+
+@click.group()
+def main() -> None:
+    """Assay's commands on shards of activations. Training and probing: kedro run."""
+
+
+@main.command("labels")
+@click.argument("shards", type=SHARDS)
+@click.option(
+    "--masks", type=SHARDS, required=True, help="Folder of the masks: one PNG an example, a class id a pixel."
+)
+@click.option("--out", type=FILE, required=True, help="File to write: SHARDS/labels.bin, or one anywhere else.")
+@click.option("--config", type=FILE, help="YAML with any of the options below, and `mapping: {id: label}`.")
+@click.option("--patch-size", type=int, help="Side of a patch, in pixels.")
+@click.option("--grid", type=_Pair(single=False), help="Rows x columns of patches.  [default: a square]")
+@click.option("--resize", type=_Pair(single=True), help="Shorter side in pixels, or height x width.")
+@click.option("--crop", is_flag=True, default=None, help="Cut out the centre, of the grid's size.")
+@click.option("--pattern", help="Glob of the masks inside their folder.  [default: *.png]")
+@click.option("--names", type=FILE, help="Text file that lists the masks, one a line, in the examples' order.")
+@click.option("--void", type=int, multiple=True, help="Id that has no vote; may be repeated.  [default: 0]")
+@click.option("--offset", type=int, help="Added to every other id to make its label.  [default: 0]")
+@click.option("--n-classes", type=int, help="Labels there may be, void counted.  [default: as many as are found]")
+@click.option("--force", is_flag=True, help="Replace the file if it exists.")
+def labels_command(shards: Path, masks: Path, out: Path, config: Path | None, force: bool, **options: Any) -> None:
+    """Label the patches of SHARDS by a majority vote over the pixels of segmentation masks.
+
+    Say --patch-size, --resize and --crop as the images were resized and cropped when SHARDS were recorded.
+    """
+    with _short_errors():
+        from tqdm import tqdm
+
+        from assay.io.labels import check_target, label_patches, publish_labels
+        from assay.io.metadata import read_metadata, real_folder
+
+        layout = _layout(config, options)
+        folder = real_folder(shards)
+        metadata = read_metadata(folder)
+        check_target(out, folder, force=force)
+        click.echo(f"Labels of {metadata.n_examples} examples will be written to {out.absolute()}")
+        with tqdm(total=metadata.n_examples, unit="mask", disable=None) as bar:
+            labels = label_patches(metadata, masks, layout, bar.update)
+        declared = publish_labels(labels, out, folder, force=force)
+        _print_counts(labels)
+        click.echo(f"Wrote {labels.dtype} {labels.labels.shape} to {out.absolute()}")
+        if not declared:
+            click.echo(
+                f'The metadata.json of the shards that are to hold it must say "labels_dtype": "{labels.dtype}".'
+            )
+
+
+def _layout(config: Path | None, options: dict[str, Any]) -> MaskLayout:
+    """The configuration file's layout, overridden by the options that are given."""
+    import yaml
+
+    from assay.io.masks import parse_layout
+
+    try:
+        raw = yaml.safe_load(config.read_text(encoding="utf-8")) if config else {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{config} is no YAML: {' '.join(str(error).split())}") from None
+    given = {name: value for name, value in options.items() if value not in (None, ())}
+    if isinstance(raw, dict):
+        return parse_layout(raw | given)
+    raise ValueError(f"{config} holds {type(raw).__name__}, wanted names and values, as in `patch_size: 16`")
+
+
+def _print_counts(labels: PatchLabels) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("label", "patches", "share", box=box.SIMPLE_HEAD)
+    counts = labels.counts()
+    for label in counts.nonzero()[0]:
+        name = f"{label} (void)" if label == 0 else str(label)
+        table.add_row(name, str(counts[label]), f"{counts[label] / counts.sum():.2%}")
+    Console().print(table)
+
+
+@main.group("shards")
+def shards_group() -> None:
+    """Look at folders of shards."""
+
+
+@shards_group.command("verify")
+@click.argument("paths", type=SHARDS, nargs=-1, required=True, metavar="PATH...")
+def verify_command(paths: tuple[Path, ...]) -> None:
+    """Read folders of shards once, whole, and print a verdict a shard. Exits with 1 if anything in any of them is bad."""
+    from tqdm import tqdm
+
+    from assay.io.verify import verify_shards
+
+    verdicts = []
+    for path in paths:
+        with tqdm(unit="B", unit_scale=True, unit_divisor=1024, desc=path.name, disable=None) as bar:
+
+            def advance(n: int, total: int, bar: tqdm[NoReturn] = bar) -> None:
+                bar.total = total
+                bar.update(n)
+
+            verdicts.append(verify_shards(path, advance))
+        _print_verdict(verdicts[-1])
+    if not all(verdict.ok for verdict in verdicts):
+        raise click.exceptions.Exit(1)
+
+
+def _print_verdict(verdict: FolderVerdict) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(highlight=False)
+    table = Table("shard", "examples", "verdict", box=box.SIMPLE_HEAD)
+    for shard in verdict.shards:
+        table.add_row(Text(shard.name), str(shard.rows), Text(_say(shard.faults, shard.remarks)))
+    if verdict.labels:
+        counts = verdict.labels.counts
+        says = _say(verdict.labels.faults, verdict.labels.remarks)
+        if counts:
+            each = ", ".join(f"{label}: {count}" for label, count in counts.items())
+            says += f"\nlabels {min(counts)} to {max(counts)}, {len(counts)} of them; patches of each: {each}"
+        table.add_row("labels.bin", "", Text(says))
+    if table.rows:
+        console.print(table)
+    for layer, dimensions in (verdict.constant or {}).items():
+        if dimensions:
+            numbers = ", ".join(map(str, dimensions))
+            console.print(Text(f"layer {layer}: {len(dimensions)} dimensions are constant: {numbers}"), soft_wrap=True)
+    for fault in verdict.faults:
+        console.print(Text(fault), soft_wrap=True)
+    console.print(Text(f"{verdict.path}: {'ok' if verdict.ok else 'BAD'}"), soft_wrap=True)
+
+
+def _say(faults: tuple[str, ...], remarks: tuple[str, ...]) -> str:
+    return "\n".join(
+        [*(f"BAD: {fault}" for fault in faults), *([] if faults else ["ok"]), *(f"note: {note}" for note in remarks)]
+    )
+
+
+@contextmanager
+def _short_errors() -> Iterator[None]:
+    """Say what is wrong with data, files and disks in a line or two, and exit with 1."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        raise click.ClickException(str(error)) from error
+
+
+if __name__ == "__main__":
+    sys.exit(main(prog_name="assay"))

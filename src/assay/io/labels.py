@@ -1,0 +1,181 @@
+"""Patch labels: the majority of a patch's pixels, and `labels.bin`, where they are kept.
+
+`labels.bin` is (n_examples, content_tokens_per_example) without a header, 0 for void: uint8, or little-endian uint16 where
+the metadata declares `labels_dtype`.
+"""
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from pydantic_core import from_json
+
+from assay.io.masks import UNKNOWN, VOID, MaskLayout, Size, fit_mask, list_masks, read_mask
+from assay.io.metadata import (
+    INDEX_NAME,
+    LABELS_NAME,
+    METADATA_NAME,
+    Metadata,
+    read_json_bytes,
+    read_metadata,
+    real_folder,
+)
+from assay.io.publish import publish_file
+
+Label = TypeVar("Label", np.uint8, np.uint16)
+
+
+def patch_labels(masks: npt.NDArray[Label], patch_size: int) -> npt.NDArray[Label]:
+    """Class of each patch: the commonest class of its pixels that are not void.
+
+    Ties go to the lower class. A patch of nothing but void is void (0).
+
+    Args:
+        masks: uint8 or uint16 (n, height, width), the class of each pixel, 0 for void.
+        patch_size: height and width of a patch, in pixels.
+
+    Returns:
+        (n, patches) of the masks' dtype, patches in reading order.
+
+    Raises:
+        ValueError: patches do not tile the masks.
+    """
+    n, height, width = masks.shape
+    if patch_size < 1 or height % patch_size or width % patch_size:
+        raise ValueError(f"found patch_size {patch_size}, want a positive divisor of masks' {height} x {width} pixels")
+    rows, columns = height // patch_size, width // patch_size
+    tiles = masks.reshape(n, rows, patch_size, columns, patch_size).swapaxes(2, 3)
+    patches = tiles.reshape(n * rows * columns, patch_size**2)
+    # Only classes that occur are counted: there may be 65,536 of them, and a mask has a few.
+    occurs = np.bincount(masks.ravel(), minlength=1) > 0
+    occurs[VOID] = True
+    classes = np.flatnonzero(occurs)
+    ranks = np.cumsum(occurs) - 1
+    ids = np.arange(len(patches))[:, None] * len(classes) + ranks[patches]
+    votes = np.bincount(ids.ravel(), minlength=len(patches) * len(classes)).reshape(len(patches), len(classes))
+    # Void has no vote, yet wins where there is no other: argmax takes the lowest class of equal counts.
+    votes[:, VOID] = 0
+    labels: npt.NDArray[Label] = classes[votes.argmax(axis=1)].astype(masks.dtype)
+    return labels.reshape(n, rows * columns)
+
+
+@dataclass(frozen=True, eq=False)
+class PatchLabels:
+    """Labels of a whole dataset.
+
+    Attributes:
+        labels: uint8 or uint16 (n_examples, content_tokens_per_example), 0 for void.
+    """
+
+    labels: npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
+
+    @property
+    def dtype(self) -> Literal["uint8", "uint16"]:
+        """As the metadata declares it."""
+        return "uint8" if self.labels.dtype == np.uint8 else "uint16"
+
+    def counts(self) -> npt.NDArray[np.int64]:
+        """Patches of each label, int64 (largest label + 1,)."""
+        return np.bincount(self.labels.ravel(), minlength=1)
+
+
+def label_patches(
+    metadata: Metadata, folder: Path, layout: MaskLayout, progress: Callable[[int], object]
+) -> PatchLabels:
+    """Label the patches of recorded images from their masks, one mask an example, in the same order.
+
+    The labels are uint16 if `layout.n_classes`, or without it the largest label found, asks for it; uint8 otherwise.
+
+    Args:
+        metadata: of the shards.
+        folder: where the masks are.
+        layout: what they mean.
+        progress: called with 1 after each mask.
+
+    Raises:
+        FileNotFoundError: there is no such folder, or a listed mask is missing.
+        ValueError: there are more or fewer masks than examples, or a mask is unreadable, of another size, or holds an id
+            that has no label; the message names the file.
+    """
+    grid = layout.grid_of(metadata.content_tokens_per_example)
+    paths = list_masks(folder, layout)
+    if len(paths) != metadata.n_examples:
+        raise ValueError(
+            f"{folder} has {len(paths)} masks ({layout.names or layout.pattern}), and the shards have {metadata.n_examples} examples; "
+            "wanted a mask for each, correct the folder or the pattern"
+        )
+    labels_of_ids = layout.labels_of_ids()
+    most = VOID if layout.n_classes is None else layout.n_classes - 1
+    labels = np.empty((metadata.n_examples, metadata.content_tokens_per_example), dtype=np.uint16)
+    for path, row in zip(paths, labels, strict=True):
+        ids = read_mask(path)
+        try:
+            row[:] = _label(ids, layout, grid, labels_of_ids)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+        progress(1)
+    most = max(most, int(labels.max()))
+    return PatchLabels(labels.astype(np.uint8) if most < 2**8 else labels)
+
+
+def _label(
+    ids: npt.NDArray[np.integer], layout: MaskLayout, grid: Size, labels_of_ids: npt.NDArray[np.int32]
+) -> npt.NDArray[np.uint16]:
+    """Labels of one mask's patches, uint16 (patches,)."""
+    pixels = labels_of_ids[fit_mask(ids, layout, grid)]
+    if (pixels == UNKNOWN).any():
+        id_ = fit_mask(ids, layout, grid)[pixels == UNKNOWN].min()
+        raise ValueError(f"id {id_} has no label above 0; name it in void or mapping, or correct offset")
+    if layout.n_classes is not None and pixels.max() >= layout.n_classes:
+        raise ValueError(
+            f"label {pixels.max()} is found, wanted less than n_classes = {layout.n_classes}; correct either"
+        )
+    labels: npt.NDArray[np.uint16] = patch_labels(pixels.astype(np.uint16)[None], layout.patch_size)[0]
+    return labels
+
+
+def check_target(out: Path, shards: Path, *, force: bool) -> None:
+    """Refuse to write labels to `out` over a file, unless `force`, and in any case over what a shard folder is made of.
+
+    Raises:
+        FileExistsError: `out` exists, and `force` is false.
+        ValueError: `out` lies in a folder of shards, and is not the `labels.bin` of these.
+    """
+    parent = Path(os.path.realpath(out.parent))
+    if os.path.lexists(parent / INDEX_NAME) and (parent, out.name) != (shards, LABELS_NAME):
+        raise ValueError(
+            f"{out} lies in a folder of shards, which are immutable; wanted {shards / LABELS_NAME} or another folder"
+        )
+    if os.path.lexists(out) and not force:
+        raise FileExistsError(f"{out} exists already and is not replaced; choose another name, or --force")
+
+
+def publish_labels(labels: PatchLabels, out: Path, shards: str | os.PathLike[str], *, force: bool = False) -> bool:
+    """Write labels to `out`, whole or not at all.
+
+    Where `out` is the `labels.bin` of the shards, their metadata.json comes to declare the labels' dtype if it did not, and
+    nothing else in it changes. It does so before the labels are written: a process killed between the two leaves labels
+    of a refused size, never labels misread.
+
+    Returns:
+        whether the shards' metadata declares that dtype.
+
+    Raises:
+        FileExistsError, ValueError: see `check_target`.
+    """
+    folder = real_folder(shards)
+    check_target(out, folder, force=force)
+    declared = (read_metadata(folder).labels_dtype or "uint8") == labels.dtype
+    if not declared and Path(os.path.realpath(out.parent)) == folder:
+        raw = from_json(read_json_bytes(folder, METADATA_NAME)) | {"labels_dtype": labels.dtype}
+        with publish_file(folder / METADATA_NAME) as partial:
+            partial.write_text(json.dumps(raw, indent=2), encoding="utf-8")
+        declared = True
+    with publish_file(out) as partial:
+        partial.write_bytes(labels.labels.astype(labels.labels.dtype.newbyteorder("<"), copy=False).tobytes())
+    return declared

@@ -1,0 +1,198 @@
+"""Segmentation masks: which files there are, what their pixels mean, and how they are brought to the activations' grid.
+
+A mask is a PNG with one class id a pixel. Ids become labels, 0 for void, by a `MaskLayout`, which is all that differs
+between ADE20K, COCO-Stuff, FishVista and the like.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
+
+VOID = 0
+MAX_LABEL = 2**16 - 1
+UNKNOWN = -1
+
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+PNG_HEADER_BYTES = 26
+COLOUR_TYPES = {0: "grey", 2: "RGB", 3: "palette", 4: "grey with alpha", 6: "RGB with alpha"}
+
+Id = Annotated[int, Field(ge=0, le=MAX_LABEL)]
+Size = tuple[PositiveInt, PositiveInt]
+
+
+class MaskLayout(BaseModel):
+    """Where a dataset's masks are, what their ids mean and how they lie on the patches.
+
+    A mask is resized, then cropped, as its image was before the activations were recorded: to `grid` patches in all.
+
+    Args:
+        patch_size: height and width of a patch, in pixels.
+        grid: (rows, columns) of patches in an example; None: a square, from the shards.
+        resize: shorter side in pixels, the other in proportion and rounded down; or (height, width); None: as it is.
+        crop: cut out the centre, of the grid's size. Without, a mask that then has another size is an error.
+        pattern: glob of the masks inside their folder; they are taken in the order of their paths, folder by folder.
+        names: a text file that lists the masks instead, one path inside their folder a line, in the examples' order.
+        void: ids that have no vote.
+        offset: added to every other id to make its label. A label is at least 1.
+        mapping: label of each id, in the place of an offset. Several ids may share a label; 0 is void.
+        n_classes: labels there may be, void counted; None: as many as are found.
+
+    Raises:
+        ValueError: a value is out of bounds or unknown, or two contradict each other (pydantic's subclass).
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    patch_size: PositiveInt
+    grid: Size | None = None
+    resize: PositiveInt | Size | None = None
+    crop: bool = False
+    pattern: Annotated[str, Field(min_length=1)] = "*.png"
+    names: Path | None = None
+    void: tuple[Id, ...] = (0,)
+    offset: Annotated[int, Field(ge=-MAX_LABEL, le=MAX_LABEL)] = 0
+    mapping: dict[Id, Id] | None = None
+    n_classes: Annotated[int, Field(ge=2, le=MAX_LABEL + 1)] | None = None
+
+    @model_validator(mode="after")
+    def _one_way_to_label(self) -> "MaskLayout":
+        if self.mapping is not None and self.offset:
+            raise ValueError(
+                f"found a mapping and offset {self.offset}, want one of them: add the offset to the mapping"
+            )
+        for id_ in self.void:
+            if (self.mapping or {}).get(id_, VOID) != VOID:
+                raise ValueError(f"id {id_} is both void and mapped to a label; want one of them")
+        return self
+
+    def labels_of_ids(self) -> npt.NDArray[np.int32]:
+        """Label of every id from 0 to 65,535, int32 (65536,): 0 for void, -1 for an id that has none."""
+        ids = np.arange(MAX_LABEL + 1, dtype=np.int32)
+        if self.mapping is None:
+            labels = ids + np.int32(self.offset)
+            labels[(labels <= VOID) | (labels > MAX_LABEL)] = UNKNOWN
+        else:
+            labels = np.full_like(ids, UNKNOWN)
+            labels[list(self.mapping)] = list(self.mapping.values())
+        labels[list(self.void)] = VOID
+        return labels
+
+    def grid_of(self, n_patches: int) -> Size:
+        """(rows, columns) of an example of so many patches; raises ValueError if they do not make that grid."""
+        side = int(n_patches**0.5)
+        rows, columns = self.grid or (side, side)
+        if rows * columns != n_patches:
+            found = f"grid is {rows} x {columns}" if self.grid else "no grid is given"
+            raise ValueError(
+                f"{found}, and the shards have {n_patches} patches an example; give grid, the rows and columns that make {n_patches}"
+            )
+        return rows, columns
+
+
+def parse_layout(raw: Mapping[str, object]) -> MaskLayout:
+    """The checked layout of a configuration; raises ValueError, in one line that names what is wrong and what there is."""
+    try:
+        return MaskLayout.model_validate(raw)
+    except ValidationError as error:
+        faults = {f"{fault['loc'][0] if fault['loc'] else 'the whole'}: {fault['msg']}" for fault in error.errors()}
+        fields = ", ".join(MaskLayout.model_fields)
+        raise ValueError(f"wrong mask layout: {'; '.join(sorted(faults))}. There are {fields}") from None
+
+
+def list_masks(folder: Path, layout: MaskLayout) -> list[Path]:
+    """The masks of a dataset, in the order of its examples.
+
+    Raises:
+        FileNotFoundError: there is no such folder or list, or a listed mask is missing.
+        ValueError: the pattern is not one.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} is no folder; wanted that of the masks, check the path")
+    if layout.names is not None:
+        lines = layout.names.read_text(encoding="utf-8").splitlines()
+        paths = [folder / line.strip() for line in lines if line.strip()]
+        missing = next((path for path in paths if not path.is_file()), None)
+        if missing is not None:
+            raise FileNotFoundError(
+                f"{missing} is missing, and {layout.names} lists it; wanted a mask, correct the list"
+            )
+        return paths
+    try:
+        found = [path for path in folder.glob(layout.pattern) if path.is_file()]
+    except (NotImplementedError, ValueError) as error:
+        raise ValueError(
+            f"pattern {layout.pattern!r}: {error}; wanted a glob inside the folder, as in '*.png'"
+        ) from None
+    return sorted(found, key=lambda path: path.relative_to(folder).parts)
+
+
+def read_mask(path: Path) -> npt.NDArray[np.integer]:
+    """Class ids of the pixels of a PNG, unsigned (height, width): its grey values, or its places in the palette.
+
+    Raises:
+        ValueError: it is no whole PNG of one channel; the message names the file.
+        OSError: it cannot be read.
+    """
+    with open(path, "rb") as file:
+        header = file.read(PNG_HEADER_BYTES)
+    if len(header) < PNG_HEADER_BYTES or not header.startswith(PNG_SIGNATURE):
+        raise ValueError(f"{path} is no PNG; wanted a PNG with one class id a pixel")
+    depth, colour = header[-2:]
+    if colour not in (0, 3):
+        raise ValueError(
+            f"{path} is a PNG of {COLOUR_TYPES.get(colour, 'no known colour')}; wanted one of a single channel, grey or palette: "
+            "one class id a pixel"
+        )
+    try:
+        with Image.open(path, formats=["PNG"]) as image:
+            ids: npt.NDArray[np.integer] = np.asarray(image)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ValueError(f"{path} is damaged or too large ({error}); restore the file") from None
+    if colour == 0 and depth in (2, 4):
+        # Pillow stretches these greys to 0 to 255.
+        ids = (ids // (255 // (2**depth - 1))).astype(np.uint8)
+    return ids.astype(np.uint8) if depth == 1 else ids
+
+
+def fit_mask(mask: npt.NDArray[np.integer], layout: MaskLayout, grid: Size) -> npt.NDArray[np.integer]:
+    """Resize to the nearest pixel, then crop the centre, to `grid` patches.
+
+    An output pixel takes the input pixel that its centre lies in; a crop of odd remainder is placed as torchvision's
+    CenterCrop places it.
+
+    Raises:
+        ValueError: the mask then has another size, or is smaller than the crop.
+    """
+    resized = _resized(mask.shape, layout.resize)
+    wanted = (grid[0] * layout.patch_size, grid[1] * layout.patch_size)
+    fits = all(have >= want for have, want in zip(resized, wanted, strict=True))
+    if resized != wanted and not (layout.crop and fits):
+        raise ValueError(
+            f"{mask.shape[0]} x {mask.shape[1]} pixels{f', {resized[0]} x {resized[1]} resized' if layout.resize else ''}; wanted "
+            f"{wanted[0]} x {wanted[1]}, {grid[0]} x {grid[1]} patches of {layout.patch_size}: resize and crop as the images were"
+        )
+    rows, columns = (_sources(*sizes) for sizes in zip(mask.shape, resized, wanted, strict=True))
+    return mask[rows[:, None], columns]
+
+
+def _resized(shape: tuple[int, ...], resize: int | Size | None) -> tuple[int, int]:
+    height, width = shape
+    if resize is None:
+        return height, width
+    if isinstance(resize, tuple):
+        return resize
+    if height <= width:
+        return resize, resize * width // height
+    return resize * height // width, resize
+
+
+def _sources(n: int, resized: int, wanted: int) -> npt.NDArray[np.int64]:
+    """The input pixel of each output pixel, along one axis."""
+    first = round((resized - wanted) / 2)
+    places = np.arange(first, first + wanted)
+    return (2 * places + 1) * n // (2 * resized)

@@ -1,0 +1,346 @@
+"""Patch labels: the vote, the masks of several datasets, their geometry, and labels.bin."""
+
+import json
+import re
+import struct
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from PIL import Image
+
+from assay.io.labels import PatchLabels, label_patches, patch_labels, publish_labels
+from assay.io.masks import MaskLayout, fit_mask, list_masks, parse_layout, read_mask
+from assay.io.metadata import Metadata
+from assay.io.shards import Shards, write_shards
+
+FIELDS: dict[str, Any] = {
+    "family": "fake",
+    "ckpt": "tiny",
+    "layers": [3],
+    "content_tokens_per_example": 4,
+    "cls_token": True,
+    "d_model": 2,
+    "n_examples": 2,
+    "max_tokens_per_shard": 10,
+    "data": "",
+    "dtype": "float32",
+    "protocol": "2.1",
+}
+
+
+def make_metadata(**changes: Any) -> Metadata:
+    return Metadata.model_validate({**FIELDS, **changes})
+
+
+def make_shards(root: Path, labels: npt.NDArray[Any] | torch.Tensor | None = None, **changes: Any) -> Path:
+    metadata = make_metadata(**changes)
+    examples = np.ones((metadata.n_examples, *metadata.example_shape), dtype=np.float32)
+    return write_shards(root, metadata, [examples], labels)
+
+
+def write_masks(folder: Path, masks: dict[str, Any], dtype: type = np.uint8) -> Path:
+    for name, mask in masks.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.array(mask, dtype=dtype)).save(folder / name)
+    return folder
+
+
+def blocks(*rows: list[int], size: int = 2) -> npt.NDArray[np.int64]:
+    """A mask of uniform patches."""
+    return np.kron(np.array(rows), np.ones((size, size), dtype=int))
+
+
+def label(metadata: Metadata, folder: Path, **layout: Any) -> list[list[int]]:
+    rows: list[list[int]] = label_patches(metadata, folder, MaskLayout(**layout), lambda n: n).labels.tolist()
+    return rows
+
+
+def vote_slowly(masks: npt.NDArray[Any], patch_size: int) -> npt.NDArray[Any]:
+    labels = []
+    for mask in masks:
+        for top in range(0, mask.shape[0], patch_size):
+            for left in range(0, mask.shape[1], patch_size):
+                pixels = mask[top : top + patch_size, left : left + patch_size].ravel().tolist()
+                votes = sorted((-pixels.count(label), label) for label in set(pixels) if label != 0)
+                labels.append(votes[0][1] if votes else 0)
+    n_patches = (masks.shape[1] // patch_size) * (masks.shape[2] // patch_size)
+    return np.array(labels, dtype=masks.dtype).reshape(len(masks), n_patches)
+
+
+@st.composite
+def masks_and_patch_sizes(draw: st.DrawFn) -> tuple[npt.NDArray[Any], int]:
+    patch_size = draw(st.integers(1, 4))
+    shape = (draw(st.integers(0, 3)), *(patch_size * draw(st.integers(1, 4)) for _ in range(2)))
+    # Few classes make ties and patches of void common.
+    dtype, choices = draw(
+        st.sampled_from(
+            [(np.uint8, [[0, 1, 2], [0, 3, 10], [0], [5, 255, 0]]), (np.uint16, [[0, 256, 65_535], [0, 1, 257]])]
+        )
+    )
+    return draw(hnp.arrays(dtype, shape, elements=st.sampled_from(draw(st.sampled_from(choices))))), patch_size
+
+
+@given(masks_and_patch_sizes())
+@settings(deadline=None, max_examples=80)
+def test_patch_labels_equal_a_slow_vote(case: tuple[npt.NDArray[Any], int]) -> None:
+    masks, patch_size = case
+    labels = patch_labels(masks, patch_size)
+    assert labels.dtype == masks.dtype
+    np.testing.assert_array_equal(labels, vote_slowly(masks, patch_size))
+
+
+def test_ties_go_to_the_lower_class_and_void_has_no_vote() -> None:
+    masks = np.array([[[7, 3, 0, 0], [3, 7, 0, 2], [0, 0, 9, 9], [0, 0, 1, 1]]], dtype=np.uint8)
+    assert patch_labels(masks, 2).tolist() == [[3, 2, 0, 1]]
+
+
+@pytest.mark.parametrize("patch_size", [0, 3, 8])
+def test_patches_that_do_not_tile_are_refused(patch_size: int) -> None:
+    with pytest.raises(ValueError, match=f"patch_size {patch_size}, want a positive divisor of masks' 4 x 4"):
+        patch_labels(np.zeros((1, 4, 4), dtype=np.uint8), patch_size)
+
+
+def test_ade20k_masks_in_the_order_of_their_names(tmp_path: Path) -> None:
+    split = tmp_path / "annotations" / "training"
+    write_masks(split, {"ADE_2.png": blocks([9, 150], [0, 1]), "ADE_10.png": blocks([1, 2], [3, 4])})
+    write_masks(tmp_path / "annotations" / "validation", {"ADE_1.png": blocks([8, 8], [8, 8])})
+    wanted = [[1, 2, 3, 4], [9, 150, 0, 1]]
+    assert label(make_metadata(), split, patch_size=2) == wanted
+    assert label(make_metadata(), tmp_path, patch_size=2, pattern="annotations/training/*.png") == wanted
+
+
+def test_coco_stuff_by_offset_and_void_255(tmp_path: Path) -> None:
+    first = blocks([0, 181], [255, 7])
+    first[0, :2] = 255  # half of the patch of class 0: void has no vote
+    write_masks(tmp_path, {"a.png": first, "b.png": blocks([255, 255], [0, 0])})
+    layout = {"patch_size": 2, "void": (255,), "offset": 1}
+    assert label(make_metadata(), tmp_path, **layout) == [[1, 182, 0, 8], [0, 0, 1, 1]]
+    with pytest.raises(ValueError, match=r"a\.png: id 0 has no label above 0"):
+        label(make_metadata(), tmp_path, patch_size=2, void=(255,))
+
+
+def test_fishvista_by_a_list_and_a_mapping(tmp_path: Path) -> None:
+    write_masks(
+        tmp_path, {"seg/z.png": blocks([0, 1], [2, 9]), "seg/a.png": blocks([9, 9], [1, 0]), "seg/x.png": [[0]]}
+    )
+    names = tmp_path / "train.txt"
+    names.write_text("seg/z.png\nseg/a.png\n\n")
+    layout = {"patch_size": 2, "names": names, "void": (), "mapping": {0: 0, 1: 1, 2: 1, 9: 2}}
+    assert label(make_metadata(), tmp_path, **layout) == [[0, 1, 1, 2], [2, 2, 1, 0]]
+    with pytest.raises(ValueError, match=r"z\.png: id 9 has no label"):
+        label(make_metadata(), tmp_path, **layout | {"mapping": {0: 0, 1: 1, 2: 1}})
+    names.write_text("seg/z.png\nseg/missing.png\n")
+    with pytest.raises(FileNotFoundError, match=r"missing\.png is missing"):
+        label(make_metadata(), tmp_path, **layout)
+
+
+def test_masks_of_mixed_sizes_are_resized_by_the_shorter_side_and_cropped(tmp_path: Path) -> None:
+    # Columns and rows outside the centre square hold class 9, which no patch may get.
+    wide, tall = np.full((8, 17), 9), np.full((13, 4), 9)
+    wide[:, 4:12] = blocks([1, 2], [3, 4], size=4)
+    tall[4:8] = blocks([5, 6], [7, 8])
+    write_masks(tmp_path, {"a.png": wide, "b.png": tall})
+    assert label(make_metadata(), tmp_path, patch_size=2, resize=4, crop=True) == [[1, 2, 3, 4], [5, 6, 7, 8]]
+    with pytest.raises(ValueError, match=r"a\.png: 8 x 17 pixels, 4 x 8 resized; wanted 4 x 4, 2 x 2 patches of 2"):
+        label(make_metadata(), tmp_path, patch_size=2, resize=4)
+    with pytest.raises(ValueError, match=r"a\.png: 8 x 17 pixels, 3 x 6 resized; wanted 4 x 4"):
+        label(make_metadata(), tmp_path, patch_size=2, resize=3, crop=True)
+
+
+@given(
+    st.tuples(st.integers(1, 30), st.integers(1, 30)),
+    st.one_of(st.none(), st.integers(4, 20), st.tuples(st.integers(4, 20), st.integers(6, 20))),
+)
+@settings(deadline=None, max_examples=80)
+def test_geometry_equals_torchvision_written_out(shape: tuple[int, int], resize: Any) -> None:
+    """Each output pixel by its own arithmetic: resize, pixel centres, then CenterCrop's place."""
+    mask = np.arange(shape[0] * shape[1]).reshape(shape)
+    layout = MaskLayout(patch_size=2, resize=resize, crop=True)
+    resized = list(shape)
+    if isinstance(resize, tuple):
+        resized = list(resize)
+    elif resize is not None:
+        short = int(np.argmin(shape))
+        resized[short], resized[1 - short] = resize, int(resize * shape[1 - short] / shape[short])
+    if resized[0] < 4 or resized[1] < 6:
+        with pytest.raises(ValueError, match="wanted 4 x 6"):
+            fit_mask(mask, layout, (2, 3))
+        return
+    top, left = round((resized[0] - 4) / 2), round((resized[1] - 6) / 2)
+    wanted = [
+        [
+            mask[
+                int((top + row + 0.5) * shape[0] / resized[0] + 1e-9),
+                int((left + column + 0.5) * shape[1] / resized[1] + 1e-9),
+            ]
+            for column in range(6)
+        ]
+        for row in range(4)
+    ]
+    np.testing.assert_array_equal(fit_mask(mask, layout, (2, 3)), wanted)
+
+
+@pytest.mark.parametrize("sizes", [((40, 60), (20, 30)), ((30, 30), (50, 70)), ((33, 47), (16, 24))])
+def test_nearest_pixels_are_pillows(sizes: tuple[tuple[int, int], tuple[int, int]]) -> None:
+    shape, resized = sizes
+    mask = np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
+    wanted = Image.fromarray(mask).resize(resized[::-1], Image.Resampling.NEAREST)
+    layout = MaskLayout(patch_size=1, resize=resized)
+    np.testing.assert_array_equal(fit_mask(mask, layout, resized), np.asarray(wanted))
+
+
+def test_grid_that_is_no_square(tmp_path: Path) -> None:
+    write_masks(tmp_path, {"a.png": blocks([1, 2, 3], [4, 5, 6])})
+    metadata = make_metadata(content_tokens_per_example=6, n_examples=1, max_tokens_per_shard=7)
+    assert label(metadata, tmp_path, patch_size=2, grid=(2, 3)) == [[1, 2, 3, 4, 5, 6]]
+    with pytest.raises(ValueError, match="no grid is given, and the shards have 6 patches"):
+        label(metadata, tmp_path, patch_size=2)
+    with pytest.raises(ValueError, match="grid is 2 x 2, and the shards have 6 patches"):
+        label(metadata, tmp_path, patch_size=2, grid=(2, 2))
+    with pytest.raises(ValueError, match=r"a\.png: 4 x 6 pixels; wanted 6 x 4"):
+        label(metadata, tmp_path, patch_size=2, grid=(3, 2), crop=True)
+
+
+@pytest.mark.parametrize("n_masks", [0, 1, 3])
+def test_another_number_of_masks_than_examples_is_refused(tmp_path: Path, n_masks: int) -> None:
+    write_masks(tmp_path, {f"{number}.png": blocks([1, 1], [1, 1]) for number in range(n_masks)})
+    with pytest.raises(ValueError, match=rf"has {n_masks} masks \(\*\.png\), and the shards have 2 examples"):
+        label(make_metadata(), tmp_path, patch_size=2)
+
+
+def test_files_that_are_no_masks_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "b.png"
+    for channels, kind in ((3, "RGB"), (4, "RGB with alpha"), (2, "grey with alpha")):
+        Image.fromarray(np.zeros((4, 4, channels), dtype=np.uint8)).save(path)
+        with pytest.raises(ValueError, match=rf"b\.png is a PNG of {kind}; wanted one of a single channel"):
+            read_mask(path)
+    write_masks(tmp_path, {"b.png": np.random.default_rng(0).integers(0, 99, (40, 40))})
+    path.write_bytes(path.read_bytes()[:600])
+    with pytest.raises(ValueError, match=r"b\.png is damaged"):
+        read_mask(path)
+    path.write_bytes(b"BM and so on, for more than a header's length")
+    with pytest.raises(ValueError, match=r"b\.png is no PNG"):
+        read_mask(path)
+    with pytest.raises(FileNotFoundError, match="wanted that of the masks"):
+        list_masks(tmp_path / "missing", MaskLayout(patch_size=1))
+    with pytest.raises(ValueError, match="wanted a glob inside the folder"):
+        list_masks(tmp_path, MaskLayout(patch_size=1, pattern="/*.png"))
+
+
+def raw_png(depth: int, colour: int, ids: list[int]) -> bytes:
+    """One row of pixels of any bit depth."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    bits = "".join(f"{id_:0{depth}b}" for id_ in ids)
+    bits += "0" * (-len(bits) % 8)
+    row = bytes([0]) + int(bits, 2).to_bytes(len(bits) // 8, "big")
+    palette = chunk(b"PLTE", bytes(3 * 2 ** min(depth, 8))) if colour == 3 else b""
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", len(ids), 1, depth, colour, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + palette + chunk(b"IDAT", zlib.compress(row)) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(("depth", "colour"), [(1, 0), (2, 0), (4, 0), (8, 0), (16, 0), (1, 3), (2, 3), (4, 3), (8, 3)])
+def test_every_depth_of_png_gives_the_ids_that_are_written(tmp_path: Path, depth: int, colour: int) -> None:
+    ids = [0, 1, 2**depth - 1, 2**depth // 2, 2 % 2**depth]
+    (tmp_path / "a.png").write_bytes(raw_png(depth, colour, ids))
+    assert read_mask(tmp_path / "a.png").astype(int).tolist() == [ids]
+
+
+@pytest.mark.parametrize("large", [255, 256, 65_535])
+def test_labels_round_trip_through_the_shards(tmp_path: Path, large: int) -> None:
+    shards = make_shards(tmp_path)
+    masks = write_masks(
+        tmp_path / "masks",
+        {"a.png": blocks([1, 2], [3, large]), "b.png": blocks([0, 256 % large, 1][:2], [1, 1])},
+        np.uint16,
+    )
+    labels = label_patches(make_metadata(), masks, MaskLayout(patch_size=2), lambda n: n)
+    assert labels.dtype == ("uint8" if large == 255 else "uint16")
+    before = json.loads((shards / "metadata.json").read_text())
+    assert publish_labels(labels, shards / "labels.bin", shards)
+    assert (shards / "labels.bin").read_bytes() == labels.labels.astype("<u1" if large == 255 else "<u2").tobytes()
+    assert Shards(shards).labels().tolist() == [1, 2, 3, large, 0, 256 % large, 1, 1]
+    declared = {} if large == 255 else {"labels_dtype": "uint16"}
+    assert json.loads((shards / "metadata.json").read_text()) == before | declared
+    small = PatchLabels(np.ones((2, 4), dtype=np.uint8))
+    assert publish_labels(small, shards / "labels.bin", shards, force=True)
+    assert Shards(shards).labels().tolist() == [1] * 8
+    assert [path.name for path in shards.iterdir() if path.name.startswith(".")] == []
+
+
+def test_n_classes_sets_the_dtype_and_the_largest_label(tmp_path: Path) -> None:
+    write_masks(tmp_path, {name: blocks([1, 2], [3, 4]) for name in ("a.png", "b.png")})
+
+    def dtype(n_classes: int) -> str:
+        layout = MaskLayout(patch_size=2, n_classes=n_classes)
+        return label_patches(make_metadata(), tmp_path, layout, lambda n: n).dtype
+
+    assert (dtype(5), dtype(256), dtype(257)) == ("uint8", "uint8", "uint16")
+    with pytest.raises(ValueError, match=r"a\.png: label 4 is found, wanted less than n_classes = 4"):
+        dtype(4)
+
+
+@pytest.mark.parametrize("as_given", [np.asarray, torch.from_numpy])
+def test_writers_of_shards_declare_wide_labels(tmp_path: Path, as_given: Callable[..., Any]) -> None:
+    labels = np.array([[0, 1, 256, 65_535], [300, 2, 3, 4]], dtype=np.uint16)
+    shards = make_shards(tmp_path, as_given(labels), labels_dtype="uint16")
+    assert Shards(shards).labels().tolist() == labels.ravel().tolist()
+    with pytest.raises(ValueError, match=r"labels are uint16 .*wanted uint8"):
+        make_shards(tmp_path, as_given(labels), ckpt="other")
+    raw = json.loads((shards / "metadata.json").read_text())
+    (shards / "metadata.json").write_text(json.dumps({**raw, "labels_dtype": "uint8"}))
+    with pytest.raises(ValueError, match=re.escape("labels.bin has 16 bytes, wanted 8")):
+        Shards(shards)
+    (shards / "metadata.json").write_text(json.dumps({**raw, "labels_dtype": "int64"}))
+    with pytest.raises(ValueError, match="labels_dtype"):
+        Shards(shards)
+
+
+def test_what_is_there_is_not_overwritten(tmp_path: Path) -> None:
+    shards = make_shards(tmp_path / "shards")
+    labels = PatchLabels(np.full((2, 4), 300, dtype=np.uint16))
+    before = {path.name: path.read_bytes() for path in shards.iterdir()}
+    out = tmp_path / "elsewhere" / "wide.bin"
+    assert not publish_labels(labels, out, shards)
+    assert out.read_bytes() == labels.labels.astype("<u2").tobytes()
+    with pytest.raises(FileExistsError, match="exists already and is not replaced"):
+        publish_labels(labels, out, shards)
+    assert not publish_labels(labels, out, shards, force=True)
+    (tmp_path / "link").symlink_to(shards)
+    for path in (shards / "metadata.json", shards / "other.bin", tmp_path / "link" / "acts000000.bin"):
+        with pytest.raises(ValueError, match="lies in a folder of shards, which are immutable"):
+            publish_labels(labels, path, shards, force=True)
+    other = make_shards(tmp_path / "shards", ckpt="other")
+    with pytest.raises(ValueError, match="lies in a folder of shards"):
+        publish_labels(labels, other / "labels.bin", shards)
+    assert {path.name: path.read_bytes() for path in shards.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("raw", "said"),
+    [
+        ({}, "patch_size: Field required. There are patch_size, grid, "),
+        ({"patch_size": 0}, "patch_size: Input should be greater than 0"),
+        ({"patch_size": 2, "patchsize": 2}, "patchsize: Extra inputs are not permitted"),
+        ({"patch_size": 2, "void": [-1]}, "void: Input should be greater than or equal to 0"),
+        ({"patch_size": 2, "mapping": {1: 70_000}}, "mapping: Input should be less than or equal to 65535"),
+        ({"patch_size": 2, "mapping": {1: 1}, "offset": 1}, "found a mapping and offset 1"),
+        ({"patch_size": 2, "mapping": {0: 1}}, "id 0 is both void and mapped to a label"),
+        ({"patch_size": 2, 3: 4}, "wrong mask layout"),
+    ],
+)
+def test_wrong_layouts_are_one_line(raw: dict[Any, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(said)) as caught:
+        parse_layout(raw)
+    assert "\n" not in str(caught.value)

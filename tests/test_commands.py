@@ -1,0 +1,177 @@
+"""The `assay` command: what it prints, what it writes, and how it fails."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from PIL import Image
+
+import assay
+from assay.commands import main
+from assay.io.metadata import Metadata
+from assay.io.shards import Shards, write_shards
+
+
+def run(*arguments: Any) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> Path:
+    """Two examples of 2 x 2 patches, one layer, one a shard."""
+    metadata = Metadata.model_validate(
+        {
+            "family": "fake",
+            "ckpt": "tiny",
+            "layers": [3, 5],
+            "content_tokens_per_example": 4,
+            "cls_token": True,
+            "d_model": 2,
+            "n_examples": 2,
+            "max_tokens_per_shard": 10,
+            "data": "",
+            "dtype": "float32",
+            "protocol": "2.1",
+        }
+    )
+    examples = np.random.default_rng(0).normal(size=(2, *metadata.example_shape)).astype(np.float32)
+    return write_shards(tmp_path / "shards", metadata, [examples])
+
+
+@pytest.fixture
+def masks(tmp_path: Path) -> Path:
+    """COCO-Stuff's ids, 255 for void."""
+    folder = tmp_path / "masks"
+    folder.mkdir()
+    for name, rows in (("a.png", [[0, 7], [181, 255]]), ("b.png", [[7, 7], [7, 7]])):
+        Image.fromarray(np.kron(rows, np.ones((4, 4))).astype(np.uint8)).save(folder / name)
+    return folder
+
+
+def run_alone(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"PYTHONPATH": str(Path(assay.__file__).parents[1])}
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=cwd, env=environment, capture_output=True, text=True, check=False, timeout=120
+    )
+
+
+def test_help_as_a_user_types_it(tmp_path: Path) -> None:
+    ended = run_alone("-m", "assay.commands", "--help", cwd=tmp_path)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert ended.stdout.startswith("Usage: assay [OPTIONS] COMMAND")
+    assert "labels" in ended.stdout
+
+
+def test_labels_in_a_process_without_torch_and_kedro(tmp_path: Path, shards: Path, masks: Path) -> None:
+    program = (
+        "import sys; sys.modules.update(dict.fromkeys(['torch', 'kedro', 'mlflow', 'pandas', 'sklearn']));"
+        "from assay.commands import main; main()"
+    )
+    arguments = ["labels", str(shards), "--masks", str(masks), "--out", "labels.bin", "--patch-size", "4"]
+    ended = run_alone("-c", program, *arguments, "--void", "255", "--offset", "1", cwd=tmp_path)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert (tmp_path / "labels.bin").read_bytes() == bytes([1, 8, 182, 0, 8, 8, 8, 8])
+
+
+def test_labels_by_configuration_and_options(shards: Path, masks: Path) -> None:
+    config = shards.parent / "coco.yml"
+    config.write_text("{patch_size: 2, resize: 5, crop: true, void: [255], offset: 1, grid: [2, 2]}")
+    out = shards / "labels.bin"
+    ended = run("labels", shards, "--masks", masks, "--out", out, "--config", config, "--resize", "4x4")
+    assert ended.exit_code == 0, ended.output
+    assert Shards(shards).labels().tolist() == [1, 8, 182, 0, 8, 8, 8, 8]
+    lines = [line.split() for line in ended.output.splitlines()]
+    assert ["0", "(void)", "1", "12.50%"] in lines
+    assert ["8", "5", "62.50%"] in lines
+    assert f"will be written to {out}" in ended.output
+    assert f"Wrote uint8 (2, 4) to {out}" in ended.output
+
+    again = run("labels", shards, "--masks", masks, "--out", out, "--config", config, "--resize", "4")
+    assert again.exit_code == 1
+    assert again.output == f"Error: {out} exists already and is not replaced; choose another name, or --force\n"
+    forced = run(
+        "labels", shards, "--masks", masks, "--out", out, "--config", config, "--resize", "4", "--offset", 2, "--force"
+    )
+    assert forced.exit_code == 0, forced.output
+    assert Shards(shards).labels().tolist() == [2, 9, 183, 0, 9, 9, 9, 9]
+
+
+def test_wide_labels_elsewhere_say_what_the_metadata_must_declare(shards: Path, masks: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.bin"
+    common = ("labels", shards, "--masks", masks, "--out", out, "--patch-size", 4, "--void", 255)
+    ended = run(*common, "--offset", 200)
+    assert ended.exit_code == 0, ended.output
+    assert np.fromfile(out, dtype="<u2").tolist() == [200, 207, 381, 0, 207, 207, 207, 207]
+    assert 'must say "labels_dtype": "uint16"' in ended.output
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "said"),
+    [
+        ((), 1, "patch_size: Field required"),
+        (("--patch-size", "3"), 1, "8 x 8 pixels; wanted 6 x 6"),
+        (("--patch-size", "4", "--void", "255"), 1, "id 0 has no label"),
+        (("--patch-size", "4", "--n-classes", "200"), 1, "label 255 is found"),
+        (("--patch-size", "4", "--grid", "4"), 2, "wanted HxW"),
+        (("--patch-size", "4", "--resize", "4x4x4"), 2, "wanted N or HxW"),
+        (("--patch-size", "4", "--pattern", "*.tif"), 1, "has 0 masks (*.tif)"),
+        (("--config", "missing.yml"), 1, "missing.yml"),
+        (("--config", "list.yml"), 1, "holds list, wanted names and values"),
+        (("--config", "broken.yml"), 1, "broken.yml is no YAML"),
+    ],
+)
+def test_labels_fail_in_a_line_and_leave_nothing(
+    shards: Path, masks: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...], code: int, said: str
+) -> None:
+    monkeypatch.chdir(shards.parent)
+    Path("list.yml").write_text("[1]")
+    Path("broken.yml").write_text("{a: [")
+    out = shards / "labels.bin"
+    ended = run("labels", shards, "--masks", masks, "--out", out, *options)
+    assert ended.exit_code == code
+    assert said in ended.output
+    if code == 1:
+        assert len([line for line in ended.output.splitlines() if not line.startswith("Labels of")]) <= 2
+    assert not out.exists()
+
+
+def test_verify_prints_a_verdict_a_shard(shards: Path) -> None:
+    ended = run("shards", "verify", shards)
+    assert ended.exit_code == 0, ended.output
+    lines = [line.split() for line in ended.output.splitlines()]
+    assert ["acts000000.bin", "1", "ok"] in lines
+    assert ["acts000001.bin", "1", "ok"] in lines
+    assert ended.output.endswith(f"{shards}: ok\n")
+
+
+def test_verify_fails_if_one_folder_of_several_is_bad(shards: Path, tmp_path: Path) -> None:
+    bad = tmp_path / "bad [red]"
+    shutil.copytree(shards, bad)
+    array = np.fromfile(bad / "acts000001.bin", dtype="<f4")
+    array[-1] = np.nan
+    array.tofile(bad / "acts000001.bin")
+    (bad / "labels.bin").write_bytes(bytes([0, 0, 1, 9] * 2))
+    ended = run("shards", "verify", bad, shards, tmp_path / "missing")
+    said = " ".join(ended.output.split())
+    assert ended.exit_code == 1
+    assert "BAD: NaN in example 1, content token 3, layer 5" in said
+    assert "labels 0 to 9, 3 of them; patches of each: 0: 4, 1: 2, 9: 2" in said
+    assert f"{bad}: BAD" in said
+    assert f"{shards}: ok" in said
+    assert f"{tmp_path / 'missing'} is missing" in said
+
+
+def test_verify_as_a_user_types_it(shards: Path, tmp_path: Path) -> None:
+    program = ("-m", "assay.commands", "shards", "verify", str(shards))
+    assert run_alone(*program, cwd=tmp_path).returncode == 0
+    os.truncate(shards / "acts000000.bin", 3)
+    ended = run_alone(*program, cwd=tmp_path)
+    assert ended.returncode == 1
+    assert "BAD" in ended.stdout
+    assert "Traceback" not in ended.stderr
