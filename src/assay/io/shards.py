@@ -1,8 +1,8 @@
 """Activations as saev wrote them: a folder of float32 shards, read one layer at a time.
 
 A shard is a C-contiguous little-endian float32 array (examples_per_shard, n_layers, tokens, d_model). The content
-tokens of one (example, layer) are one run of bytes, so that is the unit of reading. It is read by `pread`, not through
-a memory map: a file that shrinks while it is read gives a ValueError here, and would kill the process there.
+tokens of one (example, layer) are one run of bytes. They are read by `preadv` (io/stream_reader.py), not through a memory
+map: a file that shrinks while it is read gives a ValueError here, and would kill the process there.
 """
 
 import hashlib
