@@ -80,6 +80,9 @@ class KMeansParameters(_Section):
         None, description="tokens of the reservoir; null: 3 x max(n_clusters, batch_size)"
     )
     max_iter: PositiveInt = Field(200, description="passes over the tokens at the most")
+    max_tokens: PositiveInt | None = Field(
+        None, description="tokens a pass, the first of its shuffled order; null: all of them"
+    )
     tol: float = Field(0.0, ge=0, description="stop when centres move less, relative to the variance; 0: never")
     max_no_improvement: PositiveInt | None = Field(
         10, description="stop after so many steps without a lower smoothed inertia"
@@ -106,6 +109,9 @@ class PCAParameters(_Section):
         (1, 4, 16, 64, 256, 1024), description="values of K that are reported; those above d_model are left out"
     )
     batch_size: PositiveInt = Field(16_384, description="tokens a batch")
+    max_tokens: PositiveInt | None = Field(
+        None, description="tokens that it is fitted on, the first of a shuffled order; null: all of them"
+    )
 
 
 class ProbeParameters(_Section):

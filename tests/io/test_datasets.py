@@ -1,6 +1,7 @@
 """The Kedro datasets, by Kedro's own interface: catalogs, versions, existence, pickling; and where shards are found."""
 
 import json
+import os
 import re
 import textwrap
 from collections.abc import Iterator, Mapping
@@ -218,7 +219,7 @@ def test_loading_shards_reads_no_array(shards: Path, monkeypatch: pytest.MonkeyP
     def fail(*_: object) -> None:
         raise AssertionError("an array was read")
 
-    monkeypatch.setattr(Shards, "read_block", fail)
+    monkeypatch.setattr(os, "preadv", fail)
     loaded = ShardsDataset(filepath=str(shards)).load()
     with pytest.raises(AssertionError, match="an array was read"):
         next(loaded.batches(layer=23, batch_size=2))

@@ -15,7 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from assay.io import shards as module
+from assay.io import order as module
 from assay.io.metadata import Metadata
 from assay.io.shards import LayerActivations, Shards, write_shards
 
@@ -211,8 +211,8 @@ def test_shuffle_gives_every_token_once_and_depends_on_the_seed_alone(
     metadata, examples = recording
     layer = metadata.layers[-1]
     with tempfile.TemporaryDirectory() as root, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "POOL_TOKENS", pool)
-        patch.setattr(module, "POOL_BATCHES", 1)
+        patch.setattr(module, "WINDOW_TOKENS", pool)
+        patch.setattr(module, "WINDOW_BATCHES", 1)
         shards = Shards(write_shards(root, metadata, [examples]))
         torch.manual_seed(0)
         first = list(shards.batches(layer=layer, batch_size=batch_size, shuffle=True, seed=seed))
@@ -236,8 +236,8 @@ def numbered(tmp_path: Path) -> Shards:
 
 @pytest.mark.parametrize("pool", [256, 65_536])
 def test_shuffled_batches_are_mixed(numbered: Shards, pool: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "POOL_TOKENS", pool)
-    monkeypatch.setattr(module, "POOL_BATCHES", 4)
+    monkeypatch.setattr(module, "WINDOW_TOKENS", pool)
+    monkeypatch.setattr(module, "WINDOW_BATCHES", 4)
     batches = list(numbered.batches(layer=0, batch_size=64, shuffle=True, seed=3))
     per_batch = [len(np.unique(batch[:, 0])) for batch in batches]
     shards_per_batch = [len(np.unique(batch[:, 0] // 10)) for batch in batches]
@@ -252,21 +252,21 @@ def test_shuffled_batches_are_mixed(numbered: Shards, pool: int, monkeypatch: py
     assert abs(torch.corrcoef(torch.stack([torch.arange(6400.0), stream[:, 1]]))[0, 1]) < 0.1
 
 
-def test_shuffle_holds_a_bounded_pool(numbered: Shards, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "POOL_TOKENS", 200)
-    monkeypatch.setattr(module, "POOL_BATCHES", 2)
+def test_shuffle_holds_two_windows_at_the_most(numbered: Shards, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "WINDOW_TOKENS", 200)
+    monkeypatch.setattr(module, "WINDOW_BATCHES", 2)
     n_read = 0
-    read_block = Shards.read_block
+    preadv = os.preadv
 
-    def noting(self: Shards, layer: int, example: int, token: int, out: npt.NDArray[np.float32]) -> None:
+    def noting(descriptor: int, buffers: list[memoryview], offset: int) -> int:
         nonlocal n_read
-        n_read += len(out)
-        read_block(self, layer, example, token, out)
+        n_read += sum(map(len, buffers)) // 8
+        return preadv(descriptor, buffers, offset)
 
-    monkeypatch.setattr(Shards, "read_block", noting)
+    monkeypatch.setattr(os, "preadv", noting)
     given_out = 0
-    for batch in numbered.batches(layer=0, batch_size=48, shuffle=True):
-        assert n_read - given_out <= 200 + 48
+    for batch in numbered.batches(layer=0, batch_size=48, shuffle=True, threads=1):
+        assert n_read - given_out <= 2 * 240  # 200 tokens, rounded up to whole batches
         given_out += len(batch)
     assert given_out == n_read == 6400
 

@@ -25,6 +25,7 @@ SMALL = {
 }
 N_STEPS = 3 * 48 * TOKENS // 64
 CHANGES = {
+    "max_tokens": 400,
     "n_clusters": 9,
     "batch_size": 63,
     "n_init": 4,
@@ -84,6 +85,14 @@ def test_one_seed_gives_one_fit(fit):
     assert history == same
 
 
+def test_max_tokens_is_the_tokens_of_a_pass(planted, fit):
+    model, history = fit(max_tokens=200)
+    assert int(model["counts"].sum()) == 3 * 200
+    assert len(history) == 3 * math.ceil(200 / 64)
+    whole = fit(max_tokens=Shards(planted[0]).n_tokens)
+    assert torch.equal(whole[0]["cluster_centers"], fit()[0]["cluster_centers"])
+
+
 def test_layers_are_fitted_apart(fit):
     assert not torch.equal(fit(layer=3)[0]["cluster_centers"], fit(layer=5)[0]["cluster_centers"])
 
@@ -99,6 +108,8 @@ def test_every_parameter_changes_the_fit(fit, name):
     elif name == "max_iter":
         assert (len(history), len(steps)) == (N_STEPS, N_STEPS * 4 // 3)
         assert steps[: len(history)] == history
+    elif name == "max_tokens":
+        assert len(steps) == 3 * math.ceil(400 / 64)
     elif name == "batch_size":
         assert (len(history), len(steps)) == (N_STEPS, 3 * math.ceil(48 * TOKENS / 63))
     else:

@@ -87,6 +87,14 @@ def test_batch_size_is_the_tokens_read_at_once(planted, layer, statistics, monke
     assert seen == [70, 70, 640, 640]
 
 
+def test_max_tokens_is_a_random_sample(planted, layer, statistics):
+    shards = Shards(planted[0])
+    model = fit_pca(shards, statistics, PCAParameters(batch_size=50, max_tokens=120), "cpu", layer=layer)
+    sample = torch.cat(list(shards.batches(layer=layer, batch_size=50, shuffle=True)))[:120].double()
+    wanted = ((sample - statistics["mean"]) / statistics["std"]).mean(dim=0)
+    torch.testing.assert_close(model["mean"], wanted, rtol=0, atol=1e-5)
+
+
 def test_topk_is_the_parameter_that_says_which_k_are_measured():
     shards = dict.fromkeys(("fit", "val", "probe_train", "probe_val"), "somewhere")
     for topk in ((1, 4), (2, 3, 80)):
@@ -94,7 +102,7 @@ def test_topk_is_the_parameter_that_says_which_k_are_measured():
         assert tuple(row.k for row in plan.encodings if row.method == "pca") == topk
         (measure,) = create_pipeline(5, ks=topk, codes="pca-dense").only_nodes("pca.measure").nodes
         assert measure.func.keywords["ks"] == topk
-    assert set(PCAParameters.model_fields) == {"topk", "batch_size"}  # that is all of them
+    assert set(PCAParameters.model_fields) == {"topk", "batch_size", "max_tokens"}  # that is all of them
 
 
 @pytest.mark.parametrize("layer", [3], indirect=True)

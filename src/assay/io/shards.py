@@ -1,17 +1,18 @@
 """Activations as saev wrote them: a folder of float32 shards, read one layer at a time.
 
 A shard is a C-contiguous little-endian float32 array (examples_per_shard, n_layers, tokens, d_model). The content
-tokens of one (example, layer) are one run of bytes, so that is the unit of reading. It is read by `pread`, not through
-a memory map: a file that shrinks while it is read gives a ValueError here, and would kill the process there.
+tokens of one (example, layer) are one run of bytes. They are read by `preadv` (io/stream_reader.py), not through a memory
+map: a file that shrinks while it is read gives a ValueError here, and would kill the process there.
 """
 
 import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypedDict, Unpack
 
 import numpy as np
 import numpy.typing as npt
@@ -29,13 +30,36 @@ from assay.io.metadata import (
     real_folder,
     sized_shard,
 )
+from assay.io.order import Order, OrderFile, Sequential, Shuffled
 from assay.io.publish import publishing_folder
+from assay.io.stream_reader import Batches, LayerBytes
 
 logger = logging.getLogger(__name__)
 
-# A shuffled pass mixes within a pool of so many tokens (256 MiB at d_model 1024) or of so many batches, if more.
-POOL_TOKENS = 65_536
-POOL_BATCHES = 8
+MAX_THREADS = 64
+
+
+class ReadOptions(TypedDict, total=False):
+    """How to read a layer; every option may be left out.
+
+    Attributes:
+        shuffle: in random order; false by default.
+        seed: of the shuffling, 0 <= seed < 2^63; 0 by default.
+        order: a .npy file of int64 token numbers (example * content_tokens_per_example + content token) to read instead, each at
+            most once.
+        max_tokens: only the first so many tokens of the order.
+        threads: that read ahead; 2 by default. They do not change what is read.
+        cursor: `Batches.state()` of a pass with the same folder and options, to go on with its next batch.
+        device: where the batches are wanted; the CPU by default. On CUDA they are copied there from pinned memory, asynchronously.
+    """
+
+    shuffle: bool
+    seed: int
+    order: str | os.PathLike[str] | None
+    max_tokens: int | None
+    threads: int
+    cursor: Mapping[str, Any] | None
+    device: torch.device | str
 
 
 class Shards:
@@ -105,33 +129,25 @@ class Shards:
         """One layer of the folder, by its block number; raises ValueError if the folder does not hold it."""
         return LayerActivations(self, layer)
 
-    def batches(self, *, layer: int, batch_size: int, shuffle: bool = False, seed: int = 0) -> Iterator[torch.Tensor]:
+    def batches(self, *, layer: int, batch_size: int, **options: Unpack[ReadOptions]) -> Batches:
         """Batches of one layer; see `LayerActivations.batches`."""
-        return self.layer(layer).batches(batch_size=batch_size, shuffle=shuffle, seed=seed)
+        return self.layer(layer).batches(batch_size=batch_size, **options)
 
-    def read_block(self, layer: int, example: int, token: int, out: npt.NDArray[np.float32]) -> None:
-        """Fill `out`, "<f4" (n, d_model), with the content tokens [token, token + n) of one example in one layer.
-
-        Raises:
-            ValueError: a number is not finite, or the file has become shorter since the folder was opened.
-        """
-        shard, row = divmod(example, self.metadata.examples_per_shard)
-        first = (row * len(self.layers) + self.layers.index(layer)) * self.metadata.tokens_per_example
-        offset = (first + self.metadata.cls_token + token) * self.d_model * 4
-        path = self._files[shard]
-        with open(path, "rb", buffering=0) as file:
-            n_read = _pread(file.fileno(), out.data.cast("B"), offset)
-        if n_read < out.nbytes:
-            raise ValueError(
-                f"{path} has {path.stat().st_size} bytes, wanted at least {offset + out.nbytes}: it became shorter "
-                "after it was opened; published shards must not change, restore the file"
-            )
-        finite = np.isfinite(out).all(axis=1)
-        if not finite.all():
-            raise ValueError(
-                f"{path}: NaN or infinity in example {example}, content token {token + int(finite.argmin())}, "
-                f"layer {layer}; wanted finite activations, record that example again"
-            )
+    def layer_bytes(self, layer: int) -> LayerBytes:
+        """Where the content tokens of a layer lie."""
+        metadata = self.metadata
+        first = self.layers.index(layer) * metadata.tokens_per_example + metadata.cls_token
+        return LayerBytes(
+            name=self.name,
+            fingerprint=self.fingerprint(),
+            layer=layer,
+            files=self._files,
+            examples_per_shard=metadata.examples_per_shard,
+            content_tokens_per_example=self.content_tokens_per_example,
+            example_bytes=metadata.example_bytes,
+            first_byte=first * self.d_model * 4,
+            d_model=self.d_model,
+        )
 
     def _labels_file(self) -> Path:
         if not os.path.lexists(self.path / LABELS_NAME):
@@ -172,58 +188,52 @@ class LayerActivations:
         """Width of an activation."""
         return self.shards.d_model
 
-    def batches(self, *, batch_size: int, shuffle: bool = False, seed: int = 0) -> Iterator[torch.Tensor]:
+    def batches(self, *, batch_size: int, **options: Unpack[ReadOptions]) -> Batches:
         """One pass: every content token once, in float32 batches (batch_size, d_model); only the last may be shorter.
 
-        Unshuffled, tokens come in the order of the examples. Shuffled, the examples of all shards are visited in a
-        random order and their tokens are mixed in a pool of max(8 * batch_size, 65,536) tokens and up to a batch more.
-        That order depends on `seed` and `batch_size` only.
+        Unshuffled, tokens come in the order of the examples. Shuffled, runs of 64 tokens of all shards are visited in a
+        random order and their tokens are permuted within windows of max(4 * batch_size, 32,768) tokens, rounded up to
+        whole batches; at most two windows are in memory. A batch is the caller's to keep. See docs/reading.md.
+
+        Args:
+            batch_size: tokens in a batch.
+            options: see `ReadOptions`.
 
         Raises:
-            ValueError: at the call, for a batch_size below 1 or a seed outside [0, 2^63); while reading, for a NaN, an
-                infinity or a file that has become shorter.
+            FileNotFoundError: there is no such order file, or a file of the folder has gone.
+            ValueError: at the call, for an option out of its bounds, options that exclude each other, an order file that
+                does not fit or a cursor of another pass; while reading, for a NaN, an infinity or a file that has
+                become shorter. Errors in reading threads are raised here.
         """
+        given = ReadOptions(**options)
+        shuffle, seed, path = given.get("shuffle", False), given.get("seed", 0), given.get("order")
+        threads, max_tokens = given.get("threads", 2), given.get("max_tokens")
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}, wanted at least 1 token")
         if not 0 <= seed < 2**63:
             raise ValueError(f"seed is {seed}, wanted 0 <= seed < 2^63")
-        return self._shuffled(batch_size, seed) if shuffle else self._in_order(batch_size)
-
-    def _in_order(self, batch_size: int) -> Iterator[torch.Tensor]:
-        order = range(self.shards.n_examples)
-        for start in range(0, self.n_tokens, batch_size):
-            yield torch.from_numpy(self._read(order, start, min(start + batch_size, self.n_tokens)))
-
-    def _shuffled(self, batch_size: int, seed: int) -> Iterator[torch.Tensor]:
-        generator = torch.Generator().manual_seed(seed)
-        order = torch.randperm(self.shards.n_examples, generator=generator).tolist()
-        size = max(POOL_BATCHES * batch_size, POOL_TOKENS)
-        # What lies outside the pool is then a whole number of batches, so that every hole in the pool is filled again.
-        size = min(self.n_tokens, size + (self.n_tokens - size) % batch_size)
-        # The pool is numpy's: copying rows is bound by memory, and torch's threads cost more than they give.
-        pool = self._read(order, 0, size)
-        turn = torch.randperm(size, generator=generator).numpy()
-        for start in range(size, self.n_tokens, batch_size):
-            if len(turn) < batch_size:
-                turn = torch.randperm(size, generator=generator).numpy()
-            picks, turn = turn[:batch_size], turn[batch_size:]
-            yield torch.from_numpy(pool[picks])
-            pool[picks] = self._read(order, start, start + batch_size)
-        rest = torch.randperm(size, generator=generator).numpy()
-        for start in range(0, size, batch_size):
-            yield torch.from_numpy(pool[rest[start : start + batch_size]])
-
-    def _read(self, order: Sequence[int], start: int, stop: int) -> npt.NDArray[np.float32]:
-        """Tokens [start, stop) of the stream that visits the examples in `order`, float32 (stop - start, d_model)."""
-        per_example = self.shards.content_tokens_per_example
-        out = np.empty((stop - start, self.d_model), dtype="<f4")
-        filled = 0
-        while filled < len(out):
-            position, token = divmod(start + filled, per_example)
-            n = min(per_example - token, len(out) - filled)
-            self.shards.read_block(self.layer, order[position], token, out[filled : filled + n])
-            filled += n
-        return out.astype(np.float32, copy=False)
+        if not 1 <= threads <= MAX_THREADS:
+            raise ValueError(f"threads is {threads}, wanted 1 to {MAX_THREADS}")
+        if max_tokens is not None and max_tokens < 1:
+            raise ValueError(f"max_tokens is {max_tokens}, wanted at least 1 token, or None for all")
+        if shuffle and path is not None:
+            raise ValueError(f"shuffle is set and so is the order file {path}; wanted one of them")
+        order: Order
+        if path is not None:
+            order = OrderFile(path, self.n_tokens)
+        elif shuffle:
+            order = Shuffled(self.shards.n_examples, self.shards.content_tokens_per_example, batch_size, seed)
+        else:
+            order = Sequential(self.n_tokens)
+        return Batches(
+            self.shards.layer_bytes(self.layer),
+            order,
+            batch_size=batch_size,
+            threads=threads,
+            max_tokens=max_tokens,
+            cursor=given.get("cursor"),
+            device=torch.device(given.get("device", "cpu")),
+        )
 
 
 def write_shards(
@@ -272,17 +282,6 @@ def write_shards(
         (partial / METADATA_NAME).write_text(metadata.to_json(), encoding="utf-8")
     logger.info("published %d examples in %s", metadata.n_examples, folder)
     return folder
-
-
-def _pread(descriptor: int, out: memoryview, offset: int) -> int:
-    """Fill `out` from `offset`; returns the bytes read, fewer than asked for only at the end of the file."""
-    n_read = 0
-    while n_read < len(out):
-        n = os.preadv(descriptor, [out[n_read:]], offset + n_read)
-        if n == 0:
-            break
-        n_read += n
-    return n_read
 
 
 def _shard_name(shard: int) -> str:

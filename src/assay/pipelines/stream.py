@@ -36,19 +36,28 @@ def raw_tokens(
     doing: str,
     shuffle: bool = False,
     seed: int = 0,
+    max_tokens: int | None = None,
 ) -> Iterator[Tensor]:
-    """Yield one layer's content tokens, float32 (batch, d_model), on the device, under a progress bar that says ``doing``."""
-    batches = shards.batches(layer=layer, batch_size=batch_size, shuffle=shuffle, seed=seed)
-    with tqdm(
-        total=shards.n_tokens,
-        desc=f"layer {layer}: {doing}",
-        unit=" tokens",
-        unit_scale=True,
-        leave=False,
-        disable=None,
-    ) as bar:
+    """Yield one layer's content tokens, float32 (batch, d_model), on the device, under a progress bar that says ``doing``.
+
+    With ``max_tokens``, only the first so many of the order.
+    """
+    batches = shards.batches(
+        layer=layer, batch_size=batch_size, shuffle=shuffle, seed=seed, max_tokens=max_tokens, device=device
+    )
+    with (
+        batches,
+        tqdm(
+            total=batches.n_tokens,
+            desc=f"layer {layer}: {doing}",
+            unit=" tokens",
+            unit_scale=True,
+            leave=False,
+            disable=None,
+        ) as bar,
+    ):
         for batch in batches:
-            yield batch.to(device)
+            yield batch
             bar.update(len(batch))
 
 
@@ -62,6 +71,7 @@ def standardized_tokens(
     doing: str,
     shuffle: bool = False,
     seed: int = 0,
+    max_tokens: int | None = None,
 ) -> Iterator[Tensor]:
     """As :func:`raw_tokens`, standardised: x~ = (x - mu) / sigma.
 
@@ -73,7 +83,9 @@ def standardized_tokens(
         raise ValueError(
             f"the statistics have {len(mean)} dimensions, {shards.path} has {shards.d_model}: fit them again"
         )
-    for batch in raw_tokens(shards, layer, batch_size, device, doing=doing, shuffle=shuffle, seed=seed):
+    for batch in raw_tokens(
+        shards, layer, batch_size, device, doing=doing, shuffle=shuffle, seed=seed, max_tokens=max_tokens
+    ):
         yield standardize(batch, mean, std)
 
 

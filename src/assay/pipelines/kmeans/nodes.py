@@ -41,6 +41,7 @@ def fit_kmeans(
             doing=f"k-means, pass {epoch + 1}",
             shuffle=True,
             seed=parameters.seed + epoch,
+            max_tokens=parameters.max_tokens,
         )
 
     kmeans.fit(stream)

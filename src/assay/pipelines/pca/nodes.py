@@ -16,10 +16,17 @@ from assay.pipelines.stream import pick_device, standardized_tokens
 def fit_pca(
     shards: Shards, statistics: dict[str, Tensor], parameters: PCAParameters, device: str, *, layer: int
 ) -> dict[str, Tensor]:
-    """Mean (d,), oriented components (d, d) and spectrum (d,), float64, from one pass."""
+    """Mean (d,), oriented components (d, d) and spectrum (d,), float64, from one pass over all tokens or a random sample."""
     pca = StreamingPCA()
     for batch in standardized_tokens(
-        shards, layer, statistics, parameters.batch_size, pick_device(device), doing="PCA"
+        shards,
+        layer,
+        statistics,
+        parameters.batch_size,
+        pick_device(device),
+        doing="PCA",
+        shuffle=parameters.max_tokens is not None,  # the first examples of a data set are seldom like the rest
+        max_tokens=parameters.max_tokens,
     ):
         pca.partial_fit(batch)
     return pca.state_dict()

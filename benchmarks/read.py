@@ -1,0 +1,129 @@
+"""How fast one layer of a six-layer folder of shards is read, against plain preads of the same bytes into one buffer.
+
+    python benchmarks/read.py [--gb 8] [--dir DIR] [--rounds 5] [--threads 2]
+
+Makes the shards in a temporary folder, reads them once to warm the page cache, then runs rounds of: plain preads in the order on
+disk, a sequential pass, a shuffled pass. Every pass is as a caller has it, checked for NaN, each batch a fresh buffer. What is printed are
+ratios of the rounds' best rates, and the best ratio within a round: other work on the machine slows single rounds. The bytes that each pass
+asks of the kernel are counted, and must be the layer's, once.
+"""
+
+import argparse
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from assay.io.metadata import Metadata
+from assay.io.shards import Shards, write_shards
+
+LAYERS, TOKENS, D_MODEL, LAYER = (18, 19, 20, 21, 22, 23), 256, 1024, 21
+BATCH_SIZE = 8192
+
+
+def make_shards(root: Path, gigabytes: float) -> Shards:
+    """Six layers of random activations, ViT-L's widths, a CLS token each, in shards of 64 examples."""
+    example_bytes = len(LAYERS) * (TOKENS + 1) * D_MODEL * 4
+    n_examples = int(-(-gigabytes * 1e9 // example_bytes))
+    metadata = Metadata(
+        family="benchmark",
+        ckpt="random",
+        layers=LAYERS,
+        content_tokens_per_example=TOKENS,
+        cls_token=True,
+        d_model=D_MODEL,
+        n_examples=n_examples,
+        max_tokens_per_shard=64 * len(LAYERS) * (TOKENS + 1),
+        data="",
+        dtype="float32",
+        protocol="2.1",
+    )
+    rng = np.random.default_rng(0)
+
+    def examples() -> Iterator[npt.NDArray[np.float32]]:
+        for _ in range(n_examples):
+            yield rng.standard_normal((1, *metadata.example_shape), dtype=np.float32)
+
+    return Shards(write_shards(root, metadata, examples()))
+
+
+def read_plainly(shards: Shards) -> None:
+    """Each example's content tokens of the layer by one pread, into one buffer of a batch's size, round and round."""
+    source = shards.layer_bytes(LAYER)
+    block = TOKENS * D_MODEL * 4
+    buffer = np.zeros(BATCH_SIZE * D_MODEL * 4, dtype=np.uint8).data
+    descriptors = {path: os.open(path, os.O_RDONLY) for path in source.files}
+    for example in range(shards.n_examples):
+        path, offset = source.place(example * TOKENS)
+        at = example * block % len(buffer)
+        assert os.preadv(descriptors[path], [buffer[at : at + block]], offset) == block
+    for descriptor in descriptors.values():
+        os.close(descriptor)
+
+
+def read_batches(shards: Shards, threads: int, shuffle: bool) -> None:
+    """One pass of the reader."""
+    batches = shards.batches(layer=LAYER, batch_size=BATCH_SIZE, shuffle=shuffle, threads=threads)
+    assert sum(map(len, batches)) == shards.n_tokens
+
+
+def bytes_read(read: Callable[[], None]) -> int:
+    """What a pass asks of the kernel."""
+    counts: list[int] = []
+    preadv = os.preadv
+
+    def counting(descriptor: int, buffers: list[memoryview], offset: int) -> int:
+        n = preadv(descriptor, buffers, offset)
+        counts.append(n)
+        return n
+
+    os.preadv = counting
+    try:
+        read()
+    finally:
+        os.preadv = preadv
+    return sum(counts)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--gb", type=float, default=8.0, help="size of the shards, all layers, in 10^9 bytes")
+    parser.add_argument("--dir", default=None, help="where to put them for the while; the temporary folder by default")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2, help="that read ahead")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=arguments.dir) as root:
+        shards = make_shards(Path(root), arguments.gb)
+        passes: dict[str, Callable[[], None]] = {
+            "plain preads": lambda: read_plainly(shards),
+            "sequential": lambda: read_batches(shards, arguments.threads, shuffle=False),
+            "shuffled": lambda: read_batches(shards, arguments.threads, shuffle=True),
+        }
+        layer_bytes = shards.n_tokens * D_MODEL * 4
+        for name, read in passes.items():
+            n = bytes_read(read)
+            assert n == layer_bytes, f"{name} read {n} bytes, the layer has {layer_bytes}"
+        rates: dict[str, list[float]] = {name: [] for name in passes}
+        for _ in range(arguments.rounds):
+            for name, read in passes.items():
+                began = time.perf_counter()
+                read()
+                rates[name].append(layer_bytes / (time.perf_counter() - began))
+    say = sys.stdout.write
+    say(f"{arguments.gb:g} GB in {len(LAYERS)} layers; each pass read one layer's {layer_bytes} bytes, no more\n")
+    plain = rates["plain preads"]
+    for name in ("sequential", "shuffled"):
+        rounds = [rate / base for rate, base in zip(rates[name], plain, strict=True)]
+        say(
+            f"{name}: {max(rates[name]) / max(plain):.2f} of plain preads (best against best); "
+            f"by round {', '.join(f'{ratio:.2f}' for ratio in rounds)}\n"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,169 @@
+"""The orders that tokens are read in. Token number = example * content tokens per example + content token.
+
+An order gives the token numbers of any stretch of its stream without those before it, so that reading can start at
+any batch. A permutation sorts PCG64's raw words: numpy promises that stream for all versions, but not that of its `permutation`.
+"""
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+Numbers = npt.NDArray[np.int64]
+
+# A shuffled pass mixes within windows of so many tokens (128 MiB at d_model 1024) or of so many batches, if more.
+WINDOW_TOKENS = 32_768
+WINDOW_BATCHES = 4
+# A window is made of runs of so many tokens of an example, or of whole ones, if shorter: 256 KiB a read at d_model 1024.
+RUN_TOKENS = 64
+# An order file is checked this many numbers at a time.
+CHECKED_AT_ONCE = 2**20
+
+
+class Order(Protocol):
+    """A stream of distinct token numbers."""
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens in the stream."""
+        ...
+
+    @property
+    def window(self) -> int:
+        """Positions that must be read together, a multiple of the batch size; 0 if there is no need."""
+        ...
+
+    @property
+    def identity(self) -> dict[str, str | int | None]:
+        """What tells it from other orders, JSON scalars: shuffle seed, or the digest of the order file."""
+        ...
+
+    def numbers(self, start: int, stop: int) -> Numbers:
+        """Token numbers at [start, stop), int64; `start` is a multiple of the window, `stop` at most one window on."""
+        ...
+
+
+class Sequential:
+    """Example after example."""
+
+    window = 0
+
+    def __init__(self, n_tokens: int) -> None:
+        self.n_tokens = n_tokens
+        self.identity: dict[str, str | int | None] = {"seed": None, "order": None}
+
+    def numbers(self, start: int, stop: int) -> Numbers:
+        """See `Order.numbers`."""
+        return np.arange(start, stop, dtype=np.int64)
+
+
+class Shuffled:
+    """Short runs of tokens, drawn from all shards in random order, their tokens permuted within windows.
+
+    Holds 8 bytes a run. The order depends on `seed` and the window alone, and the window is the same for every batch size that
+    divides WINDOW_TOKENS and is at most a WINDOW_BATCHES-th of it.
+    """
+
+    def __init__(self, n_examples: int, tokens_per_example: int, batch_size: int, seed: int) -> None:
+        self.n_tokens = n_examples * tokens_per_example
+        self.window = max(WINDOW_BATCHES, -(-WINDOW_TOKENS // batch_size)) * batch_size
+        self.identity: dict[str, str | int | None] = {"seed": seed, "order": None}
+        self._seed = seed
+        self._run = min(RUN_TOKENS, tokens_per_example)
+        n_runs = -(-self.n_tokens // self._run)
+        self._runs = _permutation(n_runs, seed, 0)
+        # The last run of the data may be short; after its place in the stream all others are so much nearer.
+        self._missing = n_runs * self._run - self.n_tokens
+        self._short_end = (int((self._runs == n_runs - 1).argmax()) + 1) * self._run - self._missing
+
+    def numbers(self, start: int, stop: int) -> Numbers:
+        """See `Order.numbers`."""
+        # The whole window is permuted even where its end is not wanted: max_tokens must not change what comes before.
+        whole = np.arange(start, min(start + self.window, self.n_tokens))
+        turn = whole[_permutation(len(whole), self._seed, 1 + start // self.window)[: stop - start]]
+        turn += self._missing * (turn >= self._short_end)
+        place, token = np.divmod(turn, self._run)
+        return self._runs[place] * self._run + token
+
+
+class OrderFile:
+    """The order in a .npy file: 1-D little-endian int64 token numbers, some or all of the layer's, none twice.
+
+    Opening reads the file once, a MiB of numbers at a time, and holds one bit a token meanwhile; batches read it piece by piece.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not such a file; the message names it and the first wrong position.
+    """
+
+    window = 0
+
+    def __init__(self, path: str | os.PathLike[str], n_tokens: int) -> None:
+        self._path = Path(path)
+        self._n_known = n_tokens
+        self.n_tokens, self._offset = _npy_header(self._path)
+        seen = np.zeros(-(-n_tokens // 8), dtype=np.uint8)
+        digest = hashlib.sha256()
+        for start in range(0, self.n_tokens, CHECKED_AT_ONCE):
+            numbers = self.numbers(start, min(start + CHECKED_AT_ONCE, self.n_tokens))
+            digest.update(numbers.data)
+            order = np.argsort(numbers, kind="stable")
+            ascending = numbers[order]
+            byte, bit = ascending >> 3, np.left_shift(1, ascending & 7).astype(np.uint8)
+            again = (seen[byte] & bit) > 0
+            again[1:] |= ascending[1:] == ascending[:-1]
+            if again.any():
+                place = int(order[again].min())
+                raise ValueError(
+                    f"{self._path} has token number {numbers[place]} a second time at position {start + place}; wanted "
+                    "each at most once, remove the repeats"
+                )
+            np.bitwise_or.at(seen, byte, bit)
+        self.identity: dict[str, str | int | None] = {"seed": None, "order": digest.hexdigest()}
+
+    def numbers(self, start: int, stop: int) -> Numbers:
+        """See `Order.numbers`; raises ValueError where the file holds what is no token number, or too little."""
+        found = np.fromfile(self._path, dtype="<i8", count=stop - start, offset=self._offset + 8 * start)
+        numbers = found.astype(np.int64, copy=False)
+        if len(numbers) < stop - start:
+            raise ValueError(f"{self._path} ends at position {start + len(numbers)}, wanted {stop}; restore the file")
+        wrong = (numbers < 0) | (numbers >= self._n_known)
+        if wrong.any():
+            place = int(wrong.argmax())
+            raise ValueError(
+                f"{self._path} has token number {numbers[place]} at position {start + place}, wanted 0 <= number < "
+                f"{self._n_known} (example * content tokens per example + content token); make the file for this folder"
+            )
+        return numbers
+
+
+def _permutation(n: int, seed: int, which: int) -> Numbers:
+    words = np.random.PCG64(np.random.SeedSequence(seed, spawn_key=(which,))).random_raw(n)
+    # Each index rides in its word's low bits, so that a plain sort, several times faster than argsort, puts them in order.
+    low = np.uint64(2 ** n.bit_length() - 1)
+    words = np.sort((words & ~low) | np.arange(n, dtype=np.uint64))
+    return (words & low).astype(np.int64)
+
+
+def _npy_header(path: Path) -> tuple[int, int]:
+    """How many numbers a .npy file of int64 holds and where the first one lies. Nothing is unpickled."""
+    wanted = "wanted a .npy file of a 1-D little-endian int64 array with at least one number, as numpy.save writes it"
+    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    try:
+        with open(path, "rb") as file:
+            version = np.lib.format.read_magic(file)
+            if version not in readers:
+                raise ValueError(f"version {version} of the format")
+            shape, _, dtype = readers[version](file)
+            offset = file.tell()
+            size = os.fstat(file.fileno()).st_size
+    except FileNotFoundError:
+        raise FileNotFoundError(f"the order file {path} is missing; check the path") from None
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read as an order: {error}; {wanted}") from error
+    if dtype != np.dtype("<i8") or len(shape) != 1 or shape[0] < 1 or size != offset + 8 * shape[0]:
+        raise ValueError(f"{path} holds {dtype} {shape} in {size} bytes; {wanted}")
+    return shape[0], offset

@@ -1,0 +1,312 @@
+"""The streaming reader: batches of one layer in any order, read ahead by a few threads straight into their buffers.
+
+A batch is a buffer, and where each of its tokens lies on disk follows from its number. Tokens that are neighbours on disk are
+one `preadv`, whose pieces are the rows that they go to: the kernel's copy out of the page cache is the only one. The plan of the
+reading depends on the order alone and every row has one writer, so the number of threads cannot change a batch.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections import deque
+from collections.abc import Generator, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from assay.io.order import Numbers, Order
+
+# What one thread reads at a time, and the least that is read at once: larger than a call costs, smaller than the memory.
+READ_BYTES = 4 * 2**20
+# Pieces that the kernel takes in one preadv.
+IOV_MAX = 1024
+CURSOR_FORMAT = 1
+
+Rows = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class LayerBytes:
+    """Where the content tokens of one layer lie.
+
+    Attributes:
+        name: what the folder is called in messages and cursors.
+        fingerprint: what tells the folder from others.
+        layer: the block number.
+        files: the shards, in order.
+        examples_per_shard: examples in a full shard.
+        content_tokens_per_example: tokens of an example that are read.
+        example_bytes: bytes of an example over all layers.
+        first_byte: of the layer's first content token within an example.
+        d_model: float32 numbers in a token.
+    """
+
+    name: str
+    fingerprint: str
+    layer: int
+    files: list[Path]
+    examples_per_shard: int
+    content_tokens_per_example: int
+    example_bytes: int
+    first_byte: int
+    d_model: int
+
+    def place(self, number: int) -> tuple[Path, int]:
+        """The file and the offset of a token."""
+        example, token = divmod(number, self.content_tokens_per_example)
+        shard, row = divmod(example, self.examples_per_shard)
+        return self.files[shard], row * self.example_bytes + self.first_byte + token * self.d_model * 4
+
+
+@dataclass(frozen=True)
+class _Window:
+    """Batches that are read together, their token numbers, and the reading in progress."""
+
+    buffers: list[torch.Tensor]
+    arrays: list[Rows]
+    numbers: list[Numbers]
+    reads: list[Future[None]]
+
+
+class Batches(Iterator[torch.Tensor]):
+    """One pass over a layer: float32 (batch_size, d_model), only the last shorter. See `LayerActivations.batches`.
+
+    Threads run from the first batch asked for to the last one, to `close` or to the iterator's end of life, whichever comes
+    first; it is a context manager, too. An error ends the pass.
+    """
+
+    def __init__(
+        self,
+        source: LayerBytes,
+        order: Order,
+        *,
+        batch_size: int,
+        threads: int,
+        max_tokens: int | None,
+        cursor: Mapping[str, Any] | None,
+        device: torch.device,
+    ) -> None:
+        self.n_tokens = order.n_tokens if max_tokens is None else min(max_tokens, order.n_tokens)
+        self._key = {
+            "format": CURSOR_FORMAT,
+            "folder": source.name,
+            "fingerprint": source.fingerprint,
+            "layer": source.layer,
+            "batch_size": batch_size,
+            **order.identity,
+            "max_tokens": max_tokens,
+        }
+        self._batch = 0 if cursor is None else _resumed(cursor, self._key, -(-self.n_tokens // batch_size))
+        self._stream = _stream(source, order, batch_size, self.n_tokens, threads, self._batch, device)
+
+    def __next__(self) -> torch.Tensor:
+        batch = next(self._stream)
+        self._batch += 1
+        return batch
+
+    def state(self) -> dict[str, str | int | None]:
+        """The cursor, JSON scalars: `batches(..., cursor=state)` goes on with the batch after the last one given out."""
+        return {**self._key, "batch": self._batch}
+
+    def close(self) -> None:
+        """End the pass: reads in progress are awaited, those ahead dropped, the threads gone. Harmless twice."""
+        self._stream.close()
+
+    def __enter__(self) -> Batches:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _resumed(cursor: Mapping[str, Any], key: Mapping[str, str | int | None], n_batches: int) -> int:
+    """The batch that a cursor stands at; raises ValueError naming the field in which it belongs to another pass."""
+    wanted = {*key, "batch"}
+    if not isinstance(cursor, Mapping) or set(cursor) != wanted:
+        found = sorted(map(str, cursor)) if isinstance(cursor, Mapping) else type(cursor).__name__
+        raise ValueError(f"the cursor holds {found}, wanted {sorted(wanted)}: pass what state() returned")
+    for name, value in key.items():
+        if type(cursor[name]) is not type(value) or cursor[name] != value:
+            raise ValueError(
+                f"the cursor's {name} is {cursor[name]!r}, this pass's is {value!r}: resume with what it was saved "
+                "with, or start again without a cursor"
+            )
+    batch = cursor["batch"]
+    if type(batch) is not int or not 0 <= batch <= n_batches:
+        raise ValueError(f"the cursor's batch is {batch!r}, wanted 0 to {n_batches}: pass what state() returned")
+    return batch
+
+
+def _stream(
+    source: LayerBytes, order: Order, batch_size: int, n_tokens: int, threads: int, first: int, device: torch.device
+) -> Generator[torch.Tensor, None, None]:
+    """The batches from number `first` on."""
+    window = order.window or max(1, READ_BYTES // (batch_size * source.d_model * 4)) * batch_size
+    # Whole windows are large, so one is read while one is given out; stretches of a sequential pass are small.
+    ahead = 1 if order.window else threads + 1
+    skip = first * batch_size % window // batch_size
+    starts = iter(range(first * batch_size - skip * batch_size, n_tokens, window))
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="assay-read")
+    pending: deque[_Window] = deque()
+    memory = _Buffers(batch_size, source.d_model, device, most=(ahead + 2) * (window // batch_size))
+    try:
+        while True:
+            while len(pending) <= ahead and (start := next(starts, None)) is not None:
+                numbers = order.numbers(start, min(start + window, n_tokens))[skip * batch_size :]
+                pending.append(_begin(pool, source, numbers, batch_size, memory))
+                skip = 0
+            if not pending:
+                return
+            yield from _finish(source, pending.popleft(), device)
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _begin(
+    pool: ThreadPoolExecutor, source: LayerBytes, numbers: Numbers, batch_size: int, memory: _Buffers
+) -> _Window:
+    """Make the buffers of a window and start reading into them."""
+    parts = [numbers[start : start + batch_size] for start in range(0, len(numbers), batch_size)]
+    buffers = [memory.take(len(part)) for part in parts]
+    arrays: list[Rows] = [buffer.numpy() for buffer in buffers]
+    by_place = np.argsort(numbers)
+    share = max(1, READ_BYTES // (source.d_model * 4))
+    shares = [by_place[start : start + share] for start in range(0, len(numbers), share)]
+    reads = [pool.submit(_read, source, numbers, rows, arrays, batch_size) for rows in shares]
+    return _Window(buffers, arrays, parts, reads)
+
+
+def _finish(source: LayerBytes, window: _Window, device: torch.device) -> Iterator[torch.Tensor]:
+    """Await a window's reads, then give out its batches, each looked through for a NaN or an infinity and let go."""
+    for read in window.reads:
+        read.result()
+    window.buffers.reverse()
+    window.arrays.reverse()
+    for numbers in window.numbers:
+        array = window.arrays.pop()
+        if sys.byteorder == "big":
+            array.byteswap(inplace=True)
+        _check_finite(source, array, numbers)
+        del array
+        # From pinned memory this only queues the copy.
+        yield window.buffers.pop().to(device, non_blocking=True)
+
+
+class _Buffers:
+    """Memory for batches, used again once the caller has let a batch go: to fault in fresh pages costs more than to read."""
+
+    def __init__(self, batch_size: int, d_model: int, device: torch.device, most: int) -> None:
+        self._shape = (batch_size, d_model)
+        self._device = device
+        # Oldest first. What a caller keeps falls out at the left in time and is then the caller's alone.
+        self._known: deque[Rows] = deque(maxlen=most)
+
+    def take(self, n: int) -> torch.Tensor:
+        """A float32 (n, d_model) tensor that nobody else holds, pinned for CUDA; what is in it is undefined."""
+        shape = (n, self._shape[1])
+        if self._device.type == "cuda":
+            # torch's allocator of pinned memory gives a block out again only after the copies queued from it.
+            return torch.empty(shape, dtype=torch.float32, pin_memory=True)
+        if shape != self._shape:
+            return torch.from_numpy(np.empty(shape, dtype=np.float32))
+        for _ in range(min(2, len(self._known))):
+            array = self._known.popleft()
+            self._known.append(array)
+            # Of the deque, of `array` and of the call. A tensor, and each of its views, holds one more through its storage.
+            if sys.getrefcount(array) == 3:
+                return torch.from_numpy(array)
+        # numpy asks the kernel for huge pages, torch does not.
+        array = np.empty(shape, dtype=np.float32)
+        self._known.append(array)
+        return torch.from_numpy(array)
+
+
+def _read(source: LayerBytes, numbers: Numbers, rows: Numbers, arrays: list[Rows], batch_size: int) -> None:
+    """Read the window's tokens at `rows`, which are in the order of their numbers, each into its row.
+
+    Raises:
+        ValueError: a file is gone or has become shorter since the folder was opened.
+    """
+    width = source.d_model * 4
+    views = [array.reshape(-1).view(np.uint8).data for array in arrays]
+    ascending = numbers[rows]
+    # Runs are neighbours on disk; pieces are neighbours there and in one buffer.
+    new_run = np.diff(ascending, prepend=ascending[0]) != 1
+    new_run |= ascending % source.content_tokens_per_example == 0
+    new_piece = new_run | (np.diff(rows, prepend=rows[0]) != 1) | (rows % batch_size == 0)
+    first = np.flatnonzero(new_piece)
+    lengths = np.diff(first, append=len(rows)) * width
+    buffers, starts = np.divmod(rows[first], batch_size)
+    starts *= width
+    pieces = [
+        views[buffer][start:stop]
+        for buffer, start, stop in zip(buffers.tolist(), starts.tolist(), (starts + lengths).tolist(), strict=True)
+    ]
+    bounds = [*np.flatnonzero(new_run[first]).tolist(), len(pieces)]
+    runs = np.flatnonzero(new_run)
+    run_bytes = (np.diff(runs, append=len(rows)) * width).tolist()
+    run_numbers = ascending[runs].tolist()
+    descriptor, opened = -1, None
+    try:
+        for number, n_bytes, start, stop in zip(run_numbers, run_bytes, bounds[:-1], bounds[1:], strict=True):
+            path, offset = source.place(number)
+            if path is not opened:
+                if opened is not None:
+                    os.close(descriptor)
+                    opened = None
+                descriptor, opened = _open(path), path
+            _preadv(descriptor, path, pieces[start:stop], offset, n_bytes)
+    finally:
+        if opened is not None:
+            os.close(descriptor)
+
+
+def _open(path: Path) -> int:
+    try:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be opened any more: {error.strerror}; restore the file") from error
+
+
+def _preadv(descriptor: int, path: Path, pieces: list[memoryview], offset: int, left: int) -> None:
+    """Fill `pieces`, `left` bytes in all, one after the other from `offset` on."""
+    while left:
+        n = os.preadv(descriptor, pieces[:IOV_MAX], offset)
+        if n == 0:
+            raise ValueError(
+                f"{path} has {os.fstat(descriptor).st_size} bytes, wanted at least {offset + left}: it became shorter after it "
+                "was opened; published shards must not change, restore the file"
+            )
+        offset += n
+        left -= n
+        if left:
+            done = 0
+            while n >= len(pieces[done]):
+                n -= len(pieces[done])
+                done += 1
+            pieces = [pieces[done][n:], *pieces[done + 1 :]]
+
+
+def _check_finite(source: LayerBytes, array: Rows, numbers: Numbers) -> None:
+    """Raise ValueError naming the first token, in the order on disk, that holds a NaN or an infinity."""
+    # A finite sum of squares has finite terms, and costs a fraction of looking at each. Large finite terms may overflow it.
+    with np.errstate(over="ignore", invalid="ignore", under="ignore"):
+        doubtful = np.flatnonzero(~np.isfinite(np.vecdot(array, array)))
+    wrong = numbers[doubtful[~np.isfinite(array[doubtful]).all(axis=1)]]
+    if not len(wrong):
+        return
+    number = int(wrong.min())
+    example, token = divmod(number, source.content_tokens_per_example)
+    raise ValueError(
+        f"{source.place(number)[0]}: NaN or infinity in example {example}, content token {token}, layer {source.layer}; "
+        "wanted finite activations, record that example again"
+    )

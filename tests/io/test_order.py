@@ -1,0 +1,127 @@
+"""The orders: permutations, stretches without what is before them, and order files that are not believed."""
+
+import pickle
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from assay.io import order as module
+from assay.io.order import OrderFile, Shuffled
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(1, 60), st.integers(1, 9), st.integers(1, 30), st.integers(0, 2**63 - 1), st.integers(1, 50))
+def test_shuffled_is_a_permutation(n_examples: int, tokens: int, batch_size: int, seed: int, window: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "WINDOW_TOKENS", window)
+        patch.setattr(module, "WINDOW_BATCHES", 1)
+        patch.setattr(module, "RUN_TOKENS", 4)
+        order = Shuffled(n_examples, tokens, batch_size, seed)
+        n = n_examples * tokens
+        assert order.window % batch_size == 0 and order.window >= max(window, batch_size)
+        starts = list(range(0, n, order.window))
+        parts = [order.numbers(start, min(start + order.window, n)) for start in reversed(starts)]
+        assert sorted(np.concatenate(parts).tolist()) == list(range(n))
+        # A window holds whole runs but for those that it shares with its neighbours, and the short one.
+        run = min(4, tokens)
+        assert all(len(np.unique(part // run)) <= order.window // run + 3 for part in parts)
+        assert order.numbers(0, min(3, n)).tolist() == parts[-1][:3].tolist()
+
+
+def test_shuffled_permutes_uniformly() -> None:
+    """Each number is as often at each place: chi-squared of 4,000 seeds over 8 x 8 cells."""
+    counts = np.zeros((8, 8))
+    for seed in range(4000):
+        counts[np.arange(8), Shuffled(4, 2, 1, seed).numbers(0, 8)] += 1
+    chi_squared = ((counts - 500) ** 2 / 500).sum()
+    assert chi_squared < 49 + 6 * np.sqrt(2 * 49)
+
+
+@pytest.fixture
+def save(tmp_path: Path) -> Callable[[object], Path]:
+    def to_file(array: object) -> Path:
+        np.save(tmp_path / "order.npy", array, allow_pickle=True)
+        return tmp_path / "order.npy"
+
+    return to_file
+
+
+@pytest.mark.parametrize("chunk", [3, 2**20])
+def test_order_file(save: Callable[[object], Path], chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "CHECKED_AT_ONCE", chunk)
+    wanted = np.random.default_rng(0).permutation(100)[:70]
+    order = OrderFile(save(wanted), 100)
+    assert (order.n_tokens, order.window) == (70, 0)
+    assert order.numbers(5, 33).tolist() == wanted[5:33].tolist()
+    assert order.identity["order"] != OrderFile(save(wanted[::-1]), 100).identity["order"]
+    for n, found in ((0, wanted[-1]), (69, wanted[0])):
+        again = wanted.copy()
+        again[n] = found
+        with pytest.raises(ValueError, match=f"has token number {found} a second time at position 69"):
+            OrderFile(save(again), 100)
+    for wrong in (-1, 100, 2**62, -(2**62)):
+        broken = wanted.copy()
+        broken[8] = wrong
+        with pytest.raises(
+            ValueError, match=re.escape(f"has token number {wrong} at position 8, wanted 0 <= number < 100")
+        ):
+            OrderFile(save(broken), 100)
+
+
+class Trap:
+    """Unpickled, it makes a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, tuple[object, ...]]:
+        return open, (str(self.path), "w")
+
+
+def test_what_is_no_order_file(save: Callable[[object], Path], tmp_path: Path) -> None:
+    trap = Trap(tmp_path / "made")
+    for array in (
+        np.arange(5, dtype=np.int32),
+        np.arange(5, dtype=">i8"),
+        np.arange(5.0),
+        np.arange(6).reshape(2, 3),
+        np.array(3),
+        np.array([], dtype=np.int64),
+        np.array([trap, trap], dtype=object),
+    ):
+        with pytest.raises(ValueError, match=r"order\.npy .*wanted a \.npy file of a 1-D little-endian int64 array"):
+            OrderFile(save(array), 100)
+    whole = save(np.arange(50)).read_bytes()
+    for content in (
+        pickle.dumps(trap),
+        b"",
+        b"0\n1\n2\n",
+        whole[:-1],
+        whole + b"\0",
+        whole[:9],
+        whole[:40],
+        whole.replace(b"50", b"-5"),
+    ):
+        (tmp_path / "order.npy").write_bytes(content)
+        with pytest.raises(ValueError, match=r"order\.npy .*wanted a \.npy file"):
+            OrderFile(tmp_path / "order.npy", 100)
+    assert not (tmp_path / "made").exists()
+    with pytest.raises(ValueError, match="cannot be read as an order"):
+        OrderFile(tmp_path, 100)
+
+
+def test_an_order_file_that_changes_after_opening(save: Callable[[object], Path]) -> None:
+    path = save(np.arange(50))
+    order = OrderFile(path, 50)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-80])
+    with pytest.raises(ValueError, match=r"ends at position 40, wanted 50"):
+        order.numbers(30, 50)
+    save(np.arange(50) + 9)
+    with pytest.raises(ValueError, match="has token number 50 at position 41"):
+        order.numbers(30, 50)

@@ -1,0 +1,340 @@
+"""The streaming reader: one order for any number of threads, resumed at any batch; errors, threads and memory left behind."""
+
+import gc
+import json
+import os
+import re
+import tempfile
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from assay.io import order as orders
+from assay.io import stream_reader
+from assay.io.metadata import Metadata
+from assay.io.shards import Shards, write_shards
+
+N_EXAMPLES, TOKENS, D_MODEL, LAYERS = 23, 6, 3, (1, 4, 8)
+N_TOKENS = N_EXAMPLES * TOKENS
+
+
+def write_numbered(root: Path, n_examples: int = N_EXAMPLES, d_model: int = D_MODEL, dataset: str = "none") -> Path:
+    """Shards of 5 examples; a token of layer i is (its number, i, ...), a CLS token -1."""
+    metadata = Metadata(
+        family="fake",
+        ckpt="tiny",
+        layers=LAYERS,
+        content_tokens_per_example=TOKENS,
+        cls_token=True,
+        d_model=d_model,
+        n_examples=n_examples,
+        max_tokens_per_shard=5 * len(LAYERS) * (TOKENS + 1),
+        data="",
+        dataset=dataset,
+        dtype="float32",
+        protocol="2.1",
+    )
+    examples = np.full((n_examples, *metadata.example_shape), -1, dtype=np.float32)
+    examples[:, :, 1:, 0] = np.arange(n_examples * TOKENS).reshape(n_examples, 1, TOKENS)
+    examples[:, :, 1:, 1] = np.array(LAYERS)[:, None]
+    return write_shards(root, metadata, [examples])
+
+
+def numbers(batches: list[torch.Tensor]) -> list[int]:
+    return [int(number) for batch in batches for number in batch[:, 0]]
+
+
+def reading_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name.startswith("assay-read")]
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Shards:
+    return Shards(write_numbered(tmp_path_factory.mktemp("shards")))
+
+
+@pytest.fixture
+def small_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many windows, many shares of a window and many calls a run, in a folder of a few tokens."""
+    shrink(monkeypatch)
+
+
+def shrink(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(orders, "WINDOW_TOKENS", 20)
+    patch.setattr(orders, "WINDOW_BATCHES", 2)
+    patch.setattr(orders, "RUN_TOKENS", 4)
+    patch.setattr(stream_reader, "READ_BYTES", 7 * D_MODEL * 4)
+    patch.setattr(stream_reader, "IOV_MAX", 2)
+
+
+@settings(deadline=None, max_examples=60)
+@given(data=st.data())
+def test_threads_and_resuming_change_no_bit(shards: Shards, data: st.DataObject) -> None:
+    kind = data.draw(st.sampled_from(["sequential", "shuffled", "file"]))
+    options: dict[str, Any] = {
+        "layer": data.draw(st.sampled_from(LAYERS)),
+        "batch_size": data.draw(st.integers(1, 40)),
+        "max_tokens": data.draw(st.none() | st.integers(1, N_TOKENS + 9)),
+        "shuffle": kind == "shuffled",
+        "seed": data.draw(st.integers(0, 2**63 - 1)),
+    }
+    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
+        shrink(patch)
+        wanted = N_TOKENS
+        if kind == "file":
+            order = data.draw(st.permutations(range(N_TOKENS)))[: data.draw(st.integers(1, N_TOKENS))]
+            np.save(f"{folder}/order.npy", np.array(order, dtype=np.int64))
+            options["order"] = f"{folder}/order.npy"
+            wanted = len(order)
+        first = list(shards.batches(**options, threads=1))
+        for threads in (2, 8):
+            again = list(shards.batches(**options, threads=threads))
+            assert [batch.tolist() for batch in again] == [batch.tolist() for batch in first]
+        stop = data.draw(st.integers(0, len(first)))
+        stream = shards.batches(**options, threads=data.draw(st.sampled_from([1, 2, 8])))
+        head = [next(stream) for _ in range(stop)]
+        cursor = json.loads(json.dumps(stream.state()))
+        stream.close()
+        resumed = shards.batches(**options, cursor=cursor, threads=data.draw(st.sampled_from([1, 2, 8])))
+        assert resumed.state() == cursor
+        assert [batch.tolist() for batch in [*head, *resumed]] == [batch.tolist() for batch in first]
+    assert not reading_threads()
+    limit = min(wanted, options["max_tokens"] or wanted)
+    assert [len(batch) for batch in first[:-1]] == [options["batch_size"]] * (len(first) - 1)
+    assert sum(map(len, first)) == limit
+    found = numbers(first)
+    assert len(set(found)) == limit
+    assert all((batch[:, 1] == options["layer"]).all() and (batch[:, 2] == -1).all() for batch in first)
+    if kind == "sequential":
+        assert found == list(range(limit))
+    if kind == "file":
+        assert found == list(order[:limit])
+
+
+@pytest.mark.usefixtures("small_reads")
+def test_max_tokens_is_the_beginning_of_the_whole_order(shards: Shards) -> None:
+    for options in ({"shuffle": True, "seed": 5}, {}):
+        whole = numbers(list(shards.batches(layer=4, batch_size=8, **options)))
+        assert sorted(whole) == list(range(N_TOKENS))
+        for n in (1, 8, 31, N_TOKENS):
+            assert numbers(list(shards.batches(layer=4, batch_size=8, max_tokens=n, **options))) == whole[:n]
+
+
+def test_the_shuffled_order_is_settled(shards: Shards) -> None:
+    """Cursors and published runs depend on it: a change here is a change of the cursor's format."""
+    batch = next(shards.batches(layer=1, batch_size=8, shuffle=True, seed=0))
+    assert numbers([batch]) == SETTLED
+    for batch_size in (16, 64):  # divisors of the window have one order
+        assert numbers([next(shards.batches(layer=1, batch_size=batch_size, shuffle=True))])[:8] == SETTLED
+
+
+SETTLED = [62, 124, 47, 2, 113, 63, 69, 109]
+
+
+@pytest.mark.usefixtures("small_reads")
+def test_a_batch_is_the_callers_to_keep(shards: Shards) -> None:
+    """Memory is used again only when no tensor, view or array of it is left."""
+    kept: list[Any] = []
+    copies: list[Any] = []
+    for i, batch in enumerate(shards.batches(layer=1, batch_size=4, shuffle=True)):
+        if i % 3 == 0:
+            kept.append((batch.numpy()[0], batch, batch[1:, :1])[i // 3 % 3])
+            copies.append(kept[-1].tolist())
+    for found, copy in zip(kept, copies, strict=True):
+        assert found.tolist() == copy
+
+
+@pytest.mark.usefixtures("small_reads")
+def test_memory_is_used_again(shards: Shards, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = 0
+    empty = np.empty
+
+    def counting(shape: Any, *rest: Any, **options: Any) -> Any:
+        nonlocal made
+        made += isinstance(shape, tuple) and shape == (2, D_MODEL)
+        return empty(shape, *rest, **options)
+
+    monkeypatch.setattr(np, "empty", counting)
+    places = {batch.data_ptr() for batch in shards.batches(layer=1, batch_size=2, shuffle=True)}
+    assert len(places) <= made <= 3 * 10 + 2 < N_TOKENS // 2
+
+
+@pytest.mark.usefixtures("small_reads")
+def test_closing_early_stops_the_threads(shards: Shards) -> None:
+    before = len(os.listdir("/proc/self/fd")) if os.path.exists("/proc/self/fd") else 0
+    stream = shards.batches(layer=1, batch_size=2, threads=8)
+    assert not reading_threads()  # none before the first batch is asked for
+    next(stream)
+    assert 1 <= len(reading_threads()) <= 8
+    stream.close()
+    assert not reading_threads()
+    stream.close()
+    assert list(stream) == []
+    with shards.batches(layer=1, batch_size=2, shuffle=True) as opened:
+        next(opened)
+    assert not reading_threads()
+    next(shards.batches(layer=1, batch_size=2, shuffle=True))  # dropped
+    gc.collect()
+    assert not reading_threads()
+    if before:
+        assert len(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.usefixtures("small_reads")
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_errors_in_a_reading_thread_reach_the_caller(
+    shards: Shards, shuffle: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    preadv, calls = os.preadv, 0
+
+    def failing(descriptor: int, buffers: list[memoryview], offset: int) -> int:
+        nonlocal calls
+        calls += 1
+        assert threading.current_thread() is not threading.main_thread()
+        if calls == 12:
+            raise OSError(5, "the disk is on fire")
+        return preadv(descriptor, buffers, offset)
+
+    monkeypatch.setattr(os, "preadv", failing)
+    stream = shards.batches(layer=1, batch_size=4, shuffle=shuffle)
+    with pytest.raises(OSError, match="the disk is on fire"):
+        list(stream)
+    assert not reading_threads()
+    assert list(stream) == []
+
+
+@pytest.mark.usefixtures("small_reads")
+def test_a_file_that_goes_away(tmp_path: Path) -> None:
+    shards = Shards(write_numbered(tmp_path))
+    stream = shards.batches(layer=1, batch_size=4)
+    (shards.path / "acts000002.bin").unlink()
+    with pytest.raises(ValueError, match=r"acts000002\.bin cannot be opened any more: No such file"):
+        list(stream)
+    with pytest.raises(FileNotFoundError, match=r"acts000002\.bin is missing"):
+        shards.batches(layer=1, batch_size=4)
+
+
+@pytest.mark.usefixtures("small_reads")
+@pytest.mark.parametrize("shuffle", [False, True])
+@pytest.mark.parametrize("threads", [1, 8])
+def test_the_first_nan_is_named_and_what_comes_before_it_is_given_out(
+    tmp_path: Path, shuffle: bool, threads: int
+) -> None:
+    shards = Shards(write_numbered(tmp_path))
+    sound = [batch.clone() for batch in shards.batches(layer=4, batch_size=4, shuffle=shuffle)]
+    place = next(i for i, batch in enumerate(sound) if 77 in numbers([batch]))
+    path, offset = shards.layer_bytes(4).place(77)
+    with open(path, "r+b") as file:
+        file.seek(offset + 8)
+        file.write(np.float32(np.nan).tobytes())
+    stream = shards.batches(layer=4, batch_size=4, shuffle=shuffle, threads=threads)
+    for batch in sound[:place]:
+        assert torch.equal(next(stream), batch)
+    with pytest.raises(ValueError, match=r"acts000002\.bin: NaN .* example 12, content token 5, layer 4;"):
+        next(stream)
+
+
+def test_large_finite_numbers_are_no_infinity(tmp_path: Path) -> None:
+    shards = Shards(write_numbered(tmp_path))
+    path, offset = shards.layer_bytes(4).place(77)
+    with open(path, "r+b") as file:
+        file.seek(offset)
+        file.write(np.full(3, np.finfo(np.float32).max).tobytes())
+    assert sum(map(len, shards.batches(layer=4, batch_size=50))) == N_TOKENS
+
+
+def test_options_are_checked_at_the_call(shards: Shards, tmp_path: Path) -> None:
+    for options, message in (
+        ({"threads": 0}, "threads is 0, wanted 1 to 64"),
+        ({"threads": 65}, "threads is 65"),
+        ({"max_tokens": 0}, "max_tokens is 0, wanted at least 1"),
+        ({"shuffle": True, "order": "x.npy"}, "shuffle is set and so is the order file x.npy"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            shards.batches(layer=1, batch_size=4, **options)
+    with pytest.raises(FileNotFoundError, match=r"order file .*x\.npy is missing"):
+        shards.batches(layer=1, batch_size=4, order=tmp_path / "x.npy")
+
+
+def test_a_cursor_of_another_pass_is_refused_by_name(shards: Shards, tmp_path: Path) -> None:
+    def save(name: str, order: npt.NDArray[np.int64]) -> Path:
+        np.save(tmp_path / name, order)
+        return tmp_path / name
+
+    one, other = save("one.npy", np.arange(9)), save("other.npy", np.arange(9)[::-1].copy())
+    base: dict[str, Any] = {"layer": 1, "batch_size": 4, "shuffle": True, "seed": 3}
+    cursor = shards.batches(**base).state()
+    for change, name in (
+        ({"layer": 4}, "layer is 1, this pass's is 4"),
+        ({"batch_size": 5}, "batch_size is 4, this pass's is 5"),
+        ({"seed": 4}, "seed is 3, this pass's is 4"),
+        ({"shuffle": False}, "seed is 3, this pass's is None"),
+        ({"shuffle": False, "order": one}, "seed is 3"),
+        ({"max_tokens": 40}, "max_tokens is None, this pass's is 40"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(f"the cursor's {name}")):
+            shards.batches(**{**base, **change}, cursor=cursor)
+    given_order = shards.batches(layer=1, batch_size=4, order=one).state()
+    with pytest.raises(ValueError, match="the cursor's order is"):
+        shards.batches(layer=1, batch_size=4, order=other, cursor=given_order)
+    elsewhere = Shards(write_numbered(tmp_path, dataset="other"))
+    with pytest.raises(ValueError, match=f"the cursor's folder is '{shards.name}', this pass's is '{elsewhere.name}'"):
+        elsewhere.batches(**base, cursor=cursor)
+    touched = Shards(write_numbered(tmp_path))
+    with pytest.raises(ValueError, match="the cursor's fingerprint is"):
+        touched.batches(**base, cursor=cursor)
+
+    def edit(**changes: object) -> dict[str, Any]:
+        return {**cursor, **changes}
+
+    for broken in (
+        {},
+        edit(more=1),
+        edit(batch=True),
+        edit(batch=-1),
+        edit(batch=36),
+        edit(batch=1.0),
+        edit(layer=1.0),
+        [1],
+    ):
+        with pytest.raises(ValueError, match="cursor"):
+            shards.batches(**base, cursor=broken)
+    assert list(shards.batches(**base, cursor=edit(batch=35))) == []
+
+
+def test_a_resumed_pass_reads_only_what_is_left(shards: Shards, monkeypatch: pytest.MonkeyPatch) -> None:
+    shrink(monkeypatch)
+    read = 0
+    preadv = os.preadv
+
+    def counting(descriptor: int, buffers: list[memoryview], offset: int) -> int:
+        nonlocal read
+        read += sum(map(len, buffers))
+        return preadv(descriptor, buffers, offset)
+
+    monkeypatch.setattr(os, "preadv", counting)
+    stream = shards.batches(layer=1, batch_size=4, shuffle=True)
+    for _ in range(7):
+        next(stream)
+    cursor = stream.state()
+    stream.close()
+    read = 0
+    assert sum(map(len, shards.batches(layer=1, batch_size=4, shuffle=True, cursor=cursor))) == N_TOKENS - 28
+    assert read == (N_TOKENS - 28) * D_MODEL * 4
+
+
+@pytest.mark.usefixtures("small_reads")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_cuda_the_batches_are_the_same(shards: Shards) -> None:
+    for shuffle in (False, True):
+        wanted = list(shards.batches(layer=1, batch_size=4, shuffle=shuffle))
+        found = list(shards.batches(layer=1, batch_size=4, shuffle=shuffle, device="cuda"))
+        assert all(batch.is_cuda for batch in found)
+        assert [batch.tolist() for batch in found] == [batch.tolist() for batch in wanted]
