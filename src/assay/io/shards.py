@@ -280,7 +280,7 @@ def write_shards(
         index = [{"name": _shard_name(shard), "n_examples": count} for shard, count in enumerate(counts)]
         (partial / INDEX_NAME).write_text(json.dumps(index, indent=2), encoding="utf-8")
         (partial / METADATA_NAME).write_text(metadata.to_json(), encoding="utf-8")
-    logger.info("published %d examples in %s", metadata.n_examples, folder)
+    logger.debug("published %d examples in %s", metadata.n_examples, folder)
     return folder
 
 
