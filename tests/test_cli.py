@@ -24,11 +24,18 @@ from assay.cli import parse_params, run
         ("shards.fit:/a=b/c:d,shards.val:/e f", {"shards": {"fit": "/a=b/c:d", "val": "/e f"}}),
         ("shards.fit:'/a,b'", {"shards": {"fit": "/a,b"}}),
         ("standardize.statistics:{layer}.safetensors", {"standardize": {"statistics": "{layer}.safetensors"}}),
+        ("shards.fit:/o'brien/x,layers:[3]", {"shards": {"fit": "/o'brien/x"}, "layers": [3]}),
+        ("device:x],layers:[3]", {"device": "x]", "layers": [3]}),
         ("shards.fit:@x", {"shards": {"fit": "@x"}}),
     ],
 )
 def test_both_separators_nested_keys_lists_and_text(text, wanted):
     assert parse_params(click.Context(run), OPTION, text) == wanted
+
+
+def test_keys_that_contradict_each_other_are_refused():
+    with pytest.raises(click.BadParameter, match=r"layers\.a:3"):
+        parse_params(click.Context(run), OPTION, "layers:[0],layers.a:3")
 
 
 @pytest.mark.parametrize("text", ["latent_topk", ":64", "a b:1", "[3]"])

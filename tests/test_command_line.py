@@ -224,6 +224,8 @@ FAULTS = {
     "--pipeline=nonsense": ["nonsense", "standardize"],
     "--pipeline=pca --from-nodes=layer_3.pca.measure": ["layer_3.pca_model", "layer_3.pca.fit"],
     "--params=kmeans.n_clusters:769": ["kmeans.n_clusters is 769", "768 tokens"],
+    "--pipeline=kmeans --load-versions=layer_3.kmeans_model:2000-01-01T00.00.00.000Z": ["layer_3.kmeans_model", "2000"],
+    "--params=layers:[true]": ["layers", "no parameter is a boolean"],
     "--params=latent_topk:true": ["latent_topk", "no parameter is a boolean"],
     "--runner=Nonsense": ["Nonsense"],
     "--env=nowhere": ["conf/nowhere"],
@@ -273,8 +275,7 @@ def test_a_run_that_is_interrupted_is_marked_killed_and_goes_on_next_time(new_pr
     assert process.returncode != 0
     with sqlite3.connect(project / "mlflow.db") as database:
         status = [row[0] for row in database.execute("select status from runs")]
-    assert "RUNNING" not in status
-    assert "FINISHED" not in status
+    assert set(status) == {"KILLED"}
     (path,) = (project / "data/08_reporting/manifests").iterdir()
     assert json.loads(path.read_text())["status"] == "KILLED"
     ended = run_command("kedro run", project)

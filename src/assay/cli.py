@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,8 +22,8 @@ from kedro.io import DataCatalog, DatasetError
 from kedro.pipeline import Pipeline
 from kedro.runner import AbstractRunner
 from kedro.utils import load_obj
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import GrammarParseError, OmegaConfBaseException
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -31,7 +32,7 @@ from yaml import YAMLError
 from assay.configuration import current_configuration
 from assay.freshness import Freshness
 from assay.plan import check_shards
-from assay.tracking import MANIFESTS, InterruptedRunError
+from assay.tracking import close_interrupted_runs
 
 FILTERS = ("tags", "from_nodes", "to_nodes", "node_names", "from_inputs", "to_outputs")
 
@@ -52,24 +53,32 @@ def parse_params(context: click.Context, parameter: click.Parameter, value: str 
         if pair is None:
             raise click.BadParameter(f"`{item}` is no key:value or key=value", param=parameter)
         try:
-            parsed.merge_with_dotlist([f"{pair[1]}={pair[2]}"])
-        except (OmegaConfBaseException, YAMLError):  # no YAML, so it is text: a path with {layer} in it, say
-            OmegaConf.update(parsed, pair[1], pair[2])
+            _set(parsed, pair[1], pair[2])
+        except (OmegaConfBaseException, ValueError, TypeError) as error:
+            raise click.BadParameter(f"`{item}`: {error}", param=parameter) from None
     plain = OmegaConf.to_container(parsed)
     assert isinstance(plain, dict)
     return {str(key): inner for key, inner in plain.items()}
 
 
+def _set(parsed: DictConfig, key: str, value: str) -> None:
+    try:
+        parsed.merge_with_dotlist([f"{key}={value}"])
+    except (GrammarParseError, YAMLError):  # no YAML, so it is text: a path with {layer} in it, say
+        OmegaConf.update(parsed, key, value)
+
+
 def split_outside(text: str) -> list[str]:
-    """Split at the commas that are in no brackets and no quotes; leave out empty items."""
-    items, depth, quote = [""], 0, ""
+    """Split at the commas that are in no brackets and no quoted value; leave out empty items."""
+    items, depth, quote, before = [""], 0, "", ","
     for character in text:
         if quote:
             quote = "" if character == quote else quote
-        elif character in "\"'":
+        elif character in "\"'" and before in ":=,[{":  # an apostrophe inside a path is none
             quote = character
         else:
-            depth += (character in "[{") - (character in "]}")
+            depth = max(0, depth + (character in "[{") - (character in "]}"))
+        before = before if character.isspace() else character
         if character == "," and depth == 0 and not quote:
             items.append("")
         else:
@@ -101,7 +110,7 @@ def _run(force: bool, **options: Any) -> None:
     ) as session:
         assert isinstance(session, KedroSession)
         try:
-            catalog = session.load_context().catalog
+            catalog = session.load_context()._get_catalog(load_versions=options["load_versions"])
             assert isinstance(catalog, DataCatalog)
             selected = _select(names, options)
             project, parameters = current_configuration()
@@ -109,7 +118,7 @@ def _run(force: bool, **options: Any) -> None:
             freshness = Freshness(project, catalog, registered["__default__"] + selected, options["load_versions"])
             todo = selected if force else freshness.stale(selected)
             freshness.check_inputs(todo)
-        except (ValueError, FileNotFoundError, MissingConfigException) as error:
+        except (ValueError, FileNotFoundError, MissingConfigException, DatasetError) as error:
             raise click.ClickException(str(error)) from error
         console = Console()
         kept = len(selected.nodes) - len(todo.nodes)
@@ -138,15 +147,18 @@ def _run(force: bool, **options: Any) -> None:
 @contextmanager
 def _ended_cleanly(session: KedroSession, pipeline: Pipeline, catalog: DataCatalog) -> Iterator[None]:
     """Give bad input two lines, not a traceback, which is in the manifest; close the runs in MLflow when we are interrupted."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler) if main else None
     try:
         yield
     except KeyboardInterrupt:
-        error = InterruptedRunError("the run was interrupted")
-        session._hook_manager.hook.on_pipeline_error(error=error, run_params={}, pipeline=pipeline, catalog=catalog)
+        close_interrupted_runs(session._hook_manager, pipeline, catalog)
         raise
     except (ValueError, FileNotFoundError, DatasetError) as error:
-        raise click.ClickException(f"{error} (The manifest of the run in {MANIFESTS} has the traceback.)") from error
+        raise click.ClickException(str(error)) from error
+    finally:
+        if main:
+            signal.signal(signal.SIGTERM, before)
 
 
 cli.add_command(click.Command("run", params=_options(), callback=_run, help=_run.__doc__))

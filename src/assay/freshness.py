@@ -75,6 +75,11 @@ class Freshness:
         Raises:
             FileNotFoundError: naming what is missing and the node that makes it.
         """
+        for name, version in self._pinned.items():
+            if not self._catalog.exists(name):
+                raise FileNotFoundError(
+                    f"`{name}` has no version {version}: leave --load-versions out, or name one it has."
+                )
         for name in sorted(pipeline.inputs()):
             if _is_parameter(name):
                 continue

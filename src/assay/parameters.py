@@ -41,12 +41,12 @@ Choices = Annotated[tuple[T, ...], AfterValidator(_check_choices)]
 class _Section(BaseModel):
     """A group of parameters: immutable, and closed to names that it does not know."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, coerce_numbers_to_str=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     @field_validator("*", mode="before")
     @classmethod
     def _no_parameter_is_a_boolean(cls, value: Any) -> Any:
-        if not isinstance(value, bool):
+        if not any(isinstance(each, bool) for each in (value if isinstance(value, list | tuple) else [value])):
             return value
         raise ValueError(f"found {value}: no parameter is a boolean")
 

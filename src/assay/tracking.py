@@ -41,6 +41,16 @@ class InterruptedRunError(Exception):
     """Somebody, or the queue, ended the run."""
 
 
+def close_interrupted_runs(hooks: Any, pipeline: Pipeline, catalog: DataCatalog) -> None:
+    """Mark the runs that are open in MLflow as killed. Kedro calls no hook for an interrupt, and MLflow would say finished."""
+    active = mlflow.active_run()
+    if active is None:
+        return
+    error = InterruptedRunError("the run was interrupted")
+    hooks.hook.on_pipeline_error(error=error, run_params={}, pipeline=pipeline, catalog=catalog)
+    MlflowClient().set_terminated(active.info.run_id, "KILLED")  # kedro-mlflow knows only failures
+
+
 class TrackingHook:
     """Logs the parent's manifest, and every layer's results to children named like ``layer_23/pca-topk-00064``."""
 
@@ -82,7 +92,7 @@ class TrackingHook:
     def on_pipeline_error(self, error: Exception) -> None:
         if self._run:
             status = "KILLED" if isinstance(error, InterruptedRunError) else "FAILED"
-            self._run.finish(status, reason="".join(traceback.format_exception(error)))
+            self._run.finish(status, reason=f"{type(error).__name__}: {error}", error=error)
         self._run = None
 
 
@@ -142,15 +152,17 @@ class _Run:
             child = self._children.get(f"layer_{row['layer']}/{row['encoding']}")
             self._log(child, row["layer"], row["encoding"], row)
 
-    def finish(self, status: str, *, table: Any = None, reason: str | None = None) -> None:
+    def finish(
+        self, status: str, *, table: Any = None, reason: str | None = None, error: Exception | None = None
+    ) -> None:
         """Close the children and write the manifest, also as an artifact of the parent beside the table."""
-        path = self._write_manifest(status, reason)
+        path = self._write_manifest(status, "".join(traceback.format_exception(error)) if error else None)
         for child in self._children.values():
             self._client.set_terminated(child, status)
         if self._parent:
             self._client.log_artifact(self._parent.run_id, str(path))
             if reason:
-                self._client.set_tag(self._parent.run_id, "failure", reason.strip().splitlines()[-1][:5000])
+                self._client.set_tag(self._parent.run_id, "failure", reason[:5000])
             if table is not None:
                 self._client.log_artifact(self._parent.run_id, str(table._filepath))
 
