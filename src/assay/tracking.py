@@ -92,7 +92,7 @@ class TrackingHook:
     def on_pipeline_error(self, error: Exception) -> None:
         if self._run:
             status = "KILLED" if isinstance(error, InterruptedRunError) else "FAILED"
-            self._run.finish(status, reason=f"{type(error).__name__}: {error}", error=error)
+            self._run.finish(status, error=error)
         self._run = None
 
 
@@ -152,17 +152,15 @@ class _Run:
             child = self._children.get(f"layer_{row['layer']}/{row['encoding']}")
             self._log(child, row["layer"], row["encoding"], row)
 
-    def finish(
-        self, status: str, *, table: Any = None, reason: str | None = None, error: Exception | None = None
-    ) -> None:
+    def finish(self, status: str, *, table: Any = None, error: Exception | None = None) -> None:
         """Close the children and write the manifest, also as an artifact of the parent beside the table."""
         path = self._write_manifest(status, "".join(traceback.format_exception(error)) if error else None)
         for child in self._children.values():
             self._client.set_terminated(child, status)
         if self._parent:
             self._client.log_artifact(self._parent.run_id, str(path))
-            if reason:
-                self._client.set_tag(self._parent.run_id, "failure", reason[:5000])
+            if error:
+                self._client.set_tag(self._parent.run_id, "failure", f"{type(error).__name__}: {error}"[:5000])
             if table is not None:
                 self._client.log_artifact(self._parent.run_id, str(table._filepath))
 
