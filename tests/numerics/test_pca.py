@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from assay.numerics.errors import ErrorSums, error_sums, sum_errors
-from assay.numerics.pca import StreamingPCA, orient, top_k
+from assay.numerics.pca import StreamingPCA, orient, subspace_drift, top_k
 
 
 def correlated(seed, n, d, offset=0.0):
@@ -122,6 +122,7 @@ def test_a_restored_model_transforms_alike_and_is_not_fitted_further():
         "mean": (5,),
         "components": (2, 5),
         "explained_variance": (2,),
+        "whiten": (),
     }
     restored = StreamingPCA.from_state(state)
     assert torch.equal(restored.transform(x), pca.transform(x))
@@ -243,3 +244,102 @@ def test_error_sums_that_cannot_be_are_refused():
             getattr(nothing, ratio)
     with pytest.raises(ValueError, match="found 0 tokens"):
         sum_errors(lambda x: {1: error_sums(x, x, torch.ones(2))}, [torch.empty(0, 2)])
+
+
+def test_the_spectrum_survives_a_far_mean_and_a_condition_number_of_1e8():
+    """The variances span eight decades and the mean is 100 largest standard deviations from 0: float32 sums lose them."""
+    d, n = 24, 3000
+    generator = torch.Generator().manual_seed(0)
+    basis, _ = torch.linalg.qr(torch.randn(d, d, generator=generator, dtype=torch.float64))
+    mean = torch.randn(d, generator=generator, dtype=torch.float64)
+    scales = torch.logspace(0, -4, d, dtype=torch.float64)
+    x = torch.randn(n, d, generator=generator, dtype=torch.float64) * scales @ basis + 100 * mean / mean.norm()
+    x = x.float()
+    variance = svd(x)[2]
+    for batch in (1, 100, 2500):
+        np.testing.assert_allclose(fitted(x, batch).explained_variance_, variance, rtol=1e-6)
+    in_float32 = np.linalg.eigvalsh(np.cov(x.numpy().T, dtype=np.float32))[::-1]
+    assert np.abs(in_float32 / variance - 1).max() > 1
+
+
+def test_batches_larger_than_a_tile_and_more_dimensions_than_a_block():
+    x = torch.randn(2100, 150, generator=torch.Generator().manual_seed(1)) + 3
+    pca = fitted(x, batch=1999)
+    np.testing.assert_allclose(pca.explained_variance_, svd(x)[2], rtol=1e-9)
+
+
+@settings(deadline=None, max_examples=20)
+@given(seed=st.integers(0, 1000), cut=st.integers(0, 80), offset=st.sampled_from([0.0, 1e4]))
+def test_two_halves_merged_equal_one_pass(seed, cut, offset):
+    x = correlated(seed, 80, 5, offset)
+    first, second, whole = StreamingPCA(), StreamingPCA(), fitted(x)
+    first.partial_fit(x[:cut])
+    second.partial_fit(x[cut:])
+    before = second.checkpoint()["scatter"].clone() if cut < 80 else None
+    assert first.merge(second) is first
+    first.partial_fit(x)  # what is added later must not reach the half that was merged in
+    assert before is None or torch.equal(second.checkpoint()["scatter"], before)
+    twice = fitted(torch.cat([x, x]))
+    assert first.n_samples_seen_ == 160
+    np.testing.assert_allclose(first.mean_, twice.mean_, rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(first.explained_variance_, twice.explained_variance_, rtol=1e-9, atol=1e-13)
+    np.testing.assert_allclose(whole.merge(StreamingPCA()).mean_, fitted(x).mean_, rtol=0)
+
+
+def test_what_cannot_be_merged_is_refused():
+    x = correlated(0, 30, 4)
+    restored = StreamingPCA.from_state(fitted(x).state_dict())
+    for one, other in ((fitted(x), restored), (restored, fitted(x))):
+        with pytest.raises(ValueError, match="restored from its components"):
+            one.merge(other)
+    with pytest.raises(ValueError, match="found a batch of 3 dimensions, wanted 4"):
+        fitted(x).merge(fitted(x[:, :3]))
+    with pytest.raises(ValueError, match="found n_components = 4, wanted 1 to 3"):
+        StreamingPCA(4).merge(fitted(x[:, :3]))
+
+
+@pytest.mark.parametrize("cut", [1, 7])
+def test_a_resumed_fit_equals_the_uninterrupted_one_bit_for_bit(cut):
+    batches = correlated(9, 200, 6, offset=5.0).split(20)
+    whole, broken = StreamingPCA(), StreamingPCA()
+    for x in batches:
+        whole.partial_fit(x)
+    for x in batches[:cut]:
+        broken.partial_fit(x)
+    checkpoint = {name: tensor.clone() for name, tensor in broken.checkpoint().items()}
+    resumed = StreamingPCA().resume(checkpoint)
+    for x in batches[cut:]:
+        resumed.partial_fit(x)
+    assert torch.equal(resumed.checkpoint()["scatter"], whole.checkpoint()["scatter"])
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(resumed.state_dict()[name], tensor), name
+    assert torch.equal(checkpoint["scatter"], broken.checkpoint()["scatter"]), "the checkpoint was written to"
+
+
+def test_checkpoints_that_cannot_be_are_refused():
+    with pytest.raises(ValueError, match="without sums"):
+        StreamingPCA().checkpoint()
+    good = fitted(correlated(0, 30, 4)).checkpoint()
+    for bad in ({"scatter": good["scatter"][:3]}, {"count": torch.tensor(0)}, {"mean": good["mean"][None]}):
+        with pytest.raises(ValueError, match="is it a PCA's checkpoint"):
+            StreamingPCA().resume(good | bad)
+
+
+def test_whitened_coefficients_have_unit_variance_and_come_back():
+    x = correlated(3, 400, 5, offset=2.0)
+    x = torch.cat([x, torch.ones(400, 1)], dim=1)  # a dimension without variance
+    plain, white = fitted(x), StreamingPCA(whiten=True).partial_fit(x)
+    z = white.transform(x)
+    np.testing.assert_allclose(z[:, :5].double().var(0), torch.ones(5), rtol=1e-5)
+    assert bool(z.isfinite().all())
+    np.testing.assert_allclose(white.inverse_transform(z), x, atol=1e-5)
+    assert torch.equal(StreamingPCA.from_state(white.state_dict()).transform(x), z)
+    np.testing.assert_allclose(white.squared_errors(x, 2), plain.squared_errors(x, 2), atol=1e-12)
+
+
+def test_drift_of_subspaces():
+    axes = torch.eye(4)
+    assert subspace_drift(axes[:2], axes[[1, 0]]) == 0
+    assert subspace_drift(axes[:2], axes[2:]) == 1
+    turned = torch.stack([axes[0], 0.6 * axes[1] + 0.8 * axes[2]])
+    assert subspace_drift(axes[:2], turned) == pytest.approx(0.64 / 2)

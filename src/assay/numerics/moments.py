@@ -29,12 +29,11 @@ def check_batch(x: Tensor, d: int | None = None) -> None:
         raise ValueError(f"found a batch of {x.shape[1]} dimensions, wanted {d}: was it fitted on another layer?")
 
 
-def batch_moments(x: Tensor, *, cross: bool = False) -> Moments:
-    """Moments of a batch (n, d), n >= 1, in float64; with `cross`, the second moment is the (d, d) scatter matrix."""
+def batch_moments(x: Tensor) -> Moments:
+    """Moments of each dimension of a batch (n, d), n >= 1, in float64."""
     x = x.double()
     mean = x.mean(0)
-    centred = x - mean
-    return Moments(x.shape[0], mean, centred.T @ centred if cross else centred.square().sum(0))
+    return Moments(x.shape[0], mean, (x - mean).square().sum(0))
 
 
 def merge_moments(a: Moments, b: Moments) -> Moments:

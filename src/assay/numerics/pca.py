@@ -7,7 +7,11 @@ import torch
 from torch import Tensor
 
 from assay.numerics.errors import ErrorSums, error_sums
-from assay.numerics.moments import Moments, batch_moments, check_batch, merge_moments
+from assay.numerics.moments import Moments, check_batch, merge_moments
+
+# A batch is taken so many rows at a time, which stay in the cache, and the scatter matrix in blocks of so many rows.
+_ROWS = 1024
+_BLOCK = 128
 
 # Entries this near the largest count as tied with it: with two dimensions, say, both are 1/sqrt(2) but for rounding.
 _TIE = 1e-6
@@ -49,12 +53,50 @@ def orient(components: Tensor) -> Tensor:
     return components * components.gather(1, first).sign()
 
 
+def scatter_step(seen: Moments, x: Tensor) -> Moments:
+    """Moments with the tokens x (n, d) as well; the scatter matrix is updated in place, on and above its diagonal only.
+
+    Products are taken about the mean so far, m, and moved to the new one, m + delta, by one outer product: with Y = x - m,
+
+        delta = sum(Y) / count,    M <- M + Y^T Y - count delta delta^T        (count with x)
+
+    which is Chan et al. (1979, eq. 2.1) without a pass for the batch's own mean. delta is a batch's small share of the
+    spread, so that nothing cancels however far the mean is from 0.
+    """
+    total = torch.zeros_like(seen.mean)
+    d = len(total)
+    # A GPU's float64 units are best fed whole; on the CPU the half below the diagonal is not worth its time.
+    block = _BLOCK if x.device.type == "cpu" else d
+    for rows in torch.split(x, _ROWS if x.device.type == "cpu" else len(x)):
+        y = rows - seen.mean
+        total += y.sum(0)
+        for start in range(0, d, block):
+            seen.second[start : start + block, start:].addmm_(y[:, start : start + block].T, y[:, start:])
+    count = seen.count + len(x)
+    delta = total / count
+    seen.second.addr_(delta, delta, alpha=-count)
+    return Moments(count, seen.mean + delta, seen.second)
+
+
 def principal_axes(moments: Moments, n_components: int) -> _Axes:
-    """Leading eigenvectors of the covariance scatter / (count - 1), by one float64 eigendecomposition, oriented."""
-    variance, vectors = torch.linalg.eigh(moments.second / (moments.count - 1))
+    """Leading eigenvectors of the covariance scatter / (count - 1), by one float64 eigendecomposition, oriented.
+
+    Of the scatter matrix (d, d) only what is on and above the diagonal is read.
+    """
+    variance, vectors = torch.linalg.eigh(moments.second / (moments.count - 1), UPLO="U")
     components = vectors.T.flip(0)[:n_components]
     # A covariance has no negative eigenvalue: what is below 0 is rounding.
     return _Axes(moments.mean, orient(components), variance.flip(0)[:n_components].clamp(min=0))
+
+
+def subspace_drift(components: Tensor, others: Tensor) -> float:
+    """How far two subspaces of one dimension are apart, 0 (the same) to 1 (orthogonal).
+
+    Both are orthonormal rows (k, d). It is the mean squared sine of their principal angles, 1 - ||A B^T||_F^2 / k
+    (Bjorck and Golub 1973, "Numerical methods for computing angles between linear subspaces").
+    """
+    shared = (components.double() @ others.double().T).square().sum()
+    return max(0.0, 1 - float(shared) / len(components))
 
 
 class StreamingPCA:
@@ -64,10 +106,13 @@ class StreamingPCA:
     device of the first batch; later inputs are moved there. Reading raises ValueError before 2 tokens were seen.
 
     n_components: how many to keep, at most d; None keeps all d. More than d is a ValueError at the first batch.
+    whiten: coefficients are divided by their standard deviation over the train tokens, and multiplied again by
+        `inverse_transform`; a component without variance is left as it is. Errors of reconstruction do not change.
     """
 
-    def __init__(self, n_components: int | None = None) -> None:
+    def __init__(self, n_components: int | None = None, whiten: bool = False) -> None:
         self.n_components = n_components
+        self.whiten = whiten
         self._moments: Moments | None = None
         self._axes: _Axes | None = None
 
@@ -77,19 +122,39 @@ class StreamingPCA:
         if seen is None and self._axes is not None:
             raise ValueError("found a PCA restored from its components, wanted its sums to go on: fit a new one")
         check_batch(x, None if seen is None else seen.mean.shape[0])
-        if self.n_components is not None and not 1 <= self.n_components <= x.shape[1]:
-            raise ValueError(
-                f"found n_components = {self.n_components}, wanted 1 to {x.shape[1]}, the dimensions: change it"
-            )
+        self._check_n_components(x.shape[1])
         if x.shape[0] == 0:
             return self
         self._axes = None
-        self._moments = (
-            batch_moments(x, cross=True)
-            if seen is None
-            else merge_moments(seen, batch_moments(x.to(seen.mean.device), cross=True))
-        )
+        if seen is None:
+            mean = x.double().mean(0)
+            seen = Moments(0, mean, torch.zeros(len(mean), len(mean), dtype=mean.dtype, device=mean.device))
+        self._moments = scatter_step(seen, x.to(seen.mean.device))
         return self
+
+    def merge(self, other: Self) -> Self:
+        """Add the tokens that `other` was fitted on: two halves merged equal one pass, to rounding. `other` stays as it is.
+
+        ValueError when it has seen another width, or is restored from its components.
+        """
+        theirs, mine = other._moments, self._moments
+        if (theirs is None and other._axes is not None) or (mine is None and self._axes is not None):
+            raise ValueError("found a PCA restored from its components, wanted its sums to merge: fit a new one")
+        if theirs is None:
+            return self
+        self._check_n_components(len(theirs.mean))
+        self._axes = None
+        if mine is None:
+            self._moments = Moments(theirs.count, theirs.mean, theirs.second.clone())
+            return self
+        check_batch(theirs.mean[None], len(mine.mean))
+        place = mine.mean.device
+        self._moments = merge_moments(mine, Moments(theirs.count, theirs.mean.to(place), theirs.second.to(place)))
+        return self
+
+    def _check_n_components(self, d: int) -> None:
+        if self.n_components is not None and not 1 <= self.n_components <= d:
+            raise ValueError(f"found n_components = {self.n_components}, wanted 1 to {d}, the dimensions: change it")
 
     def _solution(self) -> _Axes:
         if self._axes is None:
@@ -120,12 +185,17 @@ class StreamingPCA:
 
     def transform(self, x: Tensor) -> Tensor:
         """Coefficients z = (x - mean) U, computed in float64: (batch, d) to float32 (batch, n_components)."""
-        return (self._centre(x) @ self.components_.T).float()
+        return (self._centre(x) @ self.components_.T / self._unit()).float()
 
     def inverse_transform(self, z: Tensor) -> Tensor:
         """z U^T + mean, computed in float64: (batch, n_components) to float32 (batch, d)."""
         check_batch(z, self.components_.shape[0])
-        return (z.to(self.mean_) @ self.components_ + self.mean_).float()
+        return (z.to(self.mean_) * self._unit() @ self.components_ + self.mean_).float()
+
+    def _unit(self) -> Tensor:
+        """What a coefficient of 1 is worth along each component, float64 (n_components,)."""
+        deviation = self.explained_variance_.sqrt()
+        return torch.where(deviation > 0, deviation, 1.0) if self.whiten else torch.ones_like(deviation)
 
     def _centre(self, x: Tensor) -> Tensor:
         check_batch(x, self.mean_.shape[0])
@@ -160,8 +230,32 @@ class StreamingPCA:
         return errors
 
     def state_dict(self) -> dict[str, Tensor]:
-        """`mean` (d,), `components` (n_components, d) and `explained_variance` (n_components,), float64."""
-        return {"mean": self.mean_, "components": self.components_, "explained_variance": self.explained_variance_}
+        """`mean` (d,), `components` (n_components, d) and `explained_variance` (n_components,), float64; `whiten`, bool ()."""
+        return {
+            "mean": self.mean_,
+            "components": self.components_,
+            "explained_variance": self.explained_variance_,
+            "whiten": torch.tensor(self.whiten),
+        }
+
+    def checkpoint(self) -> dict[str, Tensor]:
+        """What `resume` needs to go on exactly: `count` int64 (), `mean` float64 (d,) and `scatter` float64 (d, d)."""
+        if self._moments is None:
+            raise ValueError("found a PCA without sums, wanted one that has seen tokens: call partial_fit first")
+        count, mean, scatter = self._moments.count, self._moments.mean, self._moments.second
+        return {"count": torch.tensor(count), "mean": mean, "scatter": scatter}
+
+    def resume(self, checkpoint: Mapping[str, Tensor]) -> Self:
+        """Go on from what `checkpoint` returned, bit for bit as if there had been no break. ValueError on bad shapes."""
+        mean, scatter = checkpoint["mean"], checkpoint["scatter"]
+        if mean.ndim != 1 or scatter.shape != (len(mean), len(mean)) or int(checkpoint["count"]) < 1:
+            raise ValueError(
+                f"found mean {tuple(mean.shape)}, scatter {tuple(scatter.shape)} and count {int(checkpoint['count'])}, "
+                "wanted (d,), (d, d) and at least 1: is it a PCA's checkpoint?"
+            )
+        self._axes = None
+        self._moments = Moments(int(checkpoint["count"]), mean.double(), scatter.double().clone())
+        return self
 
     @classmethod
     def from_state(cls, state: Mapping[str, Tensor]) -> Self:
@@ -171,6 +265,6 @@ class StreamingPCA:
         if axes.mean.shape != (d,) or axes.components.shape != (r, d) or axes.variance.shape != (r,) or not 1 <= r <= d:
             shapes = ", ".join(f"{name} {tuple(value.shape)}" for name, value in axes._asdict().items())
             raise ValueError(f"found {shapes}, wanted (d,), (n_components, d), (n_components,): is it a PCA's state?")
-        restored = cls(n_components=r)
+        restored = cls(r, whiten=bool(state["whiten"]) if "whiten" in state else False)
         restored._axes = axes
         return restored
