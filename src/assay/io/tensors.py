@@ -12,18 +12,22 @@ from torch import Tensor
 
 from assay.io.publish import publish_file
 
-SCHEMA = "assay.tensors"
-VERSION = "1"
+SCHEMA = {"schema": "assay.tensors", "version": "1"}
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     """Write named tensors to ``path``, atomically: a reader sees the old file or the new one, whole."""
+    write_with_header(path, tensors, SCHEMA)
+
+
+def write_with_header(path: Path, tensors: dict[str, Tensor], header: dict[str, str]) -> None:
+    """Write named tensors and a header of strings to ``path``, atomically."""
     # Cloned, because the format refuses tensors that share memory.
     stored = {
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()
     }
     with publish_file(path) as partial:
-        save_file(stored, partial, metadata={"schema": SCHEMA, "version": VERSION})
+        save_file(stored, partial, metadata=header)
 
 
 def read_tensors(path: Path, *, any_schema: bool = False) -> dict[str, Tensor]:
@@ -37,18 +41,28 @@ def read_tensors(path: Path, *, any_schema: bool = False) -> dict[str, Tensor]:
         FileNotFoundError: there is no such file.
         ValueError: it is no safetensors file, or one of another schema or version.
     """
+    return read_with_header(path, None if any_schema else SCHEMA)[0]
+
+
+def read_with_header(path: Path, wanted: dict[str, str] | None) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read every tensor of ``path`` onto the CPU, and its header, which must hold what is ``wanted`` of it.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no safetensors file, or one of another schema or version.
+    """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; make it first, or correct the path")
     try:
         with safe_open(path, framework="pt") as file:
             found = file.metadata() or {}
-            if not any_schema and (found.get("schema"), found.get("version")) != (SCHEMA, VERSION):
+            if wanted is not None and not wanted.items() <= found.items():
                 raise ValueError(
-                    f"{path} is {found.get('schema')} version {found.get('version')}; this reader wants {SCHEMA} version {VERSION}:"
-                    " make the file again with this version, or read it with the one that wrote it"
+                    f"{path} is {found.get('schema')} version {found.get('version')}; this reader wants {wanted['schema']} version"
+                    f" {wanted['version']}: make the file again with this version, or read it with the one that wrote it"
                 )
             names = file.keys()
-            return {name: file.get_tensor(name) for name in names}
+            return {name: file.get_tensor(name) for name in names}, found
     except SafetensorError as error:
         raise ValueError(f"{path} is not a whole safetensors file ({error}): make it again") from None
 

@@ -1,0 +1,108 @@
+"""Checkpoints of a fit: safetensors files that appear whole, the last two kept, and never used for another fit.
+
+::
+
+    <folder>/<hash of what is fitted>/step000001200.safetensors
+
+A file's header holds its schema and version, and as JSON `about`, what is being fitted (layer, width, shards, statistics,
+parameters), and `state`, JSON scalars beside the tensors such as the reader's cursor. Nothing is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from assay.io.tensors import read_with_header, write_with_header
+
+logger = logging.getLogger(__name__)
+
+SCHEMA = {"schema": "assay.checkpoint", "version": "1"}
+KEPT = 2
+
+State = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Where a fit stood: `tensors` by name and `state`, JSON."""
+
+    tensors: dict[str, Tensor]
+    state: State
+
+
+class Checkpoints:
+    """The checkpoints of one fit after another in a folder of their own, which need not exist."""
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+
+    def save(self, about: Mapping[str, Any], step: int, tensors: dict[str, Tensor], state: Mapping[str, Any]) -> None:
+        """Write where the fit that `about` (JSON) describes stands after `step` steps; the last two are kept."""
+        folder = self._folder(about)
+        path = folder / f"step{step:09d}.safetensors"
+        write_with_header(path, tensors, SCHEMA | {"about": _canonical(about), "state": json.dumps(state)})
+        for older in _newest_first(folder)[KEPT:]:
+            older.unlink(missing_ok=True)
+
+    def load(self, about: Mapping[str, Any]) -> Checkpoint | None:
+        """The last whole checkpoint of the fit that `about` describes; None where it has none.
+
+        A damaged file is passed over, with a warning, for the one before it.
+
+        Raises:
+            ValueError: a file in the fit's folder is of another fit: other shards, layer, width, statistics or parameters.
+        """
+        folder = self._folder(about)
+        for path in _newest_first(folder):
+            try:
+                tensors, header = read_with_header(path, SCHEMA)
+                found, state = json.loads(header["about"]), json.loads(header["state"])
+            except (ValueError, KeyError, OSError) as error:
+                logger.warning("%s is passed over: %s", path, error)
+                continue
+            if found != json.loads(_canonical(about)):
+                raise ValueError(
+                    f"{path} is a checkpoint of another fit: {_difference(found, about)}; remove {folder} to start again"
+                )
+            logger.info("going on from %s", path)
+            return Checkpoint(tensors, state)
+        if self.folder.is_dir() and any(path.is_dir() for path in self.folder.iterdir()):
+            logger.warning(
+                "%s holds no whole checkpoint of this fit, but of others (other shards, layer, statistics or parameters); "
+                "starting from the beginning",
+                self.folder,
+            )
+        return None
+
+    def clear(self) -> None:
+        """Remove all checkpoints, those of other fits too: what they were for is done."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _folder(self, about: Mapping[str, Any]) -> Path:
+        return self.folder / hashlib.sha256(_canonical(about).encode()).hexdigest()[:16]
+
+
+def _canonical(about: Mapping[str, Any]) -> str:
+    return json.dumps(about, sort_keys=True)
+
+
+def _newest_first(folder: Path) -> list[Path]:
+    files = [path for path in folder.glob("step*.safetensors") if re.fullmatch(r"step\d{9,}\.safetensors", path.name)]
+    return sorted(files, key=lambda path: int(path.stem.removeprefix("step")), reverse=True)
+
+
+def _difference(found: Any, wanted: Mapping[str, Any]) -> str:
+    if not isinstance(found, dict):
+        return f"it is about {found!r}"
+    names = sorted(name for name in {*found, *wanted} if found.get(name) != wanted.get(name))
+    return ", ".join(f"its {name} is {found.get(name)!r}, wanted {wanted.get(name)!r}" for name in names)

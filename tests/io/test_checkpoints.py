@@ -1,0 +1,96 @@
+"""Checkpoints: round trips, two kept, damage passed over, and other fits refused."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from assay.io.checkpoints import Checkpoints
+
+ABOUT = {"layer": 3, "d": 4, "shards": "08e569e2", "statistics": "ab", "parameters": {"seed": 0, "ks": [1, 2]}}
+TENSORS = {"centers": torch.arange(6.0).reshape(2, 3), "counts": torch.tensor([1, 2])}
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.rglob("*") if path.is_file())
+
+
+def test_what_was_saved_last_is_loaded_and_two_are_kept(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path / "kmeans")
+    assert checkpoints.load(ABOUT) is None
+    for step in (1, 20, 300):
+        checkpoints.save(
+            ABOUT, step, TENSORS | {"step": torch.tensor(step)}, {"cursor": {"batch": step}, "least": None}
+        )
+    assert names(tmp_path) == ["step000000020.safetensors", "step000000300.safetensors"]
+    found = checkpoints.load(dict(reversed(ABOUT.items())))
+    assert found is not None
+    assert found.state == {"cursor": {"batch": 300}, "least": None}
+    assert found.tensors["step"] == 300
+    assert torch.equal(found.tensors["centers"], TENSORS["centers"])
+    checkpoints.clear()
+    assert not (tmp_path / "kmeans").exists()
+    checkpoints.clear()
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "schema", "no json"])
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
+    tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    checkpoints = Checkpoints(tmp_path)
+    for step in (1, 2):
+        checkpoints.save(ABOUT, step, TENSORS, {"step": step})
+    newest = next(tmp_path.rglob("step000000002*"))
+    if damage == "cut":
+        newest.write_bytes(newest.read_bytes()[:-5])
+    elif damage == "empty":
+        newest.write_bytes(b"")
+    else:
+        version = "0" if damage == "schema" else "1"
+        header = {"schema": "assay.checkpoint", "version": version, "about": "{", "state": "{}"}
+        save_file(TENSORS, newest, metadata=header)
+    found = checkpoints.load(ABOUT)
+    assert found is not None
+    assert found.state == {"step": 1}
+    assert f"{newest} is passed over" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("layer", 4), ("d", 5), ("shards", "687023f7"), ("statistics", "cd"), ("parameters", {"seed": 1, "ks": [1, 2]})],
+)
+def test_a_checkpoint_of_another_fit_is_never_used(
+    tmp_path: Path, field: str, value: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(ABOUT, 7, TENSORS, {})
+    other = ABOUT | {field: value}
+    assert checkpoints.load(other) is None
+    assert "holds no whole checkpoint of this fit, but of others" in caplog.text
+    checkpoints.save(other, 1, TENSORS, {})
+    theirs = next(tmp_path.rglob("step000000001*")).parent
+    shutil.copy(next(tmp_path.rglob("step000000007*")), theirs)
+    with pytest.raises(ValueError, match=f"of another fit: its {field} is .*, wanted .*; remove"):
+        checkpoints.load(other)
+
+
+def test_other_files_in_the_folder_are_left_alone(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(ABOUT, 1, TENSORS, {})
+    folder = next(tmp_path.rglob("step*")).parent
+    for name in ("step0.safetensors", "notes.txt", "step0000000099.safetensors.bak"):
+        (folder / name).write_text("mine")
+    for step in (2, 3, 4):
+        checkpoints.save(ABOUT, step, TENSORS, {})
+    assert names(tmp_path) == sorted(
+        [
+            "notes.txt",
+            "step0.safetensors",
+            "step0000000099.safetensors.bak",
+            "step000000003.safetensors",
+            "step000000004.safetensors",
+        ]
+    )
+    assert checkpoints.load(ABOUT) is not None
