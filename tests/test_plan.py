@@ -49,12 +49,12 @@ def shards(planted):
 def test_the_table_has_a_row_for_each_kmeans_encoding_and_each_k():
     plan = make_plan(parse(DIGITS, kmeans={"n_clusters": 8}), d_model=80)
     assert plan.encodings == (
-        Encoding("kmeans-onehot", "kmeans", 8),
-        Encoding("kmeans-invdist", "kmeans", 8),
-        Encoding("pca-topk-00001", "pca", 1),
-        Encoding("pca-topk-00004", "pca", 4),
-        Encoding("pca-topk-00016", "pca", 16),
-        Encoding("pca-topk-00064", "pca", 64),
+        Encoding("kmeans-onehot", "kmeans", 8, "kmeans-onehot"),
+        Encoding("kmeans-invdist", "kmeans", 8, "kmeans-invdist"),
+        Encoding("pca-topk-00001", "pca", 1, "pca-topk-00064"),
+        Encoding("pca-topk-00004", "pca", 4, "pca-topk-00064"),
+        Encoding("pca-topk-00016", "pca", 16, "pca-topk-00064"),
+        Encoding("pca-topk-00064", "pca", 64, "pca-topk-00064"),
     )
     assert plan.layers == (3, 5)
 

@@ -20,6 +20,9 @@ SPLITS = ("fit", "val", "probe_train", "probe_val")
 OWN = {split: f"data/01_raw/own/{split}" for split in SPLITS}
 ENCODINGS = ["kmeans-invdist", "kmeans-onehot", "pca-topk-00001", "pca-topk-00004", "pca-topk-00016", "pca-topk-00064"]
 
+ENCODED = ["kmeans-invdist", "kmeans-onehot", "pca-topk-00064", "pca-dense"]
+"""Those whose codes are made: all K of the sweep share those of the largest."""
+
 KINDS = [{}, {"latent_topk": 64}, {"standardize": {"statistics": "own/{layer}.safetensors"}}, {"shards": OWN}]
 """The default, and the changes that lead to other nodes."""
 
@@ -97,7 +100,7 @@ def test_a_node_is_named_by_layer_stage_and_verb(register):
     both = ("probe_train", "probe_val")
     in_layer = {"standardize.fit", "kmeans.fit", "kmeans.measure", "pca.fit", "pca.measure", "report.merge"}
     in_layer |= {f"probe.{encoding}" for encoding in ENCODINGS}
-    in_layer |= {f"encode.{encoding}.{split}" for encoding in [*ENCODINGS, "pca-dense"] for split in both}
+    in_layer |= {f"encode.{encoding}.{split}" for encoding in ENCODED for split in both}
     shared = {"digits.train", *(f"digits.record.{split}" for split in SPLITS), "report.tabulate"}
     assert names(whole) == shared | {f"layer_{layer}.{name}" for layer in (0, 3) for name in in_layer}
 
@@ -148,6 +151,20 @@ def test_latent_topk_takes_the_place_of_the_dense_codes(register):
     )  # that is pca's to leave
     assert "layer_3.probe.pca-topk-00007" in names(register(latent_topk=7)["__default__"])
     assert "layer_3.probe.pca-topk-00007" not in names(register()["__default__"])
+
+
+@pytest.mark.parametrize(("latent_topk", "widest"), [(None, 64), (7, 64), (64, 64), (70, 70)])
+def test_probes_at_every_k_read_the_codes_of_the_largest(register, latent_topk, widest):
+    whole = register(latent_topk=latent_topk)["__default__"]
+    for node in whole.nodes:
+        if ".probe.pca-topk" in node.name:
+            k = int(node.name[-5:])
+            assert node.inputs[:2] == [
+                f"{node.namespace}.codes_pca-topk-{widest:05d}_probe_{split}" for split in ("train", "val")
+            ]
+            assert node.func.keywords["kept"] == (None if k == widest else k)
+    made = {name.partition("codes_")[2] for name in whole.all_outputs() if ".codes_pca-topk" in name}
+    assert len(made) == 2 * len({widest, latent_topk} - {None})
 
 
 def test_given_statistics_are_adopted_and_not_fitted(register):

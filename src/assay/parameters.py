@@ -68,6 +68,22 @@ class StandardizeParameters(_Section):
         description="the user's own mu/sigma: a safetensors file with `mean`, `std` (d_model,); `{layer}` in it is replaced",
     )
     batch_size: PositiveInt = Field(16_384, description="tokens a batch")
+    max_tokens: PositiveInt | None = Field(
+        None, description="tokens that they are taken over, a random sample; null: all of them"
+    )
+
+
+class SparsityParameters(_Section):
+    """What is kept of dense k-means codes whose file would not fit on the disk, where a code of 0 means far: one of the two."""
+
+    top_k: PositiveInt | None = Field(None, description="the so many largest entries of each patch")
+    margin: PositiveFloat | None = Field(None, description="the entries of at least this magnitude")
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> Self:
+        if (self.top_k is None) == (self.margin is None):
+            raise ValueError(f"found top_k {self.top_k} and margin {self.margin}, want one of them")
+        return self
 
 
 class KMeansParameters(_Section):
@@ -81,7 +97,7 @@ class KMeansParameters(_Section):
     )
     max_iter: PositiveInt = Field(200, description="passes over the tokens at the most")
     max_tokens: PositiveInt | None = Field(
-        None, description="tokens a pass, the first of its shuffled order; null: all of them"
+        None, description="tokens that it is fitted on, the same random sample in each pass; null: all of them"
     )
     tol: float = Field(0.0, ge=0, description="stop when centres move less, relative to the variance; 0: never")
     max_no_improvement: PositiveInt | None = Field(
@@ -90,15 +106,28 @@ class KMeansParameters(_Section):
     reassignment_ratio: float = Field(
         0.01, ge=0, le=1, description="clusters below this share of the largest count are reseeded"
     )
-    encodings: Choices[Literal["kmeans-onehot", "kmeans-invdist"]] = Field(
-        ("kmeans-onehot", "kmeans-invdist"), description="codes that are made and probed"
+    encodings: Choices[
+        Literal[
+            "kmeans-onehot",
+            "kmeans-invdist",
+            "kmeans-distance-sqeuclidean",
+            "kmeans-distance-neg_euclidean",
+            "kmeans-distance-cosine",
+            "kmeans-distance-unit",
+        ]
+    ] = Field(("kmeans-onehot", "kmeans-invdist"), description="codes that are made and probed")
+    sparsity: SparsityParameters | None = Field(
+        None,
+        description="written of `kmeans-invdist`, `-distance-cosine` and `-distance-unit` if the disk is too small for all; null: nothing",
     )
     seed: int = Field(0, ge=0, lt=2**32, description="of the seeding, the shuffling and the reseeding")
 
     @model_validator(mode="after")
-    def _reservoir_holds_the_clusters(self) -> Self:
+    def _sizes_fit_the_clusters(self) -> Self:
         if self.init_size is not None and self.init_size < self.n_clusters:
             raise ValueError(f"found init_size {self.init_size}, want at least n_clusters, {self.n_clusters}, or null")
+        if self.sparsity is not None and (self.sparsity.top_k or 0) > self.n_clusters:
+            raise ValueError(f"found sparsity.top_k {self.sparsity.top_k}, want at most n_clusters, {self.n_clusters}")
         return self
 
 
@@ -110,7 +139,7 @@ class PCAParameters(_Section):
     )
     batch_size: PositiveInt = Field(16_384, description="tokens a batch")
     max_tokens: PositiveInt | None = Field(
-        None, description="tokens that it is fitted on, the first of a shuffled order; null: all of them"
+        None, description="tokens that it is fitted on, a random sample; null: all of them"
     )
 
 

@@ -28,7 +28,8 @@ def register_pipelines() -> dict[str, Pipeline]:
 def _stages(plan: Plan) -> dict[str, Pipeline]:
     rows = plan.encodings
     ks = tuple(row.k for row in rows if row.method == "pca")
-    elsewhere = tuple((row.method, row.name) for row in rows if row.name != plan.pca_codes)
+    # Each once: the rows of PCA share the codes of their largest K.
+    elsewhere = tuple(dict.fromkeys((row.method, row.codes) for row in rows if row.codes != plan.pca_codes))
     metrics = ["kmeans_errors", "pca_errors", *(f"scores_{row.name}" for row in rows)]
 
     def layers(create: Callable[[int], Pipeline]) -> Pipeline:
@@ -41,7 +42,9 @@ def _stages(plan: Plan) -> dict[str, Pipeline]:
         "pca": layers(lambda n: pca.create_pipeline(n, ks=ks, codes=plan.pca_codes)),
         "encode": layers(lambda n: encode.create_pipeline(n, encodings=elsewhere)),
         "probe": layers(
-            lambda n: probe.create_pipeline(n, encodings=tuple((row.method, row.name, row.k) for row in rows))
+            lambda n: probe.create_pipeline(
+                n, encodings=tuple((row.method, row.name, row.k, row.codes) for row in rows)
+            )
         ),
         "report": layers(lambda _: report.create_layer_pipeline(metrics))
         + report.create_pipeline([f"rows_layer_{layer}" for layer in plan.layers]),

@@ -17,11 +17,15 @@ DIGITS = Path("data/01_raw/digits")
 
 @dataclass(frozen=True)
 class Encoding:
-    """One way of writing patches as codes; ``name`` is its folder's name and ``k`` the clusters or kept components."""
+    """One way of writing patches as codes, and a row of a layer's table.
+
+    ``k`` is the clusters or kept components, and ``codes`` the encoding whose folder holds them: the sweep's largest K serves all.
+    """
 
     name: str
     method: str
     k: int
+    codes: str
 
 
 @dataclass(frozen=True)
@@ -54,8 +58,8 @@ def make_plan(parameters: Parameters, d_model: int | None = None) -> Plan:
     ks = [k for k in parameters.pca.topk if d_model is None or k <= d_model]
     if parameters.latent_topk is not None:
         ks = sorted({*ks, parameters.latent_topk})
-    pca = [Encoding(topk_name(k), "pca", k) for k in ks]
-    kmeans = [Encoding(name, "kmeans", parameters.kmeans.n_clusters) for name in parameters.kmeans.encodings]
+    pca = [Encoding(topk_name(k), "pca", k, topk_name(max(ks))) for k in ks]
+    kmeans = [Encoding(name, "kmeans", parameters.kmeans.n_clusters, name) for name in parameters.kmeans.encodings]
     return Plan(
         layers=parameters.layers,
         encodings=(*kmeans, *pca),

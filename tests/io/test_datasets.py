@@ -20,7 +20,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from assay.io import datasets as module
-from assay.io.codes import Format, StoredCodes
+from assay.io.codes import StoredCodes
+from assay.io.codes_layout import Format
 from assay.io.datasets import CodesDataset, ShardsDataset, TensorsDataset, find_shards
 from assay.io.metadata import Metadata
 from assay.io.shards import Shards
@@ -76,11 +77,13 @@ class MadeCodes:
     n_features: int = 4
     n_rows: int = 15
     format: Format = "onehot"
+    k: int = 1
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    fallback: None = None
 
-    def batches(self, batch_size: int) -> Iterator[dict[str, Tensor]]:
-        for rows in torch.arange(15).split(batch_size):
-            yield {"indices": rows % self.n_features, "error": rows.float()}
+    def batches(self, batch_size: int, start: int = 0) -> Iterator[dict[str, Tensor]]:
+        for rows in torch.arange(start, 15).split(batch_size):
+            yield {"indices": rows % self.n_features, "error": rows.double()}
 
 
 def tree(folder: Path) -> dict[str, bytes]:
@@ -265,6 +268,7 @@ def test_codes_are_saved_loaded_and_exist(tmp_path: Path, shards: Path) -> None:
         "shards": str(shards.parent),
         "encoding": "kmeans-onehot",
         "layer": "layer_23",
+        "dtype": "float32",
     }
     dataset.save(MadeCodes(n_features=3))
     assert_coded(dataset.load(), MadeCodes(n_features=3))
@@ -277,22 +281,40 @@ def test_codes_are_written_a_batch_at_a_time(tmp_path: Path, shards: Path) -> No
     asked: list[int] = []
 
     class Watched(MadeCodes):
-        def batches(self, batch_size: int) -> Iterator[dict[str, Tensor]]:
+        def batches(self, batch_size: int, start: int = 0) -> Iterator[dict[str, Tensor]]:
             asked.append(batch_size)
-            return super().batches(batch_size)
+            return super().batches(batch_size, start)
 
     make_dataset(tmp_path, shards, batch_size=6).save(Watched())
     make_dataset(tmp_path, shards).save(Watched())
     assert asked == [6, 4096]
 
 
+def test_files_of_codes_have_as_many_rows_as_the_catalog_says(tmp_path: Path, shards: Path) -> None:
+    dataset = make_dataset(tmp_path, shards, batch_size=2, rows_per_shard=6)
+    dataset.save(MadeCodes())
+    assert [shard.rows for shard in dataset.load().shards] == [6, 6, 3]
+
+
+def test_codes_of_another_dtype_than_the_catalogs_are_made_again(tmp_path: Path, shards: Path) -> None:
+    make_dataset(tmp_path, shards).save(MadeCodes())
+    half = make_dataset(tmp_path, shards, dtype="float16")
+    assert not half.exists()
+    half.save(MadeCodes())
+    assert half.exists()
+    assert half.load().dtype == "float16"
+    assert not make_dataset(tmp_path, shards, dtype="bfloat16").exists()
+    with pytest.raises(ValueError, match="dtype is 'float64': wanted one of float32, float16, bfloat16"):
+        make_dataset(tmp_path, shards, dtype="float64")
+
+
 def test_codes_of_another_version_do_not_exist(tmp_path: Path, shards: Path) -> None:
     dataset = make_dataset(tmp_path, shards)
     dataset.save(MadeCodes())
     metadata = dataset.folder / "metadata.json"
-    metadata.write_text(json.dumps(json.loads(metadata.read_text()) | {"version": 2}))
+    metadata.write_text(json.dumps(json.loads(metadata.read_text()) | {"version": 1}))
     assert not dataset.exists()
-    with pytest.raises(DatasetError, match=r"assay.codes version 2; this reader wants assay.codes version 1"):
+    with pytest.raises(DatasetError, match=r"assay.codes version 1; this reader wants assay.codes version 2"):
         dataset.load()
 
 

@@ -33,6 +33,35 @@ def test_shuffled_is_a_permutation(n_examples: int, tokens: int, batch_size: int
         assert order.numbers(0, min(3, n)).tolist() == parts[-1][:3].tolist()
 
 
+@settings(deadline=None, max_examples=60)
+@given(st.integers(1, 30), st.integers(1, 9), st.integers(1, 30), st.integers(0, 99), st.integers(1, 50), st.data())
+def test_a_shuffled_sample_is_the_same_for_every_seed_and_window(
+    n_examples: int, tokens: int, batch_size: int, seed: int, window: int, data: st.DataObject
+) -> None:
+    n = n_examples * tokens
+    wanted = data.draw(st.integers(1, n))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "WINDOW_TOKENS", window)
+        patch.setattr(module, "WINDOW_BATCHES", 1)
+        patch.setattr(module, "RUN_TOKENS", 4)
+        order = Shuffled(n_examples, tokens, batch_size, seed, wanted)
+        assert order.n_tokens == wanted
+        starts = range(0, wanted, order.window)
+        found = np.concatenate([order.numbers(start, min(start + order.window, wanted)) for start in starts])
+        assert len(np.unique(found)) == wanted
+        assert found.min() >= 0 and found.max() < n
+        other = Shuffled(n_examples, tokens, wanted, seed + 1, wanted)
+        patch.setattr(module, "WINDOW_TOKENS", wanted)
+        assert np.array_equal(np.sort(found), np.sort(other.numbers(0, wanted)))
+
+
+def test_a_sample_is_drawn_from_all_over() -> None:
+    """Each token is as often in a sample of half of them as any other: sampled runs are drawn without regard to their place."""
+    numbers = Shuffled(4000, 64, 64, 0, 64 * 2000).numbers(0, 32_768)
+    assert abs(numbers.mean() / (4000 * 64) - 0.5) < 0.05
+    assert len(np.unique(numbers // 64)) == 512
+
+
 def test_shuffled_permutes_uniformly() -> None:
     """Each number is as often at each place: chi-squared of 4,000 seeds over 8 x 8 cells."""
     counts = np.zeros((8, 8))

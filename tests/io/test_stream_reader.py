@@ -120,11 +120,23 @@ def test_threads_and_resuming_change_no_bit(shards: Shards, data: st.DataObject)
 
 @pytest.mark.usefixtures("small_reads")
 def test_max_tokens_is_the_beginning_of_the_whole_order(shards: Shards) -> None:
-    for options in ({"shuffle": True, "seed": 5}, {}):
-        whole = numbers(list(shards.batches(layer=4, batch_size=8, **options)))
-        assert sorted(whole) == list(range(N_TOKENS))
-        for n in (1, 8, 31, N_TOKENS):
-            assert numbers(list(shards.batches(layer=4, batch_size=8, max_tokens=n, **options))) == whole[:n]
+    whole = numbers(list(shards.batches(layer=4, batch_size=8)))
+    assert sorted(whole) == list(range(N_TOKENS))
+    for n in (1, 8, 31, N_TOKENS):
+        assert numbers(list(shards.batches(layer=4, batch_size=8, max_tokens=n))) == whole[:n]
+
+
+@pytest.mark.usefixtures("small_reads")
+def test_max_tokens_of_a_shuffled_pass_are_one_sample_in_another_order_for_each_seed(shards: Shards) -> None:
+    before: set[int] = set()
+    for n in (1, 8, 31, N_TOKENS - 1, N_TOKENS):
+        options: dict[str, Any] = {"layer": 4, "batch_size": 8, "shuffle": True, "max_tokens": n}
+        first, second = (numbers(list(shards.batches(seed=seed, **options))) for seed in (5, 6))
+        assert len(first) == len(set(first)) == n
+        assert set(first) == set(second)
+        assert n == 1 or first != second
+        assert before <= set(first), "a smaller sample is part of a larger one"
+        before = set(first)
 
 
 def test_the_shuffled_order_is_settled(shards: Shards) -> None:

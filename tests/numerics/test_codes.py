@@ -9,11 +9,13 @@ from assay.numerics.codes import (
     ComputedCodes,
     SelectedCodes,
     TensorCodes,
+    TopKCodes,
     as_codes,
     densify,
     gather_features,
     measure_l0,
     select_features,
+    sparsify,
 )
 
 
@@ -39,11 +41,12 @@ def _make(code_format, n_rows, n_features, seed):
             matrix[row, arrays["indices"][row]] = 1.0
     arrays["error"] = torch.arange(n_rows, dtype=torch.float32)
 
-    def stream(batch_size):
-        for start in range(0, n_rows, batch_size):
-            yield {name: array[start : start + batch_size] for name, array in arrays.items()}
+    def stream(batch_size, start):
+        for first in range(start, n_rows, batch_size):
+            yield {name: array[first : first + batch_size] for name, array in arrays.items()}
 
-    return ComputedCodes(code_format, n_rows, n_features, stream), matrix
+    k = {"dense": n_features, "sparse": max(1, n_features // 2), "onehot": 1}[code_format]
+    return ComputedCodes(code_format, n_rows, n_features, k, stream), matrix
 
 
 formats = st.sampled_from(["dense", "sparse", "onehot"])
@@ -96,8 +99,58 @@ def test_a_tensor_is_dense_codes_of_float32():
 
 
 def test_provenance_is_kept_and_empty_by_default():
-    assert ComputedCodes("dense", 1, 1, lambda _: iter(())).provenance == {}
-    assert ComputedCodes("dense", 1, 1, lambda _: iter(()), {"layer": 3}).provenance == {"layer": 3}
+    stream = TensorCodes(torch.ones(1, 1)).batches
+    assert ComputedCodes("dense", 1, 1, 1, stream).provenance == {}
+    assert ComputedCodes("dense", 1, 1, 1, stream, provenance={"layer": 3}).provenance == {"layer": 3}
+
+
+@settings(deadline=None, max_examples=60)
+@given(formats, st.integers(1, 12), st.integers(1, 13), st.integers(0, 99), st.booleans(), st.data())
+def test_a_pass_from_any_row_on_is_the_rest_of_a_whole_one(code_format, n_rows, batch_size, seed, selected, data):
+    codes, matrix = _make(code_format, n_rows, 4, seed)
+    if data.draw(st.booleans()) and code_format == "dense":
+        codes = TensorCodes(matrix)
+    if selected:
+        rows = torch.rand(n_rows, generator=torch.Generator().manual_seed(seed)) < 0.6
+        codes, matrix = SelectedCodes(codes, rows), matrix[rows]
+    elif code_format == "sparse":
+        codes = TopKCodes(codes, 1)
+        matrix = torch.cat([densify(batch, "sparse", 4) for batch in codes.batches(20)])
+    start = data.draw(st.integers(0, codes.n_rows))
+    found = [densify(batch, code_format, 4) for batch in codes.batches(batch_size, start)]
+    assert torch.equal(torch.cat([torch.zeros(0, 4), *found]), matrix[start:])
+
+
+def test_topk_codes_want_sparse_codes_of_a_larger_k():
+    sparse, _ = _make("sparse", 3, 6, 0)
+    varying = ComputedCodes("sparse", 3, 6, None, sparse.stream)
+    for codes, k in ((sparse, 4), (sparse, 0), (varying, 1), (TensorCodes(torch.ones(2, 5)), 1)):
+        with pytest.raises(
+            ValueError, match=f"{codes.format} codes of {codes.k} entries a row, wanted .* at least {k}"
+        ):
+            TopKCodes(codes, k)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(0, 6), st.integers(1, 6), st.integers(0, 99), st.integers(1, 6), st.sampled_from([0.2, 1.0, 9.0]))
+def test_sparsified_rows_keep_what_the_loop_keeps(n, n_features, seed, top_k, margin):
+    values = torch.randn(n, n_features, generator=torch.Generator().manual_seed(seed)).round(decimals=1)
+    batch = {"values": values, "error": torch.arange(float(n))}
+    order = [sorted(range(n_features), key=lambda j: (-abs(row[j]), j)) for row in values.tolist()]
+    found = sparsify(batch, top_k=min(top_k, n_features))
+    assert found["indices"].tolist() == [row[:top_k] for row in order]
+    assert torch.equal(found["values"], values.gather(1, found["indices"]))
+    found = sparsify(batch, margin=margin)
+    assert found["error"] is batch["error"]
+    plain = torch.where(values.abs() >= torch.tensor(margin), values, 0.0)
+    assert torch.equal(densify(found, "sparse", n_features), plain)
+    assert found["values"].shape[1] == (int((plain != 0).sum(1).max()) if n else 0)
+    assert bool((found["values"].abs().diff(dim=1) <= 0).all())
+
+
+def test_padding_may_name_a_feature_again():
+    batch = {"values": torch.tensor([[2.0, 0.0, 0.0]]), "indices": torch.tensor([[0, 0, 0]])}
+    assert densify(batch, "sparse", 2).tolist() == [[2.0, 0.0]]
 
 
 @pytest.mark.parametrize("index", [-1, 3])
@@ -111,7 +164,7 @@ def test_an_index_that_is_no_feature_is_refused(index, code_format):
 
 def test_batches_with_other_rows_than_promised_are_refused():
     for promised in (2, 4):
-        codes = ComputedCodes("dense", promised, 2, TensorCodes(torch.ones(3, 2)).batches)
+        codes = ComputedCodes("dense", promised, 2, 2, TensorCodes(torch.ones(3, 2)).batches)
         for use in (measure_l0, lambda codes: gather_features(codes, 0, 2, 8)):
             with pytest.raises(ValueError, match=f"codes hold 3 rows.*wanted {promised}"):
                 use(codes)

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from assay.numerics.codes import densify
+from assay.numerics.codes import ComputedCodes, TopKCodes, densify
 from assay.numerics.encoders import make_encoder
 from assay.numerics.pca import StreamingPCA
 
@@ -62,7 +62,7 @@ def _residuals(x, state, z, kept):
 
 
 def _assert_error(batch, wanted, atol=1e-10):
-    assert batch["error"].dtype == torch.float32
+    assert batch["error"].dtype == torch.float64
     np.testing.assert_allclose(batch["error"].numpy(), wanted, rtol=1e-6, atol=atol)
 
 
@@ -151,6 +151,61 @@ def test_ties_go_to_the_lower_index():
     ]
 
 
+def _transformed(name, x, state):
+    """Each transform of the distances, a token and a centre at a time."""
+    distances, centers = _distances(x, state), state["cluster_centers"].double().numpy()
+    found = np.zeros_like(distances)
+    for i, token in enumerate(x.double().numpy()):
+        for j, center in enumerate(centers):
+            d, norms = distances[i, j], np.linalg.norm(token) * np.linalg.norm(center)
+            found[i, j] = {
+                "sqeuclidean": lambda d=d: d**2,
+                "neg_euclidean": lambda d=d: -d,
+                "cosine": lambda t=token, c=center, n=norms: t @ c / n if n else 0.0,
+                "unit": lambda d=d, i=i: 1 - d / distances[i].max() if distances[i].max() else 1.0,
+            }[name]()
+    return found
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    st.sampled_from(["sqeuclidean", "neg_euclidean", "cosine", "unit"]),
+    st.integers(1, 7),
+    st.integers(0, 99),
+    st.sampled_from([(1.0, 0.0), (1.0, 50.0), (30.0, 0.0), (0.0, 0.0), (0.0, 2.0)]),
+)
+def test_distances_in_four_transforms_follow_the_formulas(name, n_clusters, seed, where):
+    scale, offset = where
+    state = _kmeans_state(n_clusters, seed + 1, scale, offset)
+    x = torch.cat([_tokens(5, seed, scale, offset), state["cluster_centers"][:2], torch.zeros(1, D)])
+    encoder = make_encoder(f"kmeans-distance-{name}", state)
+    assert (encoder.format, encoder.n_features, encoder.k) == ("dense", n_clusters, n_clusters)
+    assert encoder.zero_is_far == (name in ("cosine", "unit"))
+    batch = encoder.encode(x)
+    assert batch["values"].dtype == torch.float32
+    np.testing.assert_allclose(batch["values"].numpy(), _transformed(name, x, state), rtol=1e-5, atol=2e-6)
+    _assert_error(batch, _distances(x, state).min(axis=1) ** 2)
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.integers(1, D), st.integers(0, 99), st.data())
+def test_one_folder_of_topk_codes_serves_every_smaller_k_bit_for_bit(n_components, seed, data):
+    largest = data.draw(st.integers(1, n_components))
+    k = data.draw(st.integers(1, largest))
+    state, x = _pca_state(n_components), _tokens(9, seed, 3.0)
+
+    def codes(k):
+        encode = make_encoder(f"pca-topk-{k:05d}", state).encode
+        return ComputedCodes("sparse", 9, n_components, k, lambda b, start: iter(map(encode, x[start:].split(b))))
+
+    cut = TopKCodes(codes(largest), k)
+    assert (cut.format, cut.k, cut.n_rows, cut.n_features) == ("sparse", k, 9, n_components)
+    for found, wanted in zip(cut.batches(4, 1), codes(k).batches(4, 1), strict=True):
+        assert found.keys() == wanted.keys()
+        for name, tensor in wanted.items():
+            assert torch.equal(found[name], tensor), name
+
+
 @pytest.mark.parametrize("offset", [0.0, 1.0, 300.0])
 @pytest.mark.parametrize("name", ["kmeans-onehot", "kmeans-invdist"])
 def test_a_token_on_a_centre_has_no_distance(name, offset):
@@ -197,6 +252,7 @@ def test_tokens_of_another_width_are_refused(name):
         "",
         "kmeans",
         "kmeans-distance",
+        "kmeans-distance-euclidean",
         "KMEANS-onehot",
         "kmeans-onehot ",
         "pca-topk",
@@ -212,7 +268,7 @@ def test_tokens_of_another_width_are_refused(name):
 )
 def test_other_names_are_refused(name):
     with pytest.raises(
-        ValueError, match="wanted one of kmeans-onehot, kmeans-invdist, pca-dense or pca-topk-KKKKK"
+        ValueError, match=r"wanted one of kmeans-distance-cosine, .*, kmeans-onehot, pca-dense or pca-topk-KKKKK"
     ) as caught:
         make_encoder(name, {**_kmeans_state(), **_pca_state()})
     assert repr(name) in str(caught.value)

@@ -1,17 +1,19 @@
 """Codes of the labelled patches: computed as they are read, the same from disk, and true to a loop in float64."""
 
+import json
 import os
 
 import numpy as np
 import pytest
 import torch
 
-from assay.io.codes import StoredCodes, write_codes
+from assay.io.codes import StoredCodes
+from assay.io.codes_writer import write_codes
 from assay.io.shards import Shards
 from assay.io.tensors import fingerprint_tensors
+from assay.numerics.codes import densify
 from assay.parameters import KMeansParameters, PCAParameters, StandardizeParameters
-from assay.pipelines.encode.nodes import encode_patches
-from assay.pipelines.encode.pipeline import create_pipeline
+from assay.pipelines.encode.pipeline import ENCODE, create_pipeline
 from assay.pipelines.kmeans.nodes import fit_kmeans
 from assay.pipelines.pca.nodes import fit_pca
 from assay.pipelines.standardize.nodes import fit_statistics
@@ -20,9 +22,16 @@ LAYERS, TOKENS, D_MODEL = (3, 5), 16, 80
 ENCODINGS = {
     "kmeans-onehot": ("onehot", 8),
     "kmeans-invdist": ("dense", 8),
+    "kmeans-distance-sqeuclidean": ("dense", 8),
     "pca-dense": ("dense", D_MODEL),
     "pca-topk-00001": ("sparse", D_MODEL),
     "pca-topk-00016": ("sparse", D_MODEL),
+}
+
+
+PARAMETERS = {
+    "kmeans": KMeansParameters(n_clusters=8, batch_size=64, n_init=1, max_iter=2, seed=3),
+    "pca": PCAParameters(),
 }
 
 
@@ -39,8 +48,7 @@ def fitted(planted):
     """Statistics and both models of layer 5."""
     shards = Shards(planted[0])
     statistics = fit_statistics(shards, StandardizeParameters(), "cpu", layer=5)
-    parameters = KMeansParameters(n_clusters=8, batch_size=64, n_init=1, max_iter=2)
-    kmeans, _ = fit_kmeans(shards, statistics, parameters, "cpu", layer=5)
+    kmeans, _ = fit_kmeans(shards, statistics, PARAMETERS["kmeans"], "cpu", layer=5)
     return statistics, {"kmeans": kmeans, "pca": fit_pca(shards, statistics, PCAParameters(), "cpu", layer=5)}
 
 
@@ -48,9 +56,12 @@ def fitted(planted):
 def encode(planted, fitted):
     statistics, models = fitted
 
-    def run(encoding, model=None, statistics=statistics):
+    def run(encoding, model=None, statistics=statistics, parameters=None):
         model = model or models[encoding.partition("-")[0]]
-        return encode_patches(Shards(planted[1]), statistics, model, "cpu", layer=5, encoding=encoding)
+        method = encoding.partition("-")[0]
+        parameters = parameters or PARAMETERS[method]
+        shards = Shards(planted[1])
+        return ENCODE[method](shards, statistics, model, parameters, "cpu", layer=5, encoding=encoding)
 
     return run
 
@@ -70,7 +81,13 @@ def oracle(encoding, tokens, models):
         if encoding.startswith("kmeans"):
             distances = np.sqrt(((token - centres) ** 2).sum(axis=1))
             nearest = distances == distances.min()
-            values.append(1.0 * nearest if encoding == "kmeans-onehot" else 1 / (distances + 1e-6))
+            values.append(
+                {
+                    "kmeans-onehot": 1.0 * nearest,
+                    "kmeans-invdist": 1 / (distances + 1e-6),
+                    "kmeans-distance-sqeuclidean": distances**2,
+                }[encoding]
+            )
             errors.append(distances.min() ** 2)
         else:
             z = components @ (token - mean)
@@ -143,7 +160,33 @@ def test_provenance_says_what_the_codes_are_of(planted, fitted, encode):
         "shards": planted[1].name,
         "model": fingerprint_tensors(models["pca"]),
         "statistics": fingerprint_tensors(statistics),
+        "parameters": '{"batch_size": 16384, "max_tokens": null}',
+        "seed": None,
     }
+    kmeans = encode("kmeans-onehot").provenance
+    assert kmeans["seed"] == 3
+    assert json.loads(kmeans["parameters"])["n_clusters"] == 8
+
+
+@pytest.mark.parametrize("encoding", ["kmeans-invdist", "kmeans-distance-cosine", "kmeans-distance-unit"])
+@pytest.mark.parametrize("sparsity", [{"top_k": 3}, {"margin": 0.1}])
+def test_a_disk_too_small_gets_the_largest_entries(encode, encoding, sparsity):
+    parameters = KMeansParameters.model_validate({**PARAMETERS["kmeans"].model_dump(), "sparsity": sparsity})
+    dense = encode(encoding, parameters=parameters)
+    sparse = dense.fallback()
+    assert (sparse.format, sparse.k, sparse.fallback) == ("sparse", sparsity.get("top_k"), None)
+    assert json.loads(sparse.provenance["sparsity"]) == {"top_k": None, "margin": None} | sparsity
+    for found, whole in zip(sparse.batches(100, 100), dense.batches(100, 100), strict=True):
+        values, wanted = densify(found, "sparse", 8), whole["values"]
+        least = wanted.abs().sort(dim=1).values[:, -3:-2] if "top_k" in sparsity else torch.tensor(0.1)
+        assert torch.equal(values, torch.where(wanted.abs() >= least, wanted, 0.0))
+
+
+@pytest.mark.parametrize("encoding", ["kmeans-onehot", "kmeans-distance-sqeuclidean", "kmeans-distance-neg_euclidean"])
+def test_codes_in_which_0_is_not_far_have_no_sparser_form(encode, encoding):
+    parameters = KMeansParameters.model_validate({**PARAMETERS["kmeans"].model_dump(), "sparsity": {"top_k": 2}})
+    assert encode(encoding, parameters=parameters).fallback is None
+    assert encode("kmeans-invdist").fallback is None, "it was not asked for"
 
 
 def test_provenance_tells_models_and_statistics_apart(fitted, encode):
@@ -157,7 +200,7 @@ def test_provenance_tells_models_and_statistics_apart(fitted, encode):
 
 def test_an_encoding_that_is_none_or_has_too_large_a_k_is_refused_at_once(fitted, encode):
     _, models = fitted
-    with pytest.raises(ValueError, match="'kmeans-cosine'; wanted one of kmeans-onehot"):
+    with pytest.raises(ValueError, match="'kmeans-cosine'; wanted one of kmeans-distance-cosine"):
         encode("kmeans-cosine")
     with pytest.raises(ValueError, match="found K = 81, wanted 1 to 80"):
         encode("pca-topk-00081", models["pca"])

@@ -122,7 +122,11 @@ def test_encodings_is_the_parameter_that_says_which_codes_are_made():
     for encodings in (["kmeans-onehot"], ["kmeans-invdist"], ["kmeans-invdist", "kmeans-onehot"]):
         plan = make_plan(parse_parameters({"layers": [5], "shards": shards, "kmeans": {"encodings": encodings}}))
         assert [row.name for row in plan.encodings if row.method == "kmeans"] == encodings
-    assert set(KMeansParameters.model_fields) == {*CHANGES, "encodings"}  # that is all of them
+    assert set(KMeansParameters.model_fields) == {
+        *CHANGES,
+        "encodings",
+        "sparsity",
+    }  # that is all: the last is test_encode.py's
 
 
 @pytest.mark.parametrize("batch_size", [1_000, 7])

@@ -37,9 +37,9 @@ class Counted(TensorCodes):
         super().__init__(values)
         self.passes = []
 
-    def batches(self, batch_size):
+    def batches(self, batch_size, start=0):
         self.passes.append(batch_size)
-        return super().batches(batch_size)
+        return super().batches(batch_size, start)
 
 
 class Narrow(TensorCodes):
@@ -48,10 +48,11 @@ class Narrow(TensorCodes):
     def __init__(self, code_format, n_features, **arrays):
         self.format, self.n_features, self.arrays = code_format, n_features, arrays
         self.n_rows = len(arrays["indices"])
+        self.k = 1 if code_format == "onehot" else arrays["indices"].shape[1]
 
-    def batches(self, batch_size):
-        for start in range(0, self.n_rows, batch_size):
-            yield {name: array[start : start + batch_size] for name, array in self.arrays.items()}
+    def batches(self, batch_size, start=0):
+        for first in range(start, self.n_rows, batch_size):
+            yield {name: array[first : first + batch_size] for name, array in self.arrays.items()}
 
 
 def read(path, layer):
@@ -76,10 +77,10 @@ def split(planted, request):
 def probe(split):
     """Runs the node on these codes and labels, or others, with these parameters."""
 
-    def run(codes=None, labels=None, **parameters):
+    def run(codes=None, labels=None, kept=None, **parameters):
         train, val = codes or [TensorCodes(values) for values in split[0]]
         shards = [Labelled(patches, name) for patches, name in zip(labels or split[1], ("train", "val"), strict=True)]
-        return fit_probes(train, val, *shards, ProbeParameters(**parameters), "cpu", **ABOUT)
+        return fit_probes(train, val, *shards, ProbeParameters(**parameters), "cpu", **ABOUT, kept=kept)
 
     return run
 
@@ -314,5 +315,12 @@ def test_codes_of_any_format_give_the_same_probes(split, probe):
         narrow.append(Narrow("sparse", N_FEATURES, values=kept, indices=order))
         dense.append(TensorCodes(torch.zeros_like(values).scatter(1, order, kept)))
     (found, scores), (wanted, same) = probe(narrow), probe(dense)
+    assert scores == same
+    assert all(torch.equal(found[name], wanted[name]) for name in found)
+    wide = []
+    for values in split[0]:
+        kept, order = values.abs().topk(4)
+        wide.append(Narrow("sparse", N_FEATURES, values=kept, indices=order))
+    (found, scores), (wanted, same) = probe(wide, kept=2), probe(narrow)
     assert scores == same
     assert all(torch.equal(found[name], wanted[name]) for name in found)

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from assay.io.shards import Shards
+from assay.io.metadata import Metadata
+from assay.io.shards import Shards, write_shards
 from assay.parameters import StandardizeParameters
 from assay.pipelines.standardize.nodes import adopt_statistics, fit_statistics
 from assay.pipelines.standardize.pipeline import create_pipeline
@@ -65,7 +66,38 @@ def test_statistics_is_the_parameter_that_puts_the_users_own_in_place():
     (adopt,) = create_pipeline(3, given_statistics=True).nodes
     assert adopt.name == "standardize.adopt"
     assert "given_statistics" in adopt.inputs
-    assert set(StandardizeParameters.model_fields) == {"statistics", "batch_size"}  # that is all of them
+    assert set(StandardizeParameters.model_fields) == {"statistics", "batch_size", "max_tokens"}  # that is all of them
+
+
+def test_max_tokens_is_a_random_sample(planted):
+    shards = Shards(planted[0])
+    found = fit_statistics(shards, StandardizeParameters(max_tokens=100, batch_size=30), "cpu", layer=5)
+    sample = torch.cat(list(shards.batches(layer=5, batch_size=50, shuffle=True, max_tokens=100))).double()
+    assert int(found["count"]) == len(sample) == 100
+    torch.testing.assert_close(found["mean"], sample.mean(0), rtol=1e-12, atol=0)
+    torch.testing.assert_close(found["std"], sample.std(0, correction=0), rtol=1e-9, atol=0)
+    first = torch.cat(list(shards.batches(layer=5, batch_size=100, max_tokens=100))).double()
+    assert not torch.allclose(found["mean"], first.mean(0), rtol=1e-6, atol=0)
+
+
+def test_dimensions_that_never_vary_are_counted(tmp_path, caplog):
+    fields = {"family": "tiny", "ckpt": "tiny", "layers": [3], "content_tokens_per_example": 2, "cls_token": True}
+    fields |= {
+        "d_model": 4,
+        "n_examples": 5,
+        "max_tokens_per_shard": 6,
+        "data": "",
+        "dtype": "float32",
+        "protocol": "2.1",
+    }
+    examples = np.random.default_rng(0).standard_normal((5, 1, 3, 4)).astype(np.float32)
+    examples[:, :, 1:, 1:3] = 7.0  # the CLS token varies, and is no content
+    shards = Shards(write_shards(tmp_path, Metadata.model_validate(fields), [examples]))
+    found = fit_statistics(shards, StandardizeParameters(), "cpu", layer=3)
+    assert (found["std"] == 0).tolist() == [False, True, True, False]
+    assert (
+        "layer 3: 2 of 4 dimensions never vary in 10 tokens; their standard deviation of 0 counts as 1" in caplog.text
+    )
 
 
 def test_adopted_statistics_are_the_users_in_float64_and_no_others(planted, own):

@@ -54,6 +54,16 @@ def test_a_shuffled_pass_holds_every_token_once_by_its_seed(planted):
         np.testing.assert_array_equal(shuffled[np.lexsort(shuffled.T)], tokens[np.lexsort(tokens.T)])
 
 
+@pytest.mark.parametrize("shuffle", [False, True])
+@pytest.mark.parametrize("start", [0, 1, 49, 50, 120, 383, 384])
+def test_a_pass_can_start_at_any_token(planted, shuffle, start):
+    shards = Shards(planted[1])
+    whole = torch.cat(list(raw_tokens(shards, 5, 50, CPU, doing="test", shuffle=shuffle)))
+    rest = list(raw_tokens(shards, 5, 50, CPU, doing="test", shuffle=shuffle, start=start))
+    assert torch.equal(torch.cat([torch.empty(0, D_MODEL), *rest]), whole[start:])
+    assert start % 50 or {len(batch) for batch in rest[:-1]} <= {50}
+
+
 def test_statistics_of_another_width_are_refused(planted):
     statistics = {"mean": torch.zeros(79), "std": torch.ones(79)}
     with pytest.raises(ValueError, match=r"the statistics have 79 dimensions, .* has 80: fit them again"):

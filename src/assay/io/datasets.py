@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
-from typing import Any, Protocol
+from typing import Any, Protocol, get_args
 
 import fsspec
 import numpy as np
@@ -12,7 +12,9 @@ import numpy.typing as npt
 from kedro.io import AbstractDataset, AbstractVersionedDataset, DatasetError, Version
 from torch import Tensor
 
-from assay.io.codes import Codes, StoredCodes, write_codes
+from assay.io.codes import StoredCodes
+from assay.io.codes_layout import Codes, Dtype
+from assay.io.codes_writer import write_codes
 from assay.io.metadata import METADATA_NAME, Metadata
 from assay.io.publish import publishing_folder
 from assay.io.shards import Shards, write_shards
@@ -121,6 +123,8 @@ class CodesDataset(AbstractDataset[Codes, StoredCodes]):
         encoding: e.g. ``pca-topk-00064``.
         layer: e.g. ``layer_23``.
         batch_size: rows held in memory while writing.
+        rows_per_shard: rows a file at the most; what an interrupted run wrote is kept by whole files.
+        dtype: of the values on disk: float32, float16 or bfloat16.
         metadata: for plugins, unused here.
 
     Examples:
@@ -153,13 +157,19 @@ class CodesDataset(AbstractDataset[Codes, StoredCodes]):
         encoding: str,
         layer: str,
         batch_size: int = 4096,
+        rows_per_shard: int = 2**18,
+        dtype: Dtype = "float32",
         metadata: dict[str, Any] | None = None,
     ) -> None:
+        if dtype not in get_args(Dtype):
+            raise ValueError(f"dtype is {dtype!r}: wanted one of {', '.join(get_args(Dtype))}")
         self._filepath = Path(filepath)
         self._shards = Path(shards["path"])
         self._encoding = encoding
         self._layer = layer
         self._batch_size = batch_size
+        self._rows_per_shard = rows_per_shard
+        self._dtype: Dtype = dtype
         self.metadata = metadata
 
     @property
@@ -172,17 +182,18 @@ class CodesDataset(AbstractDataset[Codes, StoredCodes]):
         return self._open()
 
     def save(self, data: Codes) -> None:
-        write_codes(self.folder, data, batch_size=self._batch_size)
+        write_codes(
+            self.folder, data, batch_size=self._batch_size, rows_per_shard=self._rows_per_shard, dtype=self._dtype
+        )
 
     def _open(self) -> StoredCodes:
         return StoredCodes(self.folder)
 
     def _exists(self) -> bool:
         try:
-            self._open()  # load() would raise Kedro's DatasetError for whatever went wrong
+            return self._open().dtype == self._dtype  # load() would raise Kedro's DatasetError for whatever went wrong
         except (FileNotFoundError, ValueError):
             return False
-        return True
 
     def _describe(self) -> dict[str, Any]:
         return {
@@ -190,6 +201,7 @@ class CodesDataset(AbstractDataset[Codes, StoredCodes]):
             "shards": str(self._shards),
             "encoding": self._encoding,
             "layer": self._layer,
+            "dtype": self._dtype,
         }
 
 

@@ -19,6 +19,8 @@ WINDOW_TOKENS = 32_768
 WINDOW_BATCHES = 4
 # A window is made of runs of so many tokens of an example, or of whole ones, if shorter: 256 KiB a read at d_model 1024.
 RUN_TOKENS = 64
+# Which of a seed's streams of random words chooses the sample: one that no window has.
+_SAMPLE = 2**32 - 1
 # An order file is checked this many numbers at a time.
 CHECKED_AT_ONCE = 2**20
 
@@ -63,30 +65,43 @@ class Sequential:
 class Shuffled:
     """Short runs of tokens, drawn from all shards in random order, their tokens permuted within windows.
 
-    Holds 8 bytes a run. The order depends on `seed` and the window alone, and the window is the same for every batch size that
-    divides WINDOW_TOKENS and is at most a WINDOW_BATCHES-th of it.
+    With `max_tokens`, only those of a random sample of the runs, which is the same for every seed; that of a smaller number is
+    part of it. Holds 16 bytes a run. The order depends on `seed`, `max_tokens` and the window alone, and the window is the same
+    for every batch size that divides WINDOW_TOKENS and is at most a WINDOW_BATCHES-th of it.
     """
 
-    def __init__(self, n_examples: int, tokens_per_example: int, batch_size: int, seed: int) -> None:
-        self.n_tokens = n_examples * tokens_per_example
+    def __init__(
+        self, n_examples: int, tokens_per_example: int, batch_size: int, seed: int, max_tokens: int | None = None
+    ) -> None:
+        n_known = n_examples * tokens_per_example
+        self.n_tokens = n_known if max_tokens is None else min(max_tokens, n_known)
         self.window = max(WINDOW_BATCHES, -(-WINDOW_TOKENS // batch_size)) * batch_size
         self.identity: dict[str, str | int | None] = {"seed": seed, "order": None}
         self._seed = seed
         self._run = min(RUN_TOKENS, tokens_per_example)
-        n_runs = -(-self.n_tokens // self._run)
-        self._runs = _permutation(n_runs, seed, 0)
-        # The last run of the data may be short; after its place in the stream all others are so much nearer.
-        self._missing = n_runs * self._run - self.n_tokens
-        self._short_end = (int((self._runs == n_runs - 1).argmax()) + 1) * self._run - self._missing
+        n_runs = -(-n_known // self._run)
+        runs, lengths = np.arange(n_runs), np.full(n_runs, self._run)
+        lengths[-1] -= n_runs * self._run - n_known
+        if self.n_tokens < n_known:
+            runs = _permutation(n_runs, 0, _SAMPLE)
+            lengths = lengths[runs]
+            kept = int(np.searchsorted(lengths.cumsum(), self.n_tokens)) + 1
+            runs, lengths = runs[:kept], lengths[:kept]
+            lengths[-1] -= lengths.sum() - self.n_tokens
+        order = _permutation(len(runs), seed, 0)
+        self._first_tokens = runs[order] * self._run
+        self._ends = lengths[order].cumsum()
 
     def numbers(self, start: int, stop: int) -> Numbers:
         """See `Order.numbers`."""
-        # The whole window is permuted even where its end is not wanted: max_tokens must not change what comes before.
-        whole = np.arange(start, min(start + self.window, self.n_tokens))
-        turn = whole[_permutation(len(whole), self._seed, 1 + start // self.window)[: stop - start]]
-        turn += self._missing * (turn >= self._short_end)
-        place, token = np.divmod(turn, self._run)
-        return self._runs[place] * self._run + token
+        # The whole window is permuted even where its end is not wanted: what comes before must not change.
+        end = min(start + self.window, self.n_tokens)
+        first, last = np.searchsorted(self._ends, [start, end - 1], side="right")
+        ends = self._ends[first : last + 1]
+        begins = np.concatenate([self._ends[first - 1 : first] if first else [0], ends[:-1]])
+        numbers = np.repeat(self._first_tokens[first : last + 1] - begins, ends - begins)
+        numbers = (numbers + np.arange(begins[0], ends[-1]))[start - begins[0] : end - begins[0]]
+        return numbers[_permutation(len(numbers), self._seed, 1 + start // self.window)[: stop - start]]
 
 
 class OrderFile:

@@ -2,10 +2,11 @@
 
 Everything is written into a sibling `.<name>.partial-<random>`, flushed to the device and renamed into place. While it
 works a writer holds an advisory lock (flock) on `.<name>.partial-lock`. The kernel drops that lock with the process, so
-whoever holds it knows that every partial of that name was left by a dead writer, and removes it.
+whoever holds it knows that every partial of that name was left by a dead writer, and removes it, unless it can go on from it.
 """
 
 import fcntl
+import hashlib
 import logging
 import os
 import re
@@ -17,32 +18,46 @@ from pathlib import Path
 
 logger = logging.getLogger(__name__)
 
+INTERRUPTIONS = (OSError, KeyboardInterrupt, SystemExit, GeneratorExit)
+"""What ends a writer through no fault of what it writes: a full disk, a signal."""
+
 
 @contextmanager
-def publishing_folder(path: str | os.PathLike[str], *, replace: bool = False) -> Iterator[Path]:
-    """Yield an empty folder that becomes `path` when the block ends, and is deleted if the block raises.
+def publishing_folder(
+    path: str | os.PathLike[str], *, replace: bool = False, resume: str | None = None
+) -> Iterator[Path]:
+    """Yield a folder that becomes `path` when the block ends, and is deleted if the block raises.
 
     With `replace` an existing folder is swapped out: it is moved aside, the new one moved in, the old one deleted. A
     process killed between these two renames leaves no `path`, and both folders as partials: a reader sees the old, the
     new or nothing, never a mixture.
+
+    The folder is empty; but with `resume`, which says what is written, it holds what an interrupted block with the same `path`
+    and `resume` left in it. Such a block is one that was killed or raised one of `INTERRUPTIONS`.
 
     Raises:
         FileExistsError: `path` exists, and `replace` is false.
         ValueError: `path` is something else than a folder, or another live process is writing it.
     """
     target = _target(path)
-    with _sole_writer(target):
+    partial = _new_partial(target) if resume is None else resumable_folder(target, resume)
+    with _sole_writer(target, spared=partial):
         _refuse_occupied(target, replace)
-        partial = _new_partial(target)
-        partial.mkdir()
+        partial.mkdir(exist_ok=resume is not None)
         try:
             yield partial
             _fsync_tree(partial)
             _refuse_occupied(target, replace)
             _move_in(partial, target)
-        except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
+        except BaseException as error:
+            if resume is None or not isinstance(error, INTERRUPTIONS):
+                shutil.rmtree(partial, ignore_errors=True)
             raise
+
+
+def resumable_folder(path: str | os.PathLike[str], resume: str) -> Path:
+    """Where `publishing_folder` keeps what it has of `path` until it is whole; it need not exist."""
+    return _partial(Path(os.path.abspath(path)), hashlib.sha256(resume.encode()).hexdigest()[:16])
 
 
 @contextmanager
@@ -60,9 +75,9 @@ def publish_file(path: str | os.PathLike[str]) -> Iterator[Path]:
         partial = _new_partial(target)
         try:
             yield partial
-            _fsync(partial)
+            flush(partial)
             os.replace(partial, target)
-            _fsync(target.parent)
+            flush(target.parent)
         except BaseException:
             partial.unlink(missing_ok=True)
             raise
@@ -95,18 +110,18 @@ def _move_in(partial: Path, target: Path) -> None:
         if old:
             os.rename(old, target)
         raise
-    _fsync(target.parent)
+    flush(target.parent)
     if old:
         shutil.rmtree(old, ignore_errors=True)
 
 
 @contextmanager
-def _sole_writer(target: Path) -> Iterator[None]:
-    """Hold the right to write `target`, having removed what dead writers of it left."""
+def _sole_writer(target: Path, spared: Path | None = None) -> Iterator[None]:
+    """Hold the right to write `target`, having removed what dead writers of it left, but for `spared`."""
     lock = target.with_name(f".{target.name}.partial-lock")
     descriptor = _acquire(lock, target)
     try:
-        _remove_stale(target)
+        _remove_stale(target, spared)
         yield
     finally:
         lock.unlink(missing_ok=True)
@@ -131,13 +146,17 @@ def _acquire(lock: Path, target: Path) -> int:
 
 
 def _new_partial(target: Path) -> Path:
-    return target.with_name(f".{target.name}.partial-{secrets.token_hex(8)}")
+    return _partial(target, secrets.token_hex(8))
 
 
-def _remove_stale(target: Path) -> None:
+def _partial(target: Path, digits: str) -> Path:
+    return target.with_name(f".{target.name}.partial-{digits}")
+
+
+def _remove_stale(target: Path, spared: Path | None) -> None:
     pattern = re.compile(rf"\.{re.escape(target.name)}\.partial-[0-9a-f]{{16}}")
     for entry in target.parent.iterdir():
-        if not pattern.fullmatch(entry.name):
+        if not pattern.fullmatch(entry.name) or entry == spared:
             continue
         logger.info("removing %s, left by a writer that died", entry)
         if entry.is_dir() and not entry.is_symlink():
@@ -146,7 +165,8 @@ def _remove_stale(target: Path) -> None:
             entry.unlink(missing_ok=True)
 
 
-def _fsync(path: str | os.PathLike[str]) -> None:
+def flush(path: str | os.PathLike[str]) -> None:
+    """Have what was written to a file or folder on the device."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -157,5 +177,5 @@ def _fsync(path: str | os.PathLike[str]) -> None:
 def _fsync_tree(folder: Path) -> None:
     for parent, _, names in os.walk(folder):
         for name in names:
-            _fsync(os.path.join(parent, name))
-        _fsync(parent)
+            flush(os.path.join(parent, name))
+        flush(parent)

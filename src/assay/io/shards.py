@@ -47,7 +47,7 @@ class ReadOptions(TypedDict, total=False):
         seed: of the shuffling, 0 <= seed < 2^63; 0 by default.
         order: a .npy file of int64 token numbers (example * content_tokens_per_example + content token) to read instead, each at
             most once.
-        max_tokens: only the first so many tokens of the order.
+        max_tokens: only so many tokens: the first of the order; shuffled, a random sample that is the same for every seed.
         threads: that read ahead; 2 by default. They do not change what is read.
         cursor: `Batches.state()` of a pass with the same folder and options, to go on with its next batch.
         device: where the batches are wanted; the CPU by default. On CUDA they are copied there from pinned memory, asynchronously.
@@ -222,7 +222,9 @@ class LayerActivations:
         if path is not None:
             order = OrderFile(path, self.n_tokens)
         elif shuffle:
-            order = Shuffled(self.shards.n_examples, self.shards.content_tokens_per_example, batch_size, seed)
+            order = Shuffled(
+                self.shards.n_examples, self.shards.content_tokens_per_example, batch_size, seed, max_tokens
+            )
         else:
             order = Sequential(self.n_tokens)
         return Batches(

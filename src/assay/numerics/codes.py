@@ -3,10 +3,12 @@
 A batch is a dict. By format it holds
 
 - `dense`: `values` (b, n_features) float32;
-- `sparse`: `values` (b, k) float32 and `indices` (b, k) int64, distinct within a row; a feature that is not named is 0;
+- `sparse`: `values` (b, k) float32, by falling magnitude, and `indices` (b, k) int64; a feature that is not named is 0, and one
+  is named once, but that entries of value 0, which pad rows to one length, may name any;
 - `onehot`: `indices` (b,) int64, the one feature that is 1.
 
-Any other key, such as a row's reconstruction `error` (b,), rides along: its first dimension is the batch's.
+Any other key rides along: its first dimension is the batch's. Encoders add `error` (b,) float64, each row's squared
+reconstruction error.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -31,8 +33,12 @@ class Codes(Protocol):
     @property
     def n_features(self) -> int: ...
 
-    def batches(self, batch_size: int) -> Iterator[Batch]:
-        """A fresh pass over all rows in order, in batches of at most `batch_size` rows."""
+    @property
+    def k(self) -> int | None:
+        """Entries a row: n_features dense, 1 one-hot; None where sparse rows vary."""
+
+    def batches(self, batch_size: int, start: int = 0) -> Iterator[Batch]:
+        """A fresh pass over the rows from `start` on, in order, in batches of at most `batch_size` rows."""
 
 
 def count_rows(batch: Batch) -> int:
@@ -67,7 +73,8 @@ def densify(batch: Batch, code_format: Format, n_features: int, start: int = 0, 
     width = stop - start
     inside = (indices >= start) & (indices < stop)
     dense = torch.zeros(indices.shape[0], width + 1, device=indices.device)  # the last column takes what is outside
-    return dense.scatter_(1, torch.where(inside, indices - start, width), values)[:, :width]
+    # Added, since padding may name a feature again: with 0.
+    return dense.scatter_add_(1, torch.where(inside, indices - start, width), values)[:, :width]
 
 
 class TensorCodes:
@@ -80,11 +87,12 @@ class TensorCodes:
             raise ValueError(f"codes have shape {tuple(values.shape)}, wanted (rows, features): reshape them")
         self.values = values
         self.n_rows, self.n_features = values.shape
+        self.k: int | None = self.n_features
 
-    def batches(self, batch_size: int) -> Iterator[Batch]:
+    def batches(self, batch_size: int, start: int = 0) -> Iterator[Batch]:
         """The rows in order, `batch_size` at a time."""
-        for start in range(0, self.n_rows, batch_size):
-            yield {"values": self.values[start : start + batch_size].float()}
+        for first in range(start, self.n_rows, batch_size):
+            yield {"values": self.values[first : first + batch_size].float()}
 
 
 class SelectedCodes:
@@ -101,22 +109,26 @@ class SelectedCodes:
         self.format: Format = codes.format
         self.n_rows = int(rows.sum())
         self.n_features = codes.n_features
+        self.k = codes.k
 
-    def batches(self, batch_size: int) -> Iterator[Batch]:
+    def batches(self, batch_size: int, start: int = 0) -> Iterator[Batch]:
         """What is left of each batch of the other codes; none is empty."""
-        start = 0
-        for batch in self.codes.batches(batch_size):
-            stop = start + count_rows(batch)
-            kept = self.rows[start:stop]
-            start = stop
+        if start >= self.n_rows:
+            return
+        first = int(self.rows.nonzero()[start])
+        for batch in self.codes.batches(batch_size, first):
+            last = first + count_rows(batch)
+            kept = self.rows[first:last]
+            first = last
             if kept.any():
                 yield {name: tensor[kept.to(tensor.device)] for name, tensor in batch.items()}
 
 
 class ComputedCodes:
-    """Codes made on the fly: `stream(batch_size)` starts a fresh pass over the rows in order.
+    """Codes made on the fly: `stream(batch_size, start)` starts a fresh pass over the rows from `start` on, in order.
 
-    `provenance` says where they come from (JSON scalars), for whoever writes them down.
+    `provenance` says where they come from (JSON scalars), for whoever writes them down; `fallback` makes a sparser form of
+    them, for a disk that is too small.
     """
 
     def __init__(
@@ -124,18 +136,75 @@ class ComputedCodes:
         code_format: Format,
         n_rows: int,
         n_features: int,
-        stream: Callable[[int], Iterator[Batch]],
+        k: int | None,
+        stream: Callable[[int, int], Iterator[Batch]],
+        *,
         provenance: Mapping[str, object] | None = None,
+        fallback: Callable[[], "ComputedCodes"] | None = None,
     ) -> None:
         self.format: Format = code_format
         self.n_rows = n_rows
         self.n_features = n_features
+        self.k = k
         self.stream = stream
         self.provenance = provenance or {}
+        self.fallback = fallback
 
-    def batches(self, batch_size: int) -> Iterator[Batch]:
+    def batches(self, batch_size: int, start: int = 0) -> Iterator[Batch]:
         """A fresh pass."""
-        return self.stream(batch_size)
+        return self.stream(batch_size, start)
+
+
+class TopKCodes:
+    """Top-K codes for a K below that of `codes`, which are sparse, by falling magnitude: the first `k` entries of each row.
+
+    Batch for batch they equal what the encoder at `k` gives, bit for bit, `error` too: it is the other codes' plus the squares
+    that are left out, added in the encoder's order. ValueError unless `codes` are sparse with a K of at least `k`.
+    """
+
+    format: Format = "sparse"
+
+    def __init__(self, codes: Codes, k: int) -> None:
+        if codes.format != "sparse" or codes.k is None or not 1 <= k <= codes.k:
+            raise ValueError(
+                f"found {codes.format} codes of {codes.k} entries a row, wanted sparse ones of at least {k}: encode with a larger K"
+            )
+        self.codes = codes
+        self.n_rows = codes.n_rows
+        self.n_features = codes.n_features
+        self.k: int | None = k
+
+    def batches(self, batch_size: int, start: int = 0) -> Iterator[Batch]:
+        """The other codes' batches, cut."""
+        for batch in self.codes.batches(batch_size, start):
+            values = batch["values"]
+            cut = batch | {"values": values[:, : self.k], "indices": batch["indices"][:, : self.k]}
+            if "error" in batch:
+                cut["error"] = add_squares(batch["error"], values[:, self.k :])
+            yield cut
+
+
+def add_squares(error: Tensor, dropped: Tensor) -> Tensor:
+    """error (b,) plus the squares of dropped (b, n), float64 (b,), one after the other from the last column to the first."""
+    squares = dropped.double().square().flip(1)
+    # A running sum goes one by one, so that a sum that was broken off can be gone on with and give the same bits.
+    return torch.cat([error.double()[:, None], squares], dim=1).cumsum(1)[:, -1]
+
+
+def sparsify(batch: Batch, *, top_k: int | None = None, margin: float | None = None) -> Batch:
+    """A dense batch with the `top_k` entries of largest magnitude a row, or with those of magnitude `margin` or more.
+
+    Sparse, by falling magnitude, ties to the lower index; with `margin` padded to the longest row of the batch.
+    """
+    values = batch["values"]
+    order = values.abs().argsort(dim=1, descending=True, stable=True)
+    if margin is not None:
+        top_k = int((values.abs() >= margin).sum(1).max()) if len(values) else 0
+    order = order[:, :top_k]
+    kept = values.gather(1, order)
+    if margin is not None:
+        kept = torch.where(kept.abs() >= margin, kept, 0.0)
+    return batch | {"values": kept, "indices": torch.where(kept != 0, order, 0) if margin is not None else order}
 
 
 def as_codes(codes: Codes | Tensor) -> Codes:

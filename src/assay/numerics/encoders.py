@@ -1,15 +1,16 @@
 """Encoders: a fitted dictionary's state and a batch of standardised tokens give a batch of codes.
 
-Every batch of codes carries `error` (b,) float32, the squared error of the dictionary's reconstruction of each token.
+Every batch of codes carries `error` (b,) float64, the squared error of the dictionary's reconstruction of each token.
 """
 
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
-from assay.numerics.codes import Batch, Format
+from assay.numerics.codes import Batch, Format, add_squares
 from assay.numerics.kmeans import MiniBatchKMeans
 from assay.numerics.pca import StreamingPCA, top_k
 
@@ -19,11 +20,17 @@ DISTANCE_FLOOR = 1e-6
 
 @dataclass(frozen=True)
 class Encoder:
-    """What one encoding makes of tokens: `encode` maps float32 (b, d) to a batch of `format` over `n_features` features."""
+    """What one encoding makes of tokens: `encode` maps float32 (b, d) to a batch of `format` over `n_features` features.
+
+    `k` is the entries a row. `zero_is_far` says that a code of 0 stands for what is far away or absent, so that small entries
+    may be left out.
+    """
 
     format: Format
     n_features: int
+    k: int
     encode: Callable[[Tensor], Batch]
+    zero_is_far: bool = False
 
 
 def kmeans_onehot(state: Mapping[str, Tensor]) -> Encoder:
@@ -32,13 +39,33 @@ def kmeans_onehot(state: Mapping[str, Tensor]) -> Encoder:
 
     def encode(x: Tensor) -> Batch:
         labels, squared_distances = kmeans.assign(x)
-        return {"indices": labels, "error": squared_distances.float()}
+        return {"indices": labels, "error": squared_distances}
 
-    return Encoder("onehot", kmeans.n_clusters, encode)
+    return Encoder("onehot", kmeans.n_clusters, 1, encode)
 
 
-def kmeans_invdist(state: Mapping[str, Tensor]) -> Encoder:
-    """1 / (d + 1e-6) for the euclidean distance d to every centre."""
+def invert(distances: Tensor) -> Tensor:
+    """1 / (d + 1e-6)."""
+    return 1 / (distances + DISTANCE_FLOOR)
+
+
+def unit(distances: Tensor) -> Tensor:
+    """1 - d / d_max, d_max the distance to the centre that is farthest from the token; 1 where all are at 0."""
+    farthest = distances.amax(1, keepdim=True)
+    return 1 - distances / torch.where(farthest > 0, farthest, 1.0)
+
+
+TRANSFORMS: dict[str, tuple[Callable[[Tensor], Tensor], bool]] = {
+    "kmeans-invdist": (invert, True),
+    "kmeans-distance-sqeuclidean": (Tensor.square, False),
+    "kmeans-distance-neg_euclidean": (Tensor.neg, False),
+    "kmeans-distance-unit": (unit, True),
+}
+"""What is made of the euclidean distances d of a token to every centre, and whether 0 is far."""
+
+
+def kmeans_distances(state: Mapping[str, Tensor], transform: Callable[[Tensor], Tensor], zero_is_far: bool) -> Encoder:
+    """`transform` of the euclidean distances to every centre, float32."""
     kmeans = MiniBatchKMeans.from_state(state)
 
     def encode(x: Tensor) -> Batch:
@@ -48,9 +75,29 @@ def kmeans_invdist(state: Mapping[str, Tensor]) -> Encoder:
         residual = x.to(distances.device).double() - kmeans.cluster_centers_[nearest].double()
         squared = residual.square().sum(dim=1)
         distances.scatter_(1, nearest[:, None], squared.sqrt().float()[:, None])
-        return {"values": 1 / (distances + DISTANCE_FLOOR), "error": squared.float()}
+        return {"values": transform(distances), "error": squared}
 
-    return Encoder("dense", kmeans.n_clusters, encode)
+    return Encoder("dense", kmeans.n_clusters, kmeans.n_clusters, encode, zero_is_far)
+
+
+def kmeans_cosine(state: Mapping[str, Tensor]) -> Encoder:
+    """Cosine similarity x~.c / (|x~| |c|) to every centre, float32; 0 where either is 0."""
+    kmeans = MiniBatchKMeans.from_state(state)
+    directions = torch.nn.functional.normalize(kmeans.cluster_centers_.double(), eps=0.0).nan_to_num()
+
+    def encode(x: Tensor) -> Batch:
+        tokens = torch.nn.functional.normalize(x.to(directions), eps=0.0).nan_to_num()
+        return {"values": (tokens @ directions.T).float(), "error": kmeans.assign(x)[1]}
+
+    return Encoder("dense", kmeans.n_clusters, kmeans.n_clusters, encode, zero_is_far=True)
+
+
+def _left_by_all(pca: StreamingPCA, x: Tensor) -> Tensor:
+    """What the reconstruction by all components leaves of each token, float64 (b,): nothing where there are d of them."""
+    n_components, d = pca.components_.shape
+    if n_components == d:
+        return torch.zeros(len(x), dtype=torch.float64, device=pca.components_.device)
+    return pca.squared_errors(x, n_components)
 
 
 def pca_dense(state: Mapping[str, Tensor]) -> Encoder:
@@ -59,13 +106,15 @@ def pca_dense(state: Mapping[str, Tensor]) -> Encoder:
     n_components = len(pca.components_)
 
     def encode(x: Tensor) -> Batch:
-        return {"values": pca.transform(x), "error": pca.squared_errors(x, n_components).float()}
+        return {"values": pca.transform(x), "error": _left_by_all(pca, x)}
 
-    return Encoder("dense", n_components, encode)
+    return Encoder("dense", n_components, n_components, encode)
 
 
 def pca_topk(state: Mapping[str, Tensor], k: int) -> Encoder:
     """The k coefficients of largest magnitude, by falling magnitude; ties to the lower index.
+
+    The error is what all components leave plus the squares of the coefficients that are dropped.
 
     Raises ValueError unless k is 1 to the number of components.
     """
@@ -75,23 +124,28 @@ def pca_topk(state: Mapping[str, Tensor], k: int) -> Encoder:
         raise ValueError(f"found K = {k}, wanted 1 to {n_components}, the number of components: change K")
 
     def encode(x: Tensor) -> Batch:
-        values, indices = top_k(pca.transform(x), k)
-        return {"values": values, "indices": indices, "error": pca.squared_errors(x, k).float()}
+        values, indices = top_k(pca.transform(x), n_components)
+        error = add_squares(_left_by_all(pca, x), values[:, k:])
+        return {"values": values[:, :k], "indices": indices[:, :k], "error": error}
 
-    return Encoder("sparse", n_components, encode)
+    return Encoder("sparse", n_components, k, encode)
 
 
 def make_encoder(encoding: str, state: Mapping[str, Tensor]) -> Encoder:
-    """The encoder of a name: `kmeans-onehot`, `kmeans-invdist`, `pca-dense`, or `pca-topk-00064` for K = 64.
+    """The encoder of a name, by a dictionary's state.
+
+    `kmeans-onehot`; `kmeans-invdist`; `kmeans-distance-` and `sqeuclidean`, `neg_euclidean`, `cosine` or `unit`; `pca-dense`;
+    `pca-topk-00064` for K = 64.
 
     Raises ValueError for any other name, and for a K above the number of components.
     """
-    makers = {"kmeans-onehot": kmeans_onehot, "kmeans-invdist": kmeans_invdist, "pca-dense": pca_dense}
+    makers = {"kmeans-onehot": kmeans_onehot, "kmeans-distance-cosine": kmeans_cosine, "pca-dense": pca_dense}
     if encoding in makers:
         return makers[encoding](state)
+    if encoding in TRANSFORMS:
+        return kmeans_distances(state, *TRANSFORMS[encoding])
     topk = re.fullmatch(r"pca-topk-([0-9]{5,})", encoding)
     if topk:
         return pca_topk(state, int(topk[1]))
-    raise ValueError(
-        f"the encoding is {encoding!r}; wanted one of {', '.join(makers)} or pca-topk-KKKKK, K in five digits or more"
-    )
+    known = ", ".join(sorted([*makers, *TRANSFORMS]))
+    raise ValueError(f"the encoding is {encoding!r}; wanted one of {known} or pca-topk-KKKKK, K in five digits or more")

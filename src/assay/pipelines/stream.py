@@ -37,18 +37,29 @@ def raw_tokens(
     shuffle: bool = False,
     seed: int = 0,
     max_tokens: int | None = None,
+    start: int = 0,
 ) -> Iterator[Tensor]:
     """Yield one layer's content tokens, float32 (batch, d_model), on the device, under a progress bar that says ``doing``.
 
-    With ``max_tokens``, only the first so many of the order.
+    With ``max_tokens``, only so many (see `ReadOptions`); with ``start``, only those from that place in the order on, in the
+    batches of a whole pass.
     """
-    batches = shards.batches(
-        layer=layer, batch_size=batch_size, shuffle=shuffle, seed=seed, max_tokens=max_tokens, device=device
+    open_pass = functools.partial(
+        shards.batches,
+        layer=layer,
+        batch_size=batch_size,
+        shuffle=shuffle,
+        seed=seed,
+        max_tokens=max_tokens,
+        device=device,
     )
+    before, cut = divmod(start, batch_size)
+    batches = open_pass() if before == 0 else open_pass(cursor={**open_pass().state(), "batch": before})
     with (
         batches,
         tqdm(
             total=batches.n_tokens,
+            initial=start,
             desc=f"layer {layer}: {doing}",
             unit=" tokens",
             unit_scale=True,
@@ -57,8 +68,10 @@ def raw_tokens(
         ) as bar,
     ):
         for batch in batches:
-            yield batch
-            bar.update(len(batch))
+            if cut < len(batch):
+                yield batch[cut:]
+                bar.update(len(batch) - cut)
+            cut = 0
 
 
 def standardized_tokens(
@@ -72,6 +85,7 @@ def standardized_tokens(
     shuffle: bool = False,
     seed: int = 0,
     max_tokens: int | None = None,
+    start: int = 0,
 ) -> Iterator[Tensor]:
     """As :func:`raw_tokens`, standardised: x~ = (x - mu) / sigma.
 
@@ -84,7 +98,7 @@ def standardized_tokens(
             f"the statistics have {len(mean)} dimensions, {shards.path} has {shards.d_model}: fit them again"
         )
     for batch in raw_tokens(
-        shards, layer, batch_size, device, doing=doing, shuffle=shuffle, seed=seed, max_tokens=max_tokens
+        shards, layer, batch_size, device, doing=doing, shuffle=shuffle, seed=seed, max_tokens=max_tokens, start=start
     ):
         yield standardize(batch, mean, std)
 

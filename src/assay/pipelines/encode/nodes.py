@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from torch import Tensor
 
 from assay.io.shards import Shards
 from assay.io.tensors import fingerprint_tensors
-from assay.numerics.codes import Batch, ComputedCodes
+from assay.numerics.codes import Batch, ComputedCodes, sparsify
 from assay.numerics.encoders import make_encoder
+from assay.parameters import KMeansParameters, PCAParameters
 from assay.pipelines.stream import pick_device, standardized_tokens
 
 
-def encode_patches(
+def encode_with_kmeans(
     shards: Shards,
     statistics: dict[str, Tensor],
     model: dict[str, Tensor],
+    parameters: KMeansParameters,
     device: str,
     *,
     layer: int,
@@ -24,13 +29,43 @@ def encode_patches(
 ) -> ComputedCodes:
     """Codes of every content token of a layer, in order, computed as they are read: nothing is done yet when this returns.
 
-    Where the catalog gives the codes a folder they are written there; where it gives them memory, each reader computes them.
+    Where the catalog gives the codes a folder they are written there, on a disk that is too small with `sparsity`; where it
+    gives them memory, each reader computes them.
     """
+    fitted_with = parameters.model_dump(mode="json", exclude={"encodings"})
+    return _encode(shards, statistics, model, fitted_with, device, layer=layer, encoding=encoding)
+
+
+def encode_with_pca(
+    shards: Shards,
+    statistics: dict[str, Tensor],
+    model: dict[str, Tensor],
+    parameters: PCAParameters,
+    device: str,
+    *,
+    layer: int,
+    encoding: str,
+) -> ComputedCodes:
+    """As `encode_with_kmeans`, by PCA."""
+    fitted_with = parameters.model_dump(mode="json", exclude={"topk"})
+    return _encode(shards, statistics, model, fitted_with, device, layer=layer, encoding=encoding)
+
+
+def _encode(
+    shards: Shards,
+    statistics: dict[str, Tensor],
+    model: dict[str, Tensor],
+    fitted_with: dict[str, Any],
+    device: str,
+    *,
+    layer: int,
+    encoding: str,
+) -> ComputedCodes:
     place = pick_device(device)
     encoder = make_encoder(encoding, {name: tensor.to(place) for name, tensor in model.items()})
 
-    def stream(batch_size: int) -> Iterator[Batch]:
-        for tokens in standardized_tokens(shards, layer, statistics, batch_size, place, doing=encoding):
+    def stream(batch_size: int, start: int) -> Iterator[Batch]:
+        for tokens in standardized_tokens(shards, layer, statistics, batch_size, place, doing=encoding, start=start):
             yield encoder.encode(tokens)
 
     provenance = {
@@ -39,5 +74,31 @@ def encode_patches(
         "shards": shards.name,
         "model": fingerprint_tensors(model),
         "statistics": fingerprint_tensors(statistics),
+        "parameters": json.dumps(fitted_with, sort_keys=True),
+        "seed": fitted_with.get("seed"),
     }
-    return ComputedCodes(encoder.format, shards.n_tokens, encoder.n_features, stream, provenance)
+    codes = functools.partial(ComputedCodes, n_rows=shards.n_tokens, n_features=encoder.n_features)
+    sparsity = fitted_with.get("sparsity") if encoder.zero_is_far else None
+    return codes(
+        encoder.format,
+        k=encoder.k,
+        stream=stream,
+        provenance=provenance,
+        fallback=_sparser(codes, stream, sparsity, provenance) if sparsity else None,
+    )
+
+
+def _sparser(
+    codes: Callable[..., ComputedCodes],
+    stream: Callable[[int, int], Iterator[Batch]],
+    sparsity: dict[str, Any],
+    provenance: dict[str, Any],
+) -> Callable[[], ComputedCodes]:
+    """What makes the codes with their largest entries only."""
+
+    def sparse_stream(batch_size: int, start: int) -> Iterator[Batch]:
+        for batch in stream(batch_size, start):
+            yield sparsify(batch, **sparsity)
+
+    about = provenance | {"sparsity": json.dumps(sparsity)}
+    return functools.partial(codes, "sparse", k=sparsity["top_k"], stream=sparse_stream, provenance=about)

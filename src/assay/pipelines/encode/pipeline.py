@@ -1,16 +1,21 @@
+from collections.abc import Callable
+
 from kedro.pipeline import Pipeline, node
 from kedro.pipeline.node import Node
 
-from assay.pipelines.encode.nodes import encode_patches
+from assay.numerics.codes import ComputedCodes
+from assay.pipelines.encode.nodes import encode_with_kmeans, encode_with_pca
 from assay.pipelines.stream import bind
+
+ENCODE: dict[str, Callable[..., ComputedCodes]] = {"kmeans": encode_with_kmeans, "pca": encode_with_pca}
 
 
 def encode_both_splits(layer: int, method: str, encoding: str) -> list[Node]:
     """The nodes that leave one encoding of both probe splits."""
     return [
         node(
-            bind(encode_patches, layer=layer, encoding=encoding),
-            [f"shards_{split}", "statistics", f"{method}_model", "params:device"],
+            bind(ENCODE[method], layer=layer, encoding=encoding),
+            [f"shards_{split}", "statistics", f"{method}_model", f"params:{method}", "params:device"],
             f"codes_{encoding}_{split}",
             name=f"encode.{encoding}.{split}",
         )

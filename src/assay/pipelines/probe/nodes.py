@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from assay.io.shards import Shards
-from assay.numerics.codes import Codes, SelectedCodes, measure_l0, select_features
+from assay.numerics.codes import Codes, SelectedCodes, TopKCodes, measure_l0, select_features
 from assay.numerics.probe import LogisticProbe1d
 from assay.numerics.ranking import purity_at_k
 from assay.numerics.scores import Scores, best_features, score_encoding
@@ -32,8 +32,11 @@ def fit_probes(
     method: str,
     encoding: str,
     k: int,
+    kept: int | None = None,
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Fit the probes on probe train and judge them on probe val.
+
+    With ``kept``, the codes are top-K codes for a larger K, and only so many entries of each row are looked at.
 
     Returns:
         The probes: the fitted state on standardised features, `coef` and `intercept` on raw ones, and float64
@@ -43,6 +46,8 @@ def fit_probes(
     Raises:
         ValueError: every patch of a split is void, codes and labels differ in number, or no class is in both splits.
     """
+    if kept is not None:
+        codes_train, codes_val = TopKCodes(codes_train, kept), TopKCodes(codes_val, kept)
     place = pick_device(device)
     train_labels, val_labels = _read_labels(shards_train).to(place), _read_labels(shards_val).to(place)
     first = 0 if parameters.void == "class" else 1

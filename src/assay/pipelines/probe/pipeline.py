@@ -4,15 +4,22 @@ from assay.pipelines.probe.nodes import fit_probes
 from assay.pipelines.stream import bind
 
 
-def create_pipeline(layer: int, *, encodings: tuple[tuple[str, str, int], ...]) -> Pipeline:
-    """Probe every (method, encoding, k)."""
+def create_pipeline(layer: int, *, encodings: tuple[tuple[str, str, int, str], ...]) -> Pipeline:
+    """Probe every (method, encoding, k, encoding whose codes hold it)."""
     return Pipeline(
         [
             node(
-                bind(fit_probes, layer=layer, method=method, encoding=encoding, k=k),
+                bind(
+                    fit_probes,
+                    layer=layer,
+                    method=method,
+                    encoding=encoding,
+                    k=k,
+                    kept=None if codes == encoding else k,
+                ),
                 [
-                    f"codes_{encoding}_probe_train",
-                    f"codes_{encoding}_probe_val",
+                    f"codes_{codes}_probe_train",
+                    f"codes_{codes}_probe_val",
                     "shards_probe_train",
                     "shards_probe_val",
                     "params:probe",
@@ -21,6 +28,6 @@ def create_pipeline(layer: int, *, encodings: tuple[tuple[str, str, int], ...]) 
                 [f"probes_{encoding}", f"scores_{encoding}"],
                 name=f"probe.{encoding}",
             )
-            for method, encoding, k in encodings
+            for method, encoding, k, codes in encodings
         ]
     )

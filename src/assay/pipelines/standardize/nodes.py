@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 from torch import Tensor
 
 from assay.io.shards import Shards
@@ -9,12 +11,28 @@ from assay.numerics.moments import StreamingMoments, check_statistics
 from assay.parameters import StandardizeParameters
 from assay.pipelines.stream import pick_device, raw_tokens
 
+logger = logging.getLogger(__name__)
+
 
 def fit_statistics(shards: Shards, parameters: StandardizeParameters, device: str, *, layer: int) -> dict[str, Tensor]:
     """Mean, std and count of a layer's content tokens, float64: (d_model,), (d_model,) and ()."""
     moments = StreamingMoments()
-    for batch in raw_tokens(shards, layer, parameters.batch_size, pick_device(device), doing="statistics"):
+    for batch in raw_tokens(
+        shards,
+        layer,
+        parameters.batch_size,
+        pick_device(device),
+        doing="statistics",
+        shuffle=parameters.max_tokens is not None,  # the first examples of a data set are seldom like the rest
+        max_tokens=parameters.max_tokens,
+    ):
         moments.partial_fit(batch)
+    constant = int((moments.std_ == 0).sum())
+    if constant:
+        logger.warning(
+            "layer %d: %d of %d dimensions never vary in %d tokens; their standard deviation of 0 counts as 1",
+            *(layer, constant, shards.d_model, moments.count_),
+        )
     return moments.state_dict()
 
 

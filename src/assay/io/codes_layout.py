@@ -1,0 +1,215 @@
+"""Codes on disk: one folder for an encoding of the patches of one shard folder.
+
+::
+
+    <inference>/<shard hash>/<encoding>/<layer>/
+        metadata.json          schema and version, format, shapes, dtype, and where the codes come from
+        shards.json            a row a shard: rows, entries, bytes, SHA-256 of each file, and how many features are used how often
+        values000000.bin       float32, float16 or bfloat16 (its 16 bits): (rows, n_features) dense, (entries,) sparse, none for one-hot
+        indices000000.bin      int32: (entries,) sparse, (rows,) one-hot, none for dense
+        lengths000000.bin      int32, (rows,): entries of each row, for sparse codes whose rows vary in length
+        error000000.bin        float64, (rows,): squared reconstruction error of each row, standardised space
+
+All numbers are little-endian. ``format`` is ``dense``, ``sparse`` (entries by falling magnitude; ``k`` a row, or ``k`` is null and
+rows vary) or ``onehot``. So the first K entries of the rows of top-K codes are top-K codes for every smaller K.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal, Protocol, TypeVar
+
+import numpy as np
+import torch
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    NonNegativeInt,
+    PositiveInt,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
+from torch import Tensor
+
+SCHEMA = "assay.codes"
+VERSION = 2
+
+Format = Literal["dense", "sparse", "onehot"]
+Dtype = Literal["float32", "float16", "bfloat16"]
+T = TypeVar("T")
+
+FIXED_DTYPES: dict[str, np.dtype[Any]] = {
+    "indices": np.dtype("<i4"),
+    "lengths": np.dtype("<i4"),
+    "error": np.dtype("<f8"),
+}
+# numpy has no bfloat16: its bits are kept as uint16.
+VALUES_DTYPES: dict[str, np.dtype[Any]] = {
+    "float32": np.dtype("<f4"),
+    "float16": np.dtype("<f2"),
+    "bfloat16": np.dtype("<u2"),
+}
+TORCH_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+class Codes(Protocol):
+    """What is written: batches of named tensors in row order, and where they come from (JSON scalars).
+
+    ``k`` is how many entries a row has: n_features dense, 1 one-hot, None where sparse rows vary; then a batch is padded to its
+    longest row with value 0. ``fallback`` makes a sparser form of the codes, for a disk that is too small for them.
+    """
+
+    @property
+    def format(self) -> Format: ...
+    @property
+    def n_rows(self) -> int: ...
+    @property
+    def n_features(self) -> int: ...
+    @property
+    def k(self) -> int | None: ...
+    @property
+    def provenance(self) -> Mapping[str, Any]: ...
+    @property
+    def fallback(self) -> Callable[[], Codes] | None: ...
+    def batches(self, batch_size: int, start: int = 0) -> Iterator[dict[str, Tensor]]: ...
+
+
+class CodesMetadata(BaseModel):
+    """``metadata.json`` of a folder of codes."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+    schema_name: str
+    version: int
+    format: Format
+    n_rows: NonNegativeInt
+    n_features: PositiveInt
+    k: PositiveInt | None = Field(description="entries a row: n_features dense, 1 one-hot; null: sparse rows vary")
+    dtype: Dtype = Field(description="of the values")
+    provenance: dict[str, str | int | FiniteFloat | bool | None] = Field(
+        description="encoding, layer, shard hash, fingerprints of model and statistics, parameters, seed"
+    )
+
+    @model_validator(mode="after")
+    def _k_fits(self) -> CodesMetadata:
+        most = 1 if self.format == "onehot" else self.n_features
+        least = 1 if self.format == "sparse" else most
+        if self.k is None and self.format == "sparse":
+            return self
+        if self.k is None or not least <= self.k <= most:
+            raise ValueError(
+                f"k is {self.k}; wanted {least} to {most}: {self.format} codes, {self.n_features} features"
+            )
+        return self
+
+    @property
+    def arrays(self) -> tuple[str, ...]:
+        """Names of a shard's files, as a batch names its tensors."""
+        if self.format == "dense":
+            return ("values", "error")
+        if self.format == "onehot":
+            return ("indices", "error")
+        return ("values", "indices", "error") if self.k is not None else ("lengths", "values", "indices", "error")
+
+    def stored_dtype(self, name: str) -> np.dtype[Any]:
+        """Of an array on disk."""
+        return VALUES_DTYPES[self.dtype] if name == "values" else FIXED_DTYPES[name]
+
+    def shape(self, name: str, rows: int) -> tuple[int, ...]:
+        """Of ``rows`` rows of an array in a batch; where rows vary in length, -1 for the longest."""
+        if name in ("error", "lengths") or self.format == "onehot":
+            return (rows,)
+        return (rows, -1 if self.k is None else self.k)
+
+    def n_bytes(self, name: str, rows: int, entries: int) -> int:
+        """Of an array's file that holds so many rows and entries."""
+        return (rows if name in ("error", "lengths") else entries) * self.stored_dtype(name).itemsize
+
+    def predict_bytes(self, mean_entries: float) -> int:
+        """Of all files of arrays, were rows to have so many entries in the mean."""
+        entries = int(np.ceil(self.n_rows * mean_entries))
+        return sum(self.n_bytes(name, self.n_rows, entries) for name in self.arrays)
+
+
+class CodesShard(BaseModel):
+    """A row of ``shards.json``."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+    rows: PositiveInt
+    entries: NonNegativeInt = Field(description="stored values, or indices where there are no values")
+    bytes: PositiveInt
+    sha256: dict[str, str]
+    utilisation: list[int] = Field(description="features nonzero in 0, 1, 2-3, 4-7, ... rows of the shard")
+
+
+SHARDS = TypeAdapter(list[CodesShard])
+
+
+def file_name(name: str, number: int) -> str:
+    """Of an array of a shard."""
+    return f"{name}{number:06d}.bin"
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no JSON.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; wanted a folder of codes, as the `encode` pipeline leaves it")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is no valid JSON ({error}): encode the patches again") from None
+
+
+def validated(path: Path, wanted: TypeAdapter[T], raw: Any) -> T:
+    """``raw`` as it is wanted; ValueError naming ``path`` and what is wrong."""
+    try:
+        return wanted.validate_python(raw)
+    except ValidationError as error:
+        raise ValueError(f"{path}: {error}: encode the patches again") from None
+
+
+def check_shard(folder: Path, metadata: CodesMetadata, number: int, shard: CodesShard) -> None:
+    """Check that a shard's files are there and as long as its row says.
+
+    Raises:
+        FileNotFoundError: one is missing.
+        ValueError: one has another size, or the row contradicts the metadata.
+    """
+    index = folder / "shards.json"
+    if metadata.k is not None and shard.entries != shard.rows * metadata.k:
+        raise ValueError(
+            f"{index}: shard {number} has {shard.entries} entries, wanted {shard.rows} rows x {metadata.k}:"
+            " encode the patches again"
+        )
+    if set(shard.sha256) != set(metadata.arrays):
+        raise ValueError(
+            f"{index}: shard {number} has checksums of {sorted(shard.sha256)}, wanted {sorted(metadata.arrays)}:"
+            " encode the patches again"
+        )
+    for name in metadata.arrays:
+        file, wanted = folder / file_name(name, number), metadata.n_bytes(name, shard.rows, shard.entries)
+        if not file.is_file():
+            raise FileNotFoundError(f"{file}: no such file, but {index} lists it: encode the patches again")
+        if file.stat().st_size != wanted:
+            raise ValueError(f"{file} has {file.stat().st_size} bytes; wanted {wanted}: encode the patches again")
+
+
+def check_numbers(name: str, tensor: Tensor, n_features: int, where: str) -> None:
+    """Raise ValueError for an index that is no feature, or a value that is not finite."""
+    if name != "indices":
+        if not tensor.isfinite().all():
+            raise ValueError(f"{where}: {name} holds a NaN or an infinity; wanted finite numbers: encode again")
+    elif ((tensor < 0) | (tensor >= n_features)).any():
+        low, high = int(tensor.min()), int(tensor.max())
+        raise ValueError(f"{where}: indices are {low} to {high}; wanted 0 to {n_features - 1}: encode again")
