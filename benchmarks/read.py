@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from assay.io import stream_reader
 from assay.io.metadata import Metadata
 from assay.io.shards import Shards, write_shards
 
@@ -75,18 +76,18 @@ def read_batches(shards: Shards, threads: int, shuffle: bool) -> None:
 def bytes_read(read: Callable[[], None]) -> int:
     """What a pass asks of the kernel."""
     counts: list[int] = []
-    preadv = os.preadv
+    read_pieces = stream_reader.read_pieces
 
-    def counting(descriptor: int, buffers: list[memoryview], offset: int) -> int:
-        n = preadv(descriptor, buffers, offset)
+    def counting(descriptor: int, pieces: stream_reader.Pieces, offset: int) -> int:
+        n = read_pieces(descriptor, pieces, offset)
         counts.append(n)
         return n
 
-    os.preadv = counting
+    stream_reader.read_pieces = counting
     try:
         read()
     finally:
-        os.preadv = preadv
+        stream_reader.read_pieces = read_pieces
     return sum(counts)
 
 
@@ -105,8 +106,9 @@ def main() -> None:
             "shuffled": lambda: read_batches(shards, arguments.threads, shuffle=True),
         }
         layer_bytes = shards.n_tokens * D_MODEL * 4
-        for name, read in passes.items():
-            n = bytes_read(read)
+        read_plainly(shards)
+        for name in ("sequential", "shuffled"):
+            n = bytes_read(passes[name])
             assert n == layer_bytes, f"{name} read {n} bytes, the layer has {layer_bytes}"
         rates: dict[str, list[float]] = {name: [] for name in passes}
         for _ in range(arguments.rounds):

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from click.testing import CliRunner, Result
 from PIL import Image
 
@@ -165,6 +166,34 @@ def test_verify_fails_if_one_folder_of_several_is_bad(shards: Path, tmp_path: Pa
     assert f"{bad}: BAD" in said
     assert f"{shards}: ok" in said
     assert f"{tmp_path / 'missing'} is missing" in said
+
+
+def test_verify_takes_the_folder_around_the_shards_too(shards: Path) -> None:
+    ended = run("shards", "verify", shards.parent)
+    assert ended.exit_code == 0, ended.output
+    assert ended.output.endswith(f"{shards}: ok\n")
+
+
+def test_verify_without_a_path_reads_all_that_the_project_is_configured_to_read(shards: Path, tmp_path: Path) -> None:
+    project = tmp_path / "project"
+    for part in ("conf", "pyproject.toml"):
+        source = Path(__file__).parents[1] / part
+        (shutil.copytree if source.is_dir() else shutil.copy)(source, project / part)
+    (project / "src").mkdir()
+    (project / "conf" / "mine").mkdir()
+    own = {"fit": str(shards), "val": str(shards.parent), "probe_train": "missing"}
+    (project / "conf" / "mine" / "globals.yml").write_text(yaml.safe_dump({"shards": own}))
+    verify = ("-m", "assay.commands", "shards", "verify")
+    ended = run_alone(*verify, "--env", "mine", cwd=project)
+    assert ended.returncode == 1
+    assert ended.stdout.count(f"{shards}: ok\n") == 2
+    assert f"{project / 'missing'}: BAD" in ended.stdout
+    assert "shards.probe_val: data/01_raw/digits/probe_val is made by `kedro run`, and not there yet" in ended.stdout
+    ended = run_alone(*verify, cwd=project)
+    assert (ended.returncode, ended.stdout.count("not there yet")) == (0, 4)
+    ended = run_alone(*verify, cwd=tmp_path)
+    assert ended.returncode == 1
+    assert f"{tmp_path} is in no Kedro project: name the shards to verify" in ended.stderr
 
 
 def test_verify_as_a_user_types_it(shards: Path, tmp_path: Path) -> None:

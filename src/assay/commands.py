@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -119,15 +119,25 @@ def shards_group() -> None:
 
 
 @shards_group.command("verify")
-@click.argument("paths", type=SHARDS, nargs=-1, required=True, metavar="PATH...")
-def verify_command(paths: tuple[Path, ...]) -> None:
-    """Read folders of shards once, whole, and print a verdict a shard. Exits with 1 if anything in any of them is bad."""
+@click.argument("paths", type=SHARDS, nargs=-1, metavar="[PATH]...")
+@click.option("--env", help="Without a PATH: the configuration environment whose shards are meant.  [default: local]")
+def verify_command(paths: tuple[Path, ...], env: str | None) -> None:
+    """Read folders of shards once, whole, and print a verdict a shard. Exits with 1 if anything in any of them is bad.
+
+    Without a PATH: all shards that the project around the working directory is configured to read.
+    """
     from tqdm import tqdm
 
+    from assay.io.datasets import find_shards
     from assay.io.verify import verify_shards
 
+    if not paths:
+        with _short_errors():
+            paths = _configured_shards(env)
     verdicts = []
     for path in paths:
+        with suppress(ValueError, FileNotFoundError):  # which the verdict tells
+            path = find_shards(path)
         with tqdm(unit="B", unit_scale=True, unit_divisor=1024, desc=path.name, disable=None) as bar:
 
             def advance(n: int, total: int, bar: tqdm[NoReturn] = bar) -> None:
@@ -138,6 +148,29 @@ def verify_command(paths: tuple[Path, ...]) -> None:
         _print_verdict(verdicts[-1])
     if not all(verdict.ok for verdict in verdicts):
         raise click.exceptions.Exit(1)
+
+
+def _configured_shards(env: str | None) -> tuple[Path, ...]:
+    """The shard folders of the project's configuration, each once, without those that a run has yet to make."""
+    from kedro.framework.startup import bootstrap_project
+    from kedro.utils import find_kedro_project
+
+    from assay.configuration import read_parameters
+    from assay.plan import digits_splits
+
+    project = find_kedro_project(Path.cwd())
+    if project is None:
+        raise ValueError(f"{Path.cwd()} is in no Kedro project: name the shards to verify, or change to the project")
+    bootstrap_project(project)
+    parameters = read_parameters(project, env)
+    made_here = digits_splits(parameters)
+    paths = []
+    for split, path in parameters.shards:
+        if split in made_here and not (project / path).exists():
+            click.echo(f"shards.{split}: {path} is made by `kedro run`, and not there yet")
+        else:
+            paths.append(project / path)
+    return tuple(dict.fromkeys(paths))
 
 
 def _print_verdict(verdict: FolderVerdict) -> None:

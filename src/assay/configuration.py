@@ -27,15 +27,16 @@ def current_configuration() -> tuple[Path, Parameters]:
     """
     if "session" not in _current:
         project = find_kedro_project(Path.cwd()) or Path.cwd()
-        loader = OmegaConfigLoader(str(project / "conf"), env=_named_environment(), **settings.CONFIG_LOADER_ARGS)
-        return project, parse_parameters(loader["parameters"])
+        context = click.get_current_context(silent=True)
+        return project, read_parameters(project, context.params.get("env") if context else None)
     return _current["session"]
 
 
-def _named_environment() -> str | None:
-    context = click.get_current_context(silent=True)
-    named = context.params.get("env") if context else None
-    return named or os.environ.get("KEDRO_ENV")
+def read_parameters(project: Path, environment: str | None) -> Parameters:
+    """The typed parameters of a project's environment; without one, of that which KEDRO_ENV names."""
+    environment = environment or os.environ.get("KEDRO_ENV")
+    loader = OmegaConfigLoader(str(project / "conf"), env=environment, **settings.CONFIG_LOADER_ARGS)
+    return parse_parameters(loader["parameters"])
 
 
 class ConfigurationHook:

@@ -1,7 +1,6 @@
 """The Kedro datasets, by Kedro's own interface: catalogs, versions, existence, pickling; and where shards are found."""
 
 import json
-import os
 import re
 import textwrap
 from collections.abc import Iterator, Mapping
@@ -20,6 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from assay.io import datasets as module
+from assay.io import stream_reader
 from assay.io.codes import StoredCodes
 from assay.io.codes_layout import Format
 from assay.io.datasets import CodesDataset, ShardsDataset, TensorsDataset, find_shards
@@ -222,7 +222,7 @@ def test_loading_shards_reads_no_array(shards: Path, monkeypatch: pytest.MonkeyP
     def fail(*_: object) -> None:
         raise AssertionError("an array was read")
 
-    monkeypatch.setattr(os, "preadv", fail)
+    monkeypatch.setattr(stream_reader, "read_pieces", fail)
     loaded = ShardsDataset(filepath=str(shards)).load()
     with pytest.raises(AssertionError, match="an array was read"):
         next(loaded.batches(layer=23, batch_size=2))

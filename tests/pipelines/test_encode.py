@@ -1,12 +1,12 @@
 """Codes of the labelled patches: computed as they are read, the same from disk, and true to a loop in float64."""
 
 import json
-import os
 
 import numpy as np
 import pytest
 import torch
 
+from assay.io import stream_reader
 from assay.io.codes import StoredCodes
 from assay.io.codes_writer import write_codes
 from assay.io.shards import Shards
@@ -144,8 +144,8 @@ def test_a_pass_can_be_made_again_in_batches_of_any_size(encode, encoding):
 
 
 def test_nothing_is_read_before_the_first_batch(encode, monkeypatch):
-    seen, preadv = [], os.preadv
-    monkeypatch.setattr(os, "preadv", lambda *args: (seen.append(args), preadv(*args))[1])
+    seen, read = [], stream_reader.read_pieces
+    monkeypatch.setattr(stream_reader, "read_pieces", lambda *args: (seen.append(args), read(*args))[1])
     codes = encode("kmeans-invdist")
     assert not seen
     next(codes.batches(10))

@@ -14,11 +14,11 @@ import numpy.typing as npt
 
 Numbers = npt.NDArray[np.int64]
 
-# A shuffled pass mixes within windows of so many tokens (128 MiB at d_model 1024) or of so many batches, if more.
-WINDOW_TOKENS = 32_768
-WINDOW_BATCHES = 4
-# A window is made of runs of so many tokens of an example, or of whole ones, if shorter: 256 KiB a read at d_model 1024.
-RUN_TOKENS = 64
+# A shuffled pass mixes within windows of so many tokens (64 MiB at d_model 1024) or of so many batches, if more.
+WINDOW_TOKENS = 16_384
+WINDOW_BATCHES = 2
+# A window is made of runs of so many tokens of an example, or of whole ones, if shorter: 128 KiB a read at d_model 1024.
+RUN_TOKENS = 32
 # Which of a seed's streams of random words chooses the sample: one that no window has.
 _SAMPLE = 2**32 - 1
 # An order file is checked this many numbers at a time.

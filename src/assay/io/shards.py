@@ -191,8 +191,8 @@ class LayerActivations:
     def batches(self, *, batch_size: int, **options: Unpack[ReadOptions]) -> Batches:
         """One pass: every content token once, in float32 batches (batch_size, d_model); only the last may be shorter.
 
-        Unshuffled, tokens come in the order of the examples. Shuffled, runs of 64 tokens of all shards are visited in a
-        random order and their tokens are permuted within windows of max(4 * batch_size, 32,768) tokens, rounded up to
+        Unshuffled, tokens come in the order of the examples. Shuffled, runs of 32 tokens of all shards are visited in a
+        random order and their tokens are permuted within windows of max(2 * batch_size, 16,384) tokens, rounded up to
         whole batches; at most two windows are in memory. A batch is the caller's to keep. See docs/reading.md.
 
         Args:

@@ -1,12 +1,15 @@
 """The streaming reader: batches of one layer in any order, read ahead by a few threads straight into their buffers.
 
 A batch is a buffer, and where each of its tokens lies on disk follows from its number. Tokens that are neighbours on disk are
-one `preadv`, whose pieces are the rows that they go to: the kernel's copy out of the page cache is the only one. The plan of the
-reading depends on the order alone and every row has one writer, so the number of threads cannot change a batch.
+one `preadv`, whose pieces are the rows that they go to: the kernel's copy out of the page cache is the only one. It is C's
+`preadv` and not Python's, which wants an object for each piece: making them took as long as the reading, one thread at a time.
+The plan of the reading depends on the order alone and every row has one writer, so the number of threads cannot change a batch.
 """
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import os
 import sys
 from collections import deque
@@ -30,6 +33,11 @@ IOV_MAX = 1024
 CURSOR_FORMAT = 1
 
 Rows = npt.NDArray[np.float32]
+Pieces = npt.NDArray[np.uintp]
+
+_LIBC = ctypes.CDLL(None, use_errno=True)
+_LIBC.preadv.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_int, ctypes.c_int64)
+_LIBC.preadv.restype = ctypes.c_ssize_t
 
 
 @dataclass(frozen=True)
@@ -237,20 +245,17 @@ def _read(source: LayerBytes, numbers: Numbers, rows: Numbers, arrays: list[Rows
         ValueError: a file is gone or has become shorter since the folder was opened.
     """
     width = source.d_model * 4
-    views = [array.reshape(-1).view(np.uint8).data for array in arrays]
     ascending = numbers[rows]
     # Runs are neighbours on disk; pieces are neighbours there and in one buffer.
     new_run = np.diff(ascending, prepend=ascending[0]) != 1
     new_run |= ascending % source.content_tokens_per_example == 0
     new_piece = new_run | (np.diff(rows, prepend=rows[0]) != 1) | (rows % batch_size == 0)
     first = np.flatnonzero(new_piece)
-    lengths = np.diff(first, append=len(rows)) * width
     buffers, starts = np.divmod(rows[first], batch_size)
-    starts *= width
-    pieces = [
-        views[buffer][start:stop]
-        for buffer, start, stop in zip(buffers.tolist(), starts.tolist(), (starts + lengths).tolist(), strict=True)
-    ]
+    addresses = np.array([array.ctypes.data for array in arrays], dtype=np.uintp)
+    pieces = np.empty((len(first), 2), dtype=np.uintp)
+    pieces[:, 0] = addresses[buffers] + (starts * width).astype(np.uintp)
+    pieces[:, 1] = np.diff(first, append=len(rows)) * width
     bounds = [*np.flatnonzero(new_run[first]).tolist(), len(pieces)]
     runs = np.flatnonzero(new_run)
     run_bytes = (np.diff(runs, append=len(rows)) * width).tolist()
@@ -264,7 +269,7 @@ def _read(source: LayerBytes, numbers: Numbers, rows: Numbers, arrays: list[Rows
                     os.close(descriptor)
                     opened = None
                 descriptor, opened = _open(path), path
-            _preadv(descriptor, path, pieces[start:stop], offset, n_bytes)
+            _read_run(descriptor, path, pieces[start:stop], offset, n_bytes)
     finally:
         if opened is not None:
             os.close(descriptor)
@@ -277,10 +282,24 @@ def _open(path: Path) -> int:
         raise ValueError(f"{path} cannot be opened any more: {error.strerror}; restore the file") from error
 
 
-def _preadv(descriptor: int, path: Path, pieces: list[memoryview], offset: int, left: int) -> None:
+def read_pieces(descriptor: int, pieces: Pieces, offset: int) -> int:
+    """Fill pieces of memory, an (address, bytes) each as C's iovec has them, from `offset` of a file on: the bytes read.
+
+    Raises:
+        OSError: as `os.preadv`.
+    """
+    n = int(_LIBC.preadv(descriptor, pieces.ctypes.data, len(pieces), offset))
+    while n < 0 and ctypes.get_errno() == errno.EINTR:
+        n = int(_LIBC.preadv(descriptor, pieces.ctypes.data, len(pieces), offset))
+    if n < 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    return n
+
+
+def _read_run(descriptor: int, path: Path, pieces: Pieces, offset: int, left: int) -> None:
     """Fill `pieces`, `left` bytes in all, one after the other from `offset` on."""
     while left:
-        n = os.preadv(descriptor, pieces[:IOV_MAX], offset)
+        n = read_pieces(descriptor, pieces[:IOV_MAX], offset)
         if n == 0:
             raise ValueError(
                 f"{path} has {os.fstat(descriptor).st_size} bytes, wanted at least {offset + left}: it became shorter after it "
@@ -289,11 +308,11 @@ def _preadv(descriptor: int, path: Path, pieces: list[memoryview], offset: int, 
         offset += n
         left -= n
         if left:
-            done = 0
-            while n >= len(pieces[done]):
-                n -= len(pieces[done])
-                done += 1
-            pieces = [pieces[done][n:], *pieces[done + 1 :]]
+            ends = pieces[:, 1].cumsum()
+            full = int(np.searchsorted(ends, n, side="right"))
+            part = n - (int(ends[full - 1]) if full else 0)
+            pieces = pieces[full:].copy()
+            pieces[0] += np.array([part, -part]).astype(np.uintp)
 
 
 def _check_finite(source: LayerBytes, array: Rows, numbers: Numbers) -> None:

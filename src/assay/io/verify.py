@@ -30,44 +30,36 @@ Progress: TypeAlias = Callable[[int, int], object]
 Floats: TypeAlias = npt.NDArray[np.float32]
 
 
-@dataclass(frozen=True)
-class ShardVerdict:
-    """What was found in one shard.
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What was found in a file.
 
     Attributes:
-        name: of the file.
-        rows: examples in it.
         faults: what makes its numbers unfit for use; none, if it is sound.
         remarks: what is unusual in it and harmless.
     """
 
+    faults: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        return not self.faults
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardVerdict(Verdict):
+    """What was found in the shard `name` of `rows` examples."""
+
     name: str
     rows: int
-    faults: tuple[str, ...] = ()
-    remarks: tuple[str, ...] = ()
-
-    @property
-    def ok(self) -> bool:
-        return not self.faults
 
 
-@dataclass(frozen=True)
-class LabelsVerdict:
-    """What was found in labels.bin.
-
-    Attributes:
-        counts: patches of each label that occurs, lowest label first; 0 is void.
-        faults: what makes the labels unfit for use.
-        remarks: what is unusual in them and harmless.
-    """
+@dataclass(frozen=True, kw_only=True)
+class LabelsVerdict(Verdict):
+    """What was found in labels.bin: `counts`, the patches of each label that occurs, lowest label first; 0 is void."""
 
     counts: dict[int, int]
-    faults: tuple[str, ...] = ()
-    remarks: tuple[str, ...] = ()
-
-    @property
-    def ok(self) -> bool:
-        return not self.faults
 
 
 @dataclass(frozen=True)
@@ -185,7 +177,7 @@ def _verify_shard(
             remarks.append(f"padding is not zero ({n_nonzero} bytes); it is never read")
     except (ValueError, OSError) as error:
         faults.append(str(error))
-    return ShardVerdict(entry.name, entry.n_examples, tuple(faults), tuple(remarks))
+    return ShardVerdict(name=entry.name, rows=entry.n_examples, faults=tuple(faults), remarks=tuple(remarks))
 
 
 class _NotFinite:
@@ -280,6 +272,6 @@ def _verify_labels(folder: Path, metadata: Metadata, advance: Callable[[int], No
         for chunk in _bytes(path, 0, wanted, CHUNK_BYTES, advance):
             counts += np.bincount(chunk.view(f"<u{metadata.labels_bytes}"), minlength=len(counts))
     except (ValueError, OSError) as error:
-        return LabelsVerdict({}, faults=(str(error),))
+        return LabelsVerdict(counts={}, faults=(str(error),))
     found = {int(label): int(counts[label]) for label in np.flatnonzero(counts)}
-    return LabelsVerdict(found, remarks=("every patch is void",) if set(found) == {0} else ())
+    return LabelsVerdict(counts=found, remarks=("every patch is void",) if set(found) == {0} else ())
