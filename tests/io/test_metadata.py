@@ -2,20 +2,29 @@
 
 import base64
 import copy
+import errno
 import json
 import os
 import pickle
+import resource
+import signal
 import tempfile
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from assay.io.codes_layout import Format
+from assay.io.codes_writer import write_codes
+from assay.io.labels import PatchLabels, publish_labels
 from assay.io.metadata import Metadata
 from assay.io.shards import Shards, write_shards
 
@@ -121,6 +130,20 @@ def link(name: str, target: str) -> Callable[[Path], None]:
     return change
 
 
+def swap_names(folder: Path) -> None:
+    edit_json(
+        folder / "shards.json",
+        lambda raw: [entry | {"name": raw[i]["name"]} for i, entry in zip((1, 0, 2), raw, strict=True)],
+    )
+
+
+def write_nan(folder: Path) -> None:
+    file = folder / "acts000002.bin"  # one example, and one of padding
+    array = np.fromfile(file, "<f4").reshape(2, 2, 4, 2)
+    array[0, 1, -1, -1] = np.nan
+    array.tofile(file)
+
+
 def make_fifo(folder: Path) -> None:
     (folder / "metadata.json").unlink()
     os.mkfifo(folder / "metadata.json")
@@ -146,6 +169,9 @@ DAMAGE: list[tuple[str, Callable[[Path], None], type[Exception], str]] = [
     ("null", write("shards.json", b"null"), ValueError, "shards.json: the whole"),
     ("an object", write("shards.json", b'{"name": "a"}'), ValueError, "shards.json: the whole"),
     ("no field", write("metadata.json", b"{}"), ValueError, "metadata.json: family: Field required"),
+    ("another byte order", set_field(byteorder="big"), ValueError, "byteorder: Input should be 'little' or '<', found 'big'"),
+    ("an endianness flag", set_field(endianness=">"), ValueError, "byteorder: .*found '>'"),
+    ("a big-endian dtype", set_field(dtype=">f4"), ValueError, "metadata.json: dtype.*'>f4'"),
     ("dtype", set_field(dtype="float16"), ValueError, "metadata.json: dtype.*float16"),
     ("protocol", set_field(protocol="3.0"), ValueError, "metadata.json: protocol.*'1.1'.*found '3.0'"),
     ("no layers", set_field(layers=[]), ValueError, "layers"),
@@ -161,6 +187,8 @@ DAMAGE: list[tuple[str, Callable[[Path], None], type[Exception], str]] = [
     ("two spellings", set_field(n_imgs=6), ValueError, "n_examples and n_imgs are one field and differ"),
     ("no room", set_field(max_tokens_per_shard=7), ValueError, "max_tokens_per_shard 7 .*wanted at least 8"),
     ("data a list", set_field(data=[1]), ValueError, "metadata.json: data"),
+    ("shuffled names", swap_names, ValueError, "lists acts000000.bin after one of a higher number; wanted them in order"),
+    ("NaN in the last token", write_nan, ValueError, "NaN or infinity in example 4, content token 2, layer 5"),
     ("other count", set_field(n_examples=6), ValueError, "shards.json lists 5 examples, metadata.json says 6"),
     ("no shards", write("shards.json", b"[]"), ValueError, "shards.json lists 0 examples"),
     ("path up", set_entry(0, name="../outside.bin"), ValueError, "shards.json: 0.name.*outside.bin"),
@@ -193,16 +221,110 @@ DAMAGE: list[tuple[str, Callable[[Path], None], type[Exception], str]] = [
 ]  # fmt: skip
 
 
+@dataclass
+class Converted:
+    """Both layers' tokens side by side as codes, with the labels: what an encoder makes of a folder of shards."""
+
+    folder: Path
+    format: Format = "dense"
+    n_features: int = 5
+    k: int = 5
+    n_rows: int = 15
+    fallback: None = None
+
+    def __post_init__(self) -> None:
+        self.shards = Shards(self.folder)
+        self.labels = self.shards.labels()
+        self.provenance = {"shards": self.shards.name}
+
+    def batches(self, batch_size: int, start: int = 0) -> Iterator[dict[str, torch.Tensor]]:
+        assert start == 0
+        layers = [self.shards.batches(layer=layer, batch_size=batch_size) for layer in (3, 5)]
+        for *tokens, labels in zip(*layers, self.labels.split(batch_size), strict=True):
+            yield {"values": torch.cat([*tokens, labels[:, None]], 1), "error": torch.zeros(len(labels))}
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    """Everything under a folder, hidden files too."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 @pytest.mark.parametrize(("case", "change", "error", "message"), DAMAGE, ids=[case[0] for case in DAMAGE])
-def test_damage_is_named(
+def test_damage_is_named_and_leaves_what_was_made_before_untouched(
     folder: Path, case: str, change: Callable[[Path], None], error: type[Exception], message: str
 ) -> None:
-    assert Shards(folder).n_examples == 5, f"whole before: {case}"
+    out = folder.parent / "out"
+    write_codes(out / "codes", Converted(folder), batch_size=4)
+    before = tree(out)
     change(folder)
     with pytest.raises(error, match=message) as caught:
-        Shards(folder)
-    assert type(caught.value) is error
+        write_codes(out / "codes", Converted(folder), batch_size=4)
+    assert type(caught.value) is error, case
+    assert str(folder) in str(caught.value)
     assert len(str(caught.value)) < 2000
+    assert tree(out) == before
+
+
+def write_again(root: Path) -> None:
+    metadata = make_metadata(data="b3RoZXI=")
+    write_shards(root, metadata, (part for part in np.split(make_examples(metadata), 5)), make_labels(metadata))
+
+
+def label_again(root: Path) -> None:
+    (shards,) = (path.parent for path in root.glob("*/acts000002.bin"))
+    publish_labels(PatchLabels(np.ones((5, 3), np.uint16) * 300), root / "labels.bin", shards, force=True)
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+@pytest.mark.parametrize("work", [write_again, label_again])
+def test_a_disk_that_is_full_leaves_nothing(folder: Path, work: Callable[[Path], None]) -> None:
+    before = tree(folder.parent)
+    child = os.fork()
+    if child == 0:  # a limit on the size of files is as near to a full disk as a test can come
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20, 20))
+        try:
+            work(folder.parent)
+        except OSError as error:
+            os._exit(error.errno or 1)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == errno.EFBIG
+    assert tree(folder.parent) == before
+    work(folder.parent)
+    assert tree(folder.parent) != before
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+@pytest.mark.parametrize("work", [write_again, label_again])
+def test_of_two_writers_at_once_the_second_is_refused(
+    folder: Path, work: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = tree(folder.parent)
+    heard, said = os.pipe()
+    fsync = os.fsync
+
+    def wait(descriptor: int) -> None:
+        os.write(said, b"x")
+        time.sleep(1)
+        fsync(descriptor)
+
+    child = os.fork()
+    if child == 0:  # the first writer dawdles where all is written and nothing is published
+        monkeypatch.setattr(os, "fsync", wait)
+        try:
+            work(folder.parent)
+        finally:
+            os._exit(0)
+    os.read(heard, 1)
+    with pytest.raises(ValueError, match="is being written by another live process"):
+        work(folder.parent)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    os.close(heard)
+    os.close(said)
+    assert {name for name in tree(folder.parent) if ".partial-" not in name} == before.keys()
+    work(folder.parent)
+    assert not [name for name in tree(folder.parent) if ".partial-" in name]
 
 
 def test_folder_that_is_none(folder: Path) -> None:
@@ -245,7 +367,35 @@ def test_fuzz_raises_only_the_two_errors(metadata: Any, index: Any) -> None:
             if value is not None:
                 (path / name).write_bytes(value if isinstance(value, bytes) else json.dumps(value).encode())
         try:
-            message = str(Shards(path).path)
+            shards = Shards(path)
+            for layer in shards.layers:
+                list(shards.batches(layer=layer, batch_size=4, shuffle=True))
+            message = str(shards.path)
+        except (ValueError, FileNotFoundError) as error:
+            message = str(error)
+        assert str(path) in message
+
+
+@settings(deadline=None, max_examples=80)
+@given(name=st.sampled_from(["metadata.json", "shards.json"]), data=st.data())
+def test_fuzz_of_a_byte_or_a_field_raises_only_the_two_errors(name: str, data: st.DataObject) -> None:
+    with tempfile.TemporaryDirectory() as root:
+        good = make_metadata()
+        path = write_shards(root, good, [make_examples(good)])
+        raw = bytearray((path / name).read_bytes())
+        if data.draw(st.booleans()):
+            raw[data.draw(st.integers(0, len(raw) - 1))] = data.draw(st.integers(0, 255))
+        else:
+            value = json.loads(raw)
+            record = value[data.draw(st.integers(0, len(value) - 1))] if isinstance(value, list) else value
+            record[data.draw(st.sampled_from(sorted(record)))] = data.draw(json_values)
+            raw = bytearray(json.dumps(value).encode())
+        (path / name).write_bytes(raw)
+        try:
+            shards = Shards(path)
+            for layer in shards.layers:
+                list(shards.batches(layer=layer, batch_size=4, shuffle=True))
+            message = str(path)
         except (ValueError, FileNotFoundError) as error:
             message = str(error)
         assert str(path) in message

@@ -7,6 +7,7 @@ bounds, and compared with the files beside them. Every fault is a FileNotFoundEr
 import hashlib
 import json
 import os
+import re
 import reprlib
 import stat
 from collections import Counter
@@ -40,6 +41,7 @@ SPELLINGS = {
     "d_model": ("d_vit",),
     "n_examples": ("n_imgs", "n_ex"),
     "max_tokens_per_shard": ("patches_per_shard", "max_patches_per_shard"),
+    "byteorder": ("byte_order", "endianness", "endian"),
 }
 
 Block = Annotated[int, Field(ge=-(2**16), le=2**16)]
@@ -86,6 +88,7 @@ class Metadata(_Record):
         pixel_agg: how pixel labels became patch labels, in segmentation data.
         labels_dtype: of the patch labels, "uint16" (little-endian) where there are more than 255 classes; None is "uint8".
         dtype: only "float32".
+        byteorder: only "little". saev writes none; a file that names another order must not be read as if it did not.
         protocol: the version of saev's protocol.
 
     Raises:
@@ -105,6 +108,7 @@ class Metadata(_Record):
     pixel_agg: str | None = None
     labels_dtype: Literal["uint8", "uint16"] | None = None
     dtype: Literal["float32"]
+    byteorder: Literal["little", "<"] | None = None
     protocol: Literal["1.0.0", "1.1", "2.1"]
 
     @field_validator("data", mode="before")
@@ -228,8 +232,8 @@ def read_metadata(folder: Path) -> Metadata:
 def read_index(folder: Path, metadata: Metadata) -> list[ShardEntry]:
     """The validated shards.json of `folder`.
 
-    Names are distinct; every shard is full but the last one with examples in it; only empty ones come after that; and
-    the examples sum to what the metadata says.
+    Names are distinct, and numbered ones in the order of their numbers; every shard is full but the last one with examples
+    in it; only empty ones come after that; and the examples sum to what the metadata says.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -245,6 +249,13 @@ def read_index(folder: Path, metadata: Metadata) -> list[ShardEntry]:
     total = sum(entry.n_examples for entry in entries)
     if total != metadata.n_examples:
         raise ValueError(f"{path} lists {total} examples, {METADATA_NAME} says {metadata.n_examples}; {REMEDY}")
+    numbers = [int(found[1]) for entry in entries if (found := re.fullmatch(r"acts(\d+)\.bin", entry.name))]
+    if numbers != sorted(numbers):
+        late = next(number for number, before in zip(numbers[1:], numbers, strict=False) if number < before)
+        raise ValueError(
+            f"{path} lists acts{late:06d}.bin after one of a higher number; wanted them in order, or examples and labels do not"
+            f" belong together: {REMEDY}"
+        )
     left = total
     for entry in entries:
         wanted = min(left, metadata.examples_per_shard)
