@@ -10,6 +10,7 @@ from assay.numerics.codes import (
     SelectedCodes,
     TensorCodes,
     TopKCodes,
+    add_squares,
     as_codes,
     densify,
     gather_features,
@@ -178,3 +179,12 @@ def test_shapes_are_refused_by_name():
             SelectedCodes(TensorCodes(torch.ones(3, 2)), rows)
     with pytest.raises(ValueError, match="0 rows"):
         measure_l0(TensorCodes(torch.ones(0, 2)))
+
+
+def test_a_sum_of_squares_that_is_gone_on_with_gives_the_same_bits():
+    values = torch.randn(50, 200, generator=torch.Generator().manual_seed(0)).abs().sort(descending=True).values
+    error = torch.rand(50, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    whole = add_squares(error, values[:, 20:])
+    assert torch.equal(add_squares(add_squares(error, values[:, 90:]), values[:, 20:90]), whole)
+    torch.testing.assert_close(whole, error + values[:, 20:].double().square().sum(1), rtol=1e-14, atol=0)
+    assert torch.equal(add_squares(error, values[:, 200:]), error)

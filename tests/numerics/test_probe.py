@@ -86,11 +86,12 @@ def _as_format(x, code_format):
     else:
         arrays = {"indices": x.argmax(1)}
 
-    def stream(batch_size):
-        for start in range(0, n_rows, batch_size):
-            yield {name: array[start : start + batch_size] for name, array in arrays.items()}
+    def stream(batch_size, start):
+        for first in range(start, n_rows, batch_size):
+            yield {name: array[first : first + batch_size] for name, array in arrays.items()}
 
-    return ComputedCodes(code_format, n_rows, n_features, stream)
+    k = next(iter(arrays.values())).shape[-1] if code_format != "onehot" else 1
+    return ComputedCodes(code_format, n_rows, n_features, k, stream)
 
 
 def _everything(probe, codes, labels):
@@ -331,7 +332,7 @@ def test_bad_inputs_are_refused():
             use(x, labels + (labels == 2))
     with pytest.raises(ValueError, match="labels run from"):
         probe.base_loss(labels + (labels == 2))
-    wrong = ComputedCodes("onehot", 300, 3, _as_format(x, "onehot").stream)
+    wrong = ComputedCodes("onehot", 300, 3, 1, _as_format(x, "onehot").stream)
     with pytest.raises(ValueError, match="codes name features 0 to 3, wanted 0 to 2"):
         LogisticProbe1d().fit(wrong, labels, n_classes)
 
@@ -344,7 +345,7 @@ def test_validation_loss_of_a_pure_cluster_is_that_of_the_optimum():
     indices[:pure] = 0
     labels = torch.full((n_rows,), 1)
     labels[: 2 * pure] = 0
-    codes = ComputedCodes("onehot", n_rows, 5, lambda _: iter([{"indices": indices}]))
+    codes = ComputedCodes("onehot", n_rows, 5, 1, lambda *_: iter([{"indices": indices}]))
     probe = LogisticProbe1d(ridge).fit(codes, labels, 2)
     val_labels = labels.clone()
     val_labels[:3] = 1
