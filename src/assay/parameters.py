@@ -99,6 +99,10 @@ class KMeansParameters(_Section):
     max_tokens: PositiveInt | None = Field(
         None, description="tokens that it is fitted on, the same random sample in each pass; null: all of them"
     )
+    order: str | None = Field(
+        None,
+        description="a .npy file of token numbers to read in each pass (docs/reading.md); null: shuffled by the seed",
+    )
     tol: float = Field(0.0, ge=0, description="stop when centres move less, relative to the variance; 0: never")
     max_no_improvement: PositiveInt | None = Field(
         10, description="stop after so many steps without a lower smoothed inertia"

@@ -248,9 +248,9 @@ def test_each_slab_is_one_pass_and_is_told(slab_bytes, slabs):
     codes, passes, told = _as_format(x, "dense"), [], []
     stream = codes.stream
 
-    def counted(batch_size):
+    def counted(batch_size, start):
         passes.append(batch_size)
-        return stream(batch_size)
+        return stream(batch_size, start)
 
     codes.stream = counted
     probe = LogisticProbe1d(slab_bytes=slab_bytes, batch_size=50)

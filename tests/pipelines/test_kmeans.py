@@ -93,6 +93,19 @@ def test_max_tokens_is_the_tokens_of_a_pass(planted, fit):
     assert torch.equal(whole[0]["cluster_centers"], fit()[0]["cluster_centers"])
 
 
+def test_order_is_the_file_that_every_pass_follows(planted, statistics, fit, tmp_path):
+    order = np.random.default_rng(0).permutation(Shards(planted[0]).n_tokens)[:300]
+    np.save(tmp_path / "order.npy", order)
+    tokens = (read(planted[0], 5)[order] - statistics["mean"].numpy()) / statistics["std"].numpy()
+    wanted = MiniBatchKMeans(8, seed=0, init_size=100, max_iter=3, max_no_improvement=None, reassignment_ratio=0.0)
+    wanted.fit(lambda _: torch.from_numpy(tokens.astype(np.float32)).split(64))
+    model, history = fit(order=str(tmp_path / "order.npy"))
+    assert len(history) == 3 * math.ceil(300 / 64)
+    torch.testing.assert_close(model["cluster_centers"], wanted.cluster_centers_, rtol=1e-5, atol=1e-5)
+    with pytest.raises(FileNotFoundError, match=r"missing\.npy is missing"):
+        fit(order="missing.npy")
+
+
 def test_layers_are_fitted_apart(fit):
     assert not torch.equal(fit(layer=3)[0]["cluster_centers"], fit(layer=5)[0]["cluster_centers"])
 
@@ -122,11 +135,8 @@ def test_encodings_is_the_parameter_that_says_which_codes_are_made():
     for encodings in (["kmeans-onehot"], ["kmeans-invdist"], ["kmeans-invdist", "kmeans-onehot"]):
         plan = make_plan(parse_parameters({"layers": [5], "shards": shards, "kmeans": {"encodings": encodings}}))
         assert [row.name for row in plan.encodings if row.method == "kmeans"] == encodings
-    assert set(KMeansParameters.model_fields) == {
-        *CHANGES,
-        "encodings",
-        "sparsity",
-    }  # that is all: the last is test_encode.py's
+    elsewhere = {"encodings", "order", "sparsity"}  # the last is test_encode.py's
+    assert set(KMeansParameters.model_fields) == {*CHANGES, *elsewhere}
 
 
 @pytest.mark.parametrize("batch_size", [1_000, 7])

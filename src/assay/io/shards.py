@@ -39,8 +39,8 @@ logger = logging.getLogger(__name__)
 MAX_THREADS = 64
 
 
-class ReadOptions(TypedDict, total=False):
-    """How to read a layer; every option may be left out.
+class OrderOptions(TypedDict, total=False):
+    """Which tokens of a layer to read and in which order; every option may be left out.
 
     Attributes:
         shuffle: in random order; false by default.
@@ -48,15 +48,23 @@ class ReadOptions(TypedDict, total=False):
         order: a .npy file of int64 token numbers (example * content_tokens_per_example + content token) to read instead, each at
             most once.
         max_tokens: only so many tokens: the first of the order; shuffled, a random sample that is the same for every seed.
-        threads: that read ahead; 2 by default. They do not change what is read.
-        cursor: `Batches.state()` of a pass with the same folder and options, to go on with its next batch.
-        device: where the batches are wanted; the CPU by default. On CUDA they are copied there from pinned memory, asynchronously.
     """
 
     shuffle: bool
     seed: int
     order: str | os.PathLike[str] | None
     max_tokens: int | None
+
+
+class ReadOptions(OrderOptions, total=False):
+    """How to read a layer; every option may be left out.
+
+    Attributes:
+        threads: that read ahead; 2 by default. They do not change what is read.
+        cursor: `Batches.state()` of a pass with the same folder and options, to go on with its next batch.
+        device: where the batches are wanted; the CPU by default. On CUDA they are copied there from pinned memory, asynchronously.
+    """
+
     threads: int
     cursor: Mapping[str, Any] | None
     device: torch.device | str
@@ -197,7 +205,7 @@ class LayerActivations:
 
         Args:
             batch_size: tokens in a batch.
-            options: see `ReadOptions`.
+            options: see `ReadOptions` and `OrderOptions`.
 
         Raises:
             FileNotFoundError: there is no such order file, or a file of the folder has gone.

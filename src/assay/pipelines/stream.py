@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from assay.io.shards import Shards
+from assay.io.shards import OrderOptions, Shards
 from assay.numerics.moments import standardize
 
 
@@ -34,25 +34,14 @@ def raw_tokens(
     device: torch.device,
     *,
     doing: str,
-    shuffle: bool = False,
-    seed: int = 0,
-    max_tokens: int | None = None,
     start: int = 0,
+    **order: Unpack[OrderOptions],
 ) -> Iterator[Tensor]:
     """Yield one layer's content tokens, float32 (batch, d_model), on the device, under a progress bar that says ``doing``.
 
-    With ``max_tokens``, only so many (see `ReadOptions`); with ``start``, only those from that place in the order on, in the
-    batches of a whole pass.
+    ``order`` says which, as `OrderOptions`; with ``start``, only those from that place in the order on, in the batches of a whole pass.
     """
-    open_pass = functools.partial(
-        shards.batches,
-        layer=layer,
-        batch_size=batch_size,
-        shuffle=shuffle,
-        seed=seed,
-        max_tokens=max_tokens,
-        device=device,
-    )
+    open_pass = functools.partial(shards.batches, layer=layer, batch_size=batch_size, device=device, **order)
     before, cut = divmod(start, batch_size)
     batches = open_pass() if before == 0 else open_pass(cursor={**open_pass().state(), "batch": before})
     with (
@@ -82,10 +71,8 @@ def standardized_tokens(
     device: torch.device,
     *,
     doing: str,
-    shuffle: bool = False,
-    seed: int = 0,
-    max_tokens: int | None = None,
     start: int = 0,
+    **order: Unpack[OrderOptions],
 ) -> Iterator[Tensor]:
     """As :func:`raw_tokens`, standardised: x~ = (x - mu) / sigma.
 
@@ -97,9 +84,7 @@ def standardized_tokens(
         raise ValueError(
             f"the statistics have {len(mean)} dimensions, {shards.path} has {shards.d_model}: fit them again"
         )
-    for batch in raw_tokens(
-        shards, layer, batch_size, device, doing=doing, shuffle=shuffle, seed=seed, max_tokens=max_tokens, start=start
-    ):
+    for batch in raw_tokens(shards, layer, batch_size, device, doing=doing, start=start, **order):
         yield standardize(batch, mean, std)
 
 
