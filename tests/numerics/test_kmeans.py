@@ -8,12 +8,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.cluster import MiniBatchKMeans as ScikitMiniBatchKMeans
+from sklearn.metrics import adjusted_rand_score
 
 from assay.numerics import distances as distances_module
-from assay.numerics.distances import nearest_centers
+from assay.numerics.distances import nearest_in_float64 as nearest_centers
 from assay.numerics.errors import sum_errors
 from assay.numerics.kmeans import (
     MiniBatchKMeans,
+    adjusted_rand_index,
     kmeans_plus_plus,
     low_count_clusters,
     mini_batch_step,
@@ -195,14 +197,14 @@ def test_low_counts_are_zeros_and_those_below_the_share_of_the_largest():
 def test_reassigned_centres_are_distinct_tokens_and_take_the_lowest_other_count():
     x, centers, counts = randn(0, 40, 2), randn(1, 5, 2) + 100, torch.tensor([3, 900, 0, 50, 8])
     low = low_count_clusters(counts, 0.01)
-    moved, new_counts = reassign_centers(x, centers, counts, low, torch.Generator().manual_seed(0))
+    moved, new_counts = reassign_centers(x, torch.ones(len(x)), centers, counts, low, torch.Generator().manual_seed(0))
     assert new_counts.tolist() == [50, 900, 50, 50, 50]
     assert torch.equal(moved[[1, 3]], centers[[1, 3]])
     sources = [(x == moved[cluster]).all(1).nonzero().flatten().tolist() for cluster in (0, 2, 4)]
     assert all(len(found) == 1 for found in sources)
     assert len({found[0] for found in sources}) == 3
-    again, _ = reassign_centers(x, centers, counts, low, torch.Generator().manual_seed(0))
-    other, _ = reassign_centers(x, centers, counts, low, torch.Generator().manual_seed(1))
+    again, _ = reassign_centers(x, torch.ones(len(x)), centers, counts, low, torch.Generator().manual_seed(0))
+    other, _ = reassign_centers(x, torch.ones(len(x)), centers, counts, low, torch.Generator().manual_seed(1))
     assert torch.equal(again, moved)
     assert not torch.equal(other, moved)
     assert counts.tolist() == [3, 900, 0, 50, 8]
@@ -211,10 +213,21 @@ def test_reassigned_centres_are_distinct_tokens_and_take_the_lowest_other_count(
 def test_at_most_half_a_batch_is_reassigned_lowest_counts_first():
     x, centers, counts = randn(0, 5, 2), randn(1, 5, 2) + 100, torch.tensor([3, 900, 0, 1, 1])
     low = low_count_clusters(counts, 0.01)
-    moved, new_counts = reassign_centers(x, centers, counts, low, torch.Generator().manual_seed(0))
+    moved, new_counts = reassign_centers(x, torch.ones(len(x)), centers, counts, low, torch.Generator().manual_seed(0))
     assert (moved != centers).any(1).tolist() == [False, False, True, True, False]
     assert new_counts.tolist() == [3, 900, 1, 1, 1]
-    unmoved, _ = reassign_centers(x[:1], centers, counts, low, torch.Generator())
+    unmoved, _ = reassign_centers(x[:1], torch.ones(1), centers, counts, low, torch.Generator())
+    assert torch.equal(unmoved, centers)
+
+
+def test_centres_are_reassigned_to_far_tokens_as_often_as_their_squared_distance_says():
+    x, squared = torch.arange(4.0)[:, None], torch.tensor([0.0, 1.0, 2.0, 5.0])
+    centers, counts, low = torch.tensor([[9.0], [8.0]]), torch.tensor([5, 0]), torch.tensor([False, True])
+    generator = torch.Generator().manual_seed(0)
+    drawn = [int(reassign_centers(x, squared, centers, counts, low, generator)[0][1]) for _ in range(4000)]
+    found = torch.bincount(torch.tensor(drawn), minlength=4) / 4000
+    torch.testing.assert_close(found, squared / 8, rtol=0, atol=0.03)
+    unmoved, _ = reassign_centers(x, torch.zeros(4), centers, counts, low, generator)
     assert torch.equal(unmoved, centers)
 
 
@@ -491,3 +504,104 @@ def test_errors_of_fit_and_predict():
         with pytest.raises(ValueError, match="found a batch of 3 dimensions, wanted 2"):
             method(randn(0, 4, 3))
     assert nearest_centers(x[:0], model.cluster_centers_).shape == (0,)
+
+
+# ---- learning rates, checkpoints, agreement
+
+
+@pytest.mark.parametrize("decay", [1.0, 0.9, 0.5])
+def test_a_step_moves_centres_by_their_share_of_decayed_counts(decay):
+    batches = [randn(seed, 40, 3) for seed in range(4)]
+    model = MiniBatchKMeans(5, decay=decay, reassignment_ratio=0.0).partial_fit(batches[0])
+    for x in batches[1:]:
+        centers, counts = model.cluster_centers_.double(), model.counts_.double()
+        labels = model.predict(x)
+        model.partial_fit(x)
+        for k in range(5):
+            mine = x[labels == k].double()
+            n = counts[k] * decay + len(mine)
+            wanted = centers[k] + (mine - centers[k]).sum(0) / max(float(n), 1)
+            torch.testing.assert_close(model.cluster_centers_[k].double(), wanted, rtol=1e-6, atol=1e-6)
+            assert float(model.counts_[k]) == pytest.approx(float(n), rel=1e-12)
+    assert model.counts_.dtype == (torch.int64 if decay == 1 else torch.float64)
+    again = MiniBatchKMeans.from_state(model.state_dict())
+    assert torch.equal(again.counts_, model.counts_)
+
+
+@pytest.mark.parametrize("decay", [0.0, -1.0, 1.1])
+def test_a_decay_that_is_none_is_refused(decay):
+    with pytest.raises(ValueError, match=f"found decay = {decay}, wanted more than 0 and at most 1"):
+        MiniBatchKMeans(2, decay=decay).partial_fit(randn(0, 9, 2))
+
+
+class Stop(Exception):  # noqa: N818
+    """Ends a fit at a step."""
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    st.integers(1, 30),
+    st.sampled_from([1.0, 0.8]),
+    st.sampled_from([0.0, 2.0]),
+    st.sampled_from([None, 2]),
+    st.integers(0, 99),
+)
+def test_a_resumed_fit_equals_the_uninterrupted_one_bit_for_bit(stop, decay, tol, patience, seed):
+    x = randn(seed, 160, 3)
+    parameters = {"seed": seed, "max_iter": 4, "decay": decay, "tol": tol, "max_no_improvement": patience}
+    parameters |= {"n_init": 2, "init_size": 40, "reassignment_ratio": 0.3}
+
+    def stream(epoch, start=0):
+        order = torch.randperm(160, generator=torch.Generator().manual_seed(epoch))
+        return x[order].split(16)[start:]
+
+    whole = MiniBatchKMeans(6, **parameters).fit(stream)
+    broken = MiniBatchKMeans(6, **parameters)
+    saved = {}
+
+    def on_step(metrics):
+        assert metrics is broken.history_[-1]
+        if broken.n_steps_ == stop:
+            saved.update({name: tensor.clone() for name, tensor in broken.checkpoint().items()})
+            raise Stop
+
+    try:
+        broken.fit(stream, on_step)
+    except Stop:
+        first = stop
+        begun = []
+
+        def rest(epoch):
+            begun.append(epoch)
+            return stream(epoch, (first - 1) % 10 + 1 if len(begun) == 1 else 0)
+
+        broken = MiniBatchKMeans(6, **parameters).resume(saved).go_on(rest)
+    assert torch.equal(broken.cluster_centers_, whole.cluster_centers_)
+    assert torch.equal(broken.counts_, whole.counts_)
+    assert broken.history_ == whole.history_
+    assert (broken.n_steps_, broken.inertia_) == (whole.n_steps_, whole.inertia_)
+
+
+def test_a_checkpoint_of_other_clusters_is_refused():
+    checkpoint = MiniBatchKMeans(3).partial_fit(randn(0, 20, 2)).checkpoint()
+    with pytest.raises(ValueError, match="found a checkpoint of 3 clusters, wanted 4"):
+        MiniBatchKMeans(4).resume(checkpoint)
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(1, 40), st.integers(1, 5), st.integers(1, 5), st.integers(0, 99))
+def test_agreement_is_scikit_learns_adjusted_rand_index(n, k_a, k_b, seed):
+    generator = torch.Generator().manual_seed(seed)
+    a, b = (torch.randint(0, k, (n,), generator=generator) for k in (k_a, k_b))
+    assert adjusted_rand_index(a, b) == pytest.approx(adjusted_rand_score(a, b), abs=1e-12)
+    assert adjusted_rand_index(a, a) == 1
+
+
+def test_labels_that_cannot_be_compared_are_refused():
+    for a, b in (
+        (torch.zeros(2), torch.zeros(3)),
+        (torch.zeros(0), torch.zeros(0)),
+        (torch.zeros(1, 1), torch.zeros(1, 1)),
+    ):
+        with pytest.raises(ValueError, match="wanted two of one length, at least 1"):
+            adjusted_rand_index(a.long(), b.long())

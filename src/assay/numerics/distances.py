@@ -1,12 +1,186 @@
-"""Squared distances of tokens to centres, in float64 and bounded memory, and the nearest centre by them."""
+"""The nearest centre of every token, exactly, at the rate of the fastest product there is; and all distances, in float64.
+
+The score of a centre c for a token x is x.c - |c|^2 / 2 about a common origin: the nearest centre has the largest. A product in
+low precision gives every score with a bound on its error, so only centres within twice the bound of the best can be nearest:
+a token with one such candidate is settled, one with a few is settled by its float64 distances to them, and one with many is asked again in
+the next higher precision. Only tiles of the (n, K) scores are ever held.
+"""
 
 import math
 from collections.abc import Iterator
+from functools import cache
 
 import torch
 from torch import Tensor
 
 _DISTANCE_BYTES = 64 * 2**20
+# Scores held at a time: they stay in the processor's cache, or are few launches on a GPU.
+_TILE_BYTES = {"cpu": 8 * 2**20, "cuda": 512 * 2**20}
+# Centres are looked at in so many groups first, by the best score of each: only groups with a candidate are looked into.
+_GROUP = 64
+_MOST_GROUPS = 16
+
+
+def fast_dtype(device: torch.device) -> torch.dtype:
+    """bfloat16 where the hardware multiplies it faster than float32, float32 elsewhere."""
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float32
+    return torch.bfloat16 if device.type == "cpu" and _cpu_multiplies_bfloat16() else torch.float32
+
+
+@cache
+def _cpu_multiplies_bfloat16() -> bool:
+    # oneDNN takes bfloat16 wherever there is AVX-512, and multiplies it faster only with instructions of its own: ask the clock.
+    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return False
+    from time import perf_counter
+
+    times = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        x = torch.ones(512, 512, dtype=dtype)
+        x @ x
+        began = perf_counter()
+        for _ in range(4):
+            x @ x
+        times[dtype] = perf_counter() - began
+    return times[torch.bfloat16] < 0.7 * times[torch.float32]
+
+
+class NearestCenters:
+    """Centres made ready to find the nearest of them for many tokens.
+
+    centers: float32 (K, d). dtypes: of the products that are tried, in this order, before float64 settles what is left; by
+    default the fastest of the device, then float32. They change the time, never the answer.
+    """
+
+    def __init__(self, centers: Tensor, dtypes: tuple[torch.dtype, ...] | None = None) -> None:
+        self._centers = centers
+        # Where the user lets float32 products be less than that, their bound does not hold.
+        exact = (torch.float32,) if torch.get_float32_matmul_precision() == "highest" else ()
+        wanted = (fast_dtype(centers.device), *exact) if dtypes is None else dtypes
+        # A large common offset would cancel away the digits that matter. As float32, it is the same for tokens and centres.
+        self._origin = centers.mean(0, dtype=torch.float64).float()
+        self._shifted = centers - self._origin
+        self._dtypes = tuple(dict.fromkeys(wanted))
+        self._products: dict[torch.dtype, _Product] = {}
+
+    def find(self, x: Tensor) -> Tensor:
+        """Index of the nearest centre to each row of x (n, d), float32: int64 (n,); ties: the lower index.
+
+        It is that of float64 distances by differences but where the two best differ by float64's rounding.
+        """
+        labels = torch.full((len(x),), -1, dtype=torch.int64, device=x.device)
+        left = torch.arange(len(x), device=x.device)
+        for dtype in self._dtypes:
+            if dtype not in self._products:
+                self._products[dtype] = _Product(self._shifted, dtype)
+            for rows in torch.split(left, max(1, _TILE_BYTES[x.device.type] // (2 * len(self._centers)))):
+                self._settle(x, rows, labels, self._products[dtype])
+            left = left[labels[left] < 0]
+            if not len(left):
+                return labels
+        labels[left] = nearest_in_float64(x[left], self._centers)
+        return labels
+
+    def _settle(self, x: Tensor, rows: Tensor, labels: Tensor, product: "_Product") -> None:
+        """Label those of `rows` of which the product leaves few candidates."""
+        whole = len(rows) > 0 and int(rows[-1] - rows[0]) == len(rows) - 1  # a view then, and no copy
+        tokens = x[rows[0] : rows[0] + len(rows)] if whole else x[rows]
+        found, candidates = product.candidates(tokens - self._origin)
+        settled, nearest = _nearest_of_candidates(tokens, found, self._centers, candidates)
+        labels[rows[settled]] = nearest
+
+
+class _Product:
+    """Scores of shifted centres (K, d), float32, by a product in `dtype`, and how far they may be off."""
+
+    def __init__(self, centers: Tensor, dtype: torch.dtype) -> None:
+        n_clusters, d = centers.shape
+        self._n_groups = -(-n_clusters // _GROUP)
+        self._dtype = dtype
+        self._unit = float(torch.finfo(dtype).eps) / 2  # the relative error of one rounding
+        halves = -0.5 * centers.double().square_().sum(1)
+        high = halves.to(dtype)
+        low = (halves - high.double()).to(dtype)
+        # The halved norms ride along as two more dimensions, in which every token is 1; what fills the last group is never near.
+        matrix = torch.zeros(self._n_groups * _GROUP, d + 2, dtype=dtype, device=centers.device)
+        matrix[:, d] = -torch.finfo(dtype).max
+        matrix[:n_clusters, :d] = centers.to(dtype)
+        matrix[:n_clusters, d] = high
+        matrix[:n_clusters, d + 1] = low
+        self._matrix = matrix.T
+        kept = matrix[:n_clusters, :d].float()
+        self._norm = float(kept.norm(dim=1).max())
+        self._lost = float((centers - kept).norm(dim=1).max())
+        self._lost_halves = float((halves - high.double() - low.double()).abs().max())
+        self._half = float(halves.abs().max())
+        self._d = d
+
+    def candidates(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Pairs (row, centre), int64, by row and then centre, of all that may be nearest to rows of x (n, d), shifted.
+
+        Rows with candidates in too many groups have none. Overflow makes a bound infinite or a score NaN: such a row has none, too.
+        """
+        n = len(x)
+        tokens = torch.ones(n, self._d + 2, dtype=self._dtype, device=x.device)
+        tokens[:, : self._d] = x
+        scores = (tokens @ self._matrix).view(
+            n, _GROUP, self._n_groups
+        )  # centre j * n_groups + g is the j-th of group g
+        best_of_group = scores.amax(1)
+        best = best_of_group.amax(1).float()
+        least = best - self._slack(x, tokens, best)
+        promising = best_of_group >= least[:, None]
+        promising &= (promising.sum(1) <= _MOST_GROUPS)[:, None] & least.isfinite()[:, None]
+        rows, groups = promising.nonzero(as_tuple=True)
+        pairs, members = (scores[rows, :, groups] >= least[rows, None]).nonzero(as_tuple=True)
+        rows, centers = rows[pairs], members * self._n_groups + groups[pairs]
+        order = (rows * (_GROUP * self._n_groups) + centers).argsort()
+        return rows[order], centers[order]
+
+    def _slack(self, x: Tensor, tokens: Tensor, best: Tensor) -> Tensor:
+        """Twice the largest error of the scores near the best of each row, float32 (n,)."""
+        kept = tokens[:, : self._d].float()
+        norm = kept.norm(dim=1)
+        lost = (x - kept).norm(dim=1) + 2.0**-23 * norm  # of the conversion; of the shift
+        # Of the sums in float32; and of the centres' shift, which is less.
+        accumulated = (self._d + 4) * 2.0**-23 * (norm * self._norm + self._half) + (self._d + 4) * 2.0**-120
+        error = lost * (self._norm + self._lost) + norm * self._lost + accumulated + self._lost_halves
+        # A score is rounded to `dtype`, and compared with one as large as it, or larger by the error itself: hence the 1 %.
+        slack: Tensor = 2.02 * (error + self._unit * best.abs()) + self._unit * error
+        return slack
+
+
+def _nearest_of_candidates(x: Tensor, rows: Tensor, centers: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor]:
+    """The rows that have candidates, each once, and the nearest of these, by distances in float64; ties: the lower index."""
+    found, counts = torch.unique_consecutive(rows, return_counts=True)
+    nearest = torch.zeros_like(found)
+    ends = counts.cumsum(0)
+    single = counts == 1
+    nearest[single] = candidates[ends[single] - 1]
+    several = ~single
+    if bool(several.any()):
+        contested = several.repeat_interleave(counts)
+        pairs, group = (
+            candidates[contested],
+            torch.arange(len(found), device=x.device).repeat_interleave(counts)[contested],
+        )
+        squared = _squared_distances(x, rows[contested], centers, pairs)
+        least = squared.new_full((len(found),), math.inf).scatter_reduce_(0, group, squared, "amin")
+        lowest = torch.where(squared == least[group], pairs, len(centers))
+        nearest = torch.full_like(found, len(centers)).scatter_reduce_(0, group, lowest, "amin").where(several, nearest)
+    return found, nearest
+
+
+def _squared_distances(x: Tensor, rows: Tensor, centers: Tensor, pairs: Tensor) -> Tensor:
+    """|x[rows] - centers[pairs]|^2 by differences, float64 (pairs,)."""
+    chunk = max(1, _DISTANCE_BYTES // (16 * x.shape[1]))
+    return torch.cat(
+        [
+            (x[row].double() - centers[pair].double()).square_().sum(1)
+            for row, pair in zip(torch.split(rows, chunk), torch.split(pairs, chunk), strict=True)
+        ]
+    )
 
 
 def chunked_distances(x: Tensor, centers: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
@@ -30,16 +204,10 @@ def chunked_distances(x: Tensor, centers: Tensor) -> Iterator[tuple[Tensor, Tens
         yield distances, rounding * (row_norms + distances.amin(1, keepdim=True))
 
 
-def nearest_centers(x: Tensor, centers: Tensor) -> Tensor:
+def nearest_in_float64(x: Tensor, centers: Tensor) -> Tensor:
     """Index of the nearest of centers (K, d) to each row of x (n, d): int64 (n,); ties to rounding: the lower index."""
     labels = [
         (distances <= distances.amin(1, keepdim=True) + tie).to(torch.uint8).argmax(1)
         for distances, tie in chunked_distances(x, centers)
     ]
     return torch.cat(labels)
-
-
-def assign_tokens(x: Tensor, centers: Tensor) -> tuple[Tensor, Tensor]:
-    """Nearest centre, int64 (n,), of each row of x (n, d), and the residual x - c from it, float64 (n, d)."""
-    labels = nearest_centers(x, centers)
-    return labels, x.double() - centers[labels].double()

@@ -13,14 +13,19 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from assay.numerics.distances import assign_tokens, chunked_distances, nearest_centers
+from assay.numerics.distances import NearestCenters, chunked_distances
 from assay.numerics.errors import ErrorSums, error_sums
 from assay.numerics.moments import batch_moments, check_batch
 
 logger = logging.getLogger(__name__)
 
-# Squared distances below this share of the squared norm have lost most of their digits to cancellation.
-_CLOSE = 1e-8
+METRICS = ("inertia", "ewa_inertia", "learning_rate", "dead_clusters")
+"""Of a step, in `history_`."""
+
+# A batch's residuals are taken so many rows at a time, which stay in the cache.
+_ROWS = 1024
+# Squared distances below this share of the squared norms have lost most of their digits to cancellation in float32.
+_CLOSE = 1e-4
 
 
 def kmeans_plus_plus(x: Tensor, n_clusters: int, generator: torch.Generator) -> Tensor:
@@ -37,12 +42,12 @@ def kmeans_plus_plus(x: Tensor, n_clusters: int, generator: torch.Generator) -> 
             "lower n_clusters, or give more tokens (a larger init_size or first batch)"
         )
     n_trials = 2 + int(math.log(n_clusters))
-    tokens = x.double() - x.double().mean(0)
+    tokens = (x.double() - x.double().mean(0)).float()
     norms = tokens.square().sum(1)
     chosen = [int(torch.randint(n, (1,), generator=generator))]
-    closest = (tokens - tokens[chosen[0]]).square().sum(1)
+    closest = (x.double() - x[chosen[0]].double()).square().sum(1).float()
     while len(chosen) < n_clusters:
-        cumulative = closest.cpu().cumsum(0)
+        cumulative = closest.cpu().double().cumsum(0)
         if cumulative[-1] == 0:
             raise ValueError(
                 f"found {len(chosen)} distinct tokens among the {n} to seed from, wanted at least n_clusters = "
@@ -54,25 +59,47 @@ def kmeans_plus_plus(x: Tensor, n_clusters: int, generator: torch.Generator) -> 
         best = int(torch.minimum(distances, closest).sum(1).argmin())
         chosen.append(int(trials[best]))
         # A token equal to a centre must be at exactly 0, or it could be drawn again: by differences where it is close.
-        close = distances[best] <= _CLOSE * norms
-        distances[best, close] = (tokens[close] - tokens[chosen[-1]]).square().sum(1)
+        close = distances[best] <= _CLOSE * (norms + norms[chosen[-1]])
+        distances[best, close] = (x[close].double() - x[chosen[-1]].double()).square().sum(1).float()
         closest = torch.minimum(closest, distances[best])
     return x[chosen].float()
 
 
-def mini_batch_step(x: Tensor, centers: Tensor, counts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """One step of Sculley's algorithm on x (n, d): new centers (K, d) and counts (K,), squared distances before (n,).
+def pull_centers(x: Tensor, centers: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """How tokens x (n, d) pull at their centres: sums of x - c by label (n,), (K, d), and |x - c|^2, (n,); float64.
+
+    The same bits in every run.
+    """
+    if x.device.type != "cpu":
+        # On a GPU index_add_ sums in an order that changes from run to run; segments of sorted rows do not.
+        residual = x.double() - centers[labels]
+        lengths = torch.bincount(labels, minlength=len(centers))
+        pulls = torch.segment_reduce(residual[labels.argsort(stable=True)], "sum", lengths=lengths, axis=0)
+        return pulls, residual.square_().sum(1)
+    pulls, squared = torch.zeros(centers.shape, dtype=torch.float64), torch.empty(len(x), dtype=torch.float64)
+    for start in range(0, len(x), _ROWS):
+        rows = slice(start, start + _ROWS)
+        residual = x[rows].double()
+        residual -= centers[labels[rows]]
+        pulls.index_add_(0, labels[rows], residual)
+        squared[rows] = residual.square_().sum(1)
+    return pulls, squared
+
+
+def mini_batch_step(x: Tensor, centers: Tensor, counts: Tensor, decay: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
+    """One step on x (n, d): new centers (K, d) and counts (K,), and the squared distances before it, float64 (n,).
 
     With b tokens in the batch nearest to a centre and n in all, it moves by b/n of the way to the mean of the b: as if
-    it took the tokens one after another at a learning rate of one over its count.
+    it took the tokens one after another at a learning rate of one over its count (Sculley 2010). With a `decay` below 1 older
+    tokens count less, n <- decay n + b: centres are exponential moving averages, without their bias towards the start (van den
+    Oord et al. 2017, "Neural discrete representation learning", appendix A.1).
     """
-    labels, residual = assign_tokens(x, centers)
-    hits = torch.bincount(labels, minlength=centers.shape[0])
-    # Segments of sorted rows and not index_add_, whose order of summation changes from run to run on a GPU.
-    pulls = torch.segment_reduce(residual[labels.argsort(stable=True)], "sum", lengths=hits, axis=0)
-    counts = counts + hits
-    moved = centers.double() + pulls / counts.clamp(min=1)[:, None]
-    return moved.float(), counts, residual.square().sum(1)
+    labels = NearestCenters(centers).find(x)
+    pulls, squared = pull_centers(x, centers, labels)
+    hits = torch.bincount(labels, minlength=len(centers))
+    counts = counts + hits if decay == 1 else counts.double() * decay + hits
+    moved = pulls.div_(counts.clamp(min=1).double()[:, None]).add_(centers)
+    return moved.float(), counts, squared
 
 
 def low_count_clusters(counts: Tensor, reassignment_ratio: float) -> Tensor:
@@ -81,20 +108,25 @@ def low_count_clusters(counts: Tensor, reassignment_ratio: float) -> Tensor:
 
 
 def reassign_centers(
-    x: Tensor, centers: Tensor, counts: Tensor, low: Tensor, generator: torch.Generator
+    x: Tensor, squared: Tensor, centers: Tensor, counts: Tensor, low: Tensor, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Put the clusters `low` (bool (K,)) on random tokens of x (n, d), as scikit-learn does: new centers and counts.
+    """Put the clusters `low` (bool (K,)) on far tokens of x (n, d): new centers and counts.
 
-    At most half as many as there are tokens, those of lowest count first (ties to the lower index), each to a token of
-    its own. They take the lowest count among the others, so that they neither jump about nor are at once low again.
+    A token is drawn with probability proportional to `squared` (n,), its squared distance to its centre: far ones, but not the
+    outliers alone (the D^2 sampling of k-means++, Arthur and Vassilvitskii 2007). At most half as many as there are tokens off their
+    centres, the clusters of lowest count first (ties to the lower index), each to a token of its own. They take the lowest count
+    among the others, so that they neither jump about nor are at once low again. Two centres that have fallen together are low
+    in time: the token goes to the one of lower index.
     """
-    n_moved = min(int(low.sum()), x.shape[0] // 2)
+    n_moved = min(int(low.sum()), int((squared > 0).sum()) // 2)
     if n_moved == 0:
         return centers, counts
     moved = counts.argsort(stable=True)[:n_moved]
     stays = torch.ones_like(low)
     stays[moved] = False
-    tokens = torch.randperm(x.shape[0], generator=generator)[:n_moved].to(x.device)
+    # Largest of u^(1/w) (Efraimidis and Spirakis 2006), as logarithms: a weighted draw without replacement, of any size.
+    keys = torch.rand(len(squared), generator=generator, dtype=torch.float64).log() / squared.cpu()
+    tokens = keys.nan_to_num(-math.inf, -math.inf, -math.inf).topk(n_moved).indices.to(x.device)
     centers, new_counts = centers.clone(), counts.clone()
     centers[moved] = x[tokens].float()
     new_counts[moved] = counts[stays].min()
@@ -112,8 +144,11 @@ class MiniBatchKMeans:
     tol: stop when a step moves the centres by a summed squared distance of at most tol times the mean variance of a
         dimension among the seeding tokens; 0 never stops so.
     max_no_improvement: stop after as many steps on end without a new least smoothed inertia; None never stops so.
-    reassignment_ratio: clusters with a count below this share of the largest are moved to random tokens (see
+    reassignment_ratio: clusters with a count below this share of the largest are moved to far tokens (see
         `reassign_centers`), every 10 n_clusters tokens and after any step that leaves a count of 0; 0 never moves any.
+
+    decay: of the counts at each step. 1 is the learning rate 1/n over all tokens; below 1, an exponential moving average (see
+        `mini_batch_step`), and `counts_` are float64.
 
     Fitted: `cluster_centers_` float32 (n_clusters, d); `counts_` int64 (n_clusters,), the n of the learning rate 1/n;
     `n_steps_`; `inertia_`, the last batch's mean squared distance before its step; and `history_`, a dict of floats a
@@ -133,6 +168,12 @@ class MiniBatchKMeans:
     _pass_size: int | None
     _tokens_seen: int
     _tokens_since_reassignment: int
+    _epoch: int
+    _steps_of_pass: int
+    _stalled: int
+    _least: float
+    _at_rest: float
+    _rests: bool
 
     def __init__(
         self,
@@ -146,6 +187,7 @@ class MiniBatchKMeans:
         tol: float = 0.0,
         max_no_improvement: int | None = 10,
         reassignment_ratio: float = 0.01,
+        decay: float = 1.0,
     ) -> None:
         self.n_clusters = n_clusters
         self.seed = seed
@@ -156,6 +198,8 @@ class MiniBatchKMeans:
         self.tol = tol
         self.max_no_improvement = max_no_improvement
         self.reassignment_ratio = reassignment_ratio
+        self.decay = decay
+        self._ready: tuple[Tensor, NearestCenters] | None = None
 
     def fit(
         self, stream: Callable[[int], Iterable[Tensor]], on_step: Callable[[dict[str, float]], None] | None = None
@@ -170,33 +214,49 @@ class MiniBatchKMeans:
         tokens, held_out = self._seeding_tokens(stream(0))
         self._seed_centers(tokens, held_out)
         sample = batch_moments(tokens)
-        at_rest = self.tol * float(sample.second.mean()) / sample.count
-        least, stalled = math.inf, 0
-        for epoch in range(self.max_iter):
-            steps_before = self.n_steps_
-            for x in stream(epoch):
+        self._at_rest = self.tol * float(sample.second.mean()) / sample.count
+        return self.go_on(stream, on_step)
+
+    def go_on(
+        self, stream: Callable[[int], Iterable[Tensor]], on_step: Callable[[dict[str, float]], None] | None = None
+    ) -> Self:
+        """Go on with the `fit` that left the checkpoint which was resumed from, bit for bit as if there had been no break.
+
+        The first pass asked of `stream` must begin with the batch after the last that the checkpoint has seen; it may be empty.
+        """
+        while self._epoch < self.max_iter and not self._is_done():
+            for x in stream(self._epoch):
                 if x.shape[0] == 0:
                     continue
-                centers = self.cluster_centers_
-                metrics = self.partial_fit(x).history_[-1]
+                self._fit_step(x)
                 if on_step is not None:
-                    on_step(metrics)
-                moved = float((self.cluster_centers_ - centers).double().square().sum())
-                if epoch > 0:
-                    smoothed = metrics["ewa_inertia"]
-                    least, stalled = (smoothed, 0) if smoothed < least else (least, stalled + 1)
-                if (self.tol > 0 and moved <= at_rest) or stalled == self.max_no_improvement:
-                    logger.info(
-                        "k-means stops in pass %d at step %d: centres moved by %.3g, no better inertia for %d steps",
-                        *(epoch, self.n_steps_, moved, stalled),
+                    on_step(self.history_[-1])
+                if self._is_done():
+                    break
+            else:
+                if self._steps_of_pass == 0:
+                    raise ValueError(
+                        f"found 0 tokens in pass {self._epoch}, wanted all: stream(epoch) must start a fresh pass"
                     )
-                    return self
-            if self.n_steps_ == steps_before:
-                raise ValueError(f"found 0 tokens in pass {epoch}, wanted all: stream(epoch) must start a fresh pass")
-            if epoch == 0:
-                self._pass_size = self._tokens_seen
-        logger.info("k-means stops at max_iter = %d passes, %d steps", self.max_iter, self.n_steps_)
+                self._pass_size = self._pass_size or self._tokens_seen
+                self._epoch += 1
+                self._steps_of_pass = 0
+        why = "no better inertia or centres at rest" if self._is_done() else "max_iter"
+        logger.info("k-means stops in pass %d after %d steps: %s", self._epoch + 1, self.n_steps_, why)
         return self
+
+    def _fit_step(self, x: Tensor) -> None:
+        """`partial_fit`, and what it says of stopping."""
+        centers = self.cluster_centers_
+        smoothed = self.partial_fit(x).history_[-1]["ewa_inertia"]
+        self._steps_of_pass += 1
+        if self.tol > 0:
+            self._rests = float((self.cluster_centers_ - centers).double().square().sum()) <= self._at_rest
+        if self._epoch > 0:
+            self._least, self._stalled = (smoothed, 0) if smoothed < self._least else (self._least, self._stalled + 1)
+
+    def _is_done(self) -> bool:
+        return self._rests or self._stalled == self.max_no_improvement
 
     def partial_fit(self, x: Tensor) -> Self:
         """One step on a batch (batch, d); an empty one changes nothing. The first batch also seeds, where fit did not.
@@ -211,14 +271,14 @@ class MiniBatchKMeans:
             self._check_parameters()
             self._seed_centers(x.to(self.device or x.device), None)
         x = x.to(self.cluster_centers_.device)
-        centers, counts, distances = mini_batch_step(x, self.cluster_centers_, self.counts_)
+        centers, counts, distances = mini_batch_step(x, self.cluster_centers_, self.counts_, self.decay)
         low = low_count_clusters(counts, self.reassignment_ratio)
         self._record_step(x.shape[0], distances, counts, low)
         self._tokens_since_reassignment += x.shape[0]
         due = bool((counts == 0).any()) or self._tokens_since_reassignment >= 10 * self.n_clusters
         if self.reassignment_ratio > 0 and due:
             self._tokens_since_reassignment = 0
-            centers, counts = reassign_centers(x, centers, counts, low, self._generator)
+            centers, counts = reassign_centers(x, distances, centers, counts, low, self._generator)
         self.cluster_centers_, self.counts_ = centers, counts
         return self
 
@@ -245,6 +305,10 @@ class MiniBatchKMeans:
         for name, bound in least.items():
             if not getattr(self, name) >= bound:
                 raise ValueError(f"found {name} = {getattr(self, name)}, wanted at least {bound}: change {name}")
+        if not 0 < self.decay <= 1:
+            raise ValueError(
+                f"found decay = {self.decay}, wanted more than 0 and at most 1: 1 is a mean over all tokens"
+            )
         if not 0 <= self.reassignment_ratio <= 1:
             raise ValueError(f"found reassignment_ratio = {self.reassignment_ratio}, wanted 0 to 1: it is a share")
 
@@ -274,7 +338,8 @@ class MiniBatchKMeans:
         for _ in range(self.n_init):
             centers = kmeans_plus_plus(tokens, self.n_clusters, self._generator)
             if self.n_init > 1:
-                inertia = float(assign_tokens(judges, centers)[1].square().sum())
+                labels = NearestCenters(centers).find(judges.float())
+                inertia = float(pull_centers(judges, centers, labels)[1].sum())
                 if inertia >= least:
                     continue
                 least = inertia
@@ -286,6 +351,8 @@ class MiniBatchKMeans:
         self._tokens_seen = 0
         self._tokens_since_reassignment = 0
         self._pass_size = None
+        self._epoch = self._steps_of_pass = self._stalled = 0
+        self._least, self._at_rest, self._rests = math.inf, 0.0, False
         self.n_steps_ = 0
         self.history_ = []
 
@@ -297,12 +364,20 @@ class MiniBatchKMeans:
 
     def predict(self, x: Tensor) -> Tensor:
         """Nearest centre of each row of x (batch, d), ties to the lower index: int64 (batch,)."""
-        return nearest_centers(self._prepare(x), self.cluster_centers_)
+        x = self._prepare(x)
+        return self._nearest().find(x.float())
+
+    def _nearest(self) -> NearestCenters:
+        """The centres made ready, once for all batches between two steps."""
+        if self._ready is None or self._ready[0] is not self.cluster_centers_:
+            self._ready = self.cluster_centers_, NearestCenters(self.cluster_centers_)
+        return self._ready[1]
 
     def assign(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Nearest centre, int64 (batch,), and squared distance to it, float64 (batch,), of each row of x (batch, d)."""
-        labels, residual = assign_tokens(self._prepare(x), self.cluster_centers_)
-        return labels, residual.square().sum(1)
+        x = self._prepare(x)
+        labels = self._nearest().find(x.float())
+        return labels, (x.double() - self.cluster_centers_[labels]).square_().sum(1)
 
     def transform(self, x: Tensor) -> Tensor:
         """Euclidean distances of x (batch, d) to every centre: float32 (batch, n_clusters), never negative or NaN."""
@@ -315,11 +390,53 @@ class MiniBatchKMeans:
         std (d,) is what the tokens were divided by.
         """
         x = self._prepare(x)
-        return {1: error_sums(x, assign_tokens(x, self.cluster_centers_)[1], std)}
+        return {1: error_sums(x, x.double() - self.cluster_centers_[self._nearest().find(x.float())], std)}
 
     def state_dict(self) -> dict[str, Tensor]:
         """`cluster_centers` float32 (n_clusters, d) and `counts` int64 (n_clusters,)."""
         return {"cluster_centers": self.cluster_centers_, "counts": self.counts_}
+
+    def checkpoint(self) -> dict[str, Tensor]:
+        """What `resume` needs to go on exactly.
+
+        The `state_dict`, the random `generator`'s state uint8 (n,), `history` float64 (steps, 4), `counters` int64 (7,) and
+        `levels` float64 (2,).
+        """
+        counters = [
+            *(self._tokens_seen, self._tokens_since_reassignment, self._pass_size or 0),
+            *(self._epoch, self._steps_of_pass, self._stalled, self._rests),
+        ]
+        history = [[metrics[name] for name in METRICS] for metrics in self.history_]
+        return {
+            **self.state_dict(),
+            "generator": self._generator.get_state(),
+            "history": torch.tensor(history, dtype=torch.float64).reshape(-1, len(METRICS)),
+            "counters": torch.tensor(counters, dtype=torch.int64),
+            "levels": torch.tensor([self._least, self._at_rest], dtype=torch.float64),
+        }
+
+    def resume(self, checkpoint: Mapping[str, Tensor]) -> Self:
+        """Take up what `checkpoint` returned, on this one's parameters; then `go_on`, or `partial_fit`.
+
+        ValueError for other shapes, or another number of clusters.
+        """
+        restored = self.from_state(checkpoint)
+        if restored.n_clusters != self.n_clusters:
+            raise ValueError(f"found a checkpoint of {restored.n_clusters} clusters, wanted {self.n_clusters}")
+        self._start(torch.Generator())
+        self._generator.set_state(checkpoint["generator"])
+        place = restored.cluster_centers_.device if self.device is None else self.device
+        self.cluster_centers_ = restored.cluster_centers_.to(place)
+        self.counts_ = restored.counts_.to(place)
+        self.history_ = [dict(zip(METRICS, row, strict=True)) for row in checkpoint["history"].tolist()]
+        self.n_steps_ = len(self.history_)
+        if self.history_:
+            self.inertia_ = self.history_[-1]["inertia"]
+        seen, since, size, self._epoch, self._steps_of_pass, self._stalled, rests = checkpoint["counters"].tolist()
+        self._tokens_seen, self._tokens_since_reassignment, self._pass_size = seen, since, size or None
+        self._rests = bool(rests)
+        self._least, self._at_rest = checkpoint["levels"].tolist()
+        return self
 
     @classmethod
     def from_state(cls, state: Mapping[str, Tensor]) -> Self:
@@ -335,5 +452,23 @@ class MiniBatchKMeans:
             )
         restored = cls(centers.shape[0])
         restored._start(torch.Generator().manual_seed(restored.seed))
-        restored.cluster_centers_, restored.counts_ = centers.float(), counts.to(torch.int64)
+        restored.cluster_centers_, restored.counts_ = centers.float(), counts
         return restored
+
+
+def adjusted_rand_index(a: Tensor, b: Tensor) -> float:
+    """How far two clusterings of the same tokens, labels int64 (n,), agree: 1 if they are one, about 0 if by chance.
+
+    Hubert and Arabie (1985), "Comparing partitions"; only pairs of clusters that occur are held. ValueError for other lengths or none.
+    """
+    if a.shape != b.shape or a.ndim != 1 or len(a) == 0:
+        raise ValueError(f"found labels {tuple(a.shape)} and {tuple(b.shape)}, wanted two of one length, at least 1")
+
+    def pairs(counts: Tensor) -> int:
+        return int((counts * (counts - 1) // 2).sum())
+
+    together = pairs(torch.unique(torch.stack([a, b]), dim=1, return_counts=True)[1])
+    in_a, in_b = (pairs(torch.unique(labels, return_counts=True)[1]) for labels in (a, b))
+    by_chance = in_a * in_b / max(1, len(a) * (len(a) - 1) // 2)
+    most = (in_a + in_b) / 2
+    return 1.0 if most == by_chance else (together - by_chance) / (most - by_chance)

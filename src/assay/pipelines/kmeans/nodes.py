@@ -17,7 +17,7 @@ from assay.pipelines.stream import pick_device, standardized_tokens
 def fit_kmeans(
     shards: Shards, statistics: dict[str, Tensor], parameters: KMeansParameters, device: str, *, layer: int
 ) -> tuple[dict[str, Tensor], list[dict[str, float]]]:
-    """Fit the centres, float32 (n_clusters, d_model), in shuffled passes or those of an order file; returns the model's state and a record of each step."""
+    """Fit the centres in shuffled passes, or those of an order file; returns the model's state and a record of each step."""
     place = pick_device(device)
     kmeans = MiniBatchKMeans(
         parameters.n_clusters,
