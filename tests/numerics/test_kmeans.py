@@ -509,23 +509,19 @@ def test_errors_of_fit_and_predict():
 # ---- learning rates, checkpoints, agreement
 
 
-@pytest.mark.parametrize("decay", [1.0, 0.9, 0.5])
-def test_a_step_moves_centres_by_their_share_of_decayed_counts(decay):
-    batches = [randn(seed, 40, 3) for seed in range(4)]
-    model = MiniBatchKMeans(5, decay=decay, reassignment_ratio=0.0).partial_fit(batches[0])
-    for x in batches[1:]:
-        centers, counts = model.cluster_centers_.double(), model.counts_.double()
-        labels = model.predict(x)
-        model.partial_fit(x)
-        for k in range(5):
-            mine = x[labels == k].double()
-            n = counts[k] * decay + len(mine)
-            wanted = centers[k] + (mine - centers[k]).sum(0) / max(float(n), 1)
-            torch.testing.assert_close(model.cluster_centers_[k].double(), wanted, rtol=1e-6, atol=1e-6)
-            assert float(model.counts_[k]) == pytest.approx(float(n), rel=1e-12)
-    assert model.counts_.dtype == (torch.int64 if decay == 1 else torch.float64)
-    again = MiniBatchKMeans.from_state(model.state_dict())
-    assert torch.equal(again.counts_, model.counts_)
+@pytest.mark.parametrize("decay", [1.0, 0.75, 0.5])
+def test_counts_decay_before_each_further_pass_and_no_other_time(decay):
+    x = randn(0, 90, 3)
+    model = MiniBatchKMeans(4, decay=decay, max_iter=3, init_size=40, max_no_improvement=None, reassignment_ratio=0.0)
+    seen = []
+    model.fit(lambda _: x.split(30), lambda _: seen.append(model.counts_.clone()))
+    assert len(seen) == 9
+    for step in range(1, 9):
+        before = (seen[step - 1] * decay).ceil().long() if step % 3 == 0 else seen[step - 1]
+        hits = seen[step] - before
+        assert int(hits.sum()) == 30
+        assert bool((hits >= 0).all())
+    assert torch.equal(model.counts_, seen[-1])
 
 
 @pytest.mark.parametrize("decay", [0.0, -1.0, 1.1])

@@ -92,29 +92,34 @@ class NearestCenters:
 
 
 class _Product:
-    """Scores of shifted centres (K, d), float32, by a product in `dtype`, and how far they may be off."""
+    """Scores of shifted centres c (K, d), float32, by a product in `dtype`: how large they may be, and where they may be the largest.
+
+    Rounding x to x' and c to c' changes x.c by at most |x - x'| |c| + |x'| |c - c'| (Cauchy-Schwarz). These norms ride along as two
+    more dimensions of the product, after two for the halved norm of c: what comes out is the most that a score may be.
+    """
 
     def __init__(self, centers: Tensor, dtype: torch.dtype) -> None:
-        n_clusters, d = centers.shape
+        n_clusters, self._d = centers.shape
         self._n_groups = -(-n_clusters // _GROUP)
         self._dtype = dtype
         self._unit = float(torch.finfo(dtype).eps) / 2  # the relative error of one rounding
         halves = -0.5 * centers.double().square_().sum(1)
         high = halves.to(dtype)
         low = (halves - high.double()).to(dtype)
-        # The halved norms ride along as two more dimensions, in which every token is 1; what fills the last group is never near.
-        matrix = torch.zeros(self._n_groups * _GROUP, d + 2, dtype=dtype, device=centers.device)
-        matrix[:, d] = -torch.finfo(dtype).max
-        matrix[:n_clusters, :d] = centers.to(dtype)
-        matrix[:n_clusters, d] = high
-        matrix[:n_clusters, d + 1] = low
+        # What fills the last group up is never near.
+        matrix = torch.zeros(self._n_groups * _GROUP, self._d + 4, dtype=dtype, device=centers.device)
+        matrix[:, self._d] = -torch.finfo(dtype).max
+        matrix[:n_clusters, : self._d] = centers
+        kept = matrix[:n_clusters, : self._d].float()
+        norms, lost = centers.norm(dim=1), (centers - kept).norm(dim=1)
+        matrix[:n_clusters, self._d :] = torch.stack([high, low, self._round_up(norms), self._round_up(lost)], dim=1)
         self._matrix = matrix.T
-        kept = matrix[:n_clusters, :d].float()
-        self._norm = float(kept.norm(dim=1).max())
-        self._lost = float((centers - kept).norm(dim=1).max())
+        self._norms = torch.stack([norms, lost], dim=1)
+        self._largest = float(norms.max())
         self._lost_halves = float((halves - high.double() - low.double()).abs().max())
-        self._half = float(halves.abs().max())
-        self._d = d
+
+    def _round_up(self, values: Tensor) -> Tensor:
+        return (values * (1 + 4 * self._unit)).to(self._dtype)
 
     def candidates(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Pairs (row, centre), int64, by row and then centre, of all that may be nearest to rows of x (n, d), shifted.
@@ -122,32 +127,36 @@ class _Product:
         Rows with candidates in too many groups have none. Overflow makes a bound infinite or a score NaN: such a row has none, too.
         """
         n = len(x)
-        tokens = torch.ones(n, self._d + 2, dtype=self._dtype, device=x.device)
+        tokens = torch.ones(n, self._d + 4, dtype=self._dtype, device=x.device)
         tokens[:, : self._d] = x
-        scores = (tokens @ self._matrix).view(
-            n, _GROUP, self._n_groups
-        )  # centre j * n_groups + g is the j-th of group g
-        best_of_group = scores.amax(1)
-        best = best_of_group.amax(1).float()
-        least = best - self._slack(x, tokens, best)
-        promising = best_of_group >= least[:, None]
+        kept = tokens[:, : self._d].float()
+        norms = kept.norm(dim=1)
+        lost = (x - kept).norm(dim=1) + 2.0**-23 * norms  # of the conversion; of the shift
+        tokens[:, self._d + 2] = self._round_up(lost)
+        tokens[:, self._d + 3] = self._round_up(norms)
+        most = (tokens @ self._matrix).view(n, _GROUP, self._n_groups)  # centre j * n_groups + g is the j-th of group g
+        most_of_group = most.amax(1)
+        best, group = most_of_group.max(1)
+        # Its score may be less than it seems, by twice the bound that was added.
+        seeming = most.gather(2, group[:, None, None].expand(n, _GROUP, 1)).argmax(1)[:, 0] * self._n_groups + group
+        # What fills up can only seem the best where all is lost.
+        norm_of_best, lost_of_best = self._norms[seeming.clamp_(max=len(self._norms) - 1)].unbind(1)
+        least = best.float() - self._slack(best.float(), norms, lost * norm_of_best + norms * lost_of_best)
+        promising = most_of_group >= least[:, None]
         promising &= (promising.sum(1) <= _MOST_GROUPS)[:, None] & least.isfinite()[:, None]
         rows, groups = promising.nonzero(as_tuple=True)
-        pairs, members = (scores[rows, :, groups] >= least[rows, None]).nonzero(as_tuple=True)
+        pairs, members = (most[rows, :, groups] >= least[rows, None]).nonzero(as_tuple=True)
         rows, centers = rows[pairs], members * self._n_groups + groups[pairs]
         order = (rows * (_GROUP * self._n_groups) + centers).argsort()
         return rows[order], centers[order]
 
-    def _slack(self, x: Tensor, tokens: Tensor, best: Tensor) -> Tensor:
-        """Twice the largest error of the scores near the best of each row, float32 (n,)."""
-        kept = tokens[:, : self._d].float()
-        norm = kept.norm(dim=1)
-        lost = (x - kept).norm(dim=1) + 2.0**-23 * norm  # of the conversion; of the shift
-        # Of the sums in float32; and of the centres' shift, which is less.
-        accumulated = (self._d + 4) * 2.0**-23 * (norm * self._norm + self._half) + (self._d + 4) * 2.0**-120
-        error = lost * (self._norm + self._lost) + norm * self._lost + accumulated + self._lost_halves
-        # A score is rounded to `dtype`, and compared with one as large as it, or larger by the error itself: hence the 1 %.
-        slack: Tensor = 2.02 * (error + self._unit * best.abs()) + self._unit * error
+    def _slack(self, best: Tensor, norms: Tensor, error: Tensor) -> Tensor:
+        """How far below the best seeming score one may be that is larger in truth, float32 (n,)."""
+        # Of sums in float32, and of the centres' shift, which is less; of the halves; and of underflow.
+        sums = (self._d + 6) * 2.0**-23 * (norms * self._largest + 0.5 * self._largest**2) + (self._d + 6) * 2.0**-120
+        # A score is rounded to `dtype`, and so is one as far below the best as this.
+        rounding = self._unit * (best.abs() + 3 * error)
+        slack: Tensor = 2.02 * (error * (1 + 8 * self._unit) + rounding + sums + self._lost_halves)
         return slack
 
 

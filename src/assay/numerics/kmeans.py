@@ -86,18 +86,16 @@ def pull_centers(x: Tensor, centers: Tensor, labels: Tensor) -> tuple[Tensor, Te
     return pulls, squared
 
 
-def mini_batch_step(x: Tensor, centers: Tensor, counts: Tensor, decay: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
+def mini_batch_step(x: Tensor, centers: Tensor, counts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """One step on x (n, d): new centers (K, d) and counts (K,), and the squared distances before it, float64 (n,).
 
     With b tokens in the batch nearest to a centre and n in all, it moves by b/n of the way to the mean of the b: as if
-    it took the tokens one after another at a learning rate of one over its count (Sculley 2010). With a `decay` below 1 older
-    tokens count less, n <- decay n + b: centres are exponential moving averages, without their bias towards the start (van den
-    Oord et al. 2017, "Neural discrete representation learning", appendix A.1).
+    it took the tokens one after another at a learning rate of one over its count (Sculley 2010).
     """
     labels = NearestCenters(centers).find(x)
     pulls, squared = pull_centers(x, centers, labels)
     hits = torch.bincount(labels, minlength=len(centers))
-    counts = counts + hits if decay == 1 else counts.double() * decay + hits
+    counts = counts + hits
     moved = pulls.div_(counts.clamp(min=1).double()[:, None]).add_(centers)
     return moved.float(), counts, squared
 
@@ -147,8 +145,9 @@ class MiniBatchKMeans:
     reassignment_ratio: clusters with a count below this share of the largest are moved to far tokens (see
         `reassign_centers`), every 10 n_clusters tokens and after any step that leaves a count of 0; 0 never moves any.
 
-    decay: of the counts at each step. 1 is the learning rate 1/n over all tokens; below 1, an exponential moving average (see
-        `mini_batch_step`), and `counts_` are float64.
+    decay: what the counts are multiplied by before each further pass of `fit` (and rounded up). With 1 the learning rate is 1/n
+        over all tokens ever seen, and early ones, which were nearest to other centres, hold centres back; below 1 centres are
+        exponential moving averages over passes.
 
     Fitted: `cluster_centers_` float32 (n_clusters, d); `counts_` int64 (n_clusters,), the n of the learning rate 1/n;
     `n_steps_`; `inertia_`, the last batch's mean squared distance before its step; and `history_`, a dict of floats a
@@ -187,7 +186,7 @@ class MiniBatchKMeans:
         tol: float = 0.0,
         max_no_improvement: int | None = 10,
         reassignment_ratio: float = 0.01,
-        decay: float = 1.0,
+        decay: float = 0.5,
     ) -> None:
         self.n_clusters = n_clusters
         self.seed = seed
@@ -241,6 +240,8 @@ class MiniBatchKMeans:
                 self._pass_size = self._pass_size or self._tokens_seen
                 self._epoch += 1
                 self._steps_of_pass = 0
+                if self._epoch < self.max_iter:
+                    self.counts_ = (self.counts_ * self.decay).ceil().to(torch.int64)
         why = "no better inertia or centres at rest" if self._is_done() else "max_iter"
         logger.info("k-means stops in pass %d after %d steps: %s", self._epoch + 1, self.n_steps_, why)
         return self
@@ -271,7 +272,7 @@ class MiniBatchKMeans:
             self._check_parameters()
             self._seed_centers(x.to(self.device or x.device), None)
         x = x.to(self.cluster_centers_.device)
-        centers, counts, distances = mini_batch_step(x, self.cluster_centers_, self.counts_, self.decay)
+        centers, counts, distances = mini_batch_step(x, self.cluster_centers_, self.counts_)
         low = low_count_clusters(counts, self.reassignment_ratio)
         self._record_step(x.shape[0], distances, counts, low)
         self._tokens_since_reassignment += x.shape[0]
@@ -306,9 +307,7 @@ class MiniBatchKMeans:
             if not getattr(self, name) >= bound:
                 raise ValueError(f"found {name} = {getattr(self, name)}, wanted at least {bound}: change {name}")
         if not 0 < self.decay <= 1:
-            raise ValueError(
-                f"found decay = {self.decay}, wanted more than 0 and at most 1: 1 is a mean over all tokens"
-            )
+            raise ValueError(f"found decay = {self.decay}, wanted more than 0 and at most 1, which forgets nothing")
         if not 0 <= self.reassignment_ratio <= 1:
             raise ValueError(f"found reassignment_ratio = {self.reassignment_ratio}, wanted 0 to 1: it is a share")
 
@@ -452,7 +451,7 @@ class MiniBatchKMeans:
             )
         restored = cls(centers.shape[0])
         restored._start(torch.Generator().manual_seed(restored.seed))
-        restored.cluster_centers_, restored.counts_ = centers.float(), counts
+        restored.cluster_centers_, restored.counts_ = centers.float(), counts.to(torch.int64)
         return restored
 
 
