@@ -50,6 +50,7 @@ def make_shards(root: Path, n_tokens: int, d: int) -> Path:
 
 def work(path: Path, out: Path) -> None:
     """Fit and encode, as the pipelines do."""
+    from assay.io.checkpoints import Checkpoints
     from assay.io.codes import StoredCodes
     from assay.io.codes_writer import write_codes
     from assay.io.shards import Shards
@@ -62,9 +63,10 @@ def work(path: Path, out: Path) -> None:
     shards = Shards(path)
     statistics = fit_statistics(shards, StandardizeParameters(), "cpu", layer=LAYER)
     parameters = {"kmeans": KMeansParameters(n_clusters=64, max_iter=1, n_init=1), "pca": PCAParameters()}
+    checkpoints = Checkpoints(out / "checkpoints")
     models = {
-        "kmeans": fit_kmeans(shards, statistics, parameters["kmeans"], "cpu", layer=LAYER)[0],
-        "pca": fit_pca(shards, statistics, parameters["pca"], "cpu", layer=LAYER),
+        "kmeans": fit_kmeans(shards, statistics, parameters["kmeans"], checkpoints, "cpu", layer=LAYER)[0],
+        "pca": fit_pca(shards, statistics, parameters["pca"], checkpoints, "cpu", layer=LAYER),
     }
     for encoding in ("kmeans-onehot", "kmeans-invdist", "pca-topk-00016"):
         method = encoding.partition("-")[0]

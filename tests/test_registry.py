@@ -77,7 +77,8 @@ def test_each_pipeline_holds_its_ancestors(register, changes):
         assert not pipeline.inputs() & made, name
         assert names(whole.to_nodes(*names(pipeline))) == names(pipeline)
     sources = {source for source in whole.inputs() if not source.startswith("params:")}
-    wanted = {"layer_0.given_statistics", "layer_3.given_statistics"} if "standardize" in changes else set()
+    wanted = {f"layer_{n}.{method}_checkpoints" for n in (0, 3) for method in ("kmeans", "pca")}
+    wanted |= {"layer_0.given_statistics", "layer_3.given_statistics"} if "standardize" in changes else set()
     assert sources == wanted | ({f"shards_{split}" for split in SPLITS} if "shards" in changes else set())
 
 

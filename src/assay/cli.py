@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import re
-import signal
 import sys
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -31,6 +29,7 @@ from yaml import YAMLError
 
 from assay.configuration import current_configuration
 from assay.freshness import Freshness
+from assay.pipelines.stopping import sigterm_stops
 from assay.plan import check_shards
 from assay.tracking import close_interrupted_runs
 
@@ -147,18 +146,14 @@ def _run(force: bool, **options: Any) -> None:
 @contextmanager
 def _ended_cleanly(session: KedroSession, pipeline: Pipeline, catalog: DataCatalog) -> Iterator[None]:
     """Give bad input two lines, not a traceback, which is in the manifest; close the runs in MLflow when we are interrupted."""
-    main = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler) if main else None
     try:
-        yield
+        with sigterm_stops():
+            yield
     except KeyboardInterrupt:
         close_interrupted_runs(session._hook_manager, pipeline, catalog)
         raise
     except (ValueError, FileNotFoundError, DatasetError) as error:
         raise click.ClickException(str(error)) from error
-    finally:
-        if main:
-            signal.signal(signal.SIGTERM, before)
 
 
 cli.add_command(click.Command("run", params=_options(), callback=_run, help=_run.__doc__))

@@ -29,8 +29,8 @@ FORMAT = 3
 UNHASHED = frozenset({"params:device"})
 """Inputs that choose where the work is done, not what it is."""
 
-SHAPING = {"params:kmeans": {"encodings"}, "params:pca": {"topk"}}
-"""Parameters that only say which nodes there are: each of these nodes is bound to its own part of them."""
+SHAPING = {"params:kmeans": {"encodings", "checkpoint_steps"}, "params:pca": {"topk", "checkpoint_steps"}}
+"""Parameters that change no result: they say which nodes there are, each bound to its own part of them, or how often to save."""
 
 FOLDER = Path("data/.fingerprints")
 

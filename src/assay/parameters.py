@@ -110,6 +110,10 @@ class KMeansParameters(_Section):
     reassignment_ratio: float = Field(
         0.01, ge=0, le=1, description="clusters below this share of the largest count are reseeded"
     )
+    decay: float = Field(
+        0.5, gt=0, le=1, description="of the counts before each further pass; 1: learning rate 1/n over all tokens ever"
+    )
+    checkpoint_steps: PositiveInt = Field(500, description="steps from one checkpoint to the next")
     encodings: Choices[
         Literal[
             "kmeans-onehot",
@@ -145,6 +149,7 @@ class PCAParameters(_Section):
     max_tokens: PositiveInt | None = Field(
         None, description="tokens that it is fitted on, a random sample; null: all of them"
     )
+    checkpoint_steps: PositiveInt = Field(100, description="batches from one checkpoint to the next")
 
 
 class ProbeParameters(_Section):

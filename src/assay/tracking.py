@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 import traceback
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from mlflow.tracking import MlflowClient
 
 from assay.configuration import current_configuration
 from assay.io.publish import publish_file
+from assay.pipelines import fitting
 from assay.plan import topk_name
 
 logger = logging.getLogger(__name__)
@@ -35,6 +37,7 @@ logger = logging.getLogger(__name__)
 METRICS = ("nmse", "nmse_raw", "l0", "probe_r", "map", "purity_at_16", "coverage_at_0.3")
 MANIFESTS = Path("data/08_reporting/manifests")
 BATCH = 1000  # MLflow takes so many metrics in one request
+LIVE_SECONDS = 5.0  # between two batches of a fit's steps
 
 
 class InterruptedRunError(Exception):
@@ -62,6 +65,7 @@ class TrackingHook:
         project, parameters = current_configuration()
         shards = {split: catalog.get(f"shards_{split}") for split, _ in parameters.shards}
         self._run = _Run(project, run_params, parameters.model_dump(mode="json"), shards)
+        fitting.observers.append(self._run.watch_step)
 
     @hook_impl
     def before_node_run(self, node: Node) -> None:
@@ -73,7 +77,9 @@ class TrackingHook:
         if not self._run:
             return
         self._run.seconds[node.name] = time.perf_counter() - self._run.started[node.name]
-        if dataset_name.endswith("_history"):
+        if dataset_name.endswith(".kmeans_model"):
+            self._run.log_utilisation(dataset_name.partition(".")[0], data["counts"])
+        elif dataset_name.endswith("_history"):
             self._run.keep_history(dataset_name, data)
         elif dataset_name.endswith("_errors"):
             self._run.log_errors(data)
@@ -111,6 +117,8 @@ class _Run:
         self._children: dict[str, str] = {}
         self._logged: set[tuple[str, str]] = set()
         self._lock = threading.Lock()
+        self._steps: list[Metric] = []
+        self._sent = time.time()
         self._client = MlflowClient()
         active = mlflow.active_run()
         self._parent = active.info if active else None
@@ -130,6 +138,33 @@ class _Run:
         """Hold the record of a fit for the children of its layer and method."""
         namespace, _, name = dataset_name.partition(".")
         self._histories[int(namespace.removeprefix("layer_")), name.removesuffix("_history")] = history
+
+    def watch_step(self, layer: int, method: str, step: int, metrics: Mapping[str, float]) -> None:
+        """Take a step of a fit for the parent's live curves; they are sent now and then, beside the fit."""
+        now = time.time()
+        with self._lock:
+            self._steps += [
+                Metric(f"layer_{layer}/{method}/{name}", value, int(now * 1000), step)
+                for name, value in metrics.items()
+            ]
+            if now - self._sent < LIVE_SECONDS and len(self._steps) < BATCH - 20:
+                return
+        self.send_steps()
+
+    def send_steps(self) -> None:
+        """Send what steps there are; MLflow's own thread does the writing."""
+        with self._lock:
+            steps, self._steps, self._sent = self._steps, [], time.time()
+        if self._parent:
+            for start in range(0, len(steps), BATCH):
+                self._client.log_batch(self._parent.run_id, metrics=steps[start : start + BATCH], synchronous=False)
+
+    def log_utilisation(self, layer: str, counts: Any) -> None:
+        """Log how many clusters hold 0, 1, 2-3, 4-7, ... tokens of the counts that the fit ended with."""
+        if self._parent:
+            octaves = Counter(int(count).bit_length() for count in counts.tolist())
+            histogram = {str(2**octave // 2): octaves[octave] for octave in range(max(octaves) + 1)}
+            self._client.log_dict(self._parent.run_id, histogram, f"{layer}/kmeans-utilisation.json")
 
     def log_errors(self, errors: Mapping[str, Any]) -> None:
         """Log the NMSE of every K, and the fit's steps, to the children that they belong to."""
@@ -154,6 +189,8 @@ class _Run:
 
     def finish(self, status: str, *, table: Any = None, error: Exception | None = None) -> None:
         """Close the children and write the manifest, also as an artifact of the parent beside the table."""
+        fitting.observers.remove(self.watch_step)
+        self.send_steps()
         path = self._write_manifest(status, "".join(traceback.format_exception(error)) if error else None)
         for child in self._children.values():
             self._client.set_terminated(child, status)

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from assay.io import stream_reader
+from assay.io.checkpoints import Checkpoints
 from assay.io.codes import StoredCodes
 from assay.io.codes_writer import write_codes
 from assay.io.shards import Shards
@@ -44,12 +45,16 @@ def read(path, layer):
 
 
 @pytest.fixture(scope="module")
-def fitted(planted):
+def fitted(planted, tmp_path_factory):
     """Statistics and both models of layer 5."""
     shards = Shards(planted[0])
     statistics = fit_statistics(shards, StandardizeParameters(), "cpu", layer=5)
-    kmeans, _ = fit_kmeans(shards, statistics, PARAMETERS["kmeans"], "cpu", layer=5)
-    return statistics, {"kmeans": kmeans, "pca": fit_pca(shards, statistics, PCAParameters(), "cpu", layer=5)}
+    checkpoints = Checkpoints(tmp_path_factory.mktemp("checkpoints"))
+    kmeans, _ = fit_kmeans(shards, statistics, PARAMETERS["kmeans"], checkpoints, "cpu", layer=5)
+    return statistics, {
+        "kmeans": kmeans,
+        "pca": fit_pca(shards, statistics, PCAParameters(), checkpoints, "cpu", layer=5),
+    }
 
 
 @pytest.fixture

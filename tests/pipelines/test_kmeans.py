@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from assay.io.checkpoints import Checkpoints
 from assay.io.shards import Shards
 from assay.numerics.kmeans import MiniBatchKMeans
 from assay.parameters import KMeansParameters, parse_parameters
@@ -22,6 +23,7 @@ SMALL = {
     "max_iter": 3,
     "max_no_improvement": None,
     "reassignment_ratio": 0.0,
+    "decay": 0.5,
 }
 N_STEPS = 3 * 48 * TOKENS // 64
 CHANGES = {
@@ -34,6 +36,7 @@ CHANGES = {
     "tol": 1e6,
     "max_no_improvement": 1,
     "reassignment_ratio": 0.9,
+    "decay": 1.0,
     "seed": 1,
 }
 
@@ -53,9 +56,11 @@ def statistics(planted):
 
 
 @pytest.fixture
-def fit(planted, statistics):
+def fit(planted, statistics, tmp_path):
     def run(layer=5, **changes):
-        return fit_kmeans(Shards(planted[0]), statistics, KMeansParameters(**SMALL | changes), "cpu", layer=layer)
+        parameters = KMeansParameters(**SMALL | changes)
+        checkpoints = Checkpoints(tmp_path / "checkpoints")
+        return fit_kmeans(Shards(planted[0]), statistics, parameters, checkpoints, "cpu", layer=layer)
 
     return run
 
@@ -76,7 +81,7 @@ def test_the_fit_is_that_of_shuffled_standardised_passes(planted, statistics, fi
     assert history == wanted.history_
     assert model["cluster_centers"].dtype == torch.float32
     assert len(history) == N_STEPS
-    assert int(model["counts"].sum()) == 3 * shards.n_tokens
+    assert int(fit(seed=3, decay=1.0)[0]["counts"].sum()) == 3 * shards.n_tokens
 
 
 def test_one_seed_gives_one_fit(fit):
@@ -86,7 +91,7 @@ def test_one_seed_gives_one_fit(fit):
 
 
 def test_max_tokens_is_the_tokens_of_a_pass(planted, fit):
-    model, history = fit(max_tokens=200)
+    model, history = fit(max_tokens=200, decay=1.0)
     assert int(model["counts"].sum()) == 3 * 200
     assert len(history) == 3 * math.ceil(200 / 64)
     whole = fit(max_tokens=Shards(planted[0]).n_tokens)
@@ -135,7 +140,7 @@ def test_encodings_is_the_parameter_that_says_which_codes_are_made():
     for encodings in (["kmeans-onehot"], ["kmeans-invdist"], ["kmeans-invdist", "kmeans-onehot"]):
         plan = make_plan(parse_parameters({"layers": [5], "shards": shards, "kmeans": {"encodings": encodings}}))
         assert [row.name for row in plan.encodings if row.method == "kmeans"] == encodings
-    elsewhere = {"encodings", "order", "sparsity"}  # the last is test_encode.py's
+    elsewhere = {"encodings", "order", "sparsity", "checkpoint_steps"}  # also in test_encode.py and test_fitting.py
     assert set(KMeansParameters.model_fields) == {*CHANGES, *elsewhere}
 
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from assay.io.checkpoints import Checkpoints
 from assay.io.shards import Shards
 from assay.parameters import PCAParameters, parse_parameters
 from assay.pipelines.pca.nodes import fit_pca, measure_pca
@@ -42,9 +43,11 @@ def standardized(planted, layer, statistics):
 
 @pytest.mark.parametrize("batch_size", [100_000, 100])
 def test_components_are_the_right_singular_vectors_of_the_centred_tokens(
-    planted, layer, statistics, standardized, batch_size
+    planted, layer, statistics, standardized, batch_size, tmp_path
 ):
-    model = fit_pca(Shards(planted[0]), statistics, PCAParameters(batch_size=batch_size), "cpu", layer=layer)
+    model = fit_pca(
+        Shards(planted[0]), statistics, PCAParameters(batch_size=batch_size), Checkpoints(tmp_path), "cpu", layer=layer
+    )
     train, _ = standardized
     np.testing.assert_allclose(model["mean"].numpy(), train.mean(axis=0), atol=1e-7)
     _, singular, components = np.linalg.svd(train - train.mean(axis=0), full_matrices=False)
@@ -57,8 +60,8 @@ def test_components_are_the_right_singular_vectors_of_the_centred_tokens(
     np.testing.assert_allclose(np.abs((found[:5] * components[:5]).sum(axis=1)), 1, atol=1e-6)
 
 
-def test_nmse_at_every_k_is_that_of_an_explicit_reconstruction(planted, layer, statistics, standardized):
-    model = fit_pca(Shards(planted[0]), statistics, PCAParameters(), "cpu", layer=layer)
+def test_nmse_at_every_k_is_that_of_an_explicit_reconstruction(planted, layer, statistics, standardized, tmp_path):
+    model = fit_pca(Shards(planted[0]), statistics, PCAParameters(), Checkpoints(tmp_path), "cpu", layer=layer)
     found = measure_pca(Shards(planted[1]), statistics, model, PCAParameters(batch_size=50), "cpu", layer=layer, ks=KS)
     rows = found.pop("rows")
     assert found == {"layer": layer, "method": "pca", "n_tokens": 24 * TOKENS}
@@ -77,19 +80,21 @@ def test_nmse_at_every_k_is_that_of_an_explicit_reconstruction(planted, layer, s
 
 
 @pytest.mark.parametrize("layer", [3], indirect=True)
-def test_batch_size_is_the_tokens_read_at_once(planted, layer, statistics, monkeypatch):
+def test_batch_size_is_the_tokens_read_at_once(planted, layer, statistics, monkeypatch, tmp_path):
     seen, batches = [], Shards.batches
     monkeypatch.setattr(Shards, "batches", lambda *a, **k: (seen.append(k["batch_size"]), batches(*a, **k))[1])
     for batch_size in (70, 640):
         parameters = PCAParameters(batch_size=batch_size)
-        model = fit_pca(Shards(planted[0]), statistics, parameters, "cpu", layer=layer)
+        model = fit_pca(Shards(planted[0]), statistics, parameters, Checkpoints(tmp_path), "cpu", layer=layer)
         measure_pca(Shards(planted[1]), statistics, model, parameters, "cpu", layer=layer, ks=(1,))
     assert seen == [70, 70, 640, 640]
 
 
-def test_max_tokens_is_a_random_sample(planted, layer, statistics):
+def test_max_tokens_is_a_random_sample(planted, layer, statistics, tmp_path):
     shards = Shards(planted[0])
-    model = fit_pca(shards, statistics, PCAParameters(batch_size=50, max_tokens=120), "cpu", layer=layer)
+    model = fit_pca(
+        shards, statistics, PCAParameters(batch_size=50, max_tokens=120), Checkpoints(tmp_path), "cpu", layer=layer
+    )
     sample = torch.cat(list(shards.batches(layer=layer, batch_size=50, shuffle=True, max_tokens=120))).double()
     assert len(sample) == 120
     wanted = ((sample - statistics["mean"]) / statistics["std"]).mean(dim=0)
@@ -103,11 +108,16 @@ def test_topk_is_the_parameter_that_says_which_k_are_measured():
         assert tuple(row.k for row in plan.encodings if row.method == "pca") == topk
         (measure,) = create_pipeline(5, ks=topk, codes="pca-dense").only_nodes("pca.measure").nodes
         assert measure.func.keywords["ks"] == topk
-    assert set(PCAParameters.model_fields) == {"topk", "batch_size", "max_tokens"}  # that is all of them
+    assert set(PCAParameters.model_fields) == {
+        "topk",
+        "batch_size",
+        "max_tokens",
+        "checkpoint_steps",
+    }  # that is all of them
 
 
 @pytest.mark.parametrize("layer", [3], indirect=True)
-def test_a_k_above_the_width_is_refused(planted, layer, statistics):
-    model = fit_pca(Shards(planted[0]), statistics, PCAParameters(), "cpu", layer=layer)
+def test_a_k_above_the_width_is_refused(planted, layer, statistics, tmp_path):
+    model = fit_pca(Shards(planted[0]), statistics, PCAParameters(), Checkpoints(tmp_path), "cpu", layer=layer)
     with pytest.raises(ValueError, match="found K = 81, wanted 1 to 80"):
         measure_pca(Shards(planted[1]), statistics, model, PCAParameters(), "cpu", layer=layer, ks=(81,))

@@ -1,10 +1,10 @@
-"""The Kedro datasets around the bytes on disk: shards, codes and named tensors."""
+"""The Kedro datasets around the bytes on disk: shards, codes, checkpoints and named tensors."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
-from typing import Any, Protocol, get_args
+from typing import Any, Never, Protocol, get_args
 
 import fsspec
 import numpy as np
@@ -12,6 +12,7 @@ import numpy.typing as npt
 from kedro.io import AbstractDataset, AbstractVersionedDataset, DatasetError, Version
 from torch import Tensor
 
+from assay.io.checkpoints import Checkpoints
 from assay.io.codes import StoredCodes
 from assay.io.codes_layout import Codes, Dtype
 from assay.io.codes_writer import write_codes
@@ -203,6 +204,46 @@ class CodesDataset(AbstractDataset[Codes, StoredCodes]):
             "layer": self._layer,
             "dtype": self._dtype,
         }
+
+
+class CheckpointsDataset(AbstractDataset[Never, Checkpoints]):
+    """The folder of a fit's checkpoints. Loading gives a handle; it is the fit that saves, while it goes on.
+
+    Args:
+        filepath: a folder, which need not exist.
+        metadata: for plugins, unused here.
+
+    Examples:
+        YAML::
+
+            "{layer}.pca_checkpoints":
+              type: assay.io.datasets.CheckpointsDataset
+              filepath: data/06_models/.checkpoints/{layer}/pca
+
+        Python::
+
+            checkpoints = CheckpointsDataset(filepath="data/06_models/.checkpoints/layer_23/pca").load()
+    """
+
+    def __init__(self, *, filepath: str, metadata: dict[str, Any] | None = None) -> None:
+        self._filepath = Path(filepath)
+        self.metadata = metadata
+
+    def load(self) -> Checkpoints:
+        return Checkpoints(self._filepath)
+
+    def save(self, data: Never) -> None:
+        raise DatasetError(f"{self._filepath}: found {type(data).__name__} to save; checkpoints are saved by the fit")
+
+    def fingerprint(self) -> str:
+        """Always the same: where a fit goes on from does not change what it ends with."""
+        return "checkpoints"
+
+    def _exists(self) -> bool:
+        return True
+
+    def _describe(self) -> dict[str, Any]:
+        return {"filepath": str(self._filepath)}
 
 
 class TensorsDataset(AbstractVersionedDataset[dict[str, Tensor], dict[str, Tensor]]):

@@ -150,9 +150,10 @@ class MiniBatchKMeans:
         exponential moving averages over passes.
 
     Fitted: `cluster_centers_` float32 (n_clusters, d); `counts_` int64 (n_clusters,), the n of the learning rate 1/n;
-    `n_steps_`; `inertia_`, the last batch's mean squared distance before its step; and `history_`, a dict of floats a
-    step: `inertia`, `ewa_inertia` (smoothed), `learning_rate` (mean over the clusters hit of the share of the way they
-    went) and `dead_clusters` (count 0 or below reassignment_ratio times the largest, before they are moved).
+    `n_steps_`, and of them `steps_of_pass_` in the pass under way; `inertia_`, the last batch's mean squared distance
+    before its step; and `history_`, a dict of floats a step: `inertia`, `ewa_inertia` (smoothed), `learning_rate` (mean over
+    the clusters hit of the share of the way they went) and `dead_clusters` (count 0 or below reassignment_ratio times the
+    largest, before they are moved).
 
     The smoothed inertia is scikit-learn's: an exponential average with weight 2 batch / (tokens + 1), at most 1, that
     leaves out the first step, whose inertia is the seeding's. `tokens` is the size of a pass, which a stream does not
@@ -168,7 +169,7 @@ class MiniBatchKMeans:
     _tokens_seen: int
     _tokens_since_reassignment: int
     _epoch: int
-    _steps_of_pass: int
+    steps_of_pass_: int
     _stalled: int
     _least: float
     _at_rest: float
@@ -209,19 +210,23 @@ class MiniBatchKMeans:
         `on_step` is called after each step with its entry of `history_`. ValueError for a pass without tokens, fewer
         tokens or distinct tokens than clusters, and parameters out of range.
         """
+        return self.seed_from(stream(0)).go_on(stream, on_step)
+
+    def seed_from(self, batches: Iterable[Tensor]) -> Self:
+        """Start a fit anew: seed the centres from the first tokens of `batches`; `go_on` then makes the passes."""
         self._check_parameters()
-        tokens, held_out = self._seeding_tokens(stream(0))
+        tokens, held_out = self._seeding_tokens(batches)
         self._seed_centers(tokens, held_out)
         sample = batch_moments(tokens)
         self._at_rest = self.tol * float(sample.second.mean()) / sample.count
-        return self.go_on(stream, on_step)
+        return self
 
     def go_on(
         self, stream: Callable[[int], Iterable[Tensor]], on_step: Callable[[dict[str, float]], None] | None = None
     ) -> Self:
-        """Go on with the `fit` that left the checkpoint which was resumed from, bit for bit as if there had been no break.
+        """Make the passes of a fit that was seeded, or go on with one that was resumed, bit for bit as if there had been no break.
 
-        The first pass asked of `stream` must begin with the batch after the last that the checkpoint has seen; it may be empty.
+        The first pass asked of `stream` must then begin after the first `steps_of_pass_` batches; it may be empty.
         """
         while self._epoch < self.max_iter and not self._is_done():
             for x in stream(self._epoch):
@@ -233,13 +238,13 @@ class MiniBatchKMeans:
                 if self._is_done():
                     break
             else:
-                if self._steps_of_pass == 0:
+                if self.steps_of_pass_ == 0:
                     raise ValueError(
                         f"found 0 tokens in pass {self._epoch}, wanted all: stream(epoch) must start a fresh pass"
                     )
                 self._pass_size = self._pass_size or self._tokens_seen
                 self._epoch += 1
-                self._steps_of_pass = 0
+                self.steps_of_pass_ = 0
                 if self._epoch < self.max_iter:
                     self.counts_ = (self.counts_ * self.decay).ceil().to(torch.int64)
         why = "no better inertia or centres at rest" if self._is_done() else "max_iter"
@@ -250,7 +255,7 @@ class MiniBatchKMeans:
         """`partial_fit`, and what it says of stopping."""
         centers = self.cluster_centers_
         smoothed = self.partial_fit(x).history_[-1]["ewa_inertia"]
-        self._steps_of_pass += 1
+        self.steps_of_pass_ += 1
         if self.tol > 0:
             self._rests = float((self.cluster_centers_ - centers).double().square().sum()) <= self._at_rest
         if self._epoch > 0:
@@ -350,7 +355,7 @@ class MiniBatchKMeans:
         self._tokens_seen = 0
         self._tokens_since_reassignment = 0
         self._pass_size = None
-        self._epoch = self._steps_of_pass = self._stalled = 0
+        self._epoch = self.steps_of_pass_ = self._stalled = 0
         self._least, self._at_rest, self._rests = math.inf, 0.0, False
         self.n_steps_ = 0
         self.history_ = []
@@ -403,7 +408,7 @@ class MiniBatchKMeans:
         """
         counters = [
             *(self._tokens_seen, self._tokens_since_reassignment, self._pass_size or 0),
-            *(self._epoch, self._steps_of_pass, self._stalled, self._rests),
+            *(self._epoch, self.steps_of_pass_, self._stalled, self._rests),
         ]
         history = [[metrics[name] for name in METRICS] for metrics in self.history_]
         return {
@@ -431,7 +436,7 @@ class MiniBatchKMeans:
         self.n_steps_ = len(self.history_)
         if self.history_:
             self.inertia_ = self.history_[-1]["inertia"]
-        seen, since, size, self._epoch, self._steps_of_pass, self._stalled, rests = checkpoint["counters"].tolist()
+        seen, since, size, self._epoch, self.steps_of_pass_, self._stalled, rests = checkpoint["counters"].tolist()
         self._tokens_seen, self._tokens_since_reassignment, self._pass_size = seen, since, size or None
         self._rests = bool(rests)
         self._least, self._at_rest = checkpoint["levels"].tolist()

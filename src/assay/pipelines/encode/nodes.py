@@ -32,7 +32,7 @@ def encode_with_kmeans(
     Where the catalog gives the codes a folder they are written there, on a disk that is too small with `sparsity`; where it
     gives them memory, each reader computes them.
     """
-    fitted_with = parameters.model_dump(mode="json", exclude={"encodings"})
+    fitted_with = parameters.model_dump(mode="json", exclude={"encodings", "checkpoint_steps"})
     return _encode(shards, statistics, model, fitted_with, device, layer=layer, encoding=encoding)
 
 
@@ -47,7 +47,7 @@ def encode_with_pca(
     encoding: str,
 ) -> ComputedCodes:
     """As `encode_with_kmeans`, by PCA."""
-    fitted_with = parameters.model_dump(mode="json", exclude={"topk"})
+    fitted_with = parameters.model_dump(mode="json", exclude={"topk", "checkpoint_steps"})
     return _encode(shards, statistics, model, fitted_with, device, layer=layer, encoding=encoding)
 
 

@@ -10,7 +10,7 @@ def create_pipeline(layer: int) -> Pipeline:
         [
             node(
                 bind(fit_kmeans, layer=layer),
-                ["shards_fit", "statistics", "params:kmeans", "params:device"],
+                ["shards_fit", "statistics", "params:kmeans", "kmeans_checkpoints", "params:device"],
                 ["kmeans_model", "kmeans_history"],
                 name="kmeans.fit",
             ),

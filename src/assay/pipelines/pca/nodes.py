@@ -6,29 +6,72 @@ from typing import Any
 
 from torch import Tensor
 
+from assay.io.checkpoints import Checkpoints
 from assay.io.shards import Shards
 from assay.numerics.errors import sum_errors
-from assay.numerics.pca import StreamingPCA
+from assay.numerics.pca import StreamingPCA, subspace_drift
 from assay.parameters import PCAParameters
+from assay.pipelines.fitting import Fit
 from assay.pipelines.stream import pick_device, standardized_tokens
+
+WATCHED = 64
+"""Leading components whose drift and reconstruction are watched while PCA is fitted."""
 
 
 def fit_pca(
-    shards: Shards, statistics: dict[str, Tensor], parameters: PCAParameters, device: str, *, layer: int
+    shards: Shards,
+    statistics: dict[str, Tensor],
+    parameters: PCAParameters,
+    checkpoints: Checkpoints,
+    device: str,
+    *,
+    layer: int,
 ) -> dict[str, Tensor]:
-    """Mean (d,), oriented components (d, d) and spectrum (d,), float64, from one pass over all tokens or a random sample."""
+    """Mean (d,), oriented components (d, d) and spectrum (d,), float64, from one pass over all tokens or a random sample.
+
+    A fit that was cut off is gone on with from its last checkpoint.
+    """
     pca = StreamingPCA()
-    for batch in standardized_tokens(
+    fit = Fit(
+        pca,
+        checkpoints,
+        parameters.checkpoint_steps,
+        method="pca",
+        shards=shards,
+        layer=layer,
+        statistics=statistics,
+        parameters=parameters.model_dump(mode="json", exclude={"topk", "checkpoint_steps"}),
+    )
+    tokens = standardized_tokens(
         shards,
         layer,
         statistics,
         parameters.batch_size,
         pick_device(device),
         doing="PCA",
+        start=fit.resume() * parameters.batch_size,
         shuffle=parameters.max_tokens is not None,  # the first examples of a data set are seldom like the rest
         max_tokens=parameters.max_tokens,
-    ):
-        pca.partial_fit(batch)
+    )
+
+    def work() -> None:
+        before: Tensor | None = None
+        for x in fit.watch(tokens):
+            pca.partial_fit(x)
+
+            def metrics(saved: bool, x: Tensor = x) -> dict[str, float]:
+                nonlocal before
+                if not saved or pca.n_samples_seen_ < 2:
+                    return {}
+                leading = pca.components_[:WATCHED]
+                drift = {} if before is None else {"subspace_drift": subspace_drift(leading, before)}
+                before = leading
+                left = float(pca.squared_errors(x, len(leading)).sum())
+                return {"reconstruction_error": left / float(x.double().square().sum()), **drift}
+
+            fit.step(metrics)
+
+    fit.run(work)
     return pca.state_dict()
 
 

@@ -11,7 +11,7 @@ def create_pipeline(layer: int, *, ks: tuple[int, ...], codes: str) -> Pipeline:
         [
             node(
                 bind(fit_pca, layer=layer),
-                ["shards_fit", "statistics", "params:pca", "params:device"],
+                ["shards_fit", "statistics", "params:pca", "pca_checkpoints", "params:device"],
                 "pca_model",
                 name="pca.fit",
             ),

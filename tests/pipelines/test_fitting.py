@@ -1,0 +1,257 @@
+"""Fits that are cut off: killed, stopped by SIGTERM, gone on with to the bit, and never with another fit's checkpoint."""
+
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from assay.io.checkpoints import Checkpoints
+from assay.io.shards import Shards
+from assay.parameters import KMeansParameters, PCAParameters, StandardizeParameters
+from assay.pipelines import fitting, stopping
+from assay.pipelines.kmeans.nodes import fit_kmeans
+from assay.pipelines.pca.nodes import fit_pca
+from assay.pipelines.standardize.nodes import fit_statistics
+
+KMEANS = {"n_clusters": 8, "batch_size": 40, "n_init": 2, "init_size": 100, "max_iter": 3, "max_no_improvement": None}
+PARAMETERS = {
+    "kmeans": KMeansParameters(**KMEANS, checkpoint_steps=4),
+    "pca": PCAParameters(batch_size=16, checkpoint_steps=4),
+}
+FITS = {"kmeans": fit_kmeans, "pca": fit_pca}
+STEPS = {"kmeans": 3 * 20, "pca": 48}  # of 768 tokens
+
+
+@pytest.fixture
+def statistics(planted):
+    return fit_statistics(Shards(planted[0]), StandardizeParameters(), "cpu", layer=5)
+
+
+@pytest.fixture
+def fit(planted, statistics):
+    """Fits a method on layer 5, or another, and gives its model's tensors."""
+
+    def run(method, checkpoints, *, layer=5, shards=0, statistics=statistics, parameters=None):
+        parameters = parameters or PARAMETERS[method]
+        made = FITS[method](Shards(planted[shards]), statistics, parameters, checkpoints, "cpu", layer=layer)
+        return made[0] if method == "kmeans" else made
+
+    return run
+
+
+@pytest.fixture
+def seen(monkeypatch):
+    """What observers are told."""
+    told = []
+    monkeypatch.setattr(fitting, "observers", [lambda *step: told.append(step)])
+    return told
+
+
+class Cut(Exception):  # noqa: N818
+    """Ends a fit from within."""
+
+
+def cut_after(monkeypatch, steps):
+    """Have a fit end in the middle of its step after so many."""
+    step = fitting.Fit.step
+
+    def cutting(self, metrics):
+        if self._step == steps:
+            raise Cut
+        step(self, metrics)
+
+    monkeypatch.setattr(fitting.Fit, "step", cutting)
+
+
+@pytest.fixture
+def cut(fit, monkeypatch):
+    """Fits a method on layer 5 and ends it in the middle of the step after so many."""
+
+    def run(method, checkpoints, steps):
+        with monkeypatch.context() as patch:
+            cut_after(patch, steps)
+            with pytest.raises(Cut):
+                fit(method, checkpoints)
+
+    return run
+
+
+@pytest.mark.parametrize("method", FITS)
+@pytest.mark.parametrize("steps", [3, 4, 20, 47])
+def test_a_fit_goes_on_from_its_last_checkpoint_to_the_same_bits(fit, cut, tmp_path, method, steps, seen):
+    whole = fit(method, Checkpoints(tmp_path / "whole"))
+    checkpoints = Checkpoints(tmp_path / "cut")
+    assert not (tmp_path / "whole").exists()
+    del seen[:]
+    cut(method, checkpoints, steps)
+    assert len(list((tmp_path / "cut").rglob("*.safetensors"))) == min(2, steps // 4)
+    again = fit(method, checkpoints)
+    assert all(torch.equal(again[name], whole[name]) for name in whole)
+    assert not (tmp_path / "cut").exists(), "checkpoints go when the fit is done"
+    first = steps // 4 * 4 + 1
+    assert [step for _, _, step, _ in seen] == [*range(1, steps + 1), *range(first, STEPS[method] + 1)]
+
+
+@pytest.mark.parametrize("method", FITS)
+def test_checkpoint_steps_is_how_often_a_fit_is_saved_and_changes_nothing_else(fit, tmp_path, method, monkeypatch):
+    saved = []
+    save = Checkpoints.save
+    monkeypatch.setattr(
+        Checkpoints, "save", lambda self, about, step, *rest: (saved.append(step), save(self, about, step, *rest))[1]
+    )
+    models = []
+    for steps in (4, 15):
+        parameters = PARAMETERS[method].model_copy(update={"checkpoint_steps": steps})
+        models.append(fit(method, Checkpoints(tmp_path), parameters=parameters))
+        assert saved == list(range(steps, STEPS[method] + 1, steps))
+        del saved[:]
+    assert all(torch.equal(models[0][name], models[1][name]) for name in models[0])
+
+
+@pytest.mark.parametrize("method", FITS)
+@pytest.mark.parametrize("change", ["layer", "shards", "statistics", "parameters"])
+def test_another_fits_checkpoint_is_not_gone_on_with(fit, cut, tmp_path, method, change, statistics, seen):
+    checkpoints = Checkpoints(tmp_path)
+    cut(method, checkpoints, 10)
+    other = {
+        "layer": {"layer": 3},
+        "shards": {"shards": 1},
+        "statistics": {"statistics": statistics | {"mean": statistics["mean"] + 1e-3}},
+        "parameters": {"parameters": PARAMETERS[method].model_copy(update={"max_tokens": 700})},
+    }[change]
+    del seen[:]
+    found = fit(method, checkpoints, **other)
+    assert seen[0][2] == 1, "from the beginning"
+    wanted = fit(method, Checkpoints(tmp_path / "fresh"), **other)
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
+def test_a_checkpoint_of_another_width_put_in_its_place_is_refused(fit, cut, tmp_path):
+    cut("pca", Checkpoints(tmp_path), 10)
+    for path in tmp_path.rglob("*.safetensors"):
+        tensors = load_file(path)
+        header = {"schema": "assay.checkpoint", "version": "1", "about": '{"d": 81}', "state": '{"step": 8}'}
+        save_file(tensors, path, metadata=header)
+    with pytest.raises(ValueError, match="a checkpoint of another fit: its d is 81, wanted 80"):
+        fit("pca", Checkpoints(tmp_path))
+
+
+def test_observers_are_told_of_rates_and_of_what_is_fitted(fit, tmp_path, seen):
+    fit("kmeans", Checkpoints(tmp_path))
+    fit("pca", Checkpoints(tmp_path))
+    kmeans, pca = ([step for step in seen if step[1] == method] for method in ("kmeans", "pca"))
+    assert {layer for layer, *_ in seen} == {5}
+    always = {"tokens_per_second", "data_wait"}
+    for *_, metrics in kmeans:
+        assert set(metrics) == always | {"inertia", "ewa_inertia", "learning_rate", "dead_clusters"}
+    for _, _, step, metrics in pca:
+        watched = {"reconstruction_error", "subspace_drift"} if step > 4 else {"reconstruction_error"}
+        assert set(metrics) == always | (watched if step % 4 == 0 else set())
+    for *_, metrics in seen:
+        assert metrics["tokens_per_second"] > 0
+        assert 0 <= metrics["data_wait"] <= 1
+    drifts = [metrics["subspace_drift"] for *_, metrics in pca if "subspace_drift" in metrics]
+    assert 0 <= drifts[-1] < drifts[0] < 1
+
+
+def in_a_child(work):
+    """Start `work` in a process of its own: its number."""
+    child = os.fork()
+    if child:
+        return child
+    status = 1
+    try:
+        torch.set_num_threads(1)  # OpenMP's threads do not survive a fork
+        with stopping.sigterm_stops():
+            work()
+        status = 0
+    except KeyboardInterrupt:
+        status = 130
+    finally:
+        os._exit(status)
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+@pytest.mark.parametrize("method", FITS)
+def test_killed_and_stopped_at_20_random_moments_a_fit_ends_with_the_same_bits(fit, tmp_path, method, monkeypatch):
+    """Half the signals are SIGKILL, half SIGTERM, which loses no step."""
+    log = tmp_path / "steps"
+
+    def observe(*told):
+        with open(log, "a") as file:
+            file.write(f"{told[2]}\n")
+        time.sleep(0.004)
+
+    def work(checkpoints, out):
+        save_file({name: tensor.contiguous() for name, tensor in fit(method, checkpoints).items()}, out)
+
+    assert os.waitpid(in_a_child(lambda: work(Checkpoints(tmp_path / "whole"), tmp_path / "whole.out")), 0)[1] == 0
+    monkeypatch.setattr(fitting, "observers", [observe])
+    checkpoints, out = Checkpoints(tmp_path / "cut"), tmp_path / "cut.out"
+    chance = random.Random(1)
+    signals = finished = 0
+    while signals < 20:
+        log.unlink(missing_ok=True)
+        child = in_a_child(lambda: work(checkpoints, out))
+        time.sleep(chance.uniform(0.01, 0.25))
+        number = signal.SIGKILL if signals % 2 else signal.SIGTERM
+        os.kill(child, number)
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        if status == 0:  # it was quicker
+            finished += 1
+            assert_same(out, tmp_path / "whole.out")
+            out.unlink()
+            continue
+        signals += 1
+        assert status == (130 if number == signal.SIGTERM else -signal.SIGKILL)
+        steps = [int(line) for line in log.read_text().split()] if log.exists() else []
+        saved = sorted(int(path.stem[4:]) for path in (tmp_path / "cut").rglob("step*.safetensors"))
+        assert len(saved) <= 3
+        if number == signal.SIGTERM and steps and steps[-1] < STEPS[method]:
+            assert saved[-1] == steps[-1], "the step at which it came is saved"
+    assert os.waitpid(in_a_child(lambda: work(checkpoints, out)), 0)[1] == 0
+    assert_same(out, tmp_path / "whole.out")
+
+
+def assert_same(out: Path, whole: Path) -> None:
+    assert out.read_bytes() == whole.read_bytes()
+
+
+def receive(times):
+    """Have SIGTERM come, and wait for what it does."""
+    for _ in range(times):
+        os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(5)
+
+
+def test_sigterm_outside_a_fit_stops_at_once():
+    with stopping.sigterm_stops(), pytest.raises(KeyboardInterrupt):
+        receive(1)
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_a_second_sigterm_stops_a_fit_at_once():
+    with stopping.sigterm_stops(), stopping.fit_in_progress(), pytest.raises(KeyboardInterrupt):
+        receive(2)
+    assert not stopping.stop_is_asked()
+
+
+@pytest.mark.parametrize("method", FITS)
+def test_sigterm_after_the_last_step_is_not_lost(fit, tmp_path, method, monkeypatch):
+    def observe(*told):
+        if told[2] == STEPS[method]:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    whole = fit(method, Checkpoints(tmp_path / "whole"))
+    with monkeypatch.context() as patch, stopping.sigterm_stops():
+        patch.setattr(fitting, "observers", [observe])
+        with pytest.raises(KeyboardInterrupt):
+            fit(method, Checkpoints(tmp_path / "cut"))
+    monkeypatch.setattr(fitting.Fit, "step", None)  # there is none to make
+    again = fit(method, Checkpoints(tmp_path / "cut"))
+    assert all(torch.equal(again[name], whole[name]) for name in whole)
