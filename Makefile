@@ -5,7 +5,7 @@ export DO_NOT_TRACK = true
 export KEDRO_DISABLE_TELEMETRY = true
 export MLFLOW_DISABLE_TELEMETRY = true
 
-.PHONY: install run test lint format clean
+.PHONY: install run test lint bench format clean
 
 install: .venv/.installed
 
@@ -25,6 +25,13 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+bench: install
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'
+	$(BIN)/python benchmarks/read.py
+	$(BIN)/python benchmarks/memory.py
+	$(BIN)/python benchmarks/kmeans.py
+	$(BIN)/python benchmarks/pca.py
 
 format: install
 	$(BIN)/ruff check --fix .

@@ -23,7 +23,13 @@ ENCODINGS = ["kmeans-invdist", "kmeans-onehot", "pca-topk-00001", "pca-topk-0000
 ENCODED = ["kmeans-invdist", "kmeans-onehot", "pca-topk-00064", "pca-dense"]
 """Those whose codes are made: all K of the sweep share those of the largest."""
 
-KINDS = [{}, {"latent_topk": 64}, {"standardize": {"statistics": "own/{layer}.safetensors"}}, {"shards": OWN}]
+KINDS = [
+    {},
+    {"latent_topk": 64},
+    {"kmeans": {"second_seed": 1}},
+    {"standardize": {"statistics": "own/{layer}.safetensors"}},
+    {"shards": OWN},
+]
 """The default, and the changes that lead to other nodes."""
 
 
@@ -77,7 +83,8 @@ def test_each_pipeline_holds_its_ancestors(register, changes):
         assert not pipeline.inputs() & made, name
         assert names(whole.to_nodes(*names(pipeline))) == names(pipeline)
     sources = {source for source in whole.inputs() if not source.startswith("params:")}
-    wanted = {f"layer_{n}.{method}_checkpoints" for n in (0, 3) for method in ("kmeans", "pca")}
+    methods = ["kmeans", "pca", *(["kmeans-second"] if "kmeans" in changes else [])]
+    wanted = {f"layer_{n}.{method}_checkpoints" for n in (0, 3) for method in methods}
     wanted |= {"layer_0.given_statistics", "layer_3.given_statistics"} if "standardize" in changes else set()
     assert sources == wanted | ({f"shards_{split}" for split in SPLITS} if "shards" in changes else set())
 

@@ -23,13 +23,16 @@ from pydantic import BaseModel
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 3
+FORMAT = 4
 """Raised whenever the same inputs and parameters would give other results: everything older is then made again."""
 
 UNHASHED = frozenset({"params:device"})
 """Inputs that choose where the work is done, not what it is."""
 
-SHAPING = {"params:kmeans": {"encodings", "checkpoint_steps"}, "params:pca": {"topk", "checkpoint_steps"}}
+SHAPING = {
+    "params:kmeans": {"encodings", "checkpoint_steps", "second_seed"},
+    "params:pca": {"topk", "checkpoint_steps"},
+}
 """Parameters that change no result: they say which nodes there are, each bound to its own part of them, or how often to save."""
 
 FOLDER = Path("data/.fingerprints")

@@ -129,11 +129,16 @@ class KMeansParameters(_Section):
         description="written of `kmeans-invdist`, `-distance-cosine` and `-distance-unit` if the disk is too small for all; null: nothing",
     )
     seed: int = Field(0, ge=0, lt=2**32, description="of the seeding, the shuffling and the reseeding")
+    second_seed: int | None = Field(
+        None, ge=0, lt=2**32, description="fit again with this seed, and say how far the two agree; null: do not"
+    )
 
     @model_validator(mode="after")
     def _sizes_fit_the_clusters(self) -> Self:
         if self.init_size is not None and self.init_size < self.n_clusters:
             raise ValueError(f"found init_size {self.init_size}, want at least n_clusters, {self.n_clusters}, or null")
+        if self.second_seed == self.seed:
+            raise ValueError(f"found second_seed {self.second_seed}, want another than seed, or null")
         if self.sparsity is not None and (self.sparsity.top_k or 0) > self.n_clusters:
             raise ValueError(f"found sparsity.top_k {self.sparsity.top_k}, want at most n_clusters, {self.n_clusters}")
         return self

@@ -38,7 +38,7 @@ def _stages(plan: Plan) -> dict[str, Pipeline]:
     return {
         "digits": digits.create_pipeline(plan.digits) if plan.digits else Pipeline([]),
         "standardize": layers(lambda n: standardize.create_pipeline(n, given_statistics=plan.given_statistics)),
-        "kmeans": layers(kmeans.create_pipeline),
+        "kmeans": layers(lambda n: kmeans.create_pipeline(n, second_seed=plan.second_seed)),
         "pca": layers(lambda n: pca.create_pipeline(n, ks=ks, codes=plan.pca_codes)),
         "encode": layers(lambda n: encode.create_pipeline(n, encodings=elsewhere)),
         "probe": layers(

@@ -39,6 +39,8 @@ class Plan:
     """The encoding that the ``pca`` pipeline leaves: ``pca-dense``, or ``pca-topk-...`` where ``latent_topk`` is set."""
     digits: tuple[str, ...]
     """The splits that the ``digits`` pipeline makes; empty where all shards are the user's."""
+    second_seed: int | None
+    """k-means is fitted with this seed as well; None: once."""
     given_statistics: bool
     """mu and sigma come from the user's file."""
 
@@ -65,6 +67,7 @@ def make_plan(parameters: Parameters, d_model: int | None = None) -> Plan:
         encodings=(*kmeans, *pca),
         pca_codes="pca-dense" if parameters.latent_topk is None else topk_name(parameters.latent_topk),
         digits=digits_splits(parameters),
+        second_seed=parameters.kmeans.second_seed,
         given_statistics=parameters.standardize.statistics is not None,
     )
 

@@ -79,6 +79,8 @@ class TrackingHook:
         self._run.seconds[node.name] = time.perf_counter() - self._run.started[node.name]
         if dataset_name.endswith(".kmeans_model"):
             self._run.log_utilisation(dataset_name.partition(".")[0], data["counts"])
+        elif dataset_name.endswith(".kmeans_agreement"):
+            self._run.log_agreement(data)
         elif dataset_name.endswith("_history"):
             self._run.keep_history(dataset_name, data)
         elif dataset_name.endswith("_errors"):
@@ -165,6 +167,16 @@ class _Run:
             octaves = Counter(int(count).bit_length() for count in counts.tolist())
             histogram = {str(2**octave // 2): octaves[octave] for octave in range(max(octaves) + 1)}
             self._client.log_dict(self._parent.run_id, histogram, f"{layer}/kmeans-utilisation.json")
+
+    def log_agreement(self, agreement: Mapping[str, Any]) -> None:
+        """Log how far two seeds agree to the children of k-means."""
+        now, layer = int(time.time() * 1000), agreement["layer"]
+        names = ("inertia", "inertia_second_seed", "adjusted_rand_index")
+        metrics = [Metric(f"validation_{name}", agreement[name], now, 0) for name in names]
+        for encoding in self._parameters["kmeans"]["encodings"]:
+            child = self._child(layer, "kmeans", encoding, agreement["k"])
+            if child is not None:
+                self._client.log_batch(child, metrics=metrics)
 
     def log_errors(self, errors: Mapping[str, Any]) -> None:
         """Log the NMSE of every K, and the fit's steps, to the children that they belong to."""

@@ -1,6 +1,7 @@
 """The nearest centre against brute force in float64, in every precision and on data made to break it."""
 
 import itertools
+import sys
 
 import pytest
 import torch
@@ -116,6 +117,43 @@ def test_no_score_is_farther_off_than_its_bound(kind, d, seed, dtype):
             1 + 1e-9
         )
         assert torch.equal(among, among.sort().values)
+
+
+def two_best_in_torch(x, c):
+    """What the fused kernel gives."""
+    scores = x.float() @ c.float().T
+    best, where = scores.max(1)
+    return best, scores.scatter(1, where[:, None], -torch.inf).amax(1), where
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.sampled_from(KINDS), st.integers(1, 60), st.integers(1, 200), st.sampled_from([1, 3, 64]), st.integers(0, 99))
+def test_what_the_fused_kernel_settles_is_brute_force_too(kind, n, n_clusters, d, seed):
+    x, centers = make(kind, n, n_clusters, d, seed)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "fused_kernel", lambda _: two_best_in_torch)
+        found = NearestCenters(centers, (torch.bfloat16, torch.float32)).find(x)
+    assert_nearest(found, x, centers)
+
+
+def test_there_is_no_fused_kernel_but_on_cuda(monkeypatch, caplog):
+    assert module.fused_kernel(torch.device("cpu")) is None
+    monkeypatch.setitem(sys.modules, "assay.numerics.fused", None)
+    module.fused_kernel.cache_clear()
+    assert module.fused_kernel(torch.device("cuda", 7)) is None
+    assert "the fused kernel is not used" in caplog.text
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize(("n", "n_clusters", "d"), [(1, 1, 1), (130, 257, 70), (1000, 4096, 388)])
+def test_the_fused_kernel_is_torch(n, n_clusters, d):
+    from assay.numerics.fused import two_best
+
+    x, c = torch.randn(n, d).bfloat16().cuda(), torch.randn(n_clusters, d).bfloat16().cuda()
+    best, second, _ = two_best(x, c)
+    wanted = two_best_in_torch(x, c)
+    torch.testing.assert_close(best, wanted[0], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(second, wanted[1], rtol=1e-4, atol=1e-4)
 
 
 def test_few_candidates_are_left_and_few_rows_are_asked_again():

@@ -5,12 +5,14 @@ import math
 import numpy as np
 import pytest
 import torch
+from sklearn.metrics import adjusted_rand_score
 
 from assay.io.checkpoints import Checkpoints
 from assay.io.shards import Shards
 from assay.numerics.kmeans import MiniBatchKMeans
 from assay.parameters import KMeansParameters, parse_parameters
-from assay.pipelines.kmeans.nodes import fit_kmeans, measure_kmeans
+from assay.pipelines.kmeans.nodes import compare_seeds, fit_kmeans, measure_kmeans
+from assay.pipelines.kmeans.pipeline import create_pipeline
 from assay.plan import make_plan
 
 LAYERS, TOKENS, D_MODEL = (3, 5), 16, 80
@@ -140,7 +142,13 @@ def test_encodings_is_the_parameter_that_says_which_codes_are_made():
     for encodings in (["kmeans-onehot"], ["kmeans-invdist"], ["kmeans-invdist", "kmeans-onehot"]):
         plan = make_plan(parse_parameters({"layers": [5], "shards": shards, "kmeans": {"encodings": encodings}}))
         assert [row.name for row in plan.encodings if row.method == "kmeans"] == encodings
-    elsewhere = {"encodings", "order", "sparsity", "checkpoint_steps"}  # also in test_encode.py and test_fitting.py
+    elsewhere = {
+        "encodings",
+        "order",
+        "sparsity",
+        "checkpoint_steps",
+        "second_seed",
+    }  # also in test_encode.py and test_fitting.py
     assert set(KMeansParameters.model_fields) == {*CHANGES, *elsewhere}
 
 
@@ -169,6 +177,31 @@ def test_measuring_changes_nothing_it_is_given(planted, statistics, fit):
     before = {name: value.clone() for name, value in (model | statistics).items()}
     measure_kmeans(Shards(planted[1]), statistics, model, KMeansParameters(**SMALL), "cpu", layer=5)
     assert all(torch.equal(value, before[name]) for name, value in (model | statistics).items())
+
+
+def test_second_seed_is_a_fit_of_its_own_that_the_first_is_compared_with(planted, statistics, fit, tmp_path):
+    parameters = KMeansParameters(**SMALL, seed=3, second_seed=4)
+    shards, checkpoints = Shards(planted[0]), Checkpoints(tmp_path / "second")
+    second, _ = fit_kmeans(shards, statistics, parameters, checkpoints, "cpu", layer=5, seed=4)
+    first = fit(seed=3)[0]
+    assert torch.equal(second["cluster_centers"], fit(seed=4)[0]["cluster_centers"])
+    found = compare_seeds(Shards(planted[1]), statistics, first, second, parameters, "cpu", layer=5)
+    tokens = torch.from_numpy((read(planted[1], 5) - statistics["mean"].numpy()) / statistics["std"].numpy()).float()
+    models = [MiniBatchKMeans.from_state(state) for state in (first, second)]
+    inertia = [float(model.assign(tokens)[1].mean()) for model in models]
+    assert found["inertia"] == pytest.approx(inertia[0], rel=1e-6)
+    assert found["inertia_second_seed"] == pytest.approx(inertia[1], rel=1e-6)
+    labels = [model.predict(tokens) for model in models]
+    assert found["adjusted_rand_index"] == pytest.approx(adjusted_rand_score(*labels), abs=1e-9)
+    assert (found["layer"], found["k"]) == (5, 8)
+    same = compare_seeds(Shards(planted[1]), statistics, first, first, parameters, "cpu", layer=5)
+    assert same["adjusted_rand_index"] == 1
+    assert {node.name for node in create_pipeline(5, second_seed=None).nodes} == {"kmeans.fit", "kmeans.measure"}
+    twice = {node.name: node for node in create_pipeline(5, second_seed=4).nodes}
+    assert set(twice) == {"kmeans.fit", "kmeans.measure", "kmeans.fit_second", "kmeans.compare"}
+    assert twice["kmeans.fit_second"].func.keywords == {"layer": 5, "seed": 4}
+    with pytest.raises(ValueError, match="second_seed 3, want another than seed"):
+        KMeansParameters(**SMALL, seed=3, second_seed=3)
 
 
 def test_more_clusters_than_tokens_are_refused(fit):

@@ -6,12 +6,15 @@ a token with one such candidate is settled, one with a few is settled by its flo
 the next higher precision. Only tiles of the (n, K) scores are ever held.
 """
 
+import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 
 import torch
 from torch import Tensor
+
+logger = logging.getLogger(__name__)
 
 _DISTANCE_BYTES = 64 * 2**20
 # Scores held at a time: they stay in the processor's cache, or are few launches on a GPU.
@@ -44,6 +47,32 @@ def _cpu_multiplies_bfloat16() -> bool:
             x @ x
         times[dtype] = perf_counter() - began
     return times[torch.bfloat16] < 0.7 * times[torch.float32]
+
+
+TwoBest = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
+
+
+@cache
+def fused_kernel(device: torch.device) -> TwoBest | None:
+    """The kernel of `fused.py` where there is CUDA, Triton, and the kernel agrees with torch on a product of random numbers.
+
+    Not yet run on a GPU, hence the trial; elsewhere, and where it fails, torch writes the scores down.
+    """
+    if device.type != "cuda":
+        return None
+    try:
+        from assay.numerics.fused import two_best
+
+        generator = torch.Generator().manual_seed(0)
+        x, c = (torch.randn(rows, 100, generator=generator).bfloat16().to(device) for rows in (300, 200))
+        best, second, where = two_best(x, c)
+        wanted, places = (x.float() @ c.float().T).topk(2, dim=1)
+        torch.testing.assert_close(torch.stack([best, second], dim=1), wanted, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(where, places[:, 0])
+    except Exception as error:  # whatever goes wrong in a compiler that is not ours
+        logger.warning("the fused kernel is not used: %s", error)
+        return None
+    return two_best
 
 
 class NearestCenters:
@@ -113,7 +142,7 @@ class _Product:
         kept = matrix[:n_clusters, : self._d].float()
         norms, lost = centers.norm(dim=1), (centers - kept).norm(dim=1)
         matrix[:n_clusters, self._d :] = torch.stack([high, low, self._round_up(norms), self._round_up(lost)], dim=1)
-        self._matrix = matrix.T
+        self._rows, self._matrix = matrix, matrix.T
         self._norms = torch.stack([norms, lost], dim=1)
         self._largest = float(norms.max())
         self._lost_halves = float((halves - high.double() - low.double()).abs().max())
@@ -134,14 +163,27 @@ class _Product:
         lost = (x - kept).norm(dim=1) + 2.0**-23 * norms  # of the conversion; of the shift
         tokens[:, self._d + 2] = self._round_up(lost)
         tokens[:, self._d + 3] = self._round_up(norms)
+        two_best = fused_kernel(x.device) if self._dtype == torch.bfloat16 else None
+        if two_best is None:
+            return self._among_all(tokens, norms, lost)
+        # The kernel settles the rows in which no second centre is near; only the others' scores are ever written down.
+        best, second, seeming = two_best(tokens, self._rows)
+        least = self._least(best, seeming, norms, lost)
+        single = (second < least) & least.isfinite() & (seeming < len(self._norms))
+        several = (~single).nonzero()[:, 0]
+        rows, centers = self._among_all(tokens[several], norms[several], lost[several])
+        rows, centers = torch.cat([single.nonzero()[:, 0], several[rows]]), torch.cat([seeming[single], centers])
+        order = rows.argsort(stable=True)
+        return rows[order], centers[order]
+
+    def _among_all(self, tokens: Tensor, norms: Tensor, lost: Tensor) -> tuple[Tensor, Tensor]:
+        """The candidates by all scores of the tokens, as the product takes them."""
+        n = len(tokens)
         most = (tokens @ self._matrix).view(n, _GROUP, self._n_groups)  # centre j * n_groups + g is the j-th of group g
         most_of_group = most.amax(1)
         best, group = most_of_group.max(1)
-        # Its score may be less than it seems, by twice the bound that was added.
         seeming = most.gather(2, group[:, None, None].expand(n, _GROUP, 1)).argmax(1)[:, 0] * self._n_groups + group
-        # What fills up can only seem the best where all is lost.
-        norm_of_best, lost_of_best = self._norms[seeming.clamp_(max=len(self._norms) - 1)].unbind(1)
-        least = best.float() - self._slack(best.float(), norms, lost * norm_of_best + norms * lost_of_best)
+        least = self._least(best.float(), seeming, norms, lost)
         promising = most_of_group >= least[:, None]
         promising &= (promising.sum(1) <= _MOST_GROUPS)[:, None] & least.isfinite()[:, None]
         rows, groups = promising.nonzero(as_tuple=True)
@@ -149,6 +191,13 @@ class _Product:
         rows, centers = rows[pairs], members * self._n_groups + groups[pairs]
         order = (rows * (_GROUP * self._n_groups) + centers).argsort()
         return rows[order], centers[order]
+
+    def _least(self, best: Tensor, seeming: Tensor, norms: Tensor, lost: Tensor) -> Tensor:
+        """What a score must seem at least to be the largest in truth, float32 (n,), by the best and the centre whose it is."""
+        # What fills up can only seem the best where all is lost.
+        norm_of_best, lost_of_best = self._norms[seeming.clamp(max=len(self._norms) - 1)].unbind(1)
+        # The best may be less than it seems, by twice the bound that was added.
+        return best - self._slack(best, norms, lost * norm_of_best + norms * lost_of_best)
 
     def _slack(self, best: Tensor, norms: Tensor, error: Tensor) -> Tensor:
         """How far below the best seeming score one may be that is larger in truth, float32 (n,)."""

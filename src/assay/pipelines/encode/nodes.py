@@ -32,7 +32,7 @@ def encode_with_kmeans(
     Where the catalog gives the codes a folder they are written there, on a disk that is too small with `sparsity`; where it
     gives them memory, each reader computes them.
     """
-    fitted_with = parameters.model_dump(mode="json", exclude={"encodings", "checkpoint_steps"})
+    fitted_with = parameters.model_dump(mode="json", exclude={"encodings", "checkpoint_steps", "second_seed"})
     return _encode(shards, statistics, model, fitted_with, device, layer=layer, encoding=encoding)
 
 

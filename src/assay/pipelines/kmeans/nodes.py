@@ -5,15 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from assay.io.checkpoints import Checkpoints
 from assay.io.shards import Shards
 from assay.numerics.errors import sum_errors
-from assay.numerics.kmeans import MiniBatchKMeans
+from assay.numerics.kmeans import MiniBatchKMeans, adjusted_rand_index
 from assay.parameters import KMeansParameters
 from assay.pipelines.fitting import Fit
 from assay.pipelines.stream import pick_device, standardized_tokens
+
+NOT_FITTED = {"encodings", "sparsity", "checkpoint_steps", "second_seed"}
+"""Parameters that do not change a fit."""
 
 
 def fit_kmeans(
@@ -24,15 +28,17 @@ def fit_kmeans(
     device: str,
     *,
     layer: int,
+    seed: int | None = None,
 ) -> tuple[dict[str, Tensor], list[dict[str, float]]]:
     """Fit the centres in shuffled passes, or those of an order file; returns the model's state and a record of each step.
 
-    A fit that was cut off is gone on with from its last checkpoint.
+    A fit that was cut off is gone on with from its last checkpoint. ``seed`` takes the place of the parameters'.
     """
+    seed = parameters.seed if seed is None else seed
     place = pick_device(device)
     kmeans = MiniBatchKMeans(
         parameters.n_clusters,
-        seed=parameters.seed,
+        seed=seed,
         device=place,
         n_init=parameters.n_init,
         init_size=parameters.init_size,
@@ -50,7 +56,7 @@ def fit_kmeans(
         shards=shards,
         layer=layer,
         statistics=statistics,
-        parameters=parameters.model_dump(mode="json", exclude={"encodings", "sparsity", "checkpoint_steps"}),
+        parameters=parameters.model_dump(mode="json", exclude=NOT_FITTED) | {"seed": seed},
     )
 
     def one_pass(epoch: int, batches_seen: int) -> Iterator[Tensor]:
@@ -64,7 +70,7 @@ def fit_kmeans(
             start=batches_seen * parameters.batch_size,
             shuffle=parameters.order is None,
             order=parameters.order,
-            seed=parameters.seed + epoch,
+            seed=seed + epoch,
             max_tokens=parameters.max_tokens,
         )
 
@@ -96,3 +102,39 @@ def measure_kmeans(
     (sums,) = sum_errors(lambda x: kmeans.reconstruction_errors(x, std), batches).values()
     row = {"k": kmeans.n_clusters, "nmse": sums.nmse, "nmse_raw": sums.nmse_raw}
     return {"layer": layer, "method": "kmeans", "n_tokens": sums.n_tokens, "rows": [row]}
+
+
+def compare_seeds(
+    shards: Shards,
+    statistics: dict[str, Tensor],
+    model: dict[str, Tensor],
+    second: dict[str, Tensor],
+    parameters: KMeansParameters,
+    device: str,
+    *,
+    layer: int,
+) -> dict[str, Any]:
+    """How far two fits with different seeds agree on the validation tokens.
+
+    Mean squared distance (inertia) of each, standardised space, and the adjusted Rand index of their clusterings.
+    """
+    place = pick_device(device)
+    fits = [
+        MiniBatchKMeans.from_state({name: tensor.to(place) for name, tensor in state.items()})
+        for state in (model, second)
+    ]
+    labels: list[list[Tensor]] = [[], []]
+    inertia = [0.0, 0.0]
+    for x in standardized_tokens(shards, layer, statistics, parameters.batch_size, place, doing="k-means, two seeds"):
+        for i, kmeans in enumerate(fits):
+            nearest, squared = kmeans.assign(x)
+            labels[i].append(nearest.to(torch.int32).cpu())
+            inertia[i] += float(squared.sum())
+    first, other = (torch.cat(parts) for parts in labels)
+    return {
+        "layer": layer,
+        "k": fits[0].n_clusters,
+        "inertia": inertia[0] / len(first),
+        "inertia_second_seed": inertia[1] / len(first),
+        "adjusted_rand_index": adjusted_rand_index(first, other),
+    }
