@@ -1,6 +1,7 @@
 """The two largest entries of each row of a product, without the product: a Triton kernel for CUDA.
 
-A block of rows meets one block of centres after the other; only the running best, the second best and the place of the best are kept. Its logic was run in Triton's interpreter; it has not yet been run on a GPU.
+A block of rows meets one block of centres after the other; only the running best, the second best and the place of the best are kept.
+Its logic was run in Triton's interpreter; it has not yet been run on a GPU.
 """
 
 import torch

@@ -34,11 +34,11 @@ def fit_kmeans(
 
     A fit that was cut off is gone on with from its last checkpoint. ``seed`` takes the place of the parameters'.
     """
-    seed = parameters.seed if seed is None else seed
     place = pick_device(device)
+    first_seed = parameters.seed if seed is None else seed
     kmeans = MiniBatchKMeans(
         parameters.n_clusters,
-        seed=seed,
+        seed=first_seed,
         device=place,
         n_init=parameters.n_init,
         init_size=parameters.init_size,
@@ -52,11 +52,11 @@ def fit_kmeans(
         kmeans,
         checkpoints,
         parameters.checkpoint_steps,
-        method="kmeans",
+        method="kmeans" if seed is None else "kmeans-second",
         shards=shards,
         layer=layer,
         statistics=statistics,
-        parameters=parameters.model_dump(mode="json", exclude=NOT_FITTED) | {"seed": seed},
+        parameters=parameters.model_dump(mode="json", exclude=NOT_FITTED) | {"seed": first_seed},
     )
 
     def one_pass(epoch: int, batches_seen: int) -> Iterator[Tensor]:
@@ -70,7 +70,7 @@ def fit_kmeans(
             start=batches_seen * parameters.batch_size,
             shuffle=parameters.order is None,
             order=parameters.order,
-            seed=seed + epoch,
+            seed=first_seed + epoch,
             max_tokens=parameters.max_tokens,
         )
 
