@@ -10,6 +10,7 @@ import argparse
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,8 +18,11 @@ from sklearn.cluster import KMeans as ScikitKMeans
 from sklearn.cluster import MiniBatchKMeans as ScikitMiniBatchKMeans
 from torch import Tensor
 
+from assay.io.datasets import find_shards
+from assay.io.shards import Shards
 from assay.numerics.distances import NearestCenters, fast_dtype
 from assay.numerics.kmeans import MiniBatchKMeans
+from assay.numerics.moments import standardize
 
 try:
     import faiss
@@ -43,6 +47,20 @@ def transformer_like(n: int, d: int, seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     x = means[torch.randint(40, (n,), generator=generator)] + torch.randn(n, d, generator=generator)
     return x * torch.arange(1, d + 1).pow(-0.8) @ basis
+
+
+def embedded_layers(root: Path) -> dict[str, tuple[Tensor, Tensor]]:
+    """The embedded default's layers, standardised: tokens to fit on and to judge by. Empty where `make run` has not made them."""
+    found = {}
+    if not root.exists():
+        say(f"{root} is missing: `make run` makes it\n")
+        return found
+    fit, val = (Shards(find_shards(root / split)) for split in ("fit", "val"))
+    for layer in fit.layers:
+        train, test = (torch.cat(list(shards.batches(layer=layer, batch_size=8192))) for shards in (fit, val))
+        mean, std = train.double().mean(0), train.double().std(0, correction=0)
+        found[f"embedded default, layer {layer}"] = standardize(train, mean, std), standardize(test, mean, std)
+    return found
 
 
 def heavy_tailed(n: int, d: int, seed: int = 0) -> Tensor:
@@ -149,6 +167,7 @@ def main() -> None:
     parser.add_argument("--clusters", type=int, default=4096)
     parser.add_argument("--batch-size", type=int, default=8192)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--digits", type=Path, default=Path("data/01_raw/digits"), help="the embedded default's shards")
     parser.add_argument("--passes", type=int, default=20, help="over the tokens of the quality sets")
     arguments = parser.parse_args()
     x = mixture(arguments.tokens, arguments.d, arguments.clusters)
@@ -160,6 +179,7 @@ def main() -> None:
         "planted mixture": (mixture(n, d, k), mixture(n // 4, d, k, seed=1)),
         "transformer-like": (transformer_like(n, d), transformer_like(n // 4, d, seed=1)),
         "heavy-tailed": (heavy_tailed(n, d), heavy_tailed(n // 4, d, seed=1)),
+        **embedded_layers(arguments.digits),
     }
     for name, (train, test) in sets.items():
         compare_quality(train, test, k, 2048, arguments.passes, name)

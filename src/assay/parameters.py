@@ -108,10 +108,10 @@ class KMeansParameters(_Section):
         10, description="stop after so many steps without a lower smoothed inertia"
     )
     reassignment_ratio: float = Field(
-        0.01, ge=0, le=1, description="clusters below this share of the largest count are reseeded"
+        0.01, ge=0, le=1, description="clusters below this share of the mean count are reseeded"
     )
     decay: float = Field(
-        0.5, gt=0, le=1, description="of the counts before each further pass; 1: learning rate 1/n over all tokens ever"
+        0.1, gt=0, le=1, description="of the counts before each further pass; 1: learning rate 1/n over all tokens ever"
     )
     checkpoint_steps: PositiveInt = Field(500, description="steps from one checkpoint to the next")
     encodings: Choices[

@@ -75,7 +75,9 @@ def test_the_fit_is_that_of_shuffled_standardised_passes(planted, statistics, fi
         for batch in shards.batches(layer=5, batch_size=64, shuffle=True, seed=3 + epoch):
             yield ((batch.double() - mean) / std).float()
 
-    wanted = MiniBatchKMeans(8, seed=3, init_size=100, max_iter=3, max_no_improvement=None, reassignment_ratio=0.0)
+    wanted = MiniBatchKMeans(
+        8, seed=3, init_size=100, max_iter=3, max_no_improvement=None, reassignment_ratio=0.0, decay=0.5
+    )
     wanted.fit(stream)
     model, history = fit(seed=3)
     assert torch.equal(model["cluster_centers"], wanted.cluster_centers_)
@@ -104,7 +106,9 @@ def test_order_is_the_file_that_every_pass_follows(planted, statistics, fit, tmp
     order = np.random.default_rng(0).permutation(Shards(planted[0]).n_tokens)[:300]
     np.save(tmp_path / "order.npy", order)
     tokens = (read(planted[0], 5)[order] - statistics["mean"].numpy()) / statistics["std"].numpy()
-    wanted = MiniBatchKMeans(8, seed=0, init_size=100, max_iter=3, max_no_improvement=None, reassignment_ratio=0.0)
+    wanted = MiniBatchKMeans(
+        8, seed=0, init_size=100, max_iter=3, max_no_improvement=None, reassignment_ratio=0.0, decay=0.5
+    )
     wanted.fit(lambda _: torch.from_numpy(tokens.astype(np.float32)).split(64))
     model, history = fit(order=str(tmp_path / "order.npy"))
     assert len(history) == 3 * math.ceil(300 / 64)

@@ -101,8 +101,12 @@ def mini_batch_step(x: Tensor, centers: Tensor, counts: Tensor) -> tuple[Tensor,
 
 
 def low_count_clusters(counts: Tensor, reassignment_ratio: float) -> Tensor:
-    """Which of counts (K,) are 0 or below reassignment_ratio times the largest: bool (K,)."""
-    return (counts.double() < reassignment_ratio * counts.max().double()) | (counts == 0)
+    """Which of counts (K,) are 0 or below reassignment_ratio times their mean: bool (K,).
+
+    scikit-learn compares with the largest count, which moves small but honest clusters where one is large, as the
+    background's is.
+    """
+    return (counts < reassignment_ratio * counts.double().mean()) | (counts == 0)
 
 
 def reassign_centers(
@@ -137,12 +141,13 @@ class MiniBatchKMeans:
     n_clusters: centres. seed: of every random draw; one seed and one stream give one result.
     device: where the model lives, by default that of its first batch; inputs are moved there.
     n_init: seedings tried; the one with the least mean squared distance on held-out tokens is kept.
-    init_size: tokens to seed from; None means 3 max(n_clusters, tokens of the first batch).
+    init_size: tokens to seed from; None means 3 max(n_clusters, tokens of the first batch): more tokens hold more outliers, which
+        make poor seeds.
     max_iter: passes over the data at most.
     tol: stop when a step moves the centres by a summed squared distance of at most tol times the mean variance of a
         dimension among the seeding tokens; 0 never stops so.
     max_no_improvement: stop after as many steps on end without a new least smoothed inertia; None never stops so.
-    reassignment_ratio: clusters with a count below this share of the largest are moved to far tokens (see
+    reassignment_ratio: clusters with a count below this share of the mean are moved to far tokens (see
         `reassign_centers`), every 10 n_clusters tokens and after any step that leaves a count of 0; 0 never moves any.
 
     decay: what the counts are multiplied by before each further pass of `fit` (and rounded up). With 1 the learning rate is 1/n
@@ -153,7 +158,7 @@ class MiniBatchKMeans:
     `n_steps_`, and of them `steps_of_pass_` in the pass under way; `inertia_`, the last batch's mean squared distance
     before its step; and `history_`, a dict of floats a step: `inertia`, `ewa_inertia` (smoothed), `learning_rate` (mean over
     the clusters hit of the share of the way they went) and `dead_clusters` (count 0 or below reassignment_ratio times the
-    largest, before they are moved).
+    mean, before they are moved).
 
     The smoothed inertia is scikit-learn's: an exponential average with weight 2 batch / (tokens + 1), at most 1, that
     leaves out the first step, whose inertia is the seeding's. `tokens` is the size of a pass, which a stream does not
@@ -187,7 +192,7 @@ class MiniBatchKMeans:
         tol: float = 0.0,
         max_no_improvement: int | None = 10,
         reassignment_ratio: float = 0.01,
-        decay: float = 0.5,
+        decay: float = 0.1,
     ) -> None:
         self.n_clusters = n_clusters
         self.seed = seed
