@@ -22,7 +22,7 @@ from assay.io import datasets as module
 from assay.io import stream_reader
 from assay.io.codes import StoredCodes
 from assay.io.codes_layout import Format
-from assay.io.datasets import CodesDataset, ShardsDataset, TensorsDataset, find_shards
+from assay.io.datasets import CheckpointsDataset, CodesDataset, ShardsDataset, TensorsDataset, find_shards
 from assay.io.metadata import Metadata
 from assay.io.shards import Shards
 from assay.io.tensors import fingerprint_tensors
@@ -333,6 +333,22 @@ def test_links_of_one_name_keep_their_codes_apart(tmp_path: Path, shards: Path) 
     assert make_dataset(tmp_path, tmp_path / "a").folder == make_dataset(tmp_path, shards).folder
 
 
+# --- CheckpointsDataset
+
+
+def test_checkpoints_are_always_there_and_are_no_input_that_changes(tmp_path: Path) -> None:
+    dataset = CheckpointsDataset(filepath=str(tmp_path / "pca"), metadata={"kedro-viz": {"layer": "models"}})
+    assert dataset.exists()
+    before = dataset.fingerprint()
+    dataset.load().save({"layer": 3}, 1, STATE, {"step": 1})
+    assert dataset.fingerprint() == before
+    found = dataset.load().load({"layer": 3})
+    assert found is not None and found.state == {"step": 1}
+    assert dataset._describe() == {"filepath": str(tmp_path / "pca")}
+    with pytest.raises(DatasetError, match="found dict to save; checkpoints are saved by the fit"):
+        dataset.save(STATE)  # type: ignore[arg-type]
+
+
 # --- TensorsDataset
 
 
@@ -465,13 +481,14 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_the_yaml_examples_are_true(project: Path) -> None:
     entries: dict[str, Any] = {}
-    for dataset in (ShardsDataset, CodesDataset, TensorsDataset):
+    for dataset in (ShardsDataset, CodesDataset, CheckpointsDataset, TensorsDataset):
         entries |= yaml.safe_load(example(dataset, "YAML"))
     catalog = DataCatalog.from_config(entries)
     assert_recorded(catalog.load("shards_fit"), MadeRecording(seed=5))
     catalog.save("layer_23.codes_kmeans-onehot_probe_val", MadeCodes())
     assert_coded(StoredCodes(project / "data/07_model_output/inference/687023f7/kmeans-onehot/layer_23"), MadeCodes())
     catalog.save("layer_3.pca_model", STATE)
+    assert catalog.load("layer_23.pca_checkpoints").folder == project / "data/06_models/.checkpoints/layer_23/pca"
     (version,) = (project / "data/06_models/layer_3/pca.safetensors").iterdir()
     assert_state(TensorsDataset(filepath=str(version / "pca.safetensors")).load(), STATE)
 
@@ -487,8 +504,9 @@ def test_the_python_examples_are_true(project: Path) -> None:
     codes.save(MadeCodes())
     TensorsDataset(filepath=str(folder / "06_models/layer_23/pca.safetensors")).save(STATE)
     found: dict[str, Any] = {}
-    for dataset in (ShardsDataset, CodesDataset, TensorsDataset):
+    for dataset in (ShardsDataset, CodesDataset, CheckpointsDataset, TensorsDataset):
         exec(example(dataset, "Python"), vars(module), found)
     assert found["tokens"].shape == (15, 4)
     assert found["batch"].keys() == {"indices", "error"}
     assert torch.equal(found["components"], STATE["components"])
+    assert found["checkpoints"].load({"layer": 23}) is None
