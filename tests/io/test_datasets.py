@@ -488,7 +488,7 @@ def test_the_yaml_examples_are_true(project: Path) -> None:
     catalog.save("layer_23.codes_kmeans-onehot_probe_val", MadeCodes())
     assert_coded(StoredCodes(project / "data/07_model_output/inference/687023f7/kmeans-onehot/layer_23"), MadeCodes())
     catalog.save("layer_3.pca_model", STATE)
-    assert catalog.load("layer_23.pca_checkpoints").folder == project / "data/06_models/.checkpoints/layer_23/pca"
+    assert catalog.load("layer_23.pca_checkpoints").folder == Path("data/06_models/.checkpoints/layer_23/pca")
     (version,) = (project / "data/06_models/layer_3/pca.safetensors").iterdir()
     assert_state(TensorsDataset(filepath=str(version / "pca.safetensors")).load(), STATE)
 
