@@ -188,3 +188,14 @@ def test_a_sum_of_squares_that_is_gone_on_with_gives_the_same_bits():
     assert torch.equal(add_squares(add_squares(error, values[:, 90:]), values[:, 20:90]), whole)
     torch.testing.assert_close(whole, error + values[:, 20:].double().square().sum(1), rtol=1e-14, atol=0)
     assert torch.equal(add_squares(error, values[:, 200:]), error)
+
+
+def test_squares_are_added_from_the_last_column_on_to_the_bit():
+    values = torch.randn(20, 30, generator=torch.Generator().manual_seed(2))
+    error = torch.rand(20, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    untouched = error.clone()
+    wanted = error.tolist()
+    for j in reversed(range(30)):
+        wanted = [total + value * value for total, value in zip(wanted, values[:, j].tolist(), strict=True)]
+    assert add_squares(error, values).tolist() == wanted
+    assert torch.equal(error, untouched)

@@ -186,9 +186,11 @@ class TopKCodes:
 
 def add_squares(error: Tensor, dropped: Tensor) -> Tensor:
     """error (b,) plus the squares of dropped (b, n), float64 (b,), one after the other from the last column to the first."""
-    squares = dropped.double().square().flip(1)
-    # A running sum goes one by one, so that a sum that was broken off can be gone on with and give the same bits.
-    return torch.cat([error.double()[:, None], squares], dim=1).cumsum(1)[:, -1]
+    total = error.double().clone()
+    # One by one, so that a sum that was broken off can be gone on with, on any device, and give the same bits.
+    for column in reversed(dropped.T.contiguous()):
+        total += column.double().square()
+    return total
 
 
 def sparsify(batch: Batch, *, top_k: int | None = None, margin: float | None = None) -> Batch:

@@ -185,7 +185,20 @@ class StreamingPCA:
 
     def transform(self, x: Tensor) -> Tensor:
         """Coefficients z = (x - mean) U, computed in float64: (batch, d) to float32 (batch, n_components)."""
-        return (self._centre(x) @ self.components_.T / self._unit()).float()
+        return self.project(x)[0]
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """As `transform`, and what the reconstruction by all components leaves of each token, squared: float64 (batch,).
+
+        That is ||x - mean||^2 - sum z^2, clamped at 0 against rounding, and exactly 0 where there are d components.
+        """
+        centred = self._centre(x)
+        z = centred @ self.components_.T
+        if z.shape[1] == centred.shape[1]:
+            left = z.new_zeros(len(z))
+        else:
+            left = (centred.square().sum(1) - z.square().sum(1)).clamp(min=0)
+        return (z / self._unit()).float(), left
 
     def inverse_transform(self, z: Tensor) -> Tensor:
         """z U^T + mean, computed in float64: (batch, n_components) to float32 (batch, d)."""
