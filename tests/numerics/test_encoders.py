@@ -136,6 +136,13 @@ def test_topk_of_all_components_is_the_dense_code():
     assert torch.equal(topk.encode(x)["error"], dense.encode(x)["error"])
 
 
+def test_topk_codes_of_a_pca_that_whitens_are_refused():
+    state = StreamingPCA(whiten=True).partial_fit(_tokens(40, 2)).state_dict()
+    with pytest.raises(ValueError, match="whitens, wanted coefficients whose squares are errors: .*whiten=False"):
+        make_encoder("pca-topk-00002", state)
+    assert make_encoder("pca-dense", state).encode(_tokens(3, 1))["error"].tolist() == [0.0] * 3
+
+
 def test_ties_go_to_the_lower_index():
     state = {"mean": torch.zeros(4), "components": torch.eye(4), "explained_variance": torch.ones(4)}
     x = torch.tensor([[1.0, -2.0, 2.0, 1.0], [0.0, 0.0, 0.0, 0.0], [3.0, -3.0, 3.0, -3.0]])
@@ -216,6 +223,31 @@ def test_a_token_on_a_centre_has_no_distance(name, offset):
         torch.testing.assert_close(batch["values"].diagonal(), torch.full((5,), 1e6))
     else:
         assert batch["indices"].tolist() == list(range(5))
+
+
+@pytest.mark.parametrize("offset", [0.0, 1.0, 300.0, 1e4])
+@pytest.mark.parametrize("name", ["invdist", "distance-sqeuclidean", "distance-neg_euclidean", "distance-unit"])
+def test_every_centre_that_lies_where_a_token_does_is_at_no_distance(name, offset):
+    state = _kmeans_state(5, scale=20.0, offset=offset)
+    state["cluster_centers"][3] = state["cluster_centers"][1]
+    state["cluster_centers"][4] = torch.nextafter(state["cluster_centers"][1], torch.tensor(torch.inf))
+    x = state["cluster_centers"][1:2].repeat(7, 1)
+    batch = make_encoder(f"kmeans-{name}", state).encode(x)
+    distances = _distances(x, state)
+    nowhere = {"invdist": 1e6, "distance-sqeuclidean": 0.0, "distance-neg_euclidean": 0.0, "distance-unit": 1.0}[name]
+    torch.testing.assert_close(batch["values"][:, [1, 3]], torch.full((7, 2), nowhere), rtol=1e-7, atol=0)
+    wanted = 1 / (distances + 1e-6) if name == "invdist" else _transformed(name.partition("-")[2], x, state)
+    np.testing.assert_allclose(batch["values"].numpy(), wanted, rtol=1e-6, atol=0)
+    assert batch["error"].tolist() == [0.0] * 7
+
+
+@pytest.mark.parametrize("transform", ["invdist", *(f"distance-{t}" for t in ("sqeuclidean", "cosine", "unit"))])
+def test_a_nan_is_no_distance(transform):
+    x = _tokens(3, 0)
+    x[1, 2] = torch.nan
+    found = make_encoder(f"kmeans-{transform}", _kmeans_state()).encode(x)
+    assert found["values"].isnan().all(1).tolist() == [False, True, False]
+    assert found["error"].isnan().tolist() == [False, True, False]
 
 
 def test_a_token_near_a_centre_has_its_distance():

@@ -223,15 +223,15 @@ def _nearest_of_candidates(x: Tensor, rows: Tensor, centers: Tensor, candidates:
             candidates[contested],
             torch.arange(len(found), device=x.device).repeat_interleave(counts)[contested],
         )
-        squared = _squared_distances(x, rows[contested], centers, pairs)
+        squared = paired_distances(x, rows[contested], centers, pairs)
         least = squared.new_full((len(found),), math.inf).scatter_reduce_(0, group, squared, "amin")
         lowest = torch.where(squared == least[group], pairs, len(centers))
         nearest = torch.full_like(found, len(centers)).scatter_reduce_(0, group, lowest, "amin").where(several, nearest)
     return found, nearest
 
 
-def _squared_distances(x: Tensor, rows: Tensor, centers: Tensor, pairs: Tensor) -> Tensor:
-    """|x[rows] - centers[pairs]|^2 by differences, float64 (pairs,)."""
+def paired_distances(x: Tensor, rows: Tensor, centers: Tensor, pairs: Tensor) -> Tensor:
+    """|x[rows] - centers[pairs]|^2 by differences, float64 (pairs,): as exact as can be, however near they are."""
     chunk = max(1, _DISTANCE_BYTES // (16 * x.shape[1]))
     return torch.cat(
         [

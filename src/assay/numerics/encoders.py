@@ -3,6 +3,7 @@
 Every batch of codes carries `error` (b,) float64, the squared error of the dictionary's reconstruction of each token.
 """
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,11 +12,18 @@ import torch
 from torch import Tensor
 
 from assay.numerics.codes import Batch, Format, add_squares
+from assay.numerics.distances import paired_distances
 from assay.numerics.kmeans import MiniBatchKMeans
 from assay.numerics.pca import StreamingPCA, top_k
 
 DISTANCE_FLOOR = 1e-6
 """Added to a distance before it is inverted."""
+
+NEAR = 1e-3
+"""Distances below this share of a token's length, from the mean of the centres, are taken by differences.
+
+The product that all others are from rounds d^2 by some 1e-13 of that length squared, which is 1e-7 of d^2 at this distance.
+"""
 
 
 @dataclass(frozen=True)
@@ -67,15 +75,20 @@ TRANSFORMS: dict[str, tuple[Callable[[Tensor], Tensor], bool]] = {
 def kmeans_distances(state: Mapping[str, Tensor], transform: Callable[[Tensor], Tensor], zero_is_far: bool) -> Encoder:
     """`transform` of the euclidean distances to every centre, float32."""
     kmeans = MiniBatchKMeans.from_state(state)
+    centers = kmeans.cluster_centers_
+    origin = centers.double().mean(0)
 
     def encode(x: Tensor) -> Batch:
         distances = kmeans.transform(x)
-        # The distance to the nearest again, by differences: rounding is as large as the floor where a token is a centre.
-        nearest = distances.argmin(dim=1)
-        residual = x.to(distances.device).double() - kmeans.cluster_centers_[nearest].double()
-        squared = residual.square().sum(dim=1)
-        distances.scatter_(1, nearest[:, None], squared.sqrt().float()[:, None])
-        return {"values": transform(distances), "error": squared}
+        x = x.to(centers.device)
+        # Rounding is as large as the floor where a token is on a centre, and there may be several centres in one place.
+        near = distances < NEAR * (x - origin).norm(dim=1, keepdim=True).float()
+        near.scatter_(1, distances.argmin(dim=1, keepdim=True), True)
+        rows, pairs = near.nonzero(as_tuple=True)
+        squared = paired_distances(x, rows, centers, pairs)
+        distances[rows, pairs] = squared.sqrt().float()
+        error = squared.new_full((len(x),), math.inf).scatter_reduce_(0, rows, squared, "amin")
+        return {"values": transform(distances), "error": error}
 
     return Encoder("dense", kmeans.n_clusters, kmeans.n_clusters, encode, zero_is_far)
 
@@ -83,21 +96,20 @@ def kmeans_distances(state: Mapping[str, Tensor], transform: Callable[[Tensor], 
 def kmeans_cosine(state: Mapping[str, Tensor]) -> Encoder:
     """Cosine similarity x~.c / (|x~| |c|) to every centre, float32; 0 where either is 0."""
     kmeans = MiniBatchKMeans.from_state(state)
-    directions = torch.nn.functional.normalize(kmeans.cluster_centers_.double(), eps=0.0).nan_to_num()
+    directions = _directions(kmeans.cluster_centers_)
 
     def encode(x: Tensor) -> Batch:
-        tokens = torch.nn.functional.normalize(x.to(directions), eps=0.0).nan_to_num()
-        return {"values": (tokens @ directions.T).float(), "error": kmeans.assign(x)[1]}
+        _, error = kmeans.assign(x)
+        return {"values": (_directions(x.to(directions.device)) @ directions.T).float(), "error": error}
 
     return Encoder("dense", kmeans.n_clusters, kmeans.n_clusters, encode, zero_is_far=True)
 
 
-def _left_by_all(pca: StreamingPCA, x: Tensor) -> Tensor:
-    """What the reconstruction by all components leaves of each token, float64 (b,): nothing where there are d of them."""
-    n_components, d = pca.components_.shape
-    if n_components == d:
-        return torch.zeros(len(x), dtype=torch.float64, device=pca.components_.device)
-    return pca.squared_errors(x, n_components)
+def _directions(vectors: Tensor) -> Tensor:
+    """Rows (n, d) over their lengths, float64; 0 where the length is, NaN where there is a NaN."""
+    vectors = vectors.double()
+    lengths = vectors.norm(dim=1, keepdim=True)
+    return vectors / torch.where(lengths == 0, 1.0, lengths)
 
 
 def pca_dense(state: Mapping[str, Tensor]) -> Encoder:
@@ -106,7 +118,8 @@ def pca_dense(state: Mapping[str, Tensor]) -> Encoder:
     n_components = len(pca.components_)
 
     def encode(x: Tensor) -> Batch:
-        return {"values": pca.transform(x), "error": _left_by_all(pca, x)}
+        values, error = pca.project(x)
+        return {"values": values, "error": error}
 
     return Encoder("dense", n_components, n_components, encode)
 
@@ -116,16 +129,22 @@ def pca_topk(state: Mapping[str, Tensor], k: int) -> Encoder:
 
     The error is what all components leave plus the squares of the coefficients that are dropped.
 
-    Raises ValueError unless k is 1 to the number of components.
+    Raises ValueError unless k is 1 to the number of components, and for whitened coefficients.
     """
     pca = StreamingPCA.from_state(state)
     n_components = len(pca.components_)
     if not 1 <= k <= n_components:
         raise ValueError(f"found K = {k}, wanted 1 to {n_components}, the number of components: change K")
 
+    if pca.whiten:
+        raise ValueError(
+            "found a PCA that whitens, wanted coefficients whose squares are errors: fit it with whiten=False"
+        )
+
     def encode(x: Tensor) -> Batch:
-        values, indices = top_k(pca.transform(x), n_components)
-        error = add_squares(_left_by_all(pca, x), values[:, k:])
+        z, left = pca.project(x)
+        values, indices = top_k(z, n_components)
+        error = add_squares(left, values[:, k:])
         return {"values": values[:, :k], "indices": indices[:, :k], "error": error}
 
     return Encoder("sparse", n_components, k, encode)
