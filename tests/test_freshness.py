@@ -16,7 +16,7 @@ from kedro_datasets.json import JSONDataset
 
 from assay import freshness
 from assay.freshness import Freshness, FreshnessHook
-from assay.parameters import KMeansParameters, PCAParameters, ProbeParameters
+from assay.parameters import KMeansParameters, PCAParameters, ProbeParameters, SparsityParameters
 
 KEPT = ("statistics", "kmeans_model", "pca_model", "errors", "probes", "scores", "table")
 SETTINGS = {
@@ -180,7 +180,9 @@ def test_the_device_changes_nothing(project):
 
 
 def test_parameters_that_only_shape_the_pipeline_are_left_to_the_nodes_they_shape(project):
-    project.settings["params:kmeans"] = KMeansParameters(n_clusters=8, encodings=("kmeans-onehot",))
+    project.settings["params:kmeans"] = KMeansParameters(
+        n_clusters=8, encodings=("kmeans-onehot",), sparsity=SparsityParameters(top_k=2)
+    )
     project.settings["params:pca"] = PCAParameters(topk=(1, 4, 16))
     assert project.stale() == set()
     for section, names in freshness.SHAPING.items():

@@ -11,7 +11,7 @@ from kedro.pipeline import Pipeline
 from kedro.pipeline.node import Node
 
 from assay import configuration
-from assay.parameters import parse_parameters
+from assay.parameters import SparsityParameters, parse_parameters
 from assay.pipeline_registry import register_pipelines
 
 CONF = Path(__file__).parents[1] / "conf"
@@ -173,6 +173,14 @@ def test_probes_at_every_k_read_the_codes_of_the_largest(register, latent_topk, 
             assert node.func.keywords["kept"] == (None if k == widest else k)
     made = {name.partition("codes_")[2] for name in whole.all_outputs() if ".codes_pca-topk" in name}
     assert len(made) == 2 * len({widest, latent_topk} - {None})
+
+
+def test_sparsity_is_bound_to_the_nodes_that_encode_with_kmeans(register):
+    for sparsity in (None, {"top_k": 2}):
+        kmeans = {"n_clusters": 8, "sparsity": sparsity}
+        for node in register(kmeans=kmeans)["__default__"].nodes:
+            wanted = SparsityParameters(top_k=2) if sparsity and ".encode.kmeans" in node.name else None
+            assert getattr(node.func, "keywords", {}).get("sparsity") == wanted, node.name
 
 
 def test_given_statistics_are_adopted_and_not_fitted(register):

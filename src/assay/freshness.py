@@ -30,7 +30,7 @@ UNHASHED = frozenset({"params:device"})
 """Inputs that choose where the work is done, not what it is."""
 
 SHAPING = {
-    "params:kmeans": {"encodings", "checkpoint_steps", "second_seed"},
+    "params:kmeans": {"encodings", "sparsity", "checkpoint_steps", "second_seed"},
     "params:pca": {"topk", "checkpoint_steps"},
 }
 """Parameters that change no result: they say which nodes there are, each bound to its own part of them, or how often to save."""

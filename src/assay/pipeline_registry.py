@@ -40,7 +40,7 @@ def _stages(plan: Plan) -> dict[str, Pipeline]:
         "standardize": layers(lambda n: standardize.create_pipeline(n, given_statistics=plan.given_statistics)),
         "kmeans": layers(lambda n: kmeans.create_pipeline(n, second_seed=plan.second_seed)),
         "pca": layers(lambda n: pca.create_pipeline(n, ks=ks, codes=plan.pca_codes)),
-        "encode": layers(lambda n: encode.create_pipeline(n, encodings=elsewhere)),
+        "encode": layers(lambda n: encode.create_pipeline(n, encodings=elsewhere, sparsity=plan.sparsity)),
         "probe": layers(
             lambda n: probe.create_pipeline(
                 n, encodings=tuple((row.method, row.name, row.k, row.codes) for row in rows)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from assay.io.datasets import find_shards
 from assay.io.shards import Shards
-from assay.parameters import Parameters
+from assay.parameters import Parameters, SparsityParameters
 from assay.pipelines.digits.canvases import cell_size
 from assay.pipelines.stream import pick_device
 
@@ -37,6 +37,8 @@ class Plan:
     """Every row that the table has for a layer."""
     pca_codes: str
     """The encoding that the ``pca`` pipeline leaves: ``pca-dense``, or ``pca-topk-...`` where ``latent_topk`` is set."""
+    sparsity: SparsityParameters | None
+    """What is kept of dense k-means codes that do not fit on the disk; None: they have to fit."""
     digits: tuple[str, ...]
     """The splits that the ``digits`` pipeline makes; empty where all shards are the user's."""
     second_seed: int | None
@@ -66,6 +68,7 @@ def make_plan(parameters: Parameters, d_model: int | None = None) -> Plan:
         layers=parameters.layers,
         encodings=(*kmeans, *pca),
         pca_codes="pca-dense" if parameters.latent_topk is None else topk_name(parameters.latent_topk),
+        sparsity=parameters.kmeans.sparsity,
         digits=digits_splits(parameters),
         second_seed=parameters.kmeans.second_seed,
         given_statistics=parameters.standardize.statistics is not None,

@@ -138,7 +138,7 @@ def test_topk_of_all_components_is_the_dense_code():
 
 def test_topk_codes_of_a_pca_that_whitens_are_refused():
     state = StreamingPCA(whiten=True).partial_fit(_tokens(40, 2)).state_dict()
-    with pytest.raises(ValueError, match="whitens, wanted coefficients whose squares are errors: .*whiten=False"):
+    with pytest.raises(ValueError, match=r"whitens, wanted coefficients whose squares are errors: .*whiten=False"):
         make_encoder("pca-topk-00002", state)
     assert make_encoder("pca-dense", state).encode(_tokens(3, 1))["error"].tolist() == [0.0] * 3
 

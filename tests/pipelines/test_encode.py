@@ -12,8 +12,8 @@ from assay.io.codes import StoredCodes
 from assay.io.codes_writer import write_codes
 from assay.io.shards import Shards
 from assay.io.tensors import fingerprint_tensors
-from assay.numerics.codes import densify
-from assay.parameters import KMeansParameters, PCAParameters, StandardizeParameters
+from assay.numerics.codes import TopKCodes, densify
+from assay.parameters import KMeansParameters, PCAParameters, SparsityParameters, StandardizeParameters
 from assay.pipelines.encode.pipeline import ENCODE, create_pipeline
 from assay.pipelines.kmeans.nodes import fit_kmeans
 from assay.pipelines.pca.nodes import fit_pca
@@ -61,12 +61,13 @@ def fitted(planted, tmp_path_factory):
 def encode(planted, fitted):
     statistics, models = fitted
 
-    def run(encoding, model=None, statistics=statistics, parameters=None):
+    def run(encoding, model=None, statistics=statistics, **options):
         model = model or models[encoding.partition("-")[0]]
         method = encoding.partition("-")[0]
-        parameters = parameters or PARAMETERS[method]
         shards = Shards(planted[1])
-        return ENCODE[method](shards, statistics, model, parameters, "cpu", layer=5, encoding=encoding)
+        return ENCODE[method](
+            shards, statistics, model, PARAMETERS[method], "cpu", layer=5, encoding=encoding, **options
+        )
 
     return run
 
@@ -148,6 +149,28 @@ def test_a_pass_can_be_made_again_in_batches_of_any_size(encode, encoding):
         torch.testing.assert_close(tensor, whole[name], rtol=1e-5, atol=1e-5)
 
 
+def test_the_folder_of_the_largest_k_holds_that_of_a_smaller_one_bit_for_bit(encode, tmp_path):
+    stored = {}
+    for k in (D_MODEL, 16, 1):
+        write_codes(tmp_path / f"{k}", encode(f"pca-topk-{k:05d}"), batch_size=64, rows_per_shard=128)
+        stored[k] = StoredCodes(tmp_path / f"{k}")
+    for largest, k in ((D_MODEL, 16), (D_MODEL, 1), (16, 1)):
+        found, wanted = gather(TopKCodes(stored[largest], k), 50), gather(stored[k], 70)
+        assert found.keys() == wanted.keys() == {"values", "indices", "error"}
+        for name, tensor in wanted.items():
+            assert torch.equal(found[name], tensor), (largest, k, name)
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("start", [1, 99, 100, 383, 384])
+def test_a_pass_can_start_at_any_patch(encode, encoding, start):
+    codes = encode(encoding)
+    whole, rest = gather(codes, 100), list(codes.batches(100, start))
+    for name, tensor in whole.items():
+        found = torch.cat([tensor[:0], *(batch[name] for batch in rest)])
+        torch.testing.assert_close(found, tensor[start:], rtol=1e-6, atol=1e-6)
+
+
 def test_nothing_is_read_before_the_first_batch(encode, monkeypatch):
     seen, read = [], stream_reader.read_pieces
     monkeypatch.setattr(stream_reader, "read_pieces", lambda *args: (seen.append(args), read(*args))[1])
@@ -171,13 +194,13 @@ def test_provenance_says_what_the_codes_are_of(planted, fitted, encode):
     kmeans = encode("kmeans-onehot").provenance
     assert kmeans["seed"] == 3
     assert json.loads(kmeans["parameters"])["n_clusters"] == 8
+    assert encode("kmeans-onehot", sparsity=SparsityParameters(top_k=2)).provenance == kmeans
 
 
 @pytest.mark.parametrize("encoding", ["kmeans-invdist", "kmeans-distance-cosine", "kmeans-distance-unit"])
 @pytest.mark.parametrize("sparsity", [{"top_k": 3}, {"margin": 0.1}])
 def test_a_disk_too_small_gets_the_largest_entries(encode, encoding, sparsity):
-    parameters = KMeansParameters.model_validate({**PARAMETERS["kmeans"].model_dump(), "sparsity": sparsity})
-    dense = encode(encoding, parameters=parameters)
+    dense = encode(encoding, sparsity=SparsityParameters.model_validate(sparsity))
     sparse = dense.fallback()
     assert (sparse.format, sparse.k, sparse.fallback) == ("sparse", sparsity.get("top_k"), None)
     assert json.loads(sparse.provenance["sparsity"]) == {"top_k": None, "margin": None} | sparsity
@@ -189,8 +212,7 @@ def test_a_disk_too_small_gets_the_largest_entries(encode, encoding, sparsity):
 
 @pytest.mark.parametrize("encoding", ["kmeans-onehot", "kmeans-distance-sqeuclidean", "kmeans-distance-neg_euclidean"])
 def test_codes_in_which_0_is_not_far_have_no_sparser_form(encode, encoding):
-    parameters = KMeansParameters.model_validate({**PARAMETERS["kmeans"].model_dump(), "sparsity": {"top_k": 2}})
-    assert encode(encoding, parameters=parameters).fallback is None
+    assert encode(encoding, sparsity=SparsityParameters(top_k=2)).fallback is None
     assert encode("kmeans-invdist").fallback is None, "it was not asked for"
 
 

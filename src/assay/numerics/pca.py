@@ -194,10 +194,8 @@ class StreamingPCA:
         """
         centred = self._centre(x)
         z = centred @ self.components_.T
-        if z.shape[1] == centred.shape[1]:
-            left = z.new_zeros(len(z))
-        else:
-            left = (centred.square().sum(1) - z.square().sum(1)).clamp(min=0)
+        full_rank = z.shape[1] == centred.shape[1]
+        left = z.new_zeros(len(z)) if full_rank else (centred.square().sum(1) - z.square().sum(1)).clamp(min=0)
         return (z / self._unit()).float(), left
 
     def inverse_transform(self, z: Tensor) -> Tensor:

@@ -13,7 +13,8 @@ from assay.io.shards import Shards
 from assay.io.tensors import fingerprint_tensors
 from assay.numerics.codes import Batch, ComputedCodes, sparsify
 from assay.numerics.encoders import make_encoder
-from assay.parameters import KMeansParameters, PCAParameters
+from assay.parameters import KMeansParameters, PCAParameters, SparsityParameters
+from assay.pipelines.kmeans.nodes import NOT_FITTED
 from assay.pipelines.stream import pick_device, standardized_tokens
 
 
@@ -26,14 +27,15 @@ def encode_with_kmeans(
     *,
     layer: int,
     encoding: str,
+    sparsity: SparsityParameters | None = None,
 ) -> ComputedCodes:
     """Codes of every content token of a layer, in order, computed as they are read: nothing is done yet when this returns.
 
     Where the catalog gives the codes a folder they are written there, on a disk that is too small with `sparsity`; where it
     gives them memory, each reader computes them.
     """
-    fitted_with = parameters.model_dump(mode="json", exclude={"encodings", "checkpoint_steps", "second_seed"})
-    return _encode(shards, statistics, model, fitted_with, device, layer=layer, encoding=encoding)
+    fitted_with = parameters.model_dump(mode="json", exclude=NOT_FITTED)
+    return _encode(shards, statistics, model, fitted_with, device, layer=layer, encoding=encoding, sparsity=sparsity)
 
 
 def encode_with_pca(
@@ -60,6 +62,7 @@ def _encode(
     *,
     layer: int,
     encoding: str,
+    sparsity: SparsityParameters | None = None,
 ) -> ComputedCodes:
     place = pick_device(device)
     encoder = make_encoder(encoding, {name: tensor.to(place) for name, tensor in model.items()})
@@ -78,27 +81,27 @@ def _encode(
         "seed": fitted_with.get("seed"),
     }
     codes = functools.partial(ComputedCodes, n_rows=shards.n_tokens, n_features=encoder.n_features)
-    sparsity = fitted_with.get("sparsity") if encoder.zero_is_far else None
     return codes(
         encoder.format,
         k=encoder.k,
         stream=stream,
         provenance=provenance,
-        fallback=_sparser(codes, stream, sparsity, provenance) if sparsity else None,
+        fallback=_sparser(codes, stream, sparsity, provenance) if sparsity and encoder.zero_is_far else None,
     )
 
 
 def _sparser(
     codes: Callable[..., ComputedCodes],
     stream: Callable[[int, int], Iterator[Batch]],
-    sparsity: dict[str, Any],
+    sparsity: SparsityParameters,
     provenance: dict[str, Any],
 ) -> Callable[[], ComputedCodes]:
     """What makes the codes with their largest entries only."""
+    kept = sparsity.model_dump()
 
     def sparse_stream(batch_size: int, start: int) -> Iterator[Batch]:
         for batch in stream(batch_size, start):
-            yield sparsify(batch, **sparsity)
+            yield sparsify(batch, **kept)
 
-    about = provenance | {"sparsity": json.dumps(sparsity)}
-    return functools.partial(codes, "sparse", k=sparsity["top_k"], stream=sparse_stream, provenance=about)
+    about = provenance | {"sparsity": json.dumps(kept)}
+    return functools.partial(codes, "sparse", k=sparsity.top_k, stream=sparse_stream, provenance=about)
