@@ -36,7 +36,7 @@ tokens = torch.randn(64, 3, generator=torch.Generator().manual_seed(0))
 pca = StreamingPCA().partial_fit(tokens)
 batch = make_encoder("pca-dense", pca.state_dict()).encode(tokens)
 probe = LogisticProbe1d().fit(batch["values"], (tokens[:, 0] > 0).long(), 2)
-print("converged", probe.converged_)
+print("converged", bool(probe.converged_.all()))
 """
 
 

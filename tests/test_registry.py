@@ -107,7 +107,7 @@ def test_a_node_is_named_by_layer_stage_and_verb(register):
     whole = register()["__default__"]
     both = ("probe_train", "probe_val")
     in_layer = {"standardize.fit", "kmeans.fit", "kmeans.measure", "pca.fit", "pca.measure", "report.merge"}
-    in_layer |= {f"probe.{encoding}" for encoding in ENCODINGS}
+    in_layer |= {f"probe.{encoding}" for encoding in ENCODINGS if "topk" not in encoding} | {"probe.pca-topk"}
     in_layer |= {f"encode.{encoding}.{split}" for encoding in ENCODED for split in both}
     shared = {"digits.train", *(f"digits.record.{split}" for split in SPLITS), "report.tabulate"}
     assert names(whole) == shared | {f"layer_{layer}.{name}" for layer in (0, 3) for name in in_layer}
@@ -157,20 +157,18 @@ def test_latent_topk_takes_the_place_of_the_dense_codes(register):
     assert not any(
         "pca-topk-00007" in name for name in names(register(latent_topk=7)["encode"])
     )  # that is pca's to leave
-    assert "layer_3.probe.pca-topk-00007" in names(register(latent_topk=7)["__default__"])
-    assert "layer_3.probe.pca-topk-00007" not in names(register()["__default__"])
+    assert "layer_3.scores_pca-topk-00007" in register(latent_topk=7)["__default__"].all_outputs()
+    assert "layer_3.scores_pca-topk-00007" not in register()["__default__"].all_outputs()
 
 
 @pytest.mark.parametrize(("latent_topk", "widest"), [(None, 64), (7, 64), (64, 64), (70, 70)])
-def test_probes_at_every_k_read_the_codes_of_the_largest(register, latent_topk, widest):
+def test_every_k_is_probed_by_one_node_on_the_codes_of_the_largest(register, latent_topk, widest):
     whole = register(latent_topk=latent_topk)["__default__"]
-    for node in whole.nodes:
-        if ".probe.pca-topk" in node.name:
-            k = int(node.name[-5:])
-            assert node.inputs[:2] == [
-                f"{node.namespace}.codes_pca-topk-{widest:05d}_probe_{split}" for split in ("train", "val")
-            ]
-            assert node.func.keywords["kept"] == (None if k == widest else k)
+    (node,) = [node for node in whole.nodes if node.name == "layer_3.probe.pca-topk"]
+    assert node.inputs[:2] == [f"layer_3.codes_pca-topk-{widest:05d}_probe_{split}" for split in ("train", "val")]
+    ks = sorted({1, 4, 16, 64} | {latent_topk} - {None})
+    assert node.func.keywords["rows"] == tuple((f"pca-topk-{k:05d}", k) for k in ks)
+    assert node.outputs == [f"layer_3.{kind}_pca-topk-{k:05d}" for k in ks for kind in ("probes", "scores", "pairs")]
     made = {name.partition("codes_")[2] for name in whole.all_outputs() if ".codes_pca-topk" in name}
     assert len(made) == 2 * len({widest, latent_topk} - {None})
 

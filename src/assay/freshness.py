@@ -23,7 +23,7 @@ from pydantic import BaseModel
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 6
+FORMAT = 7
 """Raised whenever the same inputs and parameters would give other results: everything older is then made again."""
 
 UNHASHED = frozenset({"params:device"})
@@ -32,6 +32,7 @@ UNHASHED = frozenset({"params:device"})
 SHAPING = {
     "params:kmeans": {"encodings", "sparsity", "checkpoint_steps", "second_seed"},
     "params:pca": {"topk", "checkpoint_steps"},
+    "params:probe": {"slab_features"},
 }
 """Parameters that change no result: they say which nodes there are, each bound to its own part of them, or how often to save."""
 

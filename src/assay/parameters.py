@@ -164,9 +164,20 @@ class ProbeParameters(_Section):
         "drop", description="void patches: left out; negatives of every class; or class 0, as saev has it"
     )
     ridge: float = Field(1e-8, gt=0, description="lambda of the ridge lambda/2 (w^2 + (b - b0)^2), nats")
-    max_iter: PositiveInt = Field(100, description="Newton steps at the most")
-    batch_size: PositiveInt = Field(16_384, description="patches a batch")
-    slab_mib: PositiveInt = Field(256, description="memory for one slab of features, MiB")
+    class_weight: Literal["balanced"] | None = Field(
+        None,
+        description="null: every patch weighs the same, as saev has it; balanced: by inverse frequency of the class",
+    )
+    max_iter: PositiveInt = Field(200, description="Newton steps at the most")
+    slab_rows: PositiveInt = Field(16_384, description="patches a batch")
+    slab_features: PositiveInt | None = Field(
+        None,
+        description="features worked on together, a pass over the codes each; null: what a quarter of free memory holds",
+    )
+    certified_pairs: PositiveInt = Field(
+        64, description="random probes held against the patches themselves, beside each class's best"
+    )
+    top_features: PositiveInt = Field(10, description="features of the highest AP that are named for each class")
 
 
 class DigitsParameters(_Section):

@@ -13,9 +13,9 @@ from assay.numerics.codes import (
     add_squares,
     as_codes,
     densify,
-    gather_features,
+    gather_columns,
     measure_l0,
-    select_features,
+    measure_l0_by_rank,
     sparsify,
 )
 
@@ -65,10 +65,15 @@ def test_every_format_says_what_the_loop_says(code_format, n_rows, n_features, b
     assert torch.equal(torch.cat(batches), matrix[:, start:stop])
     whole = [densify(batch, code_format, n_features) for batch in codes.batches(batch_size)]
     assert torch.equal(torch.cat(whole), matrix)
-    assert torch.equal(gather_features(codes, start, stop, batch_size), matrix[:, start:stop].T)
 
     features = torch.randint(0, n_features, (5,), generator=torch.Generator().manual_seed(seed))
-    assert torch.equal(select_features(codes, features, batch_size), matrix[:, features].T)
+    told = []
+    wanted = [(features, None), (torch.arange(start, stop), codes.k), (features[:0], 1)]
+    found = gather_columns(codes, wanted, batch_size, progress=told.append)
+    assert torch.equal(found[0], matrix[:, features].T)
+    assert torch.equal(found[1], matrix[:, start:stop].T)
+    assert found[2].shape == (0, n_rows)
+    assert told == [min(i, n_rows) for i in range(batch_size, n_rows + batch_size, batch_size)]
     assert measure_l0(codes, batch_size) == pytest.approx(float((matrix != 0).sum()) / n_rows, rel=1e-15)
 
 
@@ -83,7 +88,33 @@ def test_selected_rows_keep_their_order_and_their_extra_keys(code_format, n_rows
     assert all(0 < len(batch["error"]) <= batch_size for batch in batches)
     errors = [float(error) for batch in batches for error in batch["error"]]
     assert errors == [float(row) for row in range(n_rows) if rows[row]]
-    assert torch.equal(gather_features(selected, 0, 4, batch_size), matrix[rows].T)
+    (columns,) = gather_columns(selected, [(torch.arange(4), None)], batch_size)
+    assert torch.equal(columns, matrix[rows].T)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(1, 12), st.integers(1, 5), st.integers(1, 13), st.integers(0, 99))
+def test_the_first_k_entries_of_sparse_codes_are_those_of_topk_codes(n_rows, k, batch_size, seed):
+    codes, matrix = _make("sparse", n_rows, 10, seed)
+    cut = TopKCodes(codes, k)
+    features = torch.tensor([7, 0, 3])
+    assert torch.equal(
+        gather_columns(codes, [(features, k)], batch_size)[0], gather_columns(cut, [(features, None)], batch_size)[0]
+    )
+    by_rank = measure_l0_by_rank(codes, batch_size)
+    assert by_rank.shape == (5,)
+    assert float(by_rank[k - 1]) == pytest.approx(measure_l0(cut), rel=1e-15)
+    assert float(by_rank[-1]) == pytest.approx(float((matrix != 0).sum()) / n_rows, rel=1e-15)
+
+
+def test_sparse_values_that_are_not_finite_are_named():
+    values = torch.ones(6, 2)
+    values[4, 1] = torch.nan
+    codes = ComputedCodes(
+        "sparse", 6, 9, 2, lambda _, start: iter([{"values": values[start:], "indices": torch.tensor([[8, 5]] * 6)}])
+    )
+    with pytest.raises(ValueError, match="row 4, feature 5 is NaN or infinity, wanted finite values"):
+        gather_columns(codes, [(torch.arange(3), None)], 6)
 
 
 def test_stored_indices_may_be_narrow_integers():
@@ -166,7 +197,7 @@ def test_an_index_that_is_no_feature_is_refused(index, code_format):
 def test_batches_with_other_rows_than_promised_are_refused():
     for promised in (2, 4):
         codes = ComputedCodes("dense", promised, 2, 2, TensorCodes(torch.ones(3, 2)).batches)
-        for use in (measure_l0, lambda codes: gather_features(codes, 0, 2, 8)):
+        for use in (measure_l0, lambda codes: gather_columns(codes, [(torch.arange(2), None)], 8)):
             with pytest.raises(ValueError, match=f"codes hold 3 rows.*wanted {promised}"):
                 use(codes)
 

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from sklearn.utils.class_weight import compute_class_weight
 
 from assay.numerics import logistic
-from assay.numerics.logistic import PairLosses, minimise, slab_of_rows
+from assay.numerics.logistic import ClassWeights, PairLosses, Points, Slab, minimise, slab_of_rows
 
 
 def _bowls(offsets):
@@ -24,9 +25,11 @@ def _bowls(offsets):
 def test_damping_brings_in_what_plain_newton_steps_would_throw_out():
     offsets = torch.tensor([0.0, 0.5, 1.2, -3.0, 6.0], dtype=torch.float64)
     start = torch.zeros(2, 5, dtype=torch.float64)
-    theta, n_iter, converged = minimise(_bowls(offsets), start, max_iter=200, tol=1e-14)
-    assert converged
-    assert 0 < n_iter < 200
+    theta, steps, done = minimise(_bowls(offsets), start, max_iter=200, tol=1e-14)
+    assert done.all()
+    assert steps[0] == 0
+    assert (steps[1:] > 0).all()
+    assert (steps < 200).all()
     assert torch.allclose(theta, torch.stack([offsets, -offsets]), rtol=0, atol=1e-6)
     assert torch.equal(start, torch.zeros(2, 5, dtype=torch.float64))
 
@@ -47,8 +50,8 @@ def test_a_problem_that_is_done_is_not_evaluated_again():
 @pytest.mark.parametrize("max_iter", [0, 1, 3])
 def test_running_out_of_iterations_is_said(max_iter):
     offsets = torch.tensor([6.0], dtype=torch.float64)
-    _, n_iter, converged = minimise(_bowls(offsets), torch.zeros(2, 1).double(), max_iter=max_iter, tol=1e-12)
-    assert (n_iter, converged) == (max_iter, False)
+    _, steps, done = minimise(_bowls(offsets), torch.zeros(2, 1).double(), max_iter=max_iter, tol=1e-12)
+    assert (steps.tolist(), done.tolist()) == ([max_iter], [False])
 
 
 def test_a_problem_that_is_not_a_number_is_never_done():
@@ -56,45 +59,66 @@ def test_a_problem_that_is_not_a_number_is_never_done():
         nan = theta[0] * torch.nan
         return nan, nan.expand(2, -1), nan.expand(3, len(problems))
 
-    assert minimise(evaluate, torch.zeros(2, 1).double(), max_iter=3, tol=1e-12)[1:] == (3, False)
+    _, steps, done = minimise(evaluate, torch.zeros(2, 1).double(), max_iter=3, tol=1e-12)
+    assert (steps.tolist(), done.tolist()) == ([3], [False])
 
 
 def test_nothing_to_minimise_is_done():
-    theta, n_iter, converged = minimise(_bowls(torch.zeros(0)), torch.zeros(2, 0).double(), max_iter=3, tol=1e-12)
-    assert (theta.shape, n_iter, converged) == ((2, 0), 0, True)
+    theta, steps, done = minimise(_bowls(torch.zeros(0)), torch.zeros(2, 0).double(), max_iter=3, tol=1e-12)
+    assert (theta.shape, steps.tolist(), done.tolist()) == ((2, 0), [], [])
 
 
-def _losses(n_rows=30, n_features=3, n_classes=4):
+def _losses(n_rows=30, n_features=3, n_classes=4, form="rows"):
+    """The same losses over rows, over weighted points, or with class weights in either form."""
     generator = torch.Generator().manual_seed(5)
     values = torch.randn(n_features, n_rows, generator=generator) * 3 + 1
     labels = torch.randint(-1, n_classes, (n_rows,), generator=generator)
     mean, scale = torch.randn(2, n_features, generator=generator, dtype=torch.float64)
     scale = scale.abs() + 0.5
     counts = torch.tensor([float((labels == c).sum()) for c in range(n_classes)], dtype=torch.float64)
-    slab = slab_of_rows(slice(0, n_features), values, labels, n_classes)
+    slab = slab_of_rows(values, labels, n_classes)
+    weights = None
+    if form.startswith("balanced"):
+        weights = ClassWeights(torch.rand(n_classes, generator=generator).double() + 2, torch.arange(1.0, 5.0).double())
+    if form.endswith("points"):
+        twice = torch.ones(n_features, n_rows, dtype=torch.float64)  # the last row in two halves
+        twice[:, -1] = 0.5
+        split = Points(torch.cat([values.double(), values[:, -1:]], 1), torch.cat([twice, twice[:, -1:]], 1))
+        of_class = (labels == torch.arange(n_classes)[:, None]).double().repeat(n_features, 1)
+        own = Points(values.repeat_interleave(n_classes, 0).double(), of_class)
+        slab = Slab(split, slab.class_sums, slab.mean, own)
     theta = torch.randn(2, n_features * n_classes, generator=generator, dtype=torch.float64)
-    return PairLosses(slab, mean, scale, counts, n_rows), values, labels, theta
+    return PairLosses(slab, mean, scale, counts, n_rows, weights), values, labels, theta
 
 
-def test_the_loss_is_that_of_a_loop_and_its_derivatives_are_those_of_autograd():
-    losses, values, labels, theta = _losses()
+FORMS = ["rows", "points", "balanced rows", "balanced points"]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_loss_is_that_of_a_loop_and_its_derivatives_are_those_of_autograd(form):
+    losses, values, labels, theta = _losses(form=form)
     pairs = torch.tensor([11, 0, 5, 6])  # any pairs, in any order
     leaf = theta[:, pairs].clone().requires_grad_()
     expected = []
     for slot, pair in enumerate(pairs.tolist()):
         feature, c = divmod(pair, 4)
-        total = torch.zeros((), dtype=torch.float64)
+        total, norm = torch.zeros((), dtype=torch.float64), 0.0
         for row, label in enumerate(labels.tolist()):
             z = (
                 leaf[0, slot]
                 + leaf[1, slot] * (values[feature, row].double() - losses.mean[feature]) / (losses.scale[feature])
             )
-            total = total - torch.nn.functional.logsigmoid(z if label == c else -z)
-        expected.append(total / len(labels))
+            weight = 1.0
+            if losses.class_weights is not None:
+                weight = float((losses.class_weights.positive if label == c else losses.class_weights.negative)[c])
+            total = total - weight * torch.nn.functional.logsigmoid(z if label == c else -z)
+            norm += weight
+        expected.append(total / norm)
     value, gradient, hessian = losses.derivatives(pairs, theta[:, pairs])
     stacked = torch.stack(expected)
     np.testing.assert_allclose(value, stacked.detach(), rtol=1e-12)
     np.testing.assert_allclose(losses.loss(pairs, theta[:, pairs]), stacked.detach(), rtol=1e-12)
+    assert losses.bound(pairs, theta[:, pairs]).tolist() == [0.0] * 4
 
     (first,) = torch.autograd.grad(stacked.sum(), leaf, create_graph=True)
     np.testing.assert_allclose(gradient, first.detach(), rtol=1e-10, atol=1e-13)
@@ -103,10 +127,19 @@ def test_the_loss_is_that_of_a_loop_and_its_derivatives_are_those_of_autograd():
     np.testing.assert_allclose(hessian, torch.stack([by_b[0], by_b[1], by_w[1]]), rtol=1e-10, atol=1e-13)
 
 
-def test_blocks_of_any_size_give_the_same_sums(monkeypatch):
-    losses, _, _, theta = _losses(n_rows=20_000)
+def test_balanced_weights_are_those_of_scikit_learn():
+    y = np.array([1] * 3 + [0] * 9)
+    found = ClassWeights.balanced(torch.tensor([3.0], dtype=torch.float64), 12)
+    assert [float(found.negative), float(found.positive)] == list(
+        compute_class_weight("balanced", classes=np.array([0, 1]), y=y)
+    )
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_blocks_of_any_size_give_the_same_sums(monkeypatch, form):
+    losses, _, _, theta = _losses(n_rows=20_000, form=form)
     pairs = torch.arange(12)
     whole = [losses.loss(pairs, theta), *losses.derivatives(pairs, theta)]
-    monkeypatch.setattr(logistic, "_BLOCK", 1 << 13)
+    monkeypatch.setitem(logistic._BLOCK, "cpu", 1 << 13)
     for mine, other in zip(whole, [losses.loss(pairs, theta), *losses.derivatives(pairs, theta)], strict=True):
         np.testing.assert_allclose(mine, other, rtol=1e-12, atol=1e-15)

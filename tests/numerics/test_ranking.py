@@ -11,11 +11,10 @@ from sklearn.metrics import average_precision_score
 
 from assay.numerics import ranking
 from assay.numerics.ranking import (
-    average_precision,
-    average_precision_both_ways,
-    average_precision_of_table,
     count_classes,
     purity_at_k,
+    rank_features,
+    rank_table,
     top_rows,
 )
 
@@ -42,63 +41,101 @@ def ranked(draw):
     return scores, torch.randint(-1, n_classes, (n_rows,), generator=generator), n_classes
 
 
+def _rank(values, labels, n_classes, thresholds=None):
+    if thresholds is None:
+        thresholds = torch.zeros(len(values), n_classes, dtype=torch.float64)
+    return rank_features(values, labels, n_classes, thresholds)
+
+
+def _thresholds(values, n_classes, generator):
+    """Some on values, some between, some beyond all."""
+    n_features, n_rows = values.shape
+    rows = torch.randint(n_rows, (n_features, n_classes), generator=generator)
+    away = torch.randint(-1, 2, rows.shape, generator=generator) * torch.tensor([0.0, 0.3, 100.0, 1e-9])[rows % 4]
+    return values.gather(1, rows).double() + away
+
+
 @settings(deadline=None, max_examples=60)
 @given(ranked())
 def test_average_precision_is_that_of_scikit_learn_both_ways(case):
     scores, labels, n_classes = case
-    both = average_precision_both_ways(scores, labels, n_classes)
+    both = _rank(scores, labels, n_classes)[0]
     assert both.dtype == torch.float64
     assert both.shape == (2, 3, n_classes)
     for j, column in enumerate(scores):
         np.testing.assert_allclose(both[0, j], _reference(column, labels, n_classes), rtol=1e-12)
         np.testing.assert_allclose(both[1, j], _reference(-column, labels, n_classes), rtol=1e-12)
-        np.testing.assert_array_equal(average_precision(column, labels, n_classes), both[0, j])
+
+
+@settings(deadline=None, max_examples=60)
+@given(ranked(), st.integers(0, 999))
+def test_hits_at_a_threshold_are_those_of_a_loop(case, seed):
+    scores, labels, n_classes = case
+    thresholds = _thresholds(scores, n_classes, torch.Generator().manual_seed(seed))
+    _, hits, predicted = _rank(scores, labels, n_classes, thresholds)
+    for j, column in enumerate(scores.double()):
+        for c in range(n_classes):
+            for way, chosen in enumerate((column >= thresholds[j, c], column <= thresholds[j, c])):
+                assert predicted[way, j, c] == int(chosen.sum())
+                assert hits[way, j, c] == int((chosen & (labels == c)).sum())
 
 
 @settings(deadline=None, max_examples=25)
 @given(ranked(), st.integers(0, 999))
 def test_the_order_of_rows_does_not_matter(case, seed):
     scores, labels, n_classes = case
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
-    shuffled = average_precision_both_ways(scores[:, order], labels[order], n_classes)
-    np.testing.assert_allclose(shuffled, average_precision_both_ways(scores, labels, n_classes), rtol=1e-14)
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(labels), generator=generator)
+    thresholds = _thresholds(scores, n_classes, generator)
+    shuffled = _rank(scores[:, order], labels[order], n_classes, thresholds)
+    np.testing.assert_allclose(shuffled, _rank(scores, labels, n_classes, thresholds), rtol=1e-13)
 
 
 def test_features_are_ranked_alike_in_any_block(monkeypatch):
     scores, labels = torch.randn(7, 50).round(decimals=1), torch.randint(0, 3, (50,))
-    whole = average_precision_both_ways(scores, labels, 3)
+    thresholds = torch.randn(7, 3).double()
+    whole = _rank(scores, labels, 3, thresholds)
     monkeypatch.setattr(ranking, "_BLOCK", 100)
-    assert torch.equal(average_precision_both_ways(scores, labels, 3), whole)
+    assert torch.equal(_rank(scores, labels, 3, thresholds), whole)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=60)
 @given(st.integers(1, 40), st.integers(1, 4), st.integers(0, 999))
 def test_counts_of_ones_are_enough_for_binary_features(n_rows, n_classes, seed):
     generator = torch.Generator().manual_seed(seed)
     values = torch.randint(0, 2, (3, n_rows), generator=generator)
     values[0] = 0
     labels = torch.randint(-1, n_classes, (n_rows,), generator=generator)
+    thresholds = torch.tensor([-1.0, 0.0, 0.5, 1.0, 2.0], dtype=torch.float64)
+    thresholds = thresholds[torch.randint(5, (3, n_classes), generator=generator)]
     table = torch.zeros(3, n_classes + 1, dtype=torch.int64)
     for feature in range(3):
         for row in range(n_rows):
             table[feature, labels[row]] += values[feature, row]  # label -1 is the last column
-    both = average_precision_of_table(table, count_classes(labels, n_classes), n_rows)
-    expected = average_precision_both_ways(values.float(), labels, n_classes)
-    np.testing.assert_allclose(both, expected, rtol=1e-12)
+    found = rank_table(table, count_classes(labels, n_classes), n_rows, thresholds)
+    np.testing.assert_allclose(found, _rank(values.float(), labels, n_classes, thresholds), rtol=1e-12)
+
+
+def test_a_threshold_that_is_no_number_spoils_no_other():
+    scores, labels = torch.randn(2, 30), torch.randint(0, 2, (30,))
+    thresholds = torch.tensor([[torch.nan, 0.1], [torch.inf, -torch.inf]], dtype=torch.float64)
+    found = _rank(scores, labels, 2, thresholds)
+    assert found[2, 0, 0, 1] == int((scores[0] >= 0.1).sum())
+    assert found[2, :, 1].tolist() == [[0.0, 30.0], [30.0, 0.0]]
 
 
 def test_bad_scores_and_labels_are_refused():
     with pytest.raises(ValueError, match="NaN"):
-        average_precision(torch.tensor([0.0, torch.nan]), torch.tensor([0, 0]), 1)
+        _rank(torch.tensor([[0.0, torch.nan]]), torch.tensor([0, 0]), 1)
     with pytest.raises(ValueError, match=r"torch\.int32 .*wanted torch\.int64"):
-        average_precision(torch.zeros(2), torch.zeros(2, dtype=torch.int32), 1)
+        _rank(torch.zeros(1, 2), torch.zeros(2, dtype=torch.int32), 1)
     with pytest.raises(ValueError, match=r"shape \(3,\), wanted .* shape \(2,\)"):
-        average_precision(torch.zeros(2), torch.zeros(3, dtype=torch.int64), 1)
+        _rank(torch.zeros(1, 2), torch.zeros(3, dtype=torch.int64), 1)
     with pytest.raises(ValueError, match="0 rows"):
-        average_precision(torch.zeros(0), torch.zeros(0, dtype=torch.int64), 1)
+        _rank(torch.zeros(1, 0), torch.zeros(0, dtype=torch.int64), 1)
     for bad in (-2, 2):
         with pytest.raises(ValueError, match=rf"labels run from .*{bad}.*wanted 0 to 1"):
-            average_precision(torch.zeros(2), torch.tensor([0, bad]), 2)
+            _rank(torch.zeros(1, 2), torch.tensor([0, bad]), 2)
 
 
 @settings(deadline=None, max_examples=40)

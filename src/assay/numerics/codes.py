@@ -11,7 +11,7 @@ Any other key rides along: its first dimension is the batch's. Encoders add `err
 reconstruction error.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Literal, Protocol
 
 import torch
@@ -227,21 +227,57 @@ def checked_batches(codes: Codes, batch_size: int) -> Iterator[tuple[slice, Batc
         raise ValueError(f"codes hold {start} rows, wanted {codes.n_rows}: make them again")
 
 
-def gather_features(codes: Codes, start: int, stop: int, batch_size: int, device: torch.device | None = None) -> Tensor:
-    """Features `start` to `stop` of all rows, a feature a row: float32 (stop - start, n_rows), from one pass."""
-    gathered = torch.empty(stop - start, codes.n_rows, device=device)
+def check_finite(batch: Batch, first_row: int) -> None:
+    """Raise ValueError for NaN and infinity in a sparse batch, naming row, counted from `first_row`, and feature."""
+    finite = batch["values"].isfinite()
+    if not finite.all():
+        row, place = (~finite).nonzero()[0].tolist()
+        raise ValueError(not_finite(first_row + row, int(batch["indices"][row, place])))
+
+
+def not_finite(row: int, feature: int) -> str:
+    """What is said of a value that is NaN or infinity."""
+    return (
+        f"row {row}, feature {feature} is NaN or infinity, wanted finite values: look for it in the codes, "
+        "and in the activations that they were made of"
+    )
+
+
+def gather_columns(
+    codes: Codes,
+    wanted: Sequence[tuple[Tensor, int | None]],
+    batch_size: int,
+    device: torch.device | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> list[Tensor]:
+    """Some features of all rows, a feature a row, from one pass over the codes.
+
+    `wanted` has any number of (features (f,) int64, repeats and all, and k): of sparse codes the first k entries of each row
+    are looked at, all with None. Gives a float32 (f, n_rows) for each. `progress` is told of the rows that are done.
+
+    Raises ValueError for NaN and infinity in sparse codes, and for an index that is not a feature.
+    """
+    gathered = [torch.empty(len(features), codes.n_rows, device=device) for features, _ in wanted]
     for rows, batch in checked_batches(codes, batch_size):
-        gathered[:, rows] = densify(batch, codes.format, codes.n_features, start, stop).T
+        batch = {name: tensor.to(device) for name, tensor in batch.items() if name in ("values", "indices")}
+        if codes.format == "sparse":
+            check_finite(batch, rows.start)
+        for columns, (features, k) in zip(gathered, wanted, strict=True):
+            if len(features):
+                part = {name: tensor[:, :k] for name, tensor in batch.items()} if codes.format == "sparse" else batch
+                columns[:, rows] = _columns(part, codes, features.to(device)).T
+        if progress is not None:
+            progress(rows.stop)
     return gathered
 
 
-def select_features(codes: Codes, features: Tensor, batch_size: int, device: torch.device | None = None) -> Tensor:
-    """The features that `features` (f,) int64 names, repeats and all: float32 (f, n_rows), from one pass."""
-    selected = torch.empty(len(features), codes.n_rows, device=device)
-    for rows, batch in checked_batches(codes, batch_size):
-        dense = densify(batch, codes.format, codes.n_features)
-        selected[:, rows] = dense[:, features.to(dense.device)].T
-    return selected
+def _columns(batch: Batch, codes: Codes, features: Tensor) -> Tensor:
+    """Features of a batch, float32 (b, f)."""
+    first, last = int(features.min()), int(features.max()) + 1
+    dense = densify(batch, codes.format, codes.n_features, first, last)
+    if len(features) == last - first and bool((features.diff() == 1).all()):
+        return dense
+    return dense[:, features - first]
 
 
 def measure_l0(codes: Codes, batch_size: int = 1024) -> float:
@@ -249,9 +285,25 @@ def measure_l0(codes: Codes, batch_size: int = 1024) -> float:
 
     Raises ValueError where there are no rows.
     """
+    return float(measure_l0_by_rank(codes, batch_size)[-1])
+
+
+def measure_l0_by_rank(codes: Codes, batch_size: int = 1024) -> Tensor:
+    """L0 of the first 1, 2, ... entries of each row of sparse codes, float64 (k,), from one pass; of other codes it is (1,).
+
+    Raises ValueError where there are no rows.
+    """
     if codes.n_rows == 0:
         raise ValueError("codes hold 0 rows, wanted at least 1 to measure L0")
-    nonzeros = 0
+    nonzeros = torch.zeros(1, dtype=torch.int64)
     for _, batch in checked_batches(codes, batch_size):
-        nonzeros += count_rows(batch) if codes.format == "onehot" else int(batch["values"].count_nonzero())
-    return nonzeros / codes.n_rows
+        if codes.format == "onehot":
+            found = torch.tensor([count_rows(batch)])
+        elif codes.format == "dense":
+            found = batch["values"].count_nonzero().cpu()[None]
+        else:
+            found = batch["values"].count_nonzero(dim=0).cpu()
+        width = max(len(found), len(nonzeros))
+        nonzeros = torch.nn.functional.pad(nonzeros, (0, width - len(nonzeros)))
+        nonzeros[: len(found)] += found
+    return nonzeros.cumsum(0).double() / codes.n_rows

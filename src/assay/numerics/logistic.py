@@ -1,9 +1,11 @@
-"""The logistic loss of many (feature, class) pairs over weighted atoms, and Newton's method for all of them at once.
+"""The logistic loss of many (feature, class) pairs over weighted points, and Newton's method for all of them at once.
 
 The mean over rows of softplus(b + w x) - y (b + w x) takes of the labels y only the class's count n_c and sum s_jc of
-x, since they enter linearly. The rest is a sum over a feature's atoms: a value and how often it occurs. Every row is an
-atom; a one-hot feature has two, 0 and 1.
+x, since they enter linearly. The rest is a sum over points: values and how often they occur, the same for every class. A
+sketch has some hundred, a one-hot feature has two, 0 and 1, and where nothing less will do every row is one.
 """
+
+from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -11,86 +13,102 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from assay.numerics.codes import Codes, check_indices, checked_batches
+_BLOCK = {
+    "cpu": 1 << 16,
+    "cuda": 1 << 24,
+}  # elements worked on at once: on a CPU a handful of temporaries stay in cache
 
-_BLOCK = 1 << 16  # elements worked on at once: a handful of float64 temporaries of this size stay in cache
+
+@dataclass(frozen=True)
+class Cells:
+    """What a sketch knows of the rows that its points stand for, float64 (lines, cells), on raw features."""
+
+    counts: Tensor
+    mean: Tensor
+    variance: Tensor
+    half: Tensor  # half the width
+
+
+@dataclass(frozen=True)
+class Points:
+    """Weighted points, a line for each feature or for each (feature, class); exact, or in the place of the rows in `cells`."""
+
+    values: Tensor  # (lines, points) float32 or float64, on raw features
+    weights: Tensor | None = None  # (lines, points) float64, how often each occurs; None: once
+    cells: Cells | None = None
+
+
+@dataclass(frozen=True)
+class ClassWeights:
+    """What a row of the class and any other row weigh in each class's loss, float64 (classes,)."""
+
+    positive: Tensor
+    negative: Tensor
+
+    @classmethod
+    def balanced(cls, class_counts: Tensor, n_rows: int) -> ClassWeights:
+        """n / (2 n_c) and n / (2 (n - n_c)), as scikit-learn's `class_weight="balanced"` has it for two classes."""
+        return cls(n_rows / (2 * class_counts), n_rows / (2 * (n_rows - class_counts)))
 
 
 @dataclass(frozen=True)
 class Slab:
-    """Some features as atoms, with what of the labels the objective needs."""
+    """Some features as points, with what of the labels the loss needs."""
 
-    columns: slice
-    values: Tensor  # (features, atoms) float32
-    weights: Tensor | None  # (features, atoms) float64, how often each occurs; None: once
-    mean: Tensor  # (features,) float64
-    std: Tensor  # (features,) float64, population, exactly 0 for a constant feature
-    max_abs: Tensor  # (features,) float64
+    points: Points  # of all rows, a line a feature
     class_sums: Tensor  # (features, classes) float64: sum of (x - mean) over the class's rows
+    mean: Tensor  # (features,) float64, that `class_sums` are about
+    own: Points | None = None  # for class weights: of each class's own rows, a line for each (feature, class) ...
+    labels: Tensor | None = None  # ... or, where every row is a point, the rows' classes (points,) int64
+
+    def __getitem__(self, features: slice) -> Slab:
+        if self.points.cells is not None or self.own is not None:
+            raise TypeError("only rows can be cut")
+        return Slab(
+            Points(self.points.values[features]), self.class_sums[features], self.mean[features], labels=self.labels
+        )
 
 
-def slab_of_rows(columns: slice, values: Tensor, labels: Tensor, n_classes: int) -> Slab:
-    """Every row an atom: values (features, rows) float32."""
-    low, high = values.aminmax(dim=1)
-    if not (low.isfinite() & high.isfinite()).all():
-        worst = columns.start + int((low.isfinite() & high.isfinite()).int().argmin())
-        raise ValueError(f"feature {worst} holds NaN or infinity, wanted finite values: look for it in the codes")
+def slab_of_rows(values: Tensor, labels: Tensor, n_classes: int) -> Slab:
+    """Every row a point: values (features, rows) float32."""
     mean = torch.stack([row.double().mean() for row in values])
-    mean = torch.where(low == high, low.double(), mean)  # exact, on any device: a constant feature has std 0
-    variance = [(row.double() - centre).square().mean() for row, centre in zip(values, mean, strict=True)]
     class_sums = values.new_zeros(len(values), n_classes, dtype=torch.float64)
-    width = max(1, _BLOCK // max(len(values), n_classes))
+    width = max(1, _BLOCK[values.device.type] // max(len(values), n_classes))
     classes = torch.arange(n_classes, device=labels.device)
     for start in range(0, len(labels), width):
         rows = slice(start, start + width)
         class_sums += (values[:, rows].double() - mean[:, None]) @ (labels[rows, None] == classes).double()
-    return Slab(
-        columns=columns,
-        values=values,
-        weights=None,
-        mean=mean,
-        std=torch.stack(variance).sqrt(),
-        max_abs=torch.maximum(low.abs(), high.abs()).double(),
-        class_sums=class_sums,
-    )
+    return Slab(Points(values), class_sums, mean, labels=labels)
 
 
-def slab_of_table(columns: slice, table: Tensor, class_counts: Tensor, n_rows: int) -> Slab:
+def slab_of_table(table: Tensor, class_counts: Tensor, n_rows: int) -> Slab:
     """Features that are 0 or 1: `table` (features, classes + 1) counts the ones of each class, and of none."""
     ones = table.sum(1).double()
+    hits = table[:, :-1].double()
     mean = ones / n_rows
-    values = torch.tensor([0.0, 1.0], device=table.device).expand(len(table), 2)
+    values = mean.new_tensor([[0.0, 1.0]])
     return Slab(
-        columns=columns,
-        values=values,
-        weights=torch.stack([n_rows - ones, ones], 1),
+        points=Points(values.expand(len(table), 2), torch.stack([n_rows - ones, ones], 1)),
+        class_sums=hits - mean[:, None] * class_counts,
         mean=mean,
-        std=(mean * (1 - mean)).sqrt(),
-        max_abs=(ones > 0).double(),
-        class_sums=table[:, :-1] - mean[:, None] * class_counts,
+        own=Points(values.expand(hits.numel(), 2), torch.stack([class_counts - hits, hits], -1).flatten(0, 1)),
     )
-
-
-def count_table(codes: Codes, labels: Tensor, n_classes: int, batch_size: int) -> Tensor:
-    """Rows of each (feature, class) of one-hot codes, int64 (features, n_classes + 1); the last column is label -1."""
-    table = torch.zeros(codes.n_features * (n_classes + 1), dtype=torch.int64, device=labels.device)
-    classes = torch.where(labels < 0, n_classes, labels)
-    for rows, batch in checked_batches(codes, batch_size):
-        features = batch["indices"].to(labels.device, torch.int64)
-        check_indices(features, codes.n_features)
-        table.scatter_add_(0, features * (n_classes + 1) + classes[rows], torch.ones_like(features))
-    return table.view(codes.n_features, n_classes + 1)
 
 
 @dataclass(frozen=True)
 class PairLosses:
-    """The loss of the pairs (feature j, class c) of a slab, where pair number p = j * classes + c."""
+    """The loss of the pairs (feature j, class c) of a slab, where pair number p = j * classes + c.
+
+    With `class_weights`, which are those of the training rows, it is the weighted mean: divided by the weights' sum over
+    the rows at hand.
+    """
 
     slab: Slab
     mean: Tensor  # (features,) float64, of the training rows, as is the scale
     scale: Tensor
     class_counts: Tensor  # (classes,) float64, of the slab's rows
     n_rows: int
+    class_weights: ClassWeights | None = None
 
     def loss(self, pairs: Tensor, theta: Tensor) -> Tensor:
         """Mean CE in nats, float64 (pairs,), at theta (2, pairs), which holds b and w."""
@@ -98,7 +116,7 @@ class PairLosses:
         for block, z, _, weights in self._blocks(pairs, theta):
             softplus = z.abs().neg_().exp_().log1p_().add_(z.clamp_(min=0))
             total[block] += _row_sums(softplus, weights)
-        return (total - self._linear(pairs).mul_(theta).sum(0)) / self.n_rows
+        return (total - self._linear(pairs).mul_(theta).sum(0)) / self._norm(pairs)
 
     def derivatives(self, pairs: Tensor, theta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Mean CE (pairs,), its gradient (2, pairs) and its Hessian (3, pairs): the bb, bw and ww entries."""
@@ -117,63 +135,138 @@ class PairLosses:
             hessian[0, block] += _row_sums(curvature, weights)
             hessian[1, block] += _row_sums(curvature.mul_(x), weights)
             hessian[2, block] += _row_sums(curvature.mul_(x), weights)
-        linear = self._linear(pairs)
-        loss = (total - (linear * theta).sum(0)) / self.n_rows
-        return loss, (gradient - linear) / self.n_rows, hessian / self.n_rows
+        linear, norm = self._linear(pairs), self._norm(pairs)
+        loss = (total - (linear * theta).sum(0)) / norm
+        return loss, (gradient - linear) / norm, hessian / norm
+
+    def bound(self, pairs: Tensor, theta: Tensor) -> Tensor:
+        """How far `loss` can be from that of the rows that the points stand for, nats, float64 (pairs,): see `sketch`."""
+        features, classes = self._split(pairs)
+        parts: list[tuple[Cells | None, Tensor, Tensor | None]] = [(self.slab.points.cells, features, None)]
+        if self.class_weights is not None and self.slab.own is not None:
+            more = (self.class_weights.positive - self.class_weights.negative).abs()
+            parts = [
+                (self.slab.points.cells, features, self.class_weights.negative[classes]),
+                (self.slab.own.cells, pairs, more[classes]),
+            ]
+        total = theta.new_zeros(len(pairs))
+        for cells, lines, weight in parts:
+            if cells is None:
+                continue
+            height = max(1, _BLOCK[theta.device.type] // max(1, cells.half.shape[1]))
+            for start in range(0, len(pairs), height):
+                block = slice(start, start + height)
+                line, feature = lines[block], features[block]
+                b, w = theta[:, block, None]
+                w = w / self.scale[feature, None]
+                half = w.abs() * cells.half[line]
+                z = b + w * (cells.mean[line] - self.mean[feature, None])
+                missed = torch.minimum(w.square() * cells.variance[line] / 2, half**6 / 11520)
+                # The cell's mean is in it, so that no row is farther from the mean than its width. sigma' <= exp(-|z|).
+                nearest = (z.abs() - 2 * half).clamp(min=0)
+                missed *= cells.counts[line] * (-nearest).exp().clamp(max=0.25)
+                total[block] += missed.sum(1) if weight is None else missed.sum(1) * weight[block]
+        return total / self._norm(pairs)
+
+    def _split(self, pairs: Tensor) -> tuple[Tensor, Tensor]:
+        n_classes = len(self.class_counts)
+        return pairs // n_classes, pairs % n_classes
+
+    def _norm(self, pairs: Tensor) -> Tensor | int:
+        """The weights' sum over all rows: of each pair, or the number of rows."""
+        if self.class_weights is None:
+            return self.n_rows
+        counts = self.class_counts
+        total = self.class_weights.positive * counts + self.class_weights.negative * (self.n_rows - counts)
+        return total[pairs % len(counts)]
 
     def _linear(self, pairs: Tensor) -> Tensor:
         """n_c and s_jc (2, pairs), what the labels contribute to the gradient; s_jc is of standardised values."""
-        features, counts = pairs // len(self.class_counts), self.class_counts[pairs % len(self.class_counts)]
+        features, classes = self._split(pairs)
+        counts = self.class_counts[classes]
         sums = self.slab.class_sums.flatten()[pairs] + (self.slab.mean - self.mean)[features] * counts
-        return torch.stack([counts, sums / self.scale[features]])
+        linear = torch.stack([counts, sums / self.scale[features]])
+        return linear if self.class_weights is None else linear * self.class_weights.positive[classes]
 
     def _blocks(self, pairs: Tensor, theta: Tensor) -> Iterator[tuple[slice, Tensor, Tensor, Tensor | None]]:
-        """Blocks of pairs and atoms: which pairs, b + w x and x (pairs, atoms) float64, and the atoms' weights."""
-        n_atoms = self.slab.values.shape[1]
-        # A table's two atoms are taken one after the other: work along an inner dimension of 2 is 10 times slower.
-        width = min(n_atoms, 1 << 13) if self.slab.weights is None else 1
-        height = _BLOCK // width
-        for first in range(0, len(pairs), height):
+        """Blocks of pairs and points: which pairs, b + w x and x (pairs, points) float64, and the points' weights."""
+        features, classes = self._split(pairs)
+        slab = self.slab
+        if self.class_weights is None:
+            yield from self._points(slab.points, features, features, theta)
+            return
+        positive, negative = self.class_weights.positive[classes, None], self.class_weights.negative[classes, None]
+        if slab.own is None:
+            assert slab.labels is not None, "class weights need the rows' classes"
+            yield from self._points(
+                slab.points, features, features, theta, (slab.labels, classes[:, None], positive, negative)
+            )
+        else:  # all rows at the weight of a negative, and the class's own at what they weigh more
+            for lines, points, factor in (
+                (features, slab.points, negative),
+                (pairs, slab.own, positive - negative),
+            ):
+                for block, z, x, weights in self._points(points, lines, features, theta):
+                    yield block, z, x, factor[block] if weights is None else factor[block] * weights
+
+    def _points(
+        self,
+        points: Points,
+        lines: Tensor,
+        features: Tensor,
+        theta: Tensor,
+        by_class: tuple[Tensor, Tensor, Tensor, Tensor] | None = None,
+    ) -> Iterator[tuple[slice, Tensor, Tensor, Tensor | None]]:
+        n_points = points.values.shape[1]
+        # A table's two points are taken one after the other: work along an inner dimension of 2 is 10 times slower.
+        width = 1 if n_points <= 4 else min(n_points, 1 << 13)
+        height = _BLOCK[theta.device.type] // width
+        for first in range(0, len(lines), height):
             block = slice(first, first + height)
-            features = pairs[block] // len(self.class_counts)
-            mean, scale = self.mean[features, None], self.scale[features, None]
+            mean, scale = self.mean[features[block], None], self.scale[features[block], None]
             b, w = theta[:, block, None]
-            for start in range(0, n_atoms, width):
-                atoms = slice(start, start + width)
-                x = self.slab.values[:, atoms][features].double().sub_(mean).div_(scale)
-                weights = None if self.slab.weights is None else self.slab.weights[:, atoms][features]
+            for start in range(0, n_points, width):
+                at = slice(start, start + width)
+                x = points.values[:, at][lines[block]].double().sub_(mean).div_(scale)
+                weights = None if points.weights is None else points.weights[:, at][lines[block]]
+                if by_class is not None:
+                    labels, classes, positive, negative = by_class
+                    weights = torch.where(labels[at] == classes[block], positive[block], negative[block])
                 yield block, (x * w).add_(b), x, weights
 
 
 def _row_sums(terms: Tensor, weights: Tensor | None) -> Tensor:
-    weighted = terms if weights is None else terms * weights
-    return weighted.sum(1)
+    return terms.sum(1) if weights is None else torch.linalg.vecdot(terms, weights)
 
 
 Evaluate = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
 
 
-def minimise(evaluate: Evaluate, start: Tensor, *, max_iter: int, tol: float) -> tuple[Tensor, int, bool]:
+def minimise(evaluate: Evaluate, start: Tensor, *, max_iter: int, tol: float) -> tuple[Tensor, Tensor, Tensor]:
     """Minimise many smooth convex functions of two variables at once by Newton's method with Marquardt's damping.
 
     `evaluate(problems (p,) int64, theta (2, p))` gives those problems' objective (p,), gradient (2, p) and Hessian
     (3, p), float64. A step is taken only where the objective does not rise. A problem is done, and no longer evaluated,
     when half its squared Newton decrement, 1/2 g^T H^-1 g, which is how far the objective is above its optimum, is
     at most `tol`, and takes that step as its last: where the curvature vanishes, as in a separable class, the decrement is
-    small long before theta is right. Returns theta (2, problems), the iterations taken, and whether all problems are done.
+    small long before theta is right. Returns theta (2, problems), the steps taken or refused, int64, and which are done.
     """
     theta = start.clone()
     active = torch.arange(theta.shape[1], device=theta.device)
+    steps = torch.zeros_like(active)
+    done = torch.zeros_like(active, dtype=torch.bool)
     damping = theta.new_zeros(len(active))
     value, gradient, hessian = evaluate(active, theta)
     for n_iter in range(max_iter + 1):
         step = _newton_step(gradient, hessian, torch.zeros_like(damping))
         left = ~(0.5 * (gradient * step).sum(0) <= tol)
         theta[:, active[~left]] -= step[:, ~left]
+        done[active[~left]] = True
         active, damping, value = active[left], damping[left], value[left]
         gradient, hessian = gradient[:, left], hessian[:, left]
         if len(active) == 0 or n_iter == max_iter:
             break
+        steps[active] += 1
         trial = theta[:, active] - _newton_step(gradient, hessian, damping)
         new = evaluate(active, trial)
         rounding = 1e-15 * (1 + trial.abs().sum(0))  # the objective is a difference of sums of about this size
@@ -183,7 +276,7 @@ def minimise(evaluate: Evaluate, start: Tensor, *, max_iter: int, tol: float) ->
         gradient = torch.where(falls, new[1], gradient)
         hessian = torch.where(falls, new[2], hessian)
         damping = torch.where(falls, damping / 10, (damping * 10).clamp(min=1e-2))
-    return theta, n_iter, len(active) == 0
+    return theta, steps, done
 
 
 def _newton_step(gradient: Tensor, hessian: Tensor, damping: Tensor) -> Tensor:

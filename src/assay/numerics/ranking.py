@@ -28,21 +28,17 @@ def count_classes(labels: Tensor, n_classes: int) -> Tensor:
     return torch.bincount(labels + 1, minlength=n_classes + 1)[1:]
 
 
-def average_precision(scores: Tensor, labels: Tensor, n_classes: int) -> Tensor:
-    """Average precision of one score for every class against the rest, float64 (n_classes,).
+def rank_features(values: Tensor, labels: Tensor, n_classes: int, thresholds: Tensor) -> Tensor:
+    """What the order of each feature's values says of every class: float64 (3, 2, features, n_classes).
 
-    AP = sum over thresholds t of (R_t - R_{t-1}) P_t, where equal scores are one threshold, as in scikit-learn's
-    `average_precision_score`. `scores` (rows,), higher first; `labels` (rows,) int64, -1 a negative of every class.
-    NaN for a class without rows.
-    """
-    return average_precision_both_ways(scores.unsqueeze(0), labels, n_classes)[0, 0]
+    Along the first dimension the average precision of the values as scores, AP = sum over thresholds t of
+    (R_t - R_{t-1}) P_t, where equal scores are one threshold, as in scikit-learn's `average_precision_score`; and of the
+    rows on `thresholds` (features, n_classes) float64 or beyond, those of the class, and all. Along the second both
+    directions: the highest values first and rows of the threshold or more, and the lowest first and rows of the
+    threshold or less.
 
-
-def average_precision_both_ways(values: Tensor, labels: Tensor, n_classes: int) -> Tensor:
-    """Average precision of each feature's values as scores, and of their negatives: float64 (2, features, n_classes).
-
-    `values` (features, rows), `labels` (rows,) int64. Entry 0 ranks the highest value first, entry 1 the lowest, both
-    from one sort a feature, O(rows log rows) for all classes. Raises ValueError for NaN values and bad labels.
+    `values` (features, rows), `labels` (rows,) int64, -1 a row of no class. All is from one sort a feature, O(rows log rows)
+    for all classes. NaN for the average precision of a class without rows. Raises ValueError for NaN values and bad labels.
     """
     n_features, n_rows = values.shape
     check_labels(labels, n_rows, n_classes)
@@ -50,16 +46,16 @@ def average_precision_both_ways(values: Tensor, labels: Tensor, n_classes: int) 
         raise ValueError("values hold NaN, wanted numbers that can be ranked: look for it in the codes")
     classes = torch.where(labels < 0, n_classes, labels)  # the rows of no class: one class more, left out below
     counts = torch.bincount(classes, minlength=n_classes + 1)
-    both = torch.empty(2, n_features, n_classes, dtype=torch.float64, device=values.device)
+    ranks = torch.empty(3, 2, n_features, n_classes, dtype=torch.float64, device=values.device)
     width = max(1, _BLOCK // n_rows)
     for start in range(0, n_features, width):
-        block = values[start : start + width]
-        both[:, start : start + width] = _rank_block(block, classes, counts)[:, :, :n_classes]
-    return both
+        block = slice(start, start + width)
+        ranks[:, :, block] = _rank_block(values[block], classes, counts, thresholds[block].nan_to_num())
+    return ranks
 
 
-def _rank_block(values: Tensor, classes: Tensor, counts: Tensor) -> Tensor:
-    """AP both ways of (f, rows) values, for every class in `counts`: float64 (2, f, classes).
+def _rank_block(values: Tensor, classes: Tensor, counts: Tensor, thresholds: Tensor) -> Tensor:
+    """As `rank_features`, of (f, rows) values, for every class in `counts` but the last.
 
     The sum over thresholds is a mean over the class's own rows of the precision at each row's threshold. After a
     second, stable sort by class, a row's place in its class's segment is its count of hits.
@@ -73,15 +69,28 @@ def _rank_block(values: Tensor, classes: Tensor, counts: Tensor) -> Tensor:
     segment = classes.sort().values
     hit_first, hit_last = _run_bounds((first[:, 1:] != first[:, :-1]) | (segment[1:] != segment[:-1]))
 
-    begin = (counts.cumsum(0) - counts)[segment]
-    end = counts.cumsum(0)[segment]
+    begins = counts.cumsum(0) - counts
+    begin, end = begins[segment], counts.cumsum(0)[segment]
     descending = (hit_last + 1 - begin).double() / (last + 1)
     ascending = (end - hit_first).double() / (n_rows - first)
 
     sums = torch.zeros(2, n_features, len(counts), dtype=torch.float64, device=values.device)
     sums[0].scatter_add_(1, segment.expand(n_features, -1), descending)
     sums[1].scatter_add_(1, segment.expand(n_features, -1), ascending)
-    return sums / counts  # 0 / 0: an absent class is NaN
+    precision = (sums / counts)[:, :, :-1]  # 0 / 0: an absent class is NaN
+
+    # Within a class's segment `by_class` are the places of its rows, from the highest value on.
+    rising = ordered.flip(1).double()
+    low = torch.searchsorted(rising, thresholds)
+    above = n_rows - torch.stack(
+        [low, torch.searchsorted(rising, thresholds, right=True)]
+    )  # rows >= and > the threshold
+    places = segment * n_rows + by_class
+    base = torch.arange(len(counts) - 1, device=values.device) * n_rows
+    hits = torch.stack([torch.searchsorted(places, base + above[0]), torch.searchsorted(places, base + above[1])])
+    hits = hits - begins[:-1]
+    hits[1], above[1] = counts[:-1] - hits[1], n_rows - above[1]
+    return torch.stack([precision, hits.double(), above.double()])
 
 
 def _run_bounds(changes: Tensor) -> tuple[Tensor, Tensor]:
@@ -94,19 +103,22 @@ def _run_bounds(changes: Tensor) -> tuple[Tensor, Tensor]:
     return first, last
 
 
-def average_precision_of_table(table: Tensor, class_counts: Tensor, n_rows: int) -> Tensor:
-    """As `average_precision_both_ways`, for features that are 0 or 1, from counts: float64 (2, features, classes).
+def rank_table(table: Tensor, class_counts: Tensor, n_rows: int, thresholds: Tensor) -> Tensor:
+    """As `rank_features`, for features that are 0 or 1, from counts: float64 (3, 2, features, classes).
 
-    `table` (features, classes) counts the rows of a class where the feature is 1, and its last column those of no
+    `table` (features, classes + 1) counts the rows of a class where the feature is 1, and its last column those of no
     class; `class_counts` (classes,) is without that column. Two thresholds: the rows that rank first, then all.
     """
     hits, class_counts = table[:, :-1].double(), class_counts.double()
     ones = table.sum(1, keepdim=True).double()
     hits = torch.stack([hits, class_counts - hits])
     first = torch.stack([ones, n_rows - ones])
-    precision = hits / first.clamp(min=1)
     recall = hits / class_counts
-    return recall * precision + (1 - recall) * (class_counts / n_rows)
+    average_precision = recall * (hits / first.clamp(min=1)) + (1 - recall) * (class_counts / n_rows)
+    # The rows that rank first are beyond the threshold unless it is beyond them, and the others where all are.
+    high, low = torch.stack([thresholds <= 1, thresholds >= 0]), torch.stack([thresholds <= 0, thresholds >= 1])
+    of_class = high * hits + low * (class_counts - hits)
+    return torch.stack([average_precision, of_class, (high * first + low * (n_rows - first)).expand_as(of_class)])
 
 
 def top_rows(values: Tensor, k: int) -> Tensor:

@@ -6,21 +6,79 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+PURITY = (16, 64, 256)
+"""How many of the rows with a feature's highest values its purity is taken over."""
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What probes do on some rows, float64 (features, classes); NaN for classes that are not fitted.
+
+    - `loss`: mean CE, nats, without the ridge; with class weights the weighted mean
+    - `average_precision`: NaN too for classes without rows
+    - `true_positives`, `predicted`: rows with p >= 0.5, of the class and in all
+    - `positives` (classes,), `n_rows`: rows of each class, and in all
+    """
+
+    loss: Tensor
+    average_precision: Tensor
+    true_positives: Tensor
+    predicted: Tensor
+    positives: Tensor
+    n_rows: int
+
+    @property
+    def precision(self) -> Tensor:
+        """TP / (TP + FP), 0 where nothing is predicted."""
+        return self.true_positives / self.predicted.clamp(min=1)
+
+    @property
+    def recall(self) -> Tensor:
+        """TP / (TP + FN), NaN for a class without rows."""
+        return self.true_positives / self.positives
+
+    @property
+    def f1(self) -> Tensor:
+        """2 TP / (2 TP + FP + FN), 0 where nothing is predicted, NaN for a class without rows."""
+        f1 = 2 * self.true_positives / (self.predicted + self.positives)
+        return torch.where(self.positives > 0, f1, torch.nan)
+
+    def confusion(self) -> dict[str, Tensor]:
+        """`tp`, `fp`, `fn`, `tn`, float64 (features, classes)."""
+        tp, fp = self.true_positives, self.predicted - self.true_positives
+        fn = self.positives - tp
+        return {"tp": tp, "fp": fp, "fn": fn, "tn": self.n_rows - tp - fp - fn}
+
 
 @dataclass(frozen=True)
 class ClassScores:
-    """A class's best feature, picked on train CE and, as the `_by_val` fields say, on validation CE. CE in nats."""
+    """A class's best feature, picked on train CE and, as the `_by_val` fields say, on validation CE. CE in nats.
+
+    `margin` is how much lower its train CE is than the second best feature's, None where there is one feature. Precision,
+    recall and F1 are on validation, at p >= 0.5. `top_features` are those of the highest validation AP, best first.
+    `n_train` and `n_val` count the class's rows.
+    """
 
     class_id: int
+    n_train: int
+    n_val: int
     feature: int
     train_ce: float
+    margin: float | None
     val_ce: float
     base_ce: float
     average_precision: float
+    precision: float
+    recall: float
+    f1: float
     purity_at_16: float
+    purity_at_64: float
+    purity_at_256: float
     feature_by_val: int
     val_ce_by_val: float
     average_precision_by_val: float
+    top_features: tuple[int, ...]
+    top_average_precisions: tuple[float, ...]
 
     @property
     def probe_r(self) -> float:
@@ -41,6 +99,9 @@ class Scores:
     - `map`, `purity_at_16`: means over classes of the best feature's validation AP and purity
     - `coverage`: the share of classes whose best feature has AP of at least `coverage_threshold`
     - `mean_train_ce`: mean train CE of the best features, by which the best layer is picked
+    - `mean_feature_ce`: mean validation CE over all features and classes
+    - `mean_margin`, `f1`: means over classes of the best feature's; no margin where there is one feature
+    - `negative_weights`: the share of w below 0, over all features and classes
 
     `absent_in_val` and `absent_in_train` name the classes left out. Raises ValueError for values that cannot be.
     """
@@ -49,8 +110,14 @@ class Scores:
     mean_train_ce: float
     mean_val_ce: float
     mean_base_ce: float
+    mean_feature_ce: float
+    mean_margin: float | None
+    negative_weights: float
     map: float
+    f1: float
     purity_at_16: float
+    purity_at_64: float
+    purity_at_256: float
     coverage: float
     coverage_threshold: float
     classes: tuple[ClassScores, ...]
@@ -58,11 +125,11 @@ class Scores:
     absent_in_train: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        for name in ("mean_train_ce", "mean_val_ce", "mean_base_ce"):
+        for name in ("mean_train_ce", "mean_val_ce", "mean_base_ce", "mean_feature_ce"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):
                 raise ValueError(f"{name} is {value}, wanted a finite number of nats, at least 0")
-        for name in ("map", "purity_at_16", "coverage"):
+        for name in ("map", "f1", *(f"purity_at_{k}" for k in PURITY), "coverage", "negative_weights"):
             value = getattr(self, name)
             if not 0 <= value <= 1:
                 raise ValueError(f"{name} is {value}, wanted a share from 0 to 1")
@@ -90,61 +157,87 @@ def best_features(ce: Tensor) -> Tensor:
 def score_encoding(
     *,
     train_ce: Tensor,
-    val_ce: Tensor,
+    coef: Tensor,
+    val: Judgement,
     base_ce: Tensor,
-    val_ap: Tensor,
     purity: Tensor,
-    present_in_val: Tensor,
+    train_counts: Tensor,
     fitted: Tensor,
     coverage_threshold: float = 0.3,
+    n_top: int = 10,
 ) -> Scores:
     """Score an encoding.
 
-    `train_ce`, `val_ce`, `val_ap` are float64 (features, classes): CE in nats on both splits, average precision on
-    validation. `base_ce` (classes,) is the intercept-only CE on validation; `purity` (classes,) the purity on
-    validation of `best_features(train_ce)`; `present_in_val` and `fitted` (classes,) are bool. Entries of classes that
-    are absent from either split are not looked at. Raises ValueError for shapes that disagree, where no class is left,
-    and for values that cannot be.
+    `train_ce` (nats) and `coef` are float64 (features, classes), `val` is of the validation rows. `base_ce` (classes,) is
+    the intercept-only CE on validation; `purity` (classes, 3) the purity on validation of `best_features(train_ce)` at the
+    k of `PURITY`; `train_counts` (classes,) int64 the train rows of each class, and `fitted` (classes,) bool. Entries of
+    classes that are absent from either split are not looked at. Raises ValueError for shapes that disagree, where no class
+    is left, and for values that cannot be.
     """
-    _check_shapes(train_ce, val_ce=val_ce, val_ap=val_ap)
-    _check_shapes(train_ce[0], base_ce=base_ce, purity=purity, present_in_val=present_in_val, fitted=fitted)
-    absent_in_val = tuple(torch.nonzero(~present_in_val).flatten().tolist())
+    _check_shapes(train_ce, coef=coef, loss=val.loss, average_precision=val.average_precision)
+    _check_shapes(train_ce[0], base_ce=base_ce, positives=val.positives, fitted=fitted, train_counts=train_counts)
+    _check_shapes(train_ce.new_empty(len(fitted), len(PURITY)), purity=purity)
+    present = val.positives > 0
+    absent_in_val = tuple(torch.nonzero(~present).flatten().tolist())
     absent_in_train = tuple(torch.nonzero(~fitted).flatten().tolist())
-    scored = torch.nonzero(present_in_val & fitted).flatten()
+    scored = torch.nonzero(present & fitted).flatten()
     if len(scored) == 0:
         raise ValueError(
             f"none of {len(fitted)} classes is both fitted in train and present in validation, wanted at least 1: "
             f"absent in validation {absent_in_val}, in train {absent_in_train}"
         )
-    best, best_by_val = best_features(train_ce[:, scored]), best_features(val_ce[:, scored])
+    train_ce, val_ce, val_ap = (each[:, scored] for each in (train_ce, val.loss, val.average_precision))
+    best, best_by_val = best_features(train_ce), best_features(val_ce)
     if min(int(best.min()), int(best_by_val.min())) < 0:
         raise ValueError("CE of a class that is marked as fitted is NaN, wanted numbers: give the mask of the probes")
+    n_features = len(train_ce)
+    lowest = train_ce.topk(min(2, n_features), dim=0, largest=False).values
+    margins = (lowest[1] - lowest[0]).tolist() if n_features > 1 else [None] * len(scored)
+    top = val_ap.argsort(dim=0, descending=True, stable=True)[:n_top]
+    at_half = [each[:, scored] for each in (val.precision, val.recall, val.f1)]
     classes = tuple(
         ClassScores(
             class_id=c,
+            n_train=int(train_counts[c]),
+            n_val=int(val.positives[c]),
             feature=j,
-            train_ce=float(train_ce[j, c]),
-            val_ce=float(val_ce[j, c]),
+            train_ce=float(train_ce[j, i]),
+            margin=margins[i],
+            val_ce=float(val_ce[j, i]),
             base_ce=float(base_ce[c]),
-            average_precision=float(val_ap[j, c]),
-            purity_at_16=float(purity[c]),
+            average_precision=float(val_ap[j, i]),
+            precision=float(at_half[0][j, i]),
+            recall=float(at_half[1][j, i]),
+            f1=float(at_half[2][j, i]),
+            purity_at_16=float(purity[c, 0]),
+            purity_at_64=float(purity[c, 1]),
+            purity_at_256=float(purity[c, 2]),
             feature_by_val=j_val,
-            val_ce_by_val=float(val_ce[j_val, c]),
-            average_precision_by_val=float(val_ap[j_val, c]),
+            val_ce_by_val=float(val_ce[j_val, i]),
+            average_precision_by_val=float(val_ap[j_val, i]),
+            top_features=tuple(top[:, i].tolist()),
+            top_average_precisions=tuple(val_ap[top[:, i], i].tolist()),
         )
-        for c, j, j_val in zip(scored.tolist(), best.tolist(), best_by_val.tolist(), strict=True)
+        for i, (c, j, j_val) in enumerate(zip(scored.tolist(), best.tolist(), best_by_val.tolist(), strict=True))
     )
-    n = len(classes)
-    mean_val_ce = math.fsum(row.val_ce for row in classes) / n
-    mean_base_ce = math.fsum(row.base_ce for row in classes) / n
+
+    def mean(name: str) -> float:
+        return math.fsum(getattr(row, name) for row in classes) / len(classes)
+
     return Scores(
-        probe_r=1 - mean_val_ce / mean_base_ce,
-        mean_train_ce=math.fsum(row.train_ce for row in classes) / n,
-        mean_val_ce=mean_val_ce,
-        mean_base_ce=mean_base_ce,
-        map=math.fsum(row.average_precision for row in classes) / n,
-        purity_at_16=math.fsum(row.purity_at_16 for row in classes) / n,
-        coverage=sum(row.average_precision >= coverage_threshold for row in classes) / n,
+        probe_r=1 - mean("val_ce") / mean("base_ce"),
+        mean_train_ce=mean("train_ce"),
+        mean_val_ce=mean("val_ce"),
+        mean_base_ce=mean("base_ce"),
+        mean_feature_ce=float(val_ce.mean()),
+        mean_margin=mean("margin") if n_features > 1 else None,
+        negative_weights=float((coef[:, scored] < 0).double().mean()),
+        map=mean("average_precision"),
+        f1=mean("f1"),
+        purity_at_16=mean("purity_at_16"),
+        purity_at_64=mean("purity_at_64"),
+        purity_at_256=mean("purity_at_256"),
+        coverage=sum(row.average_precision >= coverage_threshold for row in classes) / len(classes),
         coverage_threshold=coverage_threshold,
         classes=classes,
         absent_in_val=absent_in_val,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Unpack
 
 import torch
@@ -86,6 +87,23 @@ def standardized_tokens(
         )
     for batch in raw_tokens(shards, layer, batch_size, device, doing=doing, start=start, **order):
         yield standardize(batch, mean, std)
+
+
+@contextmanager
+def progress_bar(doing: str) -> Iterator[Callable[[str, int, int], None]]:
+    """A bar for work in several stages; what it gives is called with the stage, how much of it is done, and of how much."""
+    with tqdm(desc=doing, unit_scale=True, leave=False, disable=None) as bar:
+        last = ""
+
+        def tell(stage: str, done: int, total: int) -> None:
+            nonlocal last
+            if stage != last or total != bar.total or done < bar.n:
+                bar.reset(total)
+                bar.set_description_str(f"{doing}: {stage}")
+                last = stage
+            bar.update(done - bar.n)
+
+        yield tell
 
 
 def bind(function: Callable[..., Any], **values: Any) -> Callable[..., Any]:

@@ -5,16 +5,17 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import pandas as pd
 import torch
 from torch import Tensor
 
 from assay.io.shards import Shards
-from assay.numerics.codes import Codes, SelectedCodes, TopKCodes, measure_l0, select_features
-from assay.numerics.probe import LogisticProbe1d
-from assay.numerics.ranking import purity_at_k
-from assay.numerics.scores import Scores, best_features, score_encoding
+from assay.numerics.codes import Codes, SelectedCodes, gather_columns, measure_l0_by_rank
+from assay.numerics.probe import LogisticProbe1d, Progress
+from assay.numerics.ranking import count_classes, purity_at_k
+from assay.numerics.scores import PURITY, Judgement, Scores, best_features, score_encoding
 from assay.parameters import ProbeParameters
-from assay.pipelines.stream import pick_device
+from assay.pipelines.stream import pick_device, progress_bar
 
 VOID = 0
 """The label of a patch that shows none of the classes."""
@@ -30,57 +31,141 @@ def fit_probes(
     *,
     layer: int,
     method: str,
-    encoding: str,
-    k: int,
-    kept: int | None = None,
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Fit the probes on probe train and judge them on probe val.
+    rows: tuple[tuple[str, int], ...],
+) -> tuple[dict[str, Tensor] | dict[str, Any] | pd.DataFrame, ...]:
+    """Fit the probes of one or several encodings, named in ``rows`` with their k, on probe train and judge them on probe val.
 
-    With ``kept``, the codes are top-K codes for a larger K, and only so many entries of each row are looked at.
+    The codes are those of the largest k; of more than one encoding, all are fitted in the same passes over them.
 
     Returns:
-        The probes: the fitted state on standardised features, `coef` and `intercept` on raw ones, and float64
-        (features, classes) `train_ce`, `val_ce` (nats) and `val_ap`, with the intercept-only `base_ce` (classes,) on
-        validation. And the encoding's scores, as JSON scalars.
+        For each encoding, one after the other:
+        - The probes: the fitted state on standardised features, `coef` and `intercept` on raw ones, and float64
+          (features, classes) `train_ce`, `val_ce` (nats), `val_ap`, `val_true_positives` and `val_predicted`, with
+          `base_ce`, the intercept-only CE on validation, and `train_counts`, `val_counts` (classes,).
+        - The encoding's scores, as JSON scalars.
+        - A table with a row for each (class, feature), by class.
 
     Raises:
-        ValueError: every patch of a split is void, codes and labels differ in number, or no class is in both splits.
+        ValueError: every patch of a split is void, codes and labels differ in number, no class is in both splits, or values
+            are not finite.
+        CertificateError: a loss is not that of the data.
     """
-    if kept is not None:
-        codes_train, codes_val = TopKCodes(codes_train, kept), TopKCodes(codes_val, kept)
     place = pick_device(device)
     train_labels, val_labels = _read_labels(shards_train).to(place), _read_labels(shards_val).to(place)
     first = 0 if parameters.void == "class" else 1
     n_classes = int(torch.stack([train_labels.max(), val_labels.max()]).max()) + 1 - first
-    l0 = measure_l0(codes_val, parameters.batch_size)
+    l0 = measure_l0_by_rank(codes_val, parameters.slab_rows)
     train, train_classes = _classify(codes_train, train_labels, parameters.void)
     val, val_classes = _classify(codes_val, val_labels, parameters.void)
+    with progress_bar(f"layer {layer}, {rows[0][0] if len(rows) == 1 else method}: probes") as progress:
+        probes = _fit(train, train_classes, n_classes, parameters, [k for _, k in rows], progress)
+        judged = LogisticProbe1d.judge_nested(probes, val, val_classes, progress)
+        best = {k: best_features(probe.loss_).clamp(min=0) for k, probe in probes.items()}
+        every = torch.arange(n_classes, device=place)
+        certificates = LogisticProbe1d.certify_nested(
+            probes,
+            train,
+            train_classes,
+            {k: torch.stack([features, every], 1) for k, features in best.items()},
+            parameters.certified_pairs,
+        )
+        strongest = gather_columns(val, [(best[k], k) for k in probes], parameters.slab_rows, place)
+    results: list[dict[str, Tensor] | dict[str, Any] | pd.DataFrame] = []
+    for (encoding, k), values in zip(rows, strongest, strict=True):
+        certificates[k].check()
+        probe, judgement = probes[k], judged[k]
+        scores = score_encoding(
+            train_ce=probe.loss_,
+            coef=probe.coef_standardized_,
+            val=judgement,
+            base_ce=probe.base_loss(val_classes),
+            purity=torch.tensor(
+                [[purity_at_k(row, val_classes, n) for n in PURITY] for row in values], dtype=torch.float64
+            ),
+            train_counts=count_classes(train_classes, n_classes),
+            fitted=probe.fitted_classes_,
+            n_top=parameters.top_features,
+        )
+        tensors = _as_tensors(probe, judgement, train_classes, val_classes)
+        about = {"layer": layer, "method": method, "encoding": encoding, "k": k}
+        results += [
+            tensors,
+            about
+            | {"l0": float(l0[min(k, len(l0)) - 1])}
+            | _as_json(scores, first)
+            | {
+                "max_abs_activation": float(probe.max_abs_.max()),
+                "refined_pairs": probe.n_refined_,
+                "converged": bool(probe.converged_.all()),
+                "certified_pairs": certificates[k].pairs,
+                "certificate_ce": certificates[k].ce_error,
+                "certificate_gradient": certificates[k].gradient,
+            },
+            tabulate_pairs(tensors, first),
+        ]
+    return tuple(results)
+
+
+def _fit(
+    codes: Codes, labels: Tensor, n_classes: int, parameters: ProbeParameters, ks: list[int], progress: Progress
+) -> dict[int, LogisticProbe1d]:
     probe = LogisticProbe1d(
         parameters.ridge,
+        class_weight=parameters.class_weight,
         max_iter=parameters.max_iter,
-        slab_bytes=parameters.slab_mib * 2**20,
-        batch_size=parameters.batch_size,
-    ).fit(train, train_classes, n_classes)
-    results = {
-        "train_ce": probe.loss_matrix(train, train_classes),
-        "val_ce": probe.loss_matrix(val, val_classes),
-        "val_ap": probe.average_precision(val, val_classes),
-        "base_ce": probe.base_loss(val_classes),
-    }
-    scores = score_encoding(
-        train_ce=results["train_ce"],
-        val_ce=results["val_ce"],
-        base_ce=results["base_ce"],
-        val_ap=results["val_ap"],
-        purity=_purity_of_best(results["train_ce"], val, val_classes, parameters.batch_size),
-        present_in_val=torch.bincount(val_classes[val_classes >= 0], minlength=n_classes) > 0,
-        fitted=probe.fitted_classes_,
+        slab_features=parameters.slab_features,
+        slab_rows=parameters.slab_rows,
     )
-    about = {"layer": layer, "method": method, "encoding": encoding, "k": k, "l0": l0}
-    raw_scale = {"coef": probe.coef_, "intercept": probe.intercept_}
-    return {**probe.state_dict(), **raw_scale, **results}, about | _as_json(scores, first) | {
-        "converged": probe.converged_
+    if len(ks) == 1:
+        return {ks[0]: probe.fit(codes, labels, n_classes, progress)}
+    return probe.fit_nested(codes, labels, n_classes, ks, progress)
+
+
+def _as_tensors(
+    probe: LogisticProbe1d, judgement: Judgement, train_classes: Tensor, val_classes: Tensor
+) -> dict[str, Tensor]:
+    return {
+        **probe.state_dict(),
+        "coef": probe.coef_,
+        "intercept": probe.intercept_,
+        "val_ce": judgement.loss,
+        "val_ap": judgement.average_precision,
+        "val_true_positives": judgement.true_positives,
+        "val_predicted": judgement.predicted,
+        "base_ce": probe.base_loss(val_classes),
+        "train_counts": count_classes(train_classes, len(probe.base_rate_)),
+        "val_counts": count_classes(val_classes, len(probe.base_rate_)),
     }
+
+
+def tabulate_pairs(tensors: dict[str, Tensor], first_label: int) -> pd.DataFrame:
+    """A row for each (class, feature), by class, of what `fit_probes` gives as tensors; a class has the name of its label.
+
+    `weight`, `bias` are on raw features, CE is in nats; a class that is not fitted has NaN.
+    """
+    names = {
+        "weight": "coef",
+        "bias": "intercept",
+        "train_ce": "train_ce",
+        "val_ce": "val_ce",
+        "val_ap": "val_ap",
+        "val_true_positives": "val_true_positives",
+        "val_predicted": "val_predicted",
+    }
+    n_features, n_classes = tensors["coef"].shape
+    columns = {name: tensors[key].T.flatten().cpu().numpy() for name, key in names.items()}
+    counts = {
+        name: tensors[name].cpu().repeat_interleave(n_features).numpy() for name in ("train_counts", "val_counts")
+    }
+    labels = torch.arange(first_label, first_label + n_classes, dtype=torch.int32)
+    return pd.DataFrame(
+        {
+            "label": labels.repeat_interleave(n_features).numpy(),
+            "feature": torch.arange(n_features, dtype=torch.int32).repeat(n_classes).numpy(),
+            **columns,
+            **counts,
+        }
+    )
 
 
 def _read_labels(shards: Shards) -> Tensor:
@@ -106,20 +191,16 @@ def _classify(codes: Codes, labels: Tensor, void: str) -> tuple[Codes, Tensor]:
     return SelectedCodes(codes, kept), labels[kept] - 1
 
 
-def _purity_of_best(train_ce: Tensor, val: Codes, classes: Tensor, batch_size: int) -> Tensor:
-    """Purity@16 of each class's best feature on validation, float64 (classes,)."""
-    best = best_features(train_ce).clamp(min=0)
-    values = select_features(val, best, batch_size, classes.device)
-    return torch.tensor([purity_at_k(row, classes, 16) for row in values], dtype=torch.float64, device=classes.device)
-
-
 def _as_json(scores: Scores, first_label: int) -> dict[str, Any]:
     """The scores with classes named by their labels."""
     fields = dataclasses.asdict(scores)
     threshold = fields.pop("coverage_threshold")
     fields[f"coverage_at_{threshold:g}"] = fields.pop("coverage")
+    fields["classes"] = list(fields["classes"])
     for row in fields["classes"]:
         row["label"] = row.pop("class_id") + first_label
+        for name in ("top_features", "top_average_precisions"):
+            row[name] = list(row[name])
     for name in ("absent_in_val", "absent_in_train"):
         fields[name] = [class_id + first_label for class_id in fields[name]]
     return fields

@@ -1,22 +1,20 @@
+from collections.abc import Sequence
+
 from kedro.pipeline import Pipeline, node
 
 from assay.pipelines.probe.nodes import fit_probes
 from assay.pipelines.stream import bind
 
 
-def create_pipeline(layer: int, *, encodings: tuple[tuple[str, str, int, str], ...]) -> Pipeline:
-    """Probe every (method, encoding, k, encoding whose codes hold it)."""
+def create_pipeline(layer: int, *, encodings: Sequence[tuple[str, str, int, str]]) -> Pipeline:
+    """Probe every (method, encoding, k, encoding whose codes hold it): those that share codes in one node, from the same passes."""
+    sharing: dict[tuple[str, str], list[tuple[str, int]]] = {}
+    for method, encoding, k, codes in encodings:
+        sharing.setdefault((method, codes), []).append((encoding, k))
     return Pipeline(
         [
             node(
-                bind(
-                    fit_probes,
-                    layer=layer,
-                    method=method,
-                    encoding=encoding,
-                    k=k,
-                    kept=None if codes == encoding else k,
-                ),
+                bind(fit_probes, layer=layer, method=method, rows=tuple(rows)),
                 [
                     f"codes_{codes}_probe_train",
                     f"codes_{codes}_probe_val",
@@ -25,9 +23,9 @@ def create_pipeline(layer: int, *, encodings: tuple[tuple[str, str, int, str], .
                     "params:probe",
                     "params:device",
                 ],
-                [f"probes_{encoding}", f"scores_{encoding}"],
-                name=f"probe.{encoding}",
+                [f"{kind}_{encoding}" for encoding, _ in rows for kind in ("probes", "scores", "pairs")],
+                name=f"probe.{'pca-topk' if method == 'pca' else codes}",
             )
-            for method, encoding, k, codes in encodings
+            for (method, codes), rows in sharing.items()
         ]
     )

@@ -1,0 +1,376 @@
+"""Sketches: the rows of a feature as some hundred weighted points that give the logistic loss of any probe on them.
+
+The rows are sorted into cells of a fixed map, fine about the feature's middle and wider in proportion beyond, and of each
+cell the count and the power sums 1 to 5 are kept. Three points with weights, the nodes of Gauss' quadrature (Golub and
+Welsch 1969), have the same six sums; put in the rows' place they integrate every polynomial of degree 5 within a cell
+exactly. Of softplus(b + w x) they miss, in a cell of n rows, half-width h and variance v, at most
+
+    n sigma'(z) min(w^2 v / 2, (w h)^6 / 11520)        z = b + w x, where in the cell it is nearest to 0
+
+since the sixth derivative of softplus is at most sigma' and no cubic with leading coefficient 1 that is orthogonal for the
+rows has a larger mean square than Chebyshev's, h^6 / 16. The points are a data set of their own: any solver takes them.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from assay.numerics.codes import not_finite
+from assay.numerics.logistic import Cells, Points, Slab
+
+_ONE = 0x3F800000  # the bits of 1.0 as float32
+_MANTISSA = 23
+_BLOCK = 1 << 16  # elements worked on at once: what a block needs stays in cache
+_WIDE = 64  # features
+_SAMPLE = 4096
+_POWERS = 6
+_SPAN = 1e50  # times the unit: further out the fifth power is no longer a float64
+
+
+@dataclass(frozen=True)
+class CellMap:
+    """Which cell a value is in: those of t = (x - centre) / scale between the powers of 2 of |t| + 1, `2^bits` each.
+
+    Cell by cell |t| + 1 is a float32 cut to its `bits` first places, so that a cell's number is read off the float's bits.
+    The last cell of either side is open.
+
+    Attributes:
+        centre, scale: float64 (features,).
+        bits: cells from one power of 2 to the next, as a power of 2.
+        octaves: powers of 2 that have cells of their own.
+    """
+
+    centre: Tensor
+    scale: Tensor
+    bits: int = 5
+    octaves: int = 16
+
+    @property
+    def n_cells(self) -> int:
+        """Cells of both sides."""
+        return 2 * (self.octaves << self.bits)
+
+    @classmethod
+    def of_rows(cls, sample: Tensor, bits: int = 5) -> CellMap:
+        """About the median of (features, rows), with half the distance of the quartiles as the unit."""
+        stride = -(-sample.shape[1] // _SAMPLE)
+        ordered = sample[:, ::stride].double().sort(dim=1).values
+        last = ordered.shape[1] - 1
+        low, centre, high = (ordered[:, round(share * last)] for share in (0.25, 0.5, 0.75))
+        spread = (high - low) / 2
+        away = torch.maximum(ordered[:, -1] - centre, centre - ordered[:, 0])
+        # Most are one value: then the farthest. All are: whatever comes next is in its own cell, or not far from it.
+        return cls(centre, _first_positive(spread, away, centre.abs()), bits)
+
+    @classmethod
+    def of_events(cls, features: Tensor, values: Tensor, n_features: int, bits: int = 5) -> CellMap:
+        """About 0, with the mean magnitude of a feature's `values` (events,) as the unit."""
+        sums = values.new_zeros(2, n_features, dtype=torch.float64)
+        sums[0].scatter_add_(0, features, values.double().abs())
+        sums[1].scatter_add_(0, features, values.double().abs().sign())
+        everywhere = sums[0].sum() / sums[1].sum().clamp(min=1)
+        return cls(torch.zeros_like(sums[0]), _first_positive(sums[0] / sums[1], everywhere.expand(n_features)), bits)
+
+    def __getitem__(self, features: slice | Tensor) -> CellMap:
+        return dataclasses.replace(self, centre=self.centre[features], scale=self.scale[features])
+
+    def finer(self, bits: int) -> CellMap:
+        """The same map with cells of another width."""
+        return dataclasses.replace(self, bits=bits)
+
+    def cells(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """The cell of every t, int64, and |t| + 1 less the middle of that cell, float64."""
+        shift = _MANTISSA - self.bits
+        last = (_ONE >> shift) + (self.octaves << self.bits) - 1
+        v = t.abs().add_(1)
+        cell = v.float().view(torch.int32)
+        cell >>= shift
+        cell.clamp_(max=last)
+        middle = (cell << shift).bitwise_or_(1 << (shift - 1)).view(torch.float32)
+        cell -= _ONE >> shift
+        negative = t.float().view(torch.int32)  # all ones where the sign is set
+        negative >>= 31
+        cell += negative.bitwise_and_(self.octaves << self.bits)
+        return cell.long(), v.sub_(middle)
+
+    def middles(self) -> tuple[Tensor, Tensor]:
+        """The middle of every cell as |t| + 1, and half its width, float64 (n_cells,)."""
+        shift = _MANTISSA - self.bits
+        cells = torch.arange(self.octaves << self.bits, dtype=torch.int32, device=self.centre.device) + (_ONE >> shift)
+        middle = (cells << shift).bitwise_or(1 << (shift - 1)).view(torch.float32).double()
+        half = middle - (cells << shift).view(torch.float32).double()
+        return middle.repeat(2), half.repeat(2)
+
+
+def _first_positive(*choices: Tensor) -> Tensor:
+    """Of each place the first choice that is a positive number; 1 where none is."""
+    scale = torch.ones_like(choices[0])
+    for choice in reversed(choices):
+        scale = torch.where(choice > 0, choice, scale)
+    return scale
+
+
+class FeatureSketch:
+    """What the probes need of the rows of some features: additive, so that sketches of parts of the rows can be merged.
+
+    Parameters
+    ----------
+    cells: the map, which has to be the same for sketches that are merged.
+    n_classes: labels are int64 in 0..n_classes-1, or -1.
+    by_class: keep the cells of each class apart, which class weights need, and which takes n_classes + 1 times the memory.
+
+    Attributes, float64: `sums` (6, features, groups, cells), the power sums 0 to 5 of |t| + 1 less the cell's middle;
+    `class_sums` (features, classes), sums of t; `low`, `high` (features,), of x; `class_counts` (classes,), `n_rows`.
+    """
+
+    def __init__(self, cells: CellMap, n_classes: int, *, by_class: bool = False) -> None:
+        n_features = len(cells.centre)
+        self.cells = cells
+        self.n_classes = n_classes
+        self.groups = n_classes + 1 if by_class else 1
+        new_zeros = cells.centre.new_zeros
+        self.sums = new_zeros(_POWERS, n_features, self.groups, cells.n_cells)
+        self.class_sums = new_zeros(n_features, n_classes)
+        self.class_counts = new_zeros(n_classes)
+        self.low = torch.full_like(cells.centre, torch.inf)
+        self.high = torch.full_like(cells.centre, -torch.inf)
+        self.n_rows = 0
+
+    @staticmethod
+    def bytes_per_feature(n_classes: int, *, by_class: bool = False, bits: int = 5, octaves: int = 16) -> int:
+        """Memory of a feature in a sketch and in the points that are made of it."""
+        return 5 * 8 * _POWERS * (octaves << bits) * (n_classes + 1 if by_class else 1)
+
+    def add(self, x: Tensor, labels: Tensor, first_row: int = 0, first_feature: int = 0) -> None:
+        """Add rows x (rows, features) with labels (rows,) int64.
+
+        Raises ValueError for NaN and infinity, and names row and feature, counted from `first_row` and `first_feature`.
+        """
+        self._count(labels)
+        group = self._group(labels)
+        sums_by_class = torch.nn.functional.pad(self.class_sums, (0, 1))  # the last is of no class
+        for features in _ranges(len(self.low), _WIDE):
+            height = max(1, _BLOCK // (features.stop - features.start))
+            for rows in _ranges(len(x), height):
+                block = x[rows, features].T.to(torch.float64, copy=True, memory_format=torch.contiguous_format)
+                low, high = block.amin(dim=1), block.amax(dim=1)
+                if not (low.isfinite() & high.isfinite()).all():
+                    feature, row = (~block.isfinite()).nonzero()[0].tolist()
+                    raise ValueError(not_finite(first_row + rows.start + row, first_feature + features.start + feature))
+                self.low[features] = torch.minimum(self.low[features], low)
+                self.high[features] = torch.maximum(self.high[features], high)
+                self._check_span(low, high, features, first_feature)
+                t = block.sub_(self.cells.centre[features, None]).div_(self.cells.scale[features, None])
+                sums_by_class[features].scatter_add_(1, group[rows].expand_as(t), t)
+                cell, u = self.cells.cells(t)
+                if self.groups > 1:
+                    cell += group[rows] * self.cells.n_cells
+                powers = torch.ones_like(u)
+                for sums in self.sums[:, features].flatten(2):
+                    sums.scatter_add_(1, cell, powers)
+                    powers *= u
+        self.class_sums.copy_(sums_by_class[:, :-1])
+
+    def add_events(self, features: Tensor, values: Tensor, classes: Tensor, first_feature: int = 0) -> None:
+        """Add the rows' nonzeros: feature, value and label of each (events,). The rows themselves are told to `add_rows`."""
+        for events in _ranges(len(values), _BLOCK):
+            feature, value, label = features[events], values[events].double(), classes[events]
+            self.low.scatter_reduce_(0, feature, value, "amin")
+            self.high.scatter_reduce_(0, feature, value, "amax")
+            t = (value - self.cells.centre[feature]) / self.cells.scale[feature]
+            if len(t) and t.abs().amax() > _SPAN:
+                self._check_span(self.low.clamp(max=0), self.high.clamp(min=0), slice(0, len(self.low)), first_feature)
+            of_class = label >= 0
+            self.class_sums.view(-1).scatter_add_(0, (feature * self.n_classes + label)[of_class], t[of_class])
+            cell, u = self.cells.cells(t)
+            line = feature * self.groups + (self._group(label) if self.groups > 1 else 0)
+            index = line * self.cells.n_cells + cell
+            powers = torch.ones_like(u)
+            for sums in self.sums.flatten(1):
+                sums.scatter_add_(0, index, powers)
+                powers *= u
+
+    def _check_span(self, low: Tensor, high: Tensor, features: slice, first_feature: int) -> None:
+        centre, scale = self.cells.centre[features], self.cells.scale[features]
+        away = torch.maximum(high - centre, centre - low) / scale
+        if away.amax() > _SPAN:
+            feature = int(away.argmax())
+            raise ValueError(
+                f"feature {first_feature + features.start + feature} has values {float(away[feature]):.1e} times as far apart as "
+                f"in its first rows, {float(scale[feature]):.1e}, wanted less than {_SPAN:.0e} times: look for it in the codes"
+            )
+
+    def add_rows(self, labels: Tensor) -> None:
+        """Add rows (rows,) of which `add_events` tells what is not 0."""
+        self._count(labels)
+
+    def __getitem__(self, features: slice) -> FeatureSketch:
+        """The sketch of some of the features, on the same memory."""
+        part = copy.copy(self)
+        part.cells = self.cells[features]
+        part.sums = self.sums[:, features]
+        part.class_sums, part.low, part.high = self.class_sums[features], self.low[features], self.high[features]
+        return part
+
+    def merge(self, other: FeatureSketch) -> None:
+        """Add the rows of another sketch with the same map: as if all had been added to one."""
+        if other.sums.shape != self.sums.shape or not (
+            torch.equal(other.cells.centre, self.cells.centre) and torch.equal(other.cells.scale, self.cells.scale)
+        ):
+            raise ValueError("the sketches have different cells, wanted the same map: make both with one CellMap")
+        self.sums += other.sums
+        self.class_sums += other.class_sums
+        self.class_counts += other.class_counts
+        self.low = torch.minimum(self.low, other.low)
+        self.high = torch.maximum(self.high, other.high)
+        self.n_rows += other.n_rows
+
+    def slab(self, statistics: Statistics, *, nodes: int = 3) -> Slab:
+        """What the losses need; with `nodes` 1 every cell is its mean alone, for a first approximation."""
+        own = self.points(by_class=True, nodes=nodes) if self.groups > 1 else None
+        return Slab(self.points(nodes=nodes), statistics.class_sums, statistics.mean, own)
+
+    def statistics(self) -> Statistics:
+        """Mean, spread and class sums of x; what no event told of counts as 0."""
+        middle, _ = self.cells.middles()
+        counts, first, second = self.sums[:3].sum(2)
+        zeros = self.n_rows - counts.sum(1)
+        low = torch.where(zeros > 0, self.low.clamp(max=0), self.low)
+        high = torch.where(zeros > 0, self.high.clamp(min=0), self.high)
+        sign = _signs(self.cells.n_cells, middle)
+        origin = -self.cells.centre / self.cells.scale  # t of x = 0
+        in_cell = first / counts.clamp(min=1)
+        t = sign * (middle + in_cell - 1)
+        mean = ((counts * t).sum(1) + zeros * origin) / self.n_rows
+        spread = (second - in_cell * first).clamp(min=0).sum(1) + (counts * (t - mean[:, None]).square()).sum(1)
+        variance = (spread + zeros * (origin - mean).square()) / self.n_rows
+        constant = low == high
+        scale = self.cells.scale
+        x_mean = torch.where(constant, low, self.cells.centre + scale * mean)
+        about = (self.cells.centre - x_mean)[:, None]
+        return Statistics(
+            mean=x_mean,
+            std=torch.where(constant, 0.0, scale * variance.sqrt()),
+            low=low,
+            high=high,
+            # Of the zeros' t only their number enters here: events are of maps about 0.
+            class_sums=torch.where(
+                constant[:, None], 0.0, scale[:, None] * self.class_sums + about * self.class_counts
+            ),
+        )
+
+    def points(self, *, by_class: bool = False, nodes: int = 3) -> Points:
+        """The rows of each feature, or of each (feature, class) where they were kept apart, as points.
+
+        With `nodes` 1 every cell is its mean alone: a third of the points, for a first approximation.
+        """
+        sums = self.sums[:, :, : self.n_classes].flatten(1, 2) if by_class else self.sums.sum(2)
+        counts = sums[0]
+        total = self.class_counts.repeat(len(self.low)) if by_class else self.n_rows
+        zeros = (total - counts.sum(1)).clamp(min=0)
+        filled = counts > 0
+        width = int(filled.sum(1).max()) if len(counts) else 0
+        order = filled.int().argsort(dim=1, descending=True, stable=True)[:, :width]
+        middle, half = (each[order] for each in self.cells.middles())
+        sign = _signs(self.cells.n_cells, middle)[order]
+        is_open = order % (self.cells.n_cells // 2) == self.cells.n_cells // 2 - 1
+        reach = self._reach()[:, None].repeat_interleave(self.n_classes if by_class else 1, dim=0)
+        counts, *powers = (each.gather(1, order) for each in sums)
+        at, share, variance = _gauss(
+            [power / counts.clamp(min=1) / half**k for k, power in enumerate(powers, 1)], nodes
+        )
+        groups = self.n_classes if by_class else 1
+        centre = self.cells.centre.repeat_interleave(groups)[:, None]
+        scale = self.cells.scale.repeat_interleave(groups)[:, None]
+        # One more of each, for the zeros.
+        values = centre + scale * (sign * (middle + half * at - 1))
+        mean = values[0] if nodes == 1 else (values * share).sum(0)
+        none = torch.zeros_like(zeros)[:, None]
+        return Points(
+            values=torch.cat([*values, none], 1),
+            weights=torch.cat([*(share * counts), zeros[:, None]], 1),
+            cells=Cells(
+                counts=counts,
+                mean=mean,
+                variance=variance * (scale * half).square(),
+                half=scale * torch.where(is_open, torch.maximum(half, reach - middle), half),
+            ),
+        )
+
+    def _reach(self) -> Tensor:
+        """|t| + 1 of the farthest value (features,): how far the open cells, and no others, go."""
+        farthest = torch.maximum((self.high - self.cells.centre).abs(), (self.low - self.cells.centre).abs())
+        return torch.where(farthest.isfinite(), farthest / self.cells.scale + 1, 0.0)
+
+    def _count(self, labels: Tensor) -> None:
+        self.n_rows += len(labels)
+        self.class_counts += torch.bincount(labels + 1, minlength=self.n_classes + 1)[1:]
+
+    def _group(self, labels: Tensor) -> Tensor:
+        return torch.where(labels < 0, self.n_classes, labels)
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Of the rows of each feature, float64 (features,); `class_sums` (features, classes) are sums of x less its mean.
+
+    A constant feature's std is exactly 0.
+    """
+
+    mean: Tensor
+    std: Tensor
+    low: Tensor
+    high: Tensor
+    class_sums: Tensor
+
+
+def _ranges(stop: int, width: int) -> Iterator[slice]:
+    for start in range(0, stop, width):
+        yield slice(start, min(start + width, stop))
+
+
+def _signs(n_cells: int, like: Tensor) -> Tensor:
+    """1 for the cells above the centre, -1 for those below: float64 (n_cells,)."""
+    sign = torch.ones(n_cells, dtype=like.dtype, device=like.device)
+    sign[n_cells // 2 :] = -1
+    return sign
+
+
+def _gauss(moments: list[Tensor], nodes: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Nodes and weights (nodes, ...) with these raw moments 1 to 5 of a distribution on about [-1, 1], and its variance.
+
+    The eigenvalues of the Jacobi matrix, whose entries are those of the orthogonal polynomials of the distribution; where
+    it has one point or two, so do the nodes, the rest has weight 0.
+    """
+    p1, p2, p3, p4, p5 = moments
+    m = p1
+    variance = (p2 - m * m).clamp(min=0)
+    variance = torch.where(variance > 1e-14 * (p2 + 1), variance, 0.0)
+    if nodes == 1:
+        return m[None], torch.ones_like(m)[None], variance
+    std = torch.where(variance > 0, variance, 1.0).sqrt()
+    m2 = m * m
+    skew = (p3 - 3 * m * p2 + 2 * m2 * m) / std**3
+    fourth = (p4 - 4 * m * p3 + 6 * m2 * p2 - 3 * m2 * m2) / std**4
+    fifth = (p5 - 5 * m * p4 + 10 * m2 * p3 - 10 * m2 * m * p2 + 4 * m2 * m2 * m) / std**5
+    second = fourth - skew * skew - 1
+    three = second > 1e-10 * (fourth.abs() + 1)
+    second = torch.where(three, second, 1.0)
+    centre = (fifth - 2 * skew * fourth + skew**3) / second
+    jacobi = m.new_zeros(*m.shape, 3, 3)
+    jacobi[..., 0, 1] = jacobi[..., 1, 0] = 1
+    jacobi[..., 1, 1] = skew
+    jacobi[..., 1, 2] = jacobi[..., 2, 1] = torch.where(three, second.sqrt(), 0.0)
+    jacobi[..., 2, 2] = torch.where(three, centre, 0.0)
+    jacobi[variance == 0] = 0
+    y, vectors = torch.linalg.eigh(jacobi)
+    weights = vectors[..., 0, :].square()
+    # In exact arithmetic these sum to 1; a weight is then as exact as the sum of all rows is.
+    weights /= weights.sum(-1, keepdim=True)
+    return (m[..., None] + std[..., None] * y).movedim(-1, 0), weights.movedim(-1, 0), variance
