@@ -32,6 +32,7 @@ bench: run
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/kmeans.py
 	$(BIN)/python benchmarks/pca.py
+	$(BIN)/python benchmarks/probe.py
 
 format: install
 	$(BIN)/ruff check --fix .

@@ -118,6 +118,9 @@ def test_mlflow_holds_a_parent_and_a_child_for_each_row(whole_run):
         (child,) = children[children["tags.mlflow.runName"] == name].to_dict("records")
         for metric in COLUMNS[4:-1]:
             assert child[f"metrics.{metric}"] == pytest.approx(row[metric], rel=1e-12)
+        assert 0 <= child["metrics.certificate_ce"] <= 1e-8
+        assert child["metrics.max_abs_activation"] > 0
+        assert 0 <= child["metrics.f1"] <= 1
         assert child["params.method"] == row["method"]
         key = "params.latent_topk" if row["method"] == "pca" else "params.n_clusters"
         assert child[key] == str(row["k"])

@@ -35,6 +35,24 @@ from assay.plan import topk_name
 logger = logging.getLogger(__name__)
 
 METRICS = ("nmse", "nmse_raw", "l0", "probe_r", "map", "purity_at_16", "coverage_at_0.3")
+"""The table's, which are the parent's curves over layers as well."""
+
+DETAILS = (
+    "mean_train_ce",
+    "mean_val_ce",
+    "mean_feature_ce",
+    "mean_margin",
+    "negative_weights",
+    "f1",
+    "purity_at_64",
+    "purity_at_256",
+    "max_abs_activation",
+    "refined_pairs",
+    "certificate_ce",
+    "certificate_gradient",
+)
+"""What else is known of an encoding: the child's alone."""
+
 MANIFESTS = Path("data/08_reporting/manifests")
 BATCH = 1000  # MLflow takes so many metrics in one request
 LIVE_SECONDS = 5.0  # between two batches of a fit's steps
@@ -246,10 +264,11 @@ class _Run:
         if child is None or self._parent is None:
             return
         now = int(time.time() * 1000)
-        found = {name: float(values[name]) for name in METRICS if name in values and (child, name) not in self._logged}
+        known = [name for name in METRICS + DETAILS if values.get(name) is not None]
+        found = {name: float(values[name]) for name in known if (child, name) not in self._logged}
         self._logged.update((child, name) for name in found)
         self._client.log_batch(child, metrics=[Metric(name, value, now, 0) for name, value in found.items()])
-        curve = [Metric(f"{encoding}/{name}", value, now, layer) for name, value in found.items()]
+        curve = [Metric(f"{encoding}/{name}", found[name], now, layer) for name in METRICS if name in found]
         self._client.log_batch(self._parent.run_id, metrics=curve)
 
     def _log_history(self, child: str | None, history: list[dict[str, float]]) -> None:

@@ -667,3 +667,17 @@ def test_validation_loss_of_a_pure_cluster_is_that_of_the_optimum():
     z = theta @ design
     wanted = (np.logaddexp(0, z) - y_val * z).mean()
     assert abs(found - float(wanted)) < 1e-9
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("class_weight", WEIGHTS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_on_cuda_the_probes_are_the_same(kind, class_weight):
+    x, labels, n_classes = _make(kind, n_rows=2500)
+    for code_format in ("onehot",) if kind == "onehot" else ("dense", "sparse"):
+        wanted = LogisticProbe1d(class_weight=class_weight).fit(_as_format(x, code_format), labels, n_classes)
+        found = LogisticProbe1d(class_weight=class_weight).fit(_as_format(x, code_format), labels.cuda(), n_classes)
+        codes = _as_format(x, code_format)
+        mine = {name: tensor.cpu() for name, tensor in _everything(found, codes, labels.cuda()).items()}
+        _assert_same(mine, _everything(wanted, codes, labels), atol=1e-8, but=("n_iter",))
+        assert found.certify(codes, labels.cuda(), _pairs()).ce_error < 1e-9
