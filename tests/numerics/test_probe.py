@@ -295,6 +295,16 @@ def test_what_the_sketch_does_not_settle_is_settled_finer_or_on_the_rows(monkeyp
     _check_against_the_direct_solver(probe, x, labels, 2)
 
 
+@pytest.mark.parametrize("name", ["CE_ERROR", "W_ERROR"])
+def test_either_error_is_enough_to_refine_a_pair(monkeypatch, name):
+    x, labels, n_classes = _make("gaussian", n_rows=2500)
+    assert LogisticProbe1d().fit(x, labels, n_classes).n_refined_ == 0
+    monkeypatch.setattr(probe_module, name, 0.0)
+    probe = LogisticProbe1d().fit(x, labels, n_classes)
+    assert probe.n_refined_ == 12
+    _check_against_the_direct_solver(probe, x, labels, n_classes)
+
+
 def test_losses_on_other_rows_are_refined_too():
     x, labels = _spikes(400)
     held, held_labels = _spikes(2600)
@@ -465,6 +475,10 @@ def test_a_constant_feature_has_no_weight_and_the_base_loss():
     assert (probe.coef_standardized_[:2] == 0).all()
     assert probe.feature_std_[:2].tolist() == [0.0, 0.0]
     np.testing.assert_allclose(probe.loss_matrix(x, labels)[:2], probe.base_loss(labels).expand(2, -1), rtol=1e-12)
+    balanced = LogisticProbe1d(class_weight="balanced").fit(x, labels, n_classes)
+    assert (balanced.coef_standardized_[:2] == 0).all()
+    assert (balanced.intercept_standardized_[:2].abs() < 1e-20).all()
+    assert (balanced.judge(x, labels).predicted[:2] == len(x)).all()  # p is one half
     share = torch.stack([(labels == c).double().mean() for c in range(n_classes)])
     np.testing.assert_allclose(probe.average_precision(x, labels)[:2], share.expand(2, -1), rtol=1e-12)
 

@@ -12,7 +12,20 @@ from assay.numerics.logistic import PairLosses, slab_of_rows
 from assay.numerics.ranking import count_classes
 from assay.numerics.sketch import CellMap, FeatureSketch
 
-KINDS = ["gaussian", "heavy", "skewed", "discrete", "constant", "narrow", "outlier", "offset", "tiny", "huge", "two"]
+KINDS = [
+    "gaussian",
+    "heavy",
+    "skewed",
+    "discrete",
+    "constant",
+    "narrow",
+    "outlier",
+    "offset",
+    "tiny",
+    "huge",
+    "two",
+    "tail",
+]
 N_CLASSES = 3
 
 
@@ -31,6 +44,8 @@ def _make(kind, n_rows=3000, n_features=4, seed=0):
         x = torch.where(x > 1, 1e-6 * x, 1.0)
     elif kind == "outlier":
         x[n_rows // 2 :: 17] = 1e30
+    elif kind == "tail":  # beyond the cells, and far apart there
+        x[n_rows // 2 :: 5] *= 1e7
     elif kind == "two":
         x = (x > 0.3).float() * 7 - 2
     x = x * {"tiny": 1e-30, "huge": 1e30}.get(kind, 1) + (1e5 if kind == "offset" else 0)

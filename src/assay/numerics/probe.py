@@ -367,7 +367,6 @@ class LogisticProbe1d:
             return
         classes = pairs % len(self.base_rate_)
         centre = self._centre()[:, classes]
-        constant = self.feature_std_[features][pairs // len(self.base_rate_)] == 0
         theta = centre
         for number, slab in enumerate(slabs):
             losses = self._losses(slab, features, self._counts, self._n_rows)
@@ -375,8 +374,6 @@ class LogisticProbe1d:
             def evaluate(problems: Tensor, theta: Tensor, losses: PairLosses = losses) -> tuple[Tensor, Tensor, Tensor]:
                 value, gradient, hessian = losses.derivatives(pairs[problems], theta)
                 away = theta - centre[:, problems]
-                flat = constant[problems]
-                gradient[1, flat], hessian[1, flat] = 0.0, 0.0
                 hessian[::2] += self.ridge
                 return value + 0.5 * self.ridge * away.square().sum(0), gradient + self.ridge * away, hessian
 
@@ -429,7 +426,6 @@ class LogisticProbe1d:
         losses = self._losses(slab, features, count_classes(labels, n_classes), len(labels))
         loss, gradient, _ = losses.derivatives(torch.searchsorted(features, feature) * n_classes + label, theta)
         gradient += self.ridge * (theta - self._centre()[:, label])
-        gradient[1, self.feature_std_[feature] == 0] = 0.0
         error = (loss - self.loss_[feature, label]).abs()
         return torch.stack([error, gradient.norm(dim=0)]).nan_to_num(torch.inf).amax(1).cpu()
 
@@ -470,7 +466,7 @@ class LogisticProbe1d:
         w, b = self.coef_standardized_[columns], self.intercept_standardized_[columns]
         chosen = torch.where(w < 0, ranked[:, 1], ranked[:, 0])
         everything = torch.stack([counts.double(), torch.full_like(counts, n_rows).double()])[:, None]
-        chosen[1:] = torch.where(w == 0, torch.where(b >= 0, everything, 0.0), chosen[1:])
+        chosen[1:] = torch.where(w == 0, torch.where(b.sigmoid() >= 0.5, everything, 0.0), chosen[1:])
         return chosen
 
     def _width(self, feature_bytes: int, device: torch.device) -> int:

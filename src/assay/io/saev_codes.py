@@ -1,0 +1,173 @@
+"""Codes that saev wrote: `token_acts.npz`, a CSR matrix of (tokens, features) as scipy saves it, and `metrics.json` beside it.
+
+The file is read as a stream, a few thousand rows at a time, and nothing in it is unpickled.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import zipfile
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import IO, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+CODES_NAME = "token_acts.npz"
+METRICS_NAME = "metrics.json"
+
+
+class SaevCodes:
+    """Sparse codes of `n_rows` tokens over `n_features` features.
+
+    Args:
+        folder: saev's `<run>/inference/<shard hash>`, with `token_acts.npz` in it.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no CSR matrix of float32 or float64, or its parts disagree; while it is read, for indices that are no
+            features, and values that are not finite.
+    """
+
+    format: Literal["sparse"] = "sparse"
+    k: int | None = None
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / CODES_NAME
+        if not self.path.is_file():
+            raise FileNotFoundError(
+                f"{self.path} does not exist: run saev's inference on these shards, or correct the path"
+            )
+        try:
+            with zipfile.ZipFile(self.path) as archive:
+                self._check_kind(archive)
+                self.n_rows, self.n_features = self._shape(archive)
+                with archive.open("indptr.npy") as file:
+                    self._indptr = _read_array(file).astype(np.int64)
+                sizes = [_header(archive, name)[0] for name in ("indices.npy", "data.npy")]
+        except (zipfile.BadZipFile, KeyError, EOFError, ValueError) as error:
+            raise ValueError(f"{self.path}: {error}; wanted a CSR matrix as scipy.sparse.save_npz writes it") from error
+        rising = (
+            len(self._indptr) == self.n_rows + 1 and self._indptr[0] == 0 and bool((np.diff(self._indptr) >= 0).all())
+        )
+        if not rising or any(size != (int(self._indptr[-1]),) for size in sizes):
+            raise ValueError(
+                f"{self.path}: indptr, indices and data of {len(self._indptr)}, {sizes[0]} and {sizes[1]} entries do not make a "
+                f"matrix of {self.n_rows} x {self.n_features}: write it again"
+            )
+
+    def batches(self, batch_size: int, start: int = 0) -> Iterator[dict[str, Tensor]]:
+        """Rows from `start` on: `values` float32 and `indices` int64 (b, longest row), by falling magnitude, padded with 0."""
+        with ExitStack() as stack:
+            archive = stack.enter_context(zipfile.ZipFile(self.path))
+            files = [stack.enter_context(archive.open(name)) for name in ("indices.npy", "data.npy")]
+            kinds = [_read_header(file)[1] for file in files]
+            for file, kind in zip(files, kinds, strict=True):
+                _skip(file, int(self._indptr[start]) * kind.itemsize)
+            for first in range(start, self.n_rows, batch_size):
+                ends = self._indptr[first : min(first + batch_size, self.n_rows) + 1]
+                indices, values = (
+                    np.frombuffer(_exactly(file, int(ends[-1] - ends[0]) * kind.itemsize), kind)
+                    for file, kind in zip(files, kinds, strict=True)
+                )
+                yield self._pad(first, np.diff(ends), indices.astype(np.int64), values.astype(np.float32))
+
+    def _pad(
+        self,
+        first: int,
+        lengths: npt.NDArray[np.int64],
+        indices: npt.NDArray[np.int64],
+        values: npt.NDArray[np.float32],
+    ) -> dict[str, Tensor]:
+        if len(indices) and not (indices.min() >= 0 and indices.max() < self.n_features):
+            raise ValueError(
+                f"{self.path}: rows from {first} on name features outside 0 to {self.n_features - 1}: write it again"
+            )
+        if not np.isfinite(values).all():
+            raise ValueError(
+                f"{self.path}: rows from {first} on hold NaN or infinity, wanted finite codes: write it again"
+            )
+        rows = np.repeat(np.arange(len(lengths)), lengths)
+        order = np.lexsort((indices, -np.abs(values), rows))
+        place = np.arange(len(rows)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        shape = (len(lengths), int(lengths.max()) if len(lengths) else 0)
+        padded, named = np.zeros(shape, np.float32), np.zeros(shape, np.int64)
+        padded[rows, place] = values[order]
+        named[rows, place] = indices[order]
+        return {"values": torch.from_numpy(padded), "indices": torch.from_numpy(named)}
+
+    def _check_kind(self, archive: zipfile.ZipFile) -> None:
+        with archive.open("format.npy") as file:
+            kind = _read_array(file).tobytes().decode("latin-1").replace("\0", "")
+        if kind != "csr":
+            raise ValueError(f"a matrix of format {kind!r}")
+        for name, kinds in (("indptr.npy", "iu"), ("indices.npy", "iu"), ("data.npy", "f")):
+            dtype = _header(archive, name)[1]
+            if dtype.kind not in kinds:
+                raise ValueError(f"{name} of {dtype}")
+
+    def _shape(self, archive: zipfile.ZipFile) -> tuple[int, int]:
+        with archive.open("shape.npy") as file:
+            n_rows, n_features = (int(size) for size in _read_array(file))
+        return n_rows, n_features
+
+
+def read_metrics(folder: Path) -> dict[str, float]:
+    """NMSE on the activations as saev read them, `nmse_raw`, from the `metrics.json` of a folder.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it does not say.
+    """
+    path = folder / METRICS_NAME
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path} does not exist: run saev's inference on the validation shards, or correct the path"
+        )
+    try:
+        metrics: Any = json.loads(path.read_text())
+        found = metrics["sse_recon"] / metrics["sse_baseline"] if "sse_recon" in metrics else metrics["normalized_mse"]
+        nmse = float(found)
+    except (ValueError, KeyError, TypeError, ZeroDivisionError) as error:
+        raise ValueError(f"{path}: {error!r}; wanted `sse_recon` and `sse_baseline`, or `normalized_mse`") from error
+    if not (math.isfinite(nmse) and nmse >= 0):
+        raise ValueError(f"{path}: found an NMSE of {nmse}, wanted a finite number of at least 0")
+    return {"nmse_raw": nmse}
+
+
+def _read_header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    version = np.lib.format.read_magic(file)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, dtype = read(file)
+    if dtype.hasobject:
+        raise ValueError("an array of pickled objects, which are never read")
+    return shape, dtype
+
+
+def _header(archive: zipfile.ZipFile, name: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    with archive.open(name) as file:
+        return _read_header(file)
+
+
+def _read_array(file: IO[bytes]) -> npt.NDArray[Any]:
+    return np.lib.format.read_array(file, allow_pickle=False)
+
+
+def _skip(file: IO[bytes], n_bytes: int) -> None:
+    while n_bytes > 0:
+        found = len(file.read(min(n_bytes, 1 << 24)))
+        if found == 0:
+            raise ValueError(f"{getattr(file, 'name', 'it')} is cut short: write it again")
+        n_bytes -= found
+
+
+def _exactly(file: IO[bytes], n_bytes: int) -> bytes:
+    found = file.read(n_bytes)
+    if len(found) != n_bytes:
+        raise ValueError(f"{getattr(file, 'name', 'it')} is cut short: write it again")
+    return found

@@ -1,0 +1,161 @@
+"""Sparse autoencoders as others trained them: their weights by any of the usual names, their codes, their reconstruction.
+
+With pre = (x - b_dec) W_enc + b_enc (b_dec is taken off only where the autoencoder was trained so), the code a of a token x is
+
+- `relu`: max(pre, 0)
+- `topk` (Gao et al. 2024): max(pre, 0) of the K largest, ties to the lower index, 0 elsewhere
+- `jumprelu` (Rajamanoharan et al. 2024): pre where it is above the feature's threshold, 0 elsewhere
+- `batchtopk` (Bussmann et al. 2024): as `jumprelu` with the threshold that training left, the same for all features or not
+
+and the reconstruction a W_dec + b_dec. All is computed in float32, as these models are trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from assay.numerics.codes import Batch
+from assay.numerics.errors import ErrorSums, error_sums
+from assay.numerics.moments import scale_of
+
+Activation = Literal["relu", "topk", "batchtopk", "jumprelu"]
+
+_ROWS = 1 << 24  # entries of a dense code that are held at once
+
+
+def _as_is(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+def _turned(tensor: Tensor) -> Tensor:
+    return tensor.T
+
+
+NAMES: dict[str, dict[str, Callable[[Tensor], Tensor]]] = {
+    "W_enc": {"W_enc": _as_is, "encoder.weight": _turned},
+    "b_enc": {"b_enc": _as_is, "encoder.bias": _as_is},
+    "W_dec": {"W_dec": _as_is, "decoder.weight": _turned},
+    "b_dec": {"b_dec": _as_is, "decoder.bias": _as_is, "bias": _as_is},
+    "threshold": {"threshold": _as_is, "log_threshold": Tensor.exp},
+}
+"""saev's and SAELens' names, (d, n) encoders and (n, d) decoders; and those of torch's linear layers, which are the other way round."""
+
+
+class SparseAutoencoder:
+    """An autoencoder of n features on tokens of d dimensions.
+
+    Parameters
+    ----------
+    tensors: under any of `NAMES`; `b_enc` may be missing, and `threshold` but where the activation needs it.
+    activation: `relu`, `topk`, `batchtopk` or `jumprelu`.
+    k: entries a token, for `topk` and for nothing else.
+    input_bias: `b_dec`, taken off the tokens before they are encoded, or `none`.
+    mean, std: (d,), where it was trained on raw activations: tokens are taken back to them, x = x~ std + mean, and the
+        reconstruction is standardised again.
+
+    Raises ValueError for tensors that are missing or disagree.
+    """
+
+    def __init__(
+        self,
+        tensors: Mapping[str, Tensor],
+        *,
+        activation: Activation,
+        k: int | None = None,
+        input_bias: Literal["b_dec", "none"] = "b_dec",
+        mean: Tensor | None = None,
+        std: Tensor | None = None,
+    ) -> None:
+        found = {name: _find(tensors, name) for name in NAMES}
+        missing = [name for name in ("W_enc", "W_dec", "b_dec") if found[name] is None]
+        if activation in ("jumprelu", "batchtopk") and found["threshold"] is None:
+            missing.append("threshold")
+        if missing:
+            wanted = "; ".join(f"{name} ({' or '.join(NAMES[name])})" for name in missing)
+            raise ValueError(
+                f"found tensors {', '.join(sorted(tensors))}, wanted {wanted} for {activation}: save it too"
+            )
+        encoder, decoder, bias = found["W_enc"], found["W_dec"], found["b_dec"]
+        assert encoder is not None
+        assert decoder is not None
+        assert bias is not None
+        d, n = encoder.shape
+        zeros = encoder.new_zeros(n)
+        self.W_enc, self.W_dec, self.b_dec = encoder, decoder, bias
+        self.b_enc = zeros if found["b_enc"] is None else found["b_enc"]
+        self.threshold = zeros if found["threshold"] is None else found["threshold"].expand(n)
+        for name, shape in {"W_dec": (n, d), "b_enc": (n,), "b_dec": (d,)}.items():
+            if tuple(getattr(self, name).shape) != shape:
+                raise ValueError(
+                    f"found W_enc {d} x {n} and {name} {tuple(getattr(self, name).shape)}, wanted {shape}: are they of one model?"
+                )
+        if (k is None) == (activation == "topk") or not 1 <= (1 if k is None else k) <= n:
+            raise ValueError(
+                f"found k = {k} for {activation} of {n} features, wanted 1 to {n} for topk, and none for others"
+            )
+        self.activation = activation
+        self.k = k
+        self.n_features = n
+        self.input_bias = input_bias
+        self.mean, self.std = mean, None if std is None else scale_of(std)
+
+    def encode(self, x: Tensor) -> Batch:
+        """Codes of standardised tokens (b, d), sparse: `values` float32 and `indices` (b, longest row), by falling value, and
+        `error` float64 (b,), the squared error of the reconstruction in the standardised space."""
+        parts = [self._encode(part) for part in self._parts(x)]
+        width = max((part["values"].shape[1] for part in parts), default=0)
+        for part in parts:
+            for name in ("values", "indices"):
+                part[name] = torch.nn.functional.pad(part[name], (0, width - part[name].shape[1]))
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+    def residual(self, x: Tensor) -> Tensor:
+        """What the reconstruction leaves of standardised tokens, x~ - x^, float32 (b, d)."""
+        return torch.cat([part - self._decode(self._activations(part)) for part in self._parts(x)])
+
+    def reconstruction_errors(self, x: Tensor, std: Tensor) -> dict[int, ErrorSums]:
+        """Errors of a batch of standardised tokens, under the entries a token, or the features where they vary."""
+        return {self.k or self.n_features: error_sums(x, self.residual(x), std)}
+
+    def _parts(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Rows whose dense codes are held at once."""
+        return torch.split(x, max(1, _ROWS // self.n_features))
+
+    def _encode(self, x: Tensor) -> Batch:
+        codes = self._activations(x)
+        width = self.k or int((codes != 0).sum(1).max()) if len(codes) else 0
+        values, indices = codes.sort(dim=1, descending=True, stable=True)
+        values, indices = values[:, :width].contiguous(), indices[:, :width].contiguous()
+        error = (x - self._decode(codes)).double().square().sum(1)
+        # What pads a row names feature 0, not one that may be named already.
+        return {"values": values, "indices": torch.where(values != 0, indices, 0), "error": error}
+
+    def _activations(self, x: Tensor) -> Tensor:
+        if self.mean is not None and self.std is not None:
+            x = (x.double() * self.std + self.mean).float()
+        if self.input_bias == "b_dec":
+            x = x - self.b_dec
+        pre = x @ self.W_enc + self.b_enc
+        if self.activation == "topk":
+            values, indices = pre.sort(dim=1, descending=True, stable=True)
+            return torch.zeros_like(pre).scatter_(1, indices[:, : self.k], values[:, : self.k].clamp(min=0))
+        if self.activation == "relu":
+            return pre.clamp(min=0)
+        return torch.where(pre > self.threshold, pre, 0.0)
+
+    def _decode(self, codes: Tensor) -> Tensor:
+        x = codes @ self.W_dec + self.b_dec
+        if self.mean is not None and self.std is not None:
+            x = ((x.double() - self.mean) / self.std).float()
+        return x
+
+
+def _find(tensors: Mapping[str, Tensor], name: str) -> Tensor | None:
+    for alias, change in NAMES[name].items():
+        if alias in tensors:
+            return change(tensors[alias].float()).contiguous()
+    return None
