@@ -14,11 +14,15 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.sparse
 import torch
 from safetensors.numpy import load_file, save_file
+from safetensors.torch import save_file as save_torch_file
 
 from assay.io.codes import StoredCodes
 from assay.io.shards import Shards
+from assay.numerics.codes import densify
+from assay.numerics.sae import SparseAutoencoder
 
 COLUMNS = [
     "layer",
@@ -348,3 +352,55 @@ def test_kedro_viz_builds_and_previews_the_table(whole_run, run_command):
     preview = json.loads((project / f"build/api/nodes/{table}").read_text())["preview"]
     assert preview["columns"] == COLUMNS
     assert len(preview["data"]) == 12
+
+
+def test_other_dictionaries_are_rows_of_the_table(new_project, run_command, planted):
+    """An autoencoder by its weights, and by the codes and metrics that saev writes of it, give the same row."""
+    project = new_project()
+    generator = torch.Generator().manual_seed(0)
+    directions = torch.nn.functional.normalize(torch.randn(100, 80, generator=generator))
+    weights = {"W_enc": directions.T.contiguous(), "W_dec": directions, "b_dec": torch.zeros(80)}
+    (project / "saes").mkdir()
+    save_torch_file(weights, project / "saes/layer_5.safetensors")
+    statistics = [batch.double() for batch in Shards(planted[0]).batches(layer=5, batch_size=10_000)]
+    mean, std = statistics[0].mean(0), statistics[0].std(0, unbiased=False)
+    sae = SparseAutoencoder(weights, activation="topk", k=6)
+    for path in planted:
+        tokens = torch.cat(list(Shards(path).batches(layer=5, batch_size=100)))
+        codes = densify(sae.encode(((tokens.double() - mean) / std).float()), "sparse", 100)
+        folder = project / "runs/abc/inference" / path.name
+        folder.mkdir(parents=True)
+        scipy.sparse.save_npz(folder / "token_acts.npz", scipy.sparse.csr_array(codes.numpy()))
+        (folder / "metrics.json").write_text(json.dumps({"normalized_mse": 0.125}))
+    parameters = project / "conf/base/parameters.yml"
+    given = {
+        "mine": {"weights": "saes/{layer}.safetensors", "activation": "topk", "k": 6},
+        "theirs": {"saev_run": "runs/abc"},
+        "random-centres": {"random": "centres"},
+        "random-directions": {"random": "directions", "seed": 3},
+    }
+    text = parameters.read_text()
+    assert "dictionaries: {}" in text
+    parameters.write_text(text.replace("dictionaries: {}", f"dictionaries: {json.dumps(given)}"))
+    ended = run_command("kedro run --params=layers:[5],pca.topk:[4,16]", project)
+    assert ended.returncode == 0, ended.stderr
+    assert max(len(line) for line in ended.stdout.splitlines()) <= 80
+    table = pd.read_csv(project / "data/08_reporting/baselines.csv").set_index("encoding")
+    assert "random-directions-topk-00016" in ended.stdout
+    assert len(table) == 10
+    mine, theirs = table.loc["mine"], table.loc["theirs"]
+    assert (mine["k"], mine["method"], theirs["method"]) == (6, "mine", "theirs")
+    assert (theirs["k"], theirs["nmse_raw"]) == (100, 0.125)
+    assert np.isnan(theirs["nmse"])
+    for column in ("l0", "probe_r", "map", "purity_at_16", "coverage_at_0.3"):
+        assert mine[column] == pytest.approx(theirs[column], rel=1e-9), column
+    assert table.loc["random-directions-topk-00016", "nmse"] > table.loc["pca-topk-00016", "nmse"]
+    assert table.loc["random-centres-onehot", "nmse"] > table.loc["kmeans-onehot", "nmse"]
+    again = run_command("kedro run --params=layers:[5],pca.topk:[4,16]", project)
+    assert "Nothing to do" in again.stdout
+    (project / "saes/layer_5.safetensors").unlink()
+    ended = run_command("kedro run --params=layers:[5],pca.topk:[4,16]", project)
+    assert ended.returncode != 0
+    assert "layer_5.weights_mine" in ended.stderr
+    assert "correct its path" in ended.stderr
+    assert "Traceback" not in ended.stderr

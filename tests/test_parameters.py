@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from kedro.config import OmegaConfigLoader
 
-from assay.parameters import Parameters, parse_parameters
+from assay.parameters import DictionaryParameters, Parameters, parse_parameters
 
 CONF = Path(__file__).parents[1] / "conf"
 SHARDS = {"fit": "a", "val": "b", "probe_train": "c", "probe_val": "d"}
@@ -170,3 +170,34 @@ def test_base_probes_the_layers_that_the_digits_are_recorded_at():
     loader = OmegaConfigLoader(str(CONF), base_env="base", default_run_env="local")
     parameters = parse_parameters(loader["parameters"])
     assert set(parameters.layers) <= set(parameters.digits.layers)
+
+
+@pytest.mark.parametrize(
+    ("given", "match"),
+    [
+        ({}, "found none, want one of weights, saev_run and random"),
+        ({"saev_run": "a", "random": "centres"}, "found saev_run and random, want one of"),
+        ({"weights": "a"}, "want an activation where weights are given"),
+        ({"random": "centres", "activation": "relu"}, "want an activation where weights are given"),
+        ({"weights": "a", "activation": "topk"}, "found k None and activation topk, want k for topk"),
+        ({"weights": "a", "activation": "relu", "k": 3}, "found k 3 and activation relu, want k for topk"),
+        ({"weight": "a"}, "did you mean `dictionaries.mine.weights`"),
+        ({"random": "centers"}, "'centres' or 'directions'"),
+    ],
+    ids=str,
+)
+def test_a_dictionary_that_cannot_be_is_refused_by_name(given, match):
+    with pytest.raises(ValueError, match=rf"`dictionaries\.mine.*{match}") as caught:
+        parse_parameters(LEAST | {"dictionaries": {"mine": given}})
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["kmeans-2", "pca", "My SAE", "a/b", "3", ""])
+def test_a_dictionarys_name_is_that_of_a_file_and_no_baselines(name):
+    with pytest.raises(ValueError, match="want lower-case letters, digits and hyphens"):
+        parse_parameters(LEAST | {"dictionaries": {name: {"random": "centres"}}})
+    assert parse_parameters(LEAST | {"dictionaries": {"relu-16k": {"random": "centres"}}}).dictionaries
+
+
+def test_every_option_of_a_dictionary_says_what_it_is():
+    assert all(field.description for field in DictionaryParameters.model_fields.values())

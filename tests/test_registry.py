@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from kedro.config import OmegaConfigLoader
-from kedro.io import CatalogConfigResolver
+from kedro.io import CatalogConfigResolver, DataCatalog
 from kedro.pipeline import Pipeline
 from kedro.pipeline.node import Node
 
@@ -16,6 +16,13 @@ from assay.pipeline_registry import register_pipelines
 
 CONF = Path(__file__).parents[1] / "conf"
 STAGES = ("digits", "standardize", "kmeans", "pca", "encode", "probe", "report")
+
+DICTIONARIES = {
+    "mine": {"weights": "saes/{layer}.safetensors", "activation": "relu", "layers": [3]},
+    "theirs": {"saev_run": "runs/{layer}"},
+    "random-centres": {"random": "centres"},
+    "random-directions": {"random": "directions"},
+}
 SPLITS = ("fit", "val", "probe_train", "probe_val")
 OWN = {split: f"data/01_raw/own/{split}" for split in SPLITS}
 ENCODINGS = ["kmeans-invdist", "kmeans-onehot", "pca-topk-00001", "pca-topk-00004", "pca-topk-00016", "pca-topk-00064"]
@@ -29,6 +36,7 @@ KINDS = [
     {"kmeans": {"second_seed": 1}},
     {"standardize": {"statistics": "own/{layer}.safetensors"}},
     {"shards": OWN},
+    {"dictionaries": DICTIONARIES},
 ]
 """The default, and the changes that lead to other nodes."""
 
@@ -86,6 +94,9 @@ def test_each_pipeline_holds_its_ancestors(register, changes):
     methods = ["kmeans", "pca", *(["kmeans-second"] if "kmeans" in changes else [])]
     wanted = {f"layer_{n}.{method}_checkpoints" for n in (0, 3) for method in methods}
     wanted |= {"layer_0.given_statistics", "layer_3.given_statistics"} if "standardize" in changes else set()
+    if "dictionaries" in changes:
+        theirs = ("codes_theirs_probe_train", "codes_theirs_probe_val", "metrics_theirs")
+        wanted |= {"layer_3.weights_mine", *(f"layer_{n}.{name}" for n in (0, 3) for name in theirs)}
     assert sources == wanted | ({f"shards_{split}" for split in SPLITS} if "shards" in changes else set())
 
 
@@ -191,9 +202,13 @@ def test_given_statistics_are_adopted_and_not_fitted(register):
 def test_only_catalog_names_join_stages(register, environment, changes):
     loader = OmegaConfigLoader(str(CONF), env=environment, base_env="base", default_run_env="local")
     resolver = CatalogConfigResolver(loader["catalog"])
-    known = resolver.config.keys()
+    catalog = DataCatalog()
     assert not resolver.match_dataset_pattern("layer_3.nonsense")
-    for pipeline in register(**changes).values():
+    pipelines = register(**changes)
+    configuration.ConfigurationHook().after_catalog_created(catalog)  # the users' own dictionaries
+    known = {*resolver.config, *catalog.keys()}
+    assert bool(catalog.keys()) == ("dictionaries" in changes)
+    for pipeline in pipelines.values():
         for name in pipeline.datasets() - {"digits_vit"}:
             if not name.startswith("params:"):
                 assert name in known or resolver.match_dataset_pattern(name), name
@@ -213,3 +228,25 @@ def test_no_dataset_name_reads_like_a_namespace(register, monkeypatch):
         for changes in KINDS:
             register(**changes)
     assert not getattr(Node, flag)
+
+
+def test_other_dictionaries_are_probed_and_reported_on_the_layers_that_they_are_of(register):
+    pipelines = register(dictionaries=DICTIONARIES, kmeans={"n_clusters": 8}, pca={"topk": (1, 4)})
+    whole = pipelines["__default__"]
+    made = whole.all_outputs()
+    rows = ["theirs", "random-centres-onehot", "random-centres-invdist"]
+    rows += [f"random-directions-topk-{k:05d}" for k in (1, 4)]
+    for layer, wanted in ((0, rows), (3, [*rows, "mine"])):
+        (merge,) = [node for node in whole.nodes if node.name == f"layer_{layer}.report.merge"]
+        others = {name for name in merge.inputs if not re.search(r"\.(scores_)?(kmeans|pca)", name)}
+        names_of = {name.partition(".")[2] for name in others}
+        assert {name for name in names_of if name.startswith("scores_")} == {f"scores_{row}" for row in wanted}
+        dictionaries = {"theirs", "random-centres", "random-directions", *({"mine"} & set(wanted))}
+        assert {name for name in names_of if name.endswith("_errors")} == {f"{name}_errors" for name in dictionaries}
+        for row in wanted:
+            assert f"layer_{layer}.probes_{row}" in made
+    (sweep,) = [node for node in whole.nodes if node.name == "layer_0.probe.random-directions-topk-00004"]
+    assert sweep.inputs[0] == "layer_0.codes_random-directions-topk-00004_probe_train"
+    assert sweep.func.keywords["rows"] == (("random-directions-topk-00001", 1), ("random-directions-topk-00004", 4))
+    assert of_stage(pipelines["dictionaries"], "dictionaries") == of_stage(whole, "dictionaries")
+    assert "dictionaries" not in register()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import sys
 import time
@@ -219,7 +220,12 @@ HEADINGS = {
 
 
 def render_table(baselines: pd.DataFrame) -> Table:
-    """The table as the terminal shows it, in 80 columns: layers apart, a star at the best layer of each (method, encoding, k)."""
+    """The table as the terminal shows it, in 80 columns: layers apart, a star at the best layer of each (method, encoding, k).
+
+    The names of other dictionaries are long, and say method and k: with them these two columns are left to the file.
+    """
+    if not set(baselines["method"]) <= {"kmeans", "pca"}:
+        baselines = baselines.drop(columns=["method", "k"])
     table = Table(title="k-means and PCA baselines", box=box.SIMPLE_HEAD, padding=0, collapse_padding=True)
     for column in baselines.columns:
         text = column in ("method", "encoding", "best_layer")
@@ -236,6 +242,8 @@ def _cell(value: Any) -> str:
         return "*" if value else ""
     if not isinstance(value, float):
         return str(value)
+    if math.isnan(value):
+        return "-"
     if value.is_integer():
         return f"{value:.0f}"
     return f"{value:.3f}" if abs(value) >= 0.001 else f"{value:.0e}"

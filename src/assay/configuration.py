@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,11 @@ from kedro.config import OmegaConfigLoader
 from kedro.framework.context import KedroContext
 from kedro.framework.hooks import hook_impl
 from kedro.framework.project import pipelines, settings
+from kedro.io import AbstractDataset, DataCatalog
 from kedro.utils import find_kedro_project
 
-from assay.parameters import Parameters, parse_parameters
+from assay.io.datasets import SaevInferenceDataset, TensorsDataset
+from assay.parameters import DictionaryParameters, Parameters, parse_parameters
 from assay.plan import check_shards
 
 _current: dict[str, tuple[Path, Parameters]] = {}
@@ -50,10 +53,34 @@ class ConfigurationHook:
         _current["session"] = Path(context.project_path), parameters
         pipelines.configure("assay.pipeline_registry")  # a second session in one process has layers of its own
 
+    @hook_impl
+    def after_catalog_created(self, catalog: DataCatalog) -> None:
+        """Add what the user's own dictionaries are read from: how many there are, and where, only the parameters say."""
+        project, parameters = current_configuration()
+        for name, dictionary in parameters.dictionaries.items():
+            for layer in parameters.layers:
+                for entry, dataset in _sources(f"layer_{layer}", name, dictionary, parameters, project):
+                    catalog[entry] = dataset
+
     @hook_impl(tryfirst=True)
     def before_pipeline_run(self) -> None:
         project, parameters = current_configuration()
         check_shards(parameters, project)
+
+
+def _sources(
+    layer: str, name: str, dictionary: DictionaryParameters, parameters: Parameters, project: Path
+) -> Iterator[tuple[str, AbstractDataset[Any, Any]]]:
+    if dictionary.weights is not None:
+        path = project / dictionary.weights.replace("{layer}", layer)
+        yield f"{layer}.weights_{name}", TensorsDataset(filepath=str(path), load_args={"any_schema": True})
+    if dictionary.saev_run is not None:
+        run = str(project / dictionary.saev_run.replace("{layer}", layer))
+        for split in ("probe_train", "probe_val"):
+            shards = str(project / getattr(parameters.shards, split))
+            yield f"{layer}.codes_{name}_{split}", SaevInferenceDataset(run=run, shards=shards, part="codes")
+        shards = str(project / parameters.shards.val)
+        yield f"{layer}.metrics_{name}", SaevInferenceDataset(run=run, shards=shards, part="metrics")
 
 
 def _check_paths(parameters: Parameters, catalog: dict[str, Any]) -> None:

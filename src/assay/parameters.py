@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Annotated, Any, Literal, Self, TypeVar
@@ -26,6 +27,18 @@ from pydantic import (
 )
 
 T = TypeVar("T")
+
+
+def _check_name(name: str) -> str:
+    if re.fullmatch(r"[a-z][a-z0-9-]*", name) and not name.startswith(("kmeans", "pca")):
+        return name
+    raise ValueError(
+        f"found {name!r}, want lower-case letters, digits and hyphens, and another start than kmeans and pca"
+    )
+
+
+DictionaryName = Annotated[str, AfterValidator(_check_name)]
+"""A dictionary's name is that of its row in the table, and of files."""
 
 
 def _check_choices(values: tuple[T, ...]) -> tuple[T, ...]:
@@ -180,6 +193,48 @@ class ProbeParameters(_Section):
     top_features: PositiveInt = Field(10, description="features of the highest AP that are named for each class")
 
 
+class DictionaryParameters(_Section):
+    """Another dictionary for the same table, judged by the same code: one of `weights`, `saev_run` and `random`.
+
+    In paths `{layer}` is replaced, as in layer_23.
+    """
+
+    weights: str | None = Field(
+        None, description="an autoencoder's weights, a safetensors file under saev's, SAELens' or torch's names"
+    )
+    activation: Literal["relu", "topk", "batchtopk", "jumprelu"] | None = Field(
+        None, description="of the autoencoder; batchtopk and jumprelu want `threshold` among its tensors"
+    )
+    k: PositiveInt | None = Field(None, description="entries a patch of an autoencoder with `topk`")
+    trained_on: Literal["standardized", "raw"] = Field(
+        "standardized", description="the activations that the autoencoder was trained on"
+    )
+    input_bias: Literal["b_dec", "none"] = Field(
+        "b_dec", description="what the autoencoder takes off its input before it encodes"
+    )
+    saev_run: str | None = Field(
+        None,
+        description="a folder of saev's with inference/<shard hash>/token_acts.npz, and metrics.json for shards.val",
+    )
+    random: Literal["centres", "directions"] | None = Field(
+        None, description="the floor: tokens drawn as centres and coded as k-means, or random directions coded as PCA"
+    )
+    seed: int = Field(0, ge=0, lt=2**32, description="of the random centres or directions")
+    layers: Choices[NonNegativeInt] | None = Field(None, description="layers that it is of; null: all")
+    batch_size: PositiveInt = Field(8_192, description="tokens a batch, where its reconstruction is measured")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        given = [name for name in ("weights", "saev_run", "random") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"found {' and '.join(given) or 'none'}, want one of weights, saev_run and random")
+        if (self.activation is None) != (self.weights is None):
+            raise ValueError("want an activation where weights are given, and only there")
+        if (self.k is None) == (self.activation == "topk"):
+            raise ValueError(f"found k {self.k} and activation {self.activation}, want k for topk, and only for that")
+        return self
+
+
 class DigitsParameters(_Section):
     """The embedded default: digits on canvases, and a small vision transformer. Equal parameters give equal bytes on one machine."""
 
@@ -255,6 +310,9 @@ class Parameters(_Section):
     kmeans: KMeansParameters = KMeansParameters()
     pca: PCAParameters = PCAParameters()
     probe: ProbeParameters = ProbeParameters()
+    dictionaries: dict[DictionaryName, DictionaryParameters] = Field(
+        {}, description="other dictionaries for the same table, by the name that they have there"
+    )
     digits: DigitsParameters = DigitsParameters()
 
 
@@ -289,6 +347,8 @@ def _explain(fault: Any) -> str:
 
 def _section(location: tuple[str, ...]) -> type[BaseModel]:
     section: type[BaseModel] = Parameters
+    if location[:1] == ("dictionaries",):
+        return DictionaryParameters
     for part in location:
         inner = section.model_fields[part].annotation
         assert isinstance(inner, type)

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from kedro.pipeline import Pipeline
 
 from assay.configuration import current_configuration
-from assay.pipelines import digits, encode, kmeans, pca, probe, report, standardize
-from assay.plan import Plan, find_d_model, make_plan
+from assay.pipelines import dictionaries, digits, encode, kmeans, pca, probe, report, standardize
+from assay.plan import Dictionary, Plan, find_d_model, make_plan
 
 SHARED = {"shards_fit", "shards_val", "shards_probe_train", "shards_probe_val"}
 
@@ -27,10 +27,24 @@ def register_pipelines() -> dict[str, Pipeline]:
 
 def _stages(plan: Plan) -> dict[str, Pipeline]:
     rows = plan.encodings
-    ks = tuple(row.k for row in rows if row.method == "pca")
+    ks = tuple(row.k for row in rows if row.method == "pca" and row.k is not None)
     # Each once: the rows of PCA share the codes of their largest K.
     elsewhere = tuple(dict.fromkeys((row.method, row.codes) for row in rows if row.codes != plan.pca_codes))
     metrics = ["kmeans_errors", "pca_errors", *(f"scores_{row.name}" for row in rows)]
+
+    def of_layer(layer: int) -> list[Dictionary]:
+        return [each for each in plan.dictionaries if layer in each.layers]
+
+    def create_dictionary(layer: int, each: Dictionary) -> Pipeline:
+        encodings = tuple((row.codes, row.as_, row.k) for row in each.encodings)
+        return dictionaries.create_pipeline(layer, each.name, each.parameters, encodings)
+
+    def others(layer: int) -> list[str]:
+        found = of_layer(layer)
+        return [
+            *(f"{each.name}_errors" for each in found),
+            *(f"scores_{row.name}" for each in found for row in each.encodings),
+        ]
 
     def layers(create: Callable[[int], Pipeline]) -> Pipeline:
         return sum((_in_namespace(create(layer), layer) for layer in plan.layers), Pipeline([]))
@@ -41,12 +55,17 @@ def _stages(plan: Plan) -> dict[str, Pipeline]:
         "kmeans": layers(lambda n: kmeans.create_pipeline(n, second_seed=plan.second_seed)),
         "pca": layers(lambda n: pca.create_pipeline(n, ks=ks, codes=plan.pca_codes)),
         "encode": layers(lambda n: encode.create_pipeline(n, encodings=elsewhere, sparsity=plan.sparsity)),
+        "dictionaries": layers(lambda n: sum((create_dictionary(n, each) for each in of_layer(n)), Pipeline([]))),
         "probe": layers(
             lambda n: probe.create_pipeline(
-                n, encodings=tuple((row.method, row.name, row.k, row.codes) for row in rows)
+                n,
+                encodings=tuple(
+                    (row.method, row.name, row.k, row.codes)
+                    for row in (*rows, *(row for each in of_layer(n) for row in each.encodings))
+                ),
             )
         ),
-        "report": layers(lambda _: report.create_layer_pipeline(metrics))
+        "report": layers(lambda n: report.create_layer_pipeline(metrics + others(n)))
         + report.create_pipeline([f"rows_layer_{layer}" for layer in plan.layers]),
     }
 

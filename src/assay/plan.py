@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from assay.io.datasets import find_shards
 from assay.io.shards import Shards
-from assay.parameters import Parameters, SparsityParameters
+from assay.parameters import DictionaryParameters, Parameters, SparsityParameters
 from assay.pipelines.digits.canvases import cell_size
 from assay.pipelines.stream import pick_device
 
@@ -19,13 +20,25 @@ DIGITS = Path("data/01_raw/digits")
 class Encoding:
     """One way of writing patches as codes, and a row of a layer's table.
 
-    ``k`` is the clusters or kept components, and ``codes`` the encoding whose folder holds them: the sweep's largest K serves all.
+    ``k`` is the clusters or kept components (None: what the dictionary says), and ``codes`` the encoding whose folder holds
+    them: the sweep's largest K serves all. ``as_`` is the encoding that makes them, where that goes by another name.
     """
 
     name: str
     method: str
-    k: int
+    k: int | None
     codes: str
+    as_: str | None = None
+
+
+@dataclass(frozen=True)
+class Dictionary:
+    """A dictionary that is not Assay's own, on the layers that it is of."""
+
+    name: str
+    parameters: DictionaryParameters
+    layers: tuple[int, ...]
+    encodings: tuple[Encoding, ...]
 
 
 @dataclass(frozen=True)
@@ -34,7 +47,8 @@ class Plan:
 
     layers: tuple[int, ...]
     encodings: tuple[Encoding, ...]
-    """Every row that the table has for a layer."""
+    """Every row of k-means and PCA that the table has for a layer."""
+    dictionaries: tuple[Dictionary, ...]
     pca_codes: str
     """The encoding that the ``pca`` pipeline leaves: ``pca-dense``, or ``pca-topk-...`` where ``latent_topk`` is set."""
     sparsity: SparsityParameters | None
@@ -67,12 +81,32 @@ def make_plan(parameters: Parameters, d_model: int | None = None) -> Plan:
     return Plan(
         layers=parameters.layers,
         encodings=(*kmeans, *pca),
+        dictionaries=tuple(
+            Dictionary(name, each, _layers_of(each, parameters), tuple(_encodings_of(name, each, kmeans, pca)))
+            for name, each in parameters.dictionaries.items()
+        ),
         pca_codes="pca-dense" if parameters.latent_topk is None else topk_name(parameters.latent_topk),
         sparsity=parameters.kmeans.sparsity,
         digits=digits_splits(parameters),
         second_seed=parameters.kmeans.second_seed,
         given_statistics=parameters.standardize.statistics is not None,
     )
+
+
+def _layers_of(dictionary: DictionaryParameters, parameters: Parameters) -> tuple[int, ...]:
+    return tuple(n for n in parameters.layers if dictionary.layers is None or n in dictionary.layers)
+
+
+def _encodings_of(
+    name: str, dictionary: DictionaryParameters, kmeans: list[Encoding], pca: list[Encoding]
+) -> Iterator[Encoding]:
+    """A random dictionary has the encodings of the method that it is the floor of; any other has one, of its own name."""
+    if dictionary.random is None:
+        yield Encoding(name, name, dictionary.k, name)
+        return
+    for row in kmeans if dictionary.random == "centres" else pca:
+        own, codes = (f"{name}-{each.partition('-')[2]}" for each in (row.name, row.codes))
+        yield Encoding(own, name, row.k, codes, row.codes)
 
 
 def digits_splits(parameters: Parameters) -> tuple[str, ...]:

@@ -199,6 +199,8 @@ class _Run:
     def log_errors(self, errors: Mapping[str, Any]) -> None:
         """Log the NMSE of every K, and the fit's steps, to the children that they belong to."""
         layer, method = errors["layer"], errors["method"]
+        if method not in ("kmeans", "pca"):
+            return  # a dictionary's errors are logged with its row, when its child is there
         for row in errors["rows"]:
             names = self._parameters["kmeans"]["encodings"] if method == "kmeans" else [topk_name(row["k"])]
             for encoding in names:
@@ -253,9 +255,10 @@ class _Run:
         created = self._client.create_run(self._parent.experiment_id, run_name=name, tags=tags)
         params: dict[str, Any] = {"layer": layer, "method": method, "encoding": encoding}
         # kmeans has a seed and clusters; PCA is deterministic and has K
-        params |= (
-            {"n_clusters": k, "seed": self._parameters["kmeans"]["seed"]} if method == "kmeans" else {"latent_topk": k}
-        )
+        if method == "kmeans":
+            params |= {"n_clusters": k, "seed": self._parameters["kmeans"]["seed"]}
+        else:
+            params["latent_topk" if method == "pca" else "k"] = k
         self._client.log_batch(created.info.run_id, params=[Param(key, str(value)) for key, value in params.items()])
         return str(created.info.run_id)
 

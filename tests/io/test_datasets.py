@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+import scipy.sparse
 import torch
 import yaml
 from kedro.io import AbstractDataset, DataCatalog, DatasetError, Version
@@ -22,7 +23,14 @@ from assay.io import datasets as module
 from assay.io import stream_reader
 from assay.io.codes import StoredCodes
 from assay.io.codes_layout import Format
-from assay.io.datasets import CheckpointsDataset, CodesDataset, ShardsDataset, TensorsDataset, find_shards
+from assay.io.datasets import (
+    CheckpointsDataset,
+    CodesDataset,
+    SaevInferenceDataset,
+    ShardsDataset,
+    TensorsDataset,
+    find_shards,
+)
 from assay.io.metadata import Metadata
 from assay.io.shards import Shards
 from assay.io.tensors import fingerprint_tensors
@@ -464,6 +472,35 @@ def test_they_can_be_sent_to_another_process(tmp_path: Path, shards: Path) -> No
     assert_state(sent[model].load(), STATE)
 
 
+# --- saev's inference
+
+
+def write_inference(folder: Path) -> None:
+    folder.mkdir(parents=True)
+    scipy.sparse.save_npz(folder / "token_acts.npz", scipy.sparse.eye_array(15, 4, format="csr", dtype=np.float32))
+    (folder / "metrics.json").write_text('{"normalized_mse": 0.5}')
+
+
+def test_what_saev_left_is_found_by_the_shards_hash_and_never_written(tmp_path: Path, shards: Path) -> None:
+    parts = {
+        part: SaevInferenceDataset(run=str(tmp_path / "run"), shards=str(shards.parent), part=part)
+        for part in ("codes", "metrics")
+    }
+    assert not any(dataset.exists() for dataset in parts.values())
+    write_inference(tmp_path / "run/inference" / shards.name)
+    assert all(dataset.exists() for dataset in parts.values())
+    assert parts["codes"].load().n_rows == 15
+    assert parts["metrics"].load() == {"nmse_raw": 0.5}
+    before = parts["metrics"].fingerprint()
+    assert before == parts["metrics"].fingerprint()
+    (parts["metrics"].folder / "metrics.json").write_text('{"normalized_mse": 0.25}')
+    assert parts["metrics"].fingerprint() != before
+    with pytest.raises(DatasetError, match="found dict to save; the folder is saev's"):
+        parts["codes"].save({})
+    assert not SaevInferenceDataset(run=str(tmp_path), shards=str(tmp_path / "no"), part="codes").exists()
+    assert "run" in str(parts["codes"]._describe())
+
+
 # --- the docstrings
 
 
@@ -481,7 +518,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_the_yaml_examples_are_true(project: Path) -> None:
     entries: dict[str, Any] = {}
-    for dataset in (ShardsDataset, CodesDataset, CheckpointsDataset, TensorsDataset):
+    for dataset in (ShardsDataset, CodesDataset, CheckpointsDataset, TensorsDataset, SaevInferenceDataset):
         entries |= yaml.safe_load(example(dataset, "YAML"))
     catalog = DataCatalog.from_config(entries)
     assert_recorded(catalog.load("shards_fit"), MadeRecording(seed=5))
@@ -489,6 +526,8 @@ def test_the_yaml_examples_are_true(project: Path) -> None:
     assert_coded(StoredCodes(project / "data/07_model_output/inference/687023f7/kmeans-onehot/layer_23"), MadeCodes())
     catalog.save("layer_3.pca_model", STATE)
     assert catalog.load("layer_23.pca_checkpoints").folder == Path("data/06_models/.checkpoints/layer_23/pca")
+    write_inference(project / "runs/z55bntm1/inference/687023f7")
+    assert catalog.load("layer_23.codes_relu-16k_probe_val").n_features == 4
     (version,) = (project / "data/06_models/layer_3/pca.safetensors").iterdir()
     assert_state(TensorsDataset(filepath=str(version / "pca.safetensors")).load(), STATE)
 
@@ -503,10 +542,12 @@ def test_the_python_examples_are_true(project: Path) -> None:
     )
     codes.save(MadeCodes())
     TensorsDataset(filepath=str(folder / "06_models/layer_23/pca.safetensors")).save(STATE)
+    write_inference(project / "runs/z55bntm1/inference/687023f7")
     found: dict[str, Any] = {}
-    for dataset in (ShardsDataset, CodesDataset, CheckpointsDataset, TensorsDataset):
+    for dataset in (ShardsDataset, CodesDataset, CheckpointsDataset, TensorsDataset, SaevInferenceDataset):
         exec(example(dataset, "Python"), vars(module), found)
     assert found["tokens"].shape == (15, 4)
     assert found["batch"].keys() == {"indices", "error"}
     assert torch.equal(found["components"], STATE["components"])
     assert found["checkpoints"].load({"layer": 23}) is None
+    assert found["token_acts"].n_rows == 15

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
-from typing import Any, Never, Protocol, get_args
+from typing import Any, Literal, Never, Protocol, get_args
 
 import fsspec
 import numpy as np
@@ -18,6 +18,7 @@ from assay.io.codes_layout import Codes, Dtype
 from assay.io.codes_writer import write_codes
 from assay.io.metadata import METADATA_NAME, Metadata
 from assay.io.publish import publishing_folder
+from assay.io.saev_codes import CODES_NAME, METRICS_NAME, SaevCodes, read_metrics
 from assay.io.shards import Shards, write_shards
 from assay.io.tensors import fingerprint_tensors, read_tensors, write_tensors
 
@@ -204,6 +205,67 @@ class CodesDataset(AbstractDataset[Codes, StoredCodes]):
             "layer": self._layer,
             "dtype": self._dtype,
         }
+
+
+class SaevInferenceDataset(AbstractDataset[Never, Any]):
+    """What saev's inference left of one of its runs: ``<run>/inference/<shard hash>/``. It is read and never written.
+
+    Args:
+        run: saev's folder of the run.
+        shards: the shards that it was run on, as `ShardsDataset` names them.
+        part: ``codes``, a handle on ``token_acts.npz``; or ``metrics``, the NMSE that ``metrics.json`` says.
+        metadata: for plugins, unused here.
+
+    Examples:
+        YAML::
+
+            "layer_23.codes_relu-16k_probe_val":
+              type: assay.io.datasets.SaevInferenceDataset
+              run: runs/z55bntm1
+              shards: data/01_raw/saev/shards/687023f7
+              part: codes
+
+        Python::
+
+            saev = SaevInferenceDataset(run="runs/z55bntm1", shards="data/01_raw/saev/shards/687023f7", part="codes")
+            token_acts = saev.load()
+    """
+
+    def __init__(
+        self, *, run: str, shards: str, part: Literal["codes", "metrics"], metadata: dict[str, Any] | None = None
+    ) -> None:
+        self._run = Path(run)
+        self._shards = shards
+        self._part = part
+        self.metadata = metadata
+
+    @property
+    def folder(self) -> Path:
+        """Where the inference on these shards lies."""
+        return self._run / "inference" / find_shards(self._shards).name
+
+    def load(self) -> SaevCodes | dict[str, float]:
+        return SaevCodes(self.folder) if self._part == "codes" else read_metrics(self.folder)
+
+    def save(self, data: Never) -> None:
+        raise DatasetError(f"{self._run}: found {type(data).__name__} to save; the folder is saev's")
+
+    def fingerprint(self) -> str:
+        """Name, size and time of the file."""
+        stat = self._file().stat()
+        return f"{self.folder.name} {stat.st_size} {stat.st_mtime_ns}"
+
+    def _file(self) -> Path:
+        return self.folder / (CODES_NAME if self._part == "codes" else METRICS_NAME)
+
+    def _exists(self) -> bool:
+        try:
+            return self._file().is_file()
+        except (FileNotFoundError, ValueError):  # the shards are not there
+            return False
+
+    def _describe(self) -> dict[str, Any]:
+        return {"run": str(self._run), "shards": self._shards, "part": self._part}
 
 
 class CheckpointsDataset(AbstractDataset[Never, Checkpoints]):

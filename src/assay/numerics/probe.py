@@ -17,7 +17,7 @@ import itertools
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -56,6 +56,9 @@ CERTIFIED = 1e-8
 """Nats between the loss as reported and that of the rows, and the length of its gradient, at the most."""
 
 _FEATURES = 256  # features that are solved together
+
+K = TypeVar("K", int, int | None)
+"""How many entries of each row are looked at; None: all."""
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is, and of how much: rows or features."""
@@ -170,21 +173,21 @@ class LogisticProbe1d:
 
     @staticmethod
     def judge_nested(
-        probes: Mapping[int, LogisticProbe1d], codes: Codes, labels: Tensor, progress: Progress | None = None
-    ) -> dict[int, Judgement]:
+        probes: Mapping[K, LogisticProbe1d], codes: Codes, labels: Tensor, progress: Progress | None = None
+    ) -> dict[K, Judgement]:
         """As `judge` of each probe on `TopKCodes(codes, k)`, from the same passes over `codes`."""
         judged = _judge([(probe, k) for k, probe in probes.items()], codes, labels, progress)
         return dict(zip(probes, judged, strict=True))
 
     @staticmethod
     def certify_nested(
-        probes: Mapping[int, LogisticProbe1d],
+        probes: Mapping[K, LogisticProbe1d],
         codes: Codes,
         labels: Tensor,
-        pairs: Mapping[int, Tensor],
+        pairs: Mapping[K, Tensor],
         n_random: int = 64,
         seed: int = 0,
-    ) -> dict[int, Certificate]:
+    ) -> dict[K, Certificate]:
         """As `certify` of each probe on `TopKCodes(codes, k)`, from the same passes over `codes`; nothing is raised yet."""
         wanted = [(probe, k, pairs[k]) for k, probe in probes.items()]
         return dict(zip(probes, _certify(wanted, codes, labels, n_random, seed), strict=True))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from typing import Any, Unpack
 
@@ -74,7 +74,7 @@ def standardized_tokens(
     doing: str,
     start: int = 0,
     **order: Unpack[OrderOptions],
-) -> Iterator[Tensor]:
+) -> Generator[Tensor]:
     """As :func:`raw_tokens`, standardised: x~ = (x - mu) / sigma.
 
     Raises:

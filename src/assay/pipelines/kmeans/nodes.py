@@ -93,6 +93,7 @@ def measure_kmeans(
     device: str,
     *,
     layer: int,
+    method: str = "kmeans",
 ) -> dict[str, Any]:
     """NMSE on the validation tokens, each token reconstructed as its nearest centre."""
     place = pick_device(device)
@@ -101,7 +102,7 @@ def measure_kmeans(
     batches = standardized_tokens(shards, layer, statistics, parameters.batch_size, place, doing="k-means, NMSE")
     (sums,) = sum_errors(lambda x: kmeans.reconstruction_errors(x, std), batches).values()
     row = {"k": kmeans.n_clusters, "nmse": sums.nmse, "nmse_raw": sums.nmse_raw}
-    return {"layer": layer, "method": "kmeans", "n_tokens": sums.n_tokens, "rows": [row]}
+    return {"layer": layer, "method": method, "n_tokens": sums.n_tokens, "rows": [row]}
 
 
 def compare_seeds(

@@ -84,6 +84,7 @@ def measure_pca(
     *,
     layer: int,
     ks: tuple[int, ...],
+    method: str = "pca",
 ) -> dict[str, Any]:
     """NMSE on the validation tokens at every K of ``ks``, in one pass."""
     place = pick_device(device)
@@ -92,4 +93,4 @@ def measure_pca(
     batches = standardized_tokens(shards, layer, statistics, parameters.batch_size, place, doing="PCA, NMSE")
     sums = sum_errors(lambda x: pca.reconstruction_errors(x, std, ks), batches)
     rows = [{"k": k, "nmse": sums[k].nmse, "nmse_raw": sums[k].nmse_raw} for k in ks]
-    return {"layer": layer, "method": "pca", "n_tokens": sums[ks[0]].n_tokens, "rows": rows}
+    return {"layer": layer, "method": method, "n_tokens": sums[ks[0]].n_tokens, "rows": rows}

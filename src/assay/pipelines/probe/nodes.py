@@ -31,11 +31,12 @@ def fit_probes(
     *,
     layer: int,
     method: str,
-    rows: tuple[tuple[str, int], ...],
+    rows: tuple[tuple[str, int | None], ...],
 ) -> tuple[dict[str, Tensor] | dict[str, Any] | pd.DataFrame, ...]:
     """Fit the probes of one or several encodings, named in ``rows`` with their k, on probe train and judge them on probe val.
 
-    The codes are those of the largest k; of more than one encoding, all are fitted in the same passes over them.
+    The codes are those of the largest k; of more than one encoding, all are fitted in the same passes over them. A k of None is the
+    number of features, of codes whose rows are of any length.
 
     Returns:
         For each encoding, one after the other:
@@ -87,11 +88,11 @@ def fit_probes(
             n_top=parameters.top_features,
         )
         tensors = _as_tensors(probe, judgement, train_classes, val_classes)
-        about = {"layer": layer, "method": method, "encoding": encoding, "k": k}
+        about = {"layer": layer, "method": method, "encoding": encoding, "k": k or codes_val.n_features}
         results += [
             tensors,
             about
-            | {"l0": float(l0[min(k, len(l0)) - 1])}
+            | {"l0": float(l0[min(k or len(l0), len(l0)) - 1])}
             | _as_json(scores, first)
             | {
                 "max_abs_activation": float(probe.max_abs_.max()),
@@ -107,8 +108,8 @@ def fit_probes(
 
 
 def _fit(
-    codes: Codes, labels: Tensor, n_classes: int, parameters: ProbeParameters, ks: list[int], progress: Progress
-) -> dict[int, LogisticProbe1d]:
+    codes: Codes, labels: Tensor, n_classes: int, parameters: ProbeParameters, ks: list[int | None], progress: Progress
+) -> dict[int | None, LogisticProbe1d]:
     probe = LogisticProbe1d(
         parameters.ridge,
         class_weight=parameters.class_weight,
@@ -118,7 +119,9 @@ def _fit(
     )
     if len(ks) == 1:
         return {ks[0]: probe.fit(codes, labels, n_classes, progress)}
-    return probe.fit_nested(codes, labels, n_classes, ks, progress)
+    return dict[int | None, LogisticProbe1d](
+        probe.fit_nested(codes, labels, n_classes, [k for k in ks if k is not None], progress).items()
+    )
 
 
 def _as_tensors(

@@ -6,9 +6,9 @@ from assay.pipelines.probe.nodes import fit_probes
 from assay.pipelines.stream import bind
 
 
-def create_pipeline(layer: int, *, encodings: Sequence[tuple[str, str, int, str]]) -> Pipeline:
+def create_pipeline(layer: int, *, encodings: Sequence[tuple[str, str, int | None, str]]) -> Pipeline:
     """Probe every (method, encoding, k, encoding whose codes hold it): those that share codes in one node, from the same passes."""
-    sharing: dict[tuple[str, str], list[tuple[str, int]]] = {}
+    sharing: dict[tuple[str, str], list[tuple[str, int | None]]] = {}
     for method, encoding, k, codes in encodings:
         sharing.setdefault((method, codes), []).append((encoding, k))
     return Pipeline(

@@ -1,0 +1,128 @@
+"""Other dictionaries: their errors and codes against an autoencoder called by hand, and random ones against what they are."""
+
+import numpy as np
+import pytest
+import torch
+
+from assay.io.shards import Shards
+from assay.numerics.codes import densify
+from assay.numerics.encoders import make_encoder
+from assay.numerics.sae import SparseAutoencoder
+from assay.parameters import DictionaryParameters, KMeansParameters
+from assay.pipelines.dictionaries.nodes import (
+    adopt_saev_metrics,
+    draw_centres,
+    draw_directions,
+    encode_with_sae,
+    measure_sae,
+)
+
+D_MODEL, N = 80, 120
+
+
+@pytest.fixture(scope="module")
+def tokens(planted):
+    """Layer 5 of both sets, float64."""
+    return [torch.cat(list(Shards(path).batches(layer=5, batch_size=100))).double() for path in planted]
+
+
+@pytest.fixture(scope="module")
+def statistics(tokens):
+    return {"mean": tokens[0].mean(0), "std": tokens[0].std(0, unbiased=False)}
+
+
+@pytest.fixture(scope="module")
+def weights():
+    generator = torch.Generator().manual_seed(0)
+    directions = torch.nn.functional.normalize(torch.randn(N, D_MODEL, generator=generator))
+    return {
+        "W_enc": directions.T.contiguous(),
+        "W_dec": directions,
+        "b_enc": torch.full((N,), -0.3),
+        "b_dec": torch.randn(D_MODEL, generator=generator) * 0.1,
+        "threshold": torch.full((N,), 0.5),
+    }
+
+
+CHOICES = {
+    "relu": {"activation": "relu"},
+    "topk": {"activation": "topk", "k": 5},
+    "raw": {"activation": "jumprelu", "trained_on": "raw"},
+    "bias": {"activation": "batchtopk", "input_bias": "none"},
+}
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_an_autoencoders_errors_and_codes_are_those_of_its_definition(planted, tokens, statistics, weights, choice):
+    options = CHOICES[choice]
+    dictionary = DictionaryParameters(weights="sae.safetensors", **options)
+    std = statistics["std"]
+    raw = {"mean": statistics["mean"], "std": std} if options.get("trained_on") == "raw" else {}
+    sae = SparseAutoencoder(
+        weights,
+        activation=options["activation"],
+        k=options.get("k"),
+        input_bias=options.get("input_bias", "b_dec"),
+        **raw,
+    )
+    x = ((tokens[1] - statistics["mean"]) / std).float()
+    left = sae.residual(x).double()
+    shards = Shards(planted[1])
+    errors = measure_sae(shards, statistics, weights, "cpu", layer=5, name="mine", dictionary=dictionary)
+    (row,) = errors["rows"]
+    assert (errors["layer"], errors["method"], errors["n_tokens"], row["k"]) == (5, "mine", len(x), options.get("k", N))
+    assert row["nmse"] == pytest.approx(float(left.square().sum() / x.double().square().sum()), rel=1e-4)
+    wanted = (left * std).square().sum() / (x.double() * std).square().sum()
+    assert row["nmse_raw"] == pytest.approx(float(wanted), rel=1e-4)
+
+    codes = encode_with_sae(shards, statistics, weights, "cpu", layer=5, encoding="mine", dictionary=dictionary)
+    assert (codes.format, codes.n_rows, codes.n_features, codes.k) == ("sparse", len(x), N, options.get("k"))
+    found = torch.cat([densify(batch, "sparse", N) for batch in codes.batches(100, 7)])
+    np.testing.assert_allclose(found, densify(sae.encode(x[7:]), "sparse", N), rtol=1e-4, atol=1e-4)
+    assert codes.provenance["encoding"] == "mine"
+    assert options["activation"] in codes.provenance["parameters"]
+
+
+def test_the_batch_size_is_that_of_the_measurement(planted, statistics, weights, monkeypatch):
+    seen = []
+    errors = SparseAutoencoder.reconstruction_errors
+    monkeypatch.setattr(
+        SparseAutoencoder, "reconstruction_errors", lambda self, x, std: (seen.append(len(x)), errors(self, x, std))[1]
+    )
+    dictionary = DictionaryParameters(weights="sae.safetensors", activation="relu", batch_size=100)
+    measure_sae(Shards(planted[1]), statistics, weights, "cpu", layer=5, name="mine", dictionary=dictionary)
+    assert seen == [100, 100, 100, 84]
+
+
+def test_random_centres_are_tokens_drawn_by_the_seed(planted, tokens, statistics):
+    parameters = KMeansParameters(n_clusters=9)
+    drawn = [
+        draw_centres(Shards(planted[0]), statistics, parameters, "cpu", layer=5, seed=seed)["cluster_centers"]
+        for seed in (0, 0, 1)
+    ]
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[0], drawn[2])
+    x = ((tokens[0] - statistics["mean"]) / statistics["std"]).float()
+    nearest = torch.cdist(drawn[0].double(), x.double()).min(1)
+    assert (nearest.values < 1e-4).all()
+    assert len(set(nearest.indices.tolist())) == 9
+    assert int(nearest.indices.max() - nearest.indices.min()) > 100  # from all over
+    state = draw_centres(Shards(planted[0]), statistics, parameters, "cpu", layer=5, seed=0)
+    assert make_encoder("kmeans-invdist", state).n_features == 9
+
+
+def test_random_directions_are_an_orthonormal_basis_drawn_by_the_seed(planted):
+    drawn = [draw_directions(Shards(planted[0]), layer=5, seed=seed) for seed in (0, 0, 1)]
+    components = drawn[0]["components"]
+    torch.testing.assert_close(components @ components.T, torch.eye(D_MODEL, dtype=torch.float64), rtol=0, atol=1e-12)
+    assert torch.equal(components, drawn[1]["components"])
+    assert not torch.equal(components, drawn[2]["components"])
+    assert make_encoder("pca-topk-00004", drawn[0]).n_features == D_MODEL
+
+
+def test_what_saev_measured_is_a_row_without_a_standardised_nmse():
+    class Codes:
+        n_features = 7
+
+    found = adopt_saev_metrics({"nmse_raw": 0.25}, Codes(), layer=5, name="theirs")
+    assert found == {"layer": 5, "method": "theirs", "rows": [{"k": 7, "nmse": None, "nmse_raw": 0.25}]}
