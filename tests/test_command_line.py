@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
+import shutil
 import signal
 import sqlite3
+import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,6 +26,7 @@ from assay.io.codes import StoredCodes
 from assay.io.shards import Shards
 from assay.numerics.codes import densify
 from assay.numerics.sae import SparseAutoencoder
+from assay.pipelines.report.nodes import FIGURES
 
 COLUMNS = [
     "layer",
@@ -404,3 +408,109 @@ def test_other_dictionaries_are_rows_of_the_table(new_project, run_command, plan
     assert "layer_5.weights_mine" in ended.stderr
     assert "correct its path" in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+CHROMIUM = next(
+    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
+)
+
+WATCH = """<script>
+window.faults = [];
+addEventListener("error", event => faults.push(event.message || String(event.target.src)), true);
+addEventListener("unhandledrejection", event => faults.push(String(event.reason)));
+console.error = (...words) => faults.push(words.join(" "));
+</script>"""
+
+INSPECT = """<script>
+addEventListener("load", () => setTimeout(() => {
+  const wide = document.documentElement.scrollWidth - innerWidth;
+  const found = { faults, wide, charts: {}, sorted: [], broken: [], outside: [] };
+  for (const chart of document.querySelectorAll(".plotly-graph-div"))
+    found.charts[chart.id] = chart.querySelectorAll(".scatterlayer .trace").length;
+  for (const table of document.querySelectorAll("table")) {
+    if (table.tBodies[0].rows.length < 2) continue;
+    const heads = [...table.querySelectorAll("th button")];
+    const column = heads.findIndex(head => ["mAP", "map", "f1"].includes(head.textContent));
+    const key = row => Number(row.cells[column].dataset.sort);
+    const values = () => [...table.tBodies[0].rows].map(key).filter(value => !Number.isNaN(value));
+    for (const falling of [false, true]) {
+      heads[column].click();
+      const now = values();
+      found.sorted.push(now.every((value, i) => i === 0 || (falling ? now[i - 1] >= value : now[i - 1] <= value)));
+    }
+  }
+  for (const link of document.querySelectorAll("a[href]"))
+    if (!document.querySelector(link.getAttribute("href"))) found.broken.push(link.href);
+  for (const entry of performance.getEntriesByType("resource")) found.outside.push(entry.name);
+  const result = document.createElement("pre");
+  result.id = "found"; result.textContent = JSON.stringify(found); document.body.append(result);
+}, 500));
+</script>"""
+
+
+def cells_of(page: str, heading: str) -> list[list[str]]:
+    """What the cells of the table below a heading are sorted by: their numbers in full."""
+    table = page[page.index(f'<h2 id="{heading}">') :]
+    table = table[table.index("<tbody>") : table.index("</tbody>")]
+    return [re.findall(r'data-sort="([^"]*)"', row) for row in table.split("<tr>")[1:]]
+
+
+def test_the_page_says_what_the_table_says(whole_run):
+    project, ended = whole_run
+    assert "data/08_reporting/report.html" in ended.stdout
+    page = (project / "data/08_reporting/report.html").read_text()
+    table = pd.read_csv(project / "data/08_reporting/baselines.csv")
+    cells = cells_of(page, "layers-table")
+    assert len(cells) == len(table)
+    for row, shown in zip(table.itertuples(index=False), cells, strict=True):
+        for value, text in zip(row, shown, strict=True):
+            if isinstance(value, str):
+                assert text == value
+            else:
+                assert float(text) == pytest.approx(float(value), rel=1e-12)
+    paper = pd.read_csv(project / "data/08_reporting/paper.csv")
+    assert [row[1] for row in cells_of(page, "paper")] == paper["encoding"].tolist()
+    assert "<script src" not in page
+    assert re.findall(r'<(?:img|link|script|iframe)[^>]* (?:src|href)="(?!data:)', page) == []
+
+
+def test_the_views_and_figures_are_kept_in_mlflow(whole_run):
+    project, _ = whole_run
+    mlflow.set_tracking_uri(f"sqlite:///{project / 'mlflow.db'}")
+    runs = mlflow.search_runs(experiment_names=["assay"], order_by=["attributes.start_time"])
+    parent = runs[runs["tags.mlflow.parentRunId"].isna()].iloc[0]
+    kept = {file.path for file in mlflow.MlflowClient().list_artifacts(parent["run_id"])}
+    assert {
+        "baselines.csv",
+        "paper.csv",
+        "paper.md",
+        "paper.tex",
+        "classes.csv",
+        "matched_l0.csv",
+        "report.html",
+    } <= kept
+    assert {f"{name}.json" for name in FIGURES} <= kept
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+@pytest.mark.parametrize("width", [1280, 500])
+def test_the_page_works_in_a_browser_without_a_network(whole_run, tmp_path, width):
+    project, _ = whole_run
+    page = (project / "data/08_reporting/report.html").read_text()
+    path = tmp_path / "report.html"
+    path.write_text(page.replace("<head>", f"<head>{WATCH}", 1).replace("</body>", f"{INSPECT}</body>", 1))
+    command = [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--host-resolver-rules=MAP * ~NOTFOUND"]
+    command += [
+        f"--window-size={width},900",
+        "--virtual-time-budget=10000",
+        f"--user-data-dir={tmp_path}",
+        "--dump-dom",
+    ]
+    ended = subprocess.run([*command, path.as_uri()], capture_output=True, text=True, timeout=120, check=True)
+    found = json.loads(html.unescape(ended.stdout.partition('<pre id="found">')[2].partition("</pre>")[0]))
+    assert found["faults"] == found["broken"] == found["outside"] == []
+    assert set(found["charts"]) == set(FIGURES)
+    assert all(traces >= 2 for traces in found["charts"].values())
+    assert len(found["sorted"]) == 8
+    assert all(found["sorted"])
+    assert found["wide"] <= 0  # nothing is wider than the window

@@ -117,10 +117,12 @@ def test_a_pipeline_holds_no_stage_that_it_does_not_need(register):
 def test_a_node_is_named_by_layer_stage_and_verb(register):
     whole = register()["__default__"]
     both = ("probe_train", "probe_val")
-    in_layer = {"standardize.fit", "kmeans.fit", "kmeans.measure", "pca.fit", "pca.measure", "report.merge"}
+    in_layer = {"standardize.fit", "kmeans.fit", "kmeans.measure", "pca.fit", "pca.measure"}
+    in_layer |= {"report.merge", "report.summarise"}
     in_layer |= {f"probe.{encoding}" for encoding in ENCODINGS if "topk" not in encoding} | {"probe.pca-topk"}
     in_layer |= {f"encode.{encoding}.{split}" for encoding in ENCODED for split in both}
-    shared = {"digits.train", *(f"digits.record.{split}" for split in SPLITS), "report.tabulate"}
+    shared = {"digits.train", *(f"digits.record.{split}" for split in SPLITS)}
+    shared |= {f"report.{verb}" for verb in ("tabulate", "view", "draw", "page")}
     assert names(whole) == shared | {f"layer_{layer}.{name}" for layer in (0, 3) for name in in_layer}
 
 
@@ -132,7 +134,8 @@ def test_a_layer_is_a_namespace(register):
             assert node.name.startswith(f"{node.namespace}.")
             strangers = {name for name in (*node.inputs, *node.outputs) if not name.startswith(f"{node.namespace}.")}
             assert {name for name in strangers if not name.startswith(("shards_", "params:"))} <= {
-                f"rows_{node.namespace}"
+                f"rows_{node.namespace}",
+                f"curves_{node.namespace}",
             }
     one = whole.filter(node_namespaces=["layer_3"])
     assert {node.namespace for node in one.nodes} == {"layer_3"}

@@ -193,10 +193,12 @@ def _select(names: list[str], options: dict[str, Any]) -> Pipeline:
 
 
 def _say_results(console: Console, selected: Pipeline, catalog: DataCatalog, project: Path, seconds: float) -> None:
-    if "baselines" in selected.outputs():
+    if "baselines" in selected.all_outputs():
         console.print(render_table(catalog.load("baselines")))
         table: Any = catalog.get("baselines")
         console.print(f"Table:   {_relative(Path(str(table._filepath)), project)}", soft_wrap=True)
+        page: Any = catalog.get("report_page")
+        console.print(f"Report:  {_relative(Path(str(page._filepath)), project)}", soft_wrap=True)
     else:
         console.print(f"Results: {', '.join(sorted(selected.outputs()))}", soft_wrap=True, highlight=False)
     console.print("Runs:    mlflow ui          Graph:   kedro viz", highlight=False)

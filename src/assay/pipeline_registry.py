@@ -65,8 +65,8 @@ def _stages(plan: Plan) -> dict[str, Pipeline]:
                 ),
             )
         ),
-        "report": layers(lambda n: report.create_layer_pipeline(metrics + others(n)))
-        + report.create_pipeline([f"rows_layer_{layer}" for layer in plan.layers]),
+        "report": layers(lambda n: report.create_layer_pipeline(n, metrics + others(n)))
+        + report.create_pipeline([f"layer_{layer}" for layer in plan.layers]),
     }
 
 
@@ -78,6 +78,6 @@ def _in_namespace(pipeline: Pipeline, layer: int) -> Pipeline:
         pipeline,
         namespace=namespace,
         inputs=SHARED & inputs,
-        outputs={"rows": f"rows_{namespace}"} if "rows" in pipeline.outputs() else None,
+        outputs={kind: f"{kind}_{namespace}" for kind in ("rows", "curves") if kind in pipeline.outputs()} or None,
         parameters={name for name in inputs if name.startswith("params:")},
     )

@@ -15,13 +15,13 @@ import threading
 import time
 import traceback
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import mlflow
 from kedro.framework.hooks import hook_impl
-from kedro.io import DataCatalog
+from kedro.io import AbstractVersionedDataset, DataCatalog
 from kedro.pipeline import Pipeline
 from kedro.pipeline.node import Node
 from mlflow.entities import Metric, Param, RunTag
@@ -53,6 +53,7 @@ DETAILS = (
 )
 """What else is known of an encoding: the child's alone."""
 
+REPORT = ("paper", "paper_markdown", "paper_latex", "matched", "classes", "report_page")
 MANIFESTS = Path("data/08_reporting/manifests")
 BATCH = 1000  # MLflow takes so many metrics in one request
 LIVE_SECONDS = 5.0  # between two batches of a fit's steps
@@ -111,7 +112,7 @@ class TrackingHook:
     @hook_impl(tryfirst=True)
     def after_pipeline_run(self, pipeline: Pipeline, catalog: DataCatalog) -> None:
         if self._run:
-            self._run.finish("FINISHED", table=catalog.get("baselines") if "baselines" in pipeline.outputs() else None)
+            self._run.finish("FINISHED", kept=_kept(pipeline, catalog))
         self._run = None
 
     @hook_impl(tryfirst=True)
@@ -120,6 +121,18 @@ class TrackingHook:
             status = "KILLED" if isinstance(error, InterruptedRunError) else "FAILED"
             self._run.finish(status, error=error)
         self._run = None
+
+
+def _kept(pipeline: Pipeline, catalog: DataCatalog) -> list[Path]:
+    """The files of the report that this run made: the tables, the figures and the page."""
+    made = pipeline.all_outputs()
+    found = []
+    for name in ("baselines", *REPORT, *sorted(each for each in made if each.startswith("figure_"))):
+        if name in made:
+            dataset: Any = catalog.get(name)
+            versioned = isinstance(dataset, AbstractVersionedDataset) and dataset._version is not None
+            found.append(Path(str(dataset._get_load_path() if versioned else dataset._filepath)))
+    return found
 
 
 class _Run:
@@ -219,7 +232,7 @@ class _Run:
             child = self._children.get(f"layer_{row['layer']}/{row['encoding']}")
             self._log(child, row["layer"], row["encoding"], row)
 
-    def finish(self, status: str, *, table: Any = None, error: Exception | None = None) -> None:
+    def finish(self, status: str, *, kept: Sequence[Path] = (), error: Exception | None = None) -> None:
         """Close the children and write the manifest, also as an artifact of the parent beside the table."""
         fitting.observers.remove(self.watch_step)
         self.send_steps()
@@ -230,8 +243,8 @@ class _Run:
             self._client.log_artifact(self._parent.run_id, str(path))
             if error:
                 self._client.set_tag(self._parent.run_id, "failure", f"{type(error).__name__}: {error}"[:5000])
-            if table is not None:
-                self._client.log_artifact(self._parent.run_id, str(table._filepath))
+            for each in kept:
+                self._client.log_artifact(self._parent.run_id, str(each))
 
     def _child(self, layer: int, method: str, encoding: str, k: int) -> str | None:
         """The id of the child of an encoding, made when it is first asked for; None where MLflow is off."""

@@ -2,12 +2,32 @@
 
 import copy
 import random
+import shutil
+import subprocess
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from assay.pipelines.report.nodes import COLUMNS, merge_layer, tabulate_baselines
+from assay.pipelines.report.nodes import (
+    COLUMNS,
+    FIGURES,
+    draw_figures,
+    merge_layer,
+    summarise_fits,
+    tabulate_baselines,
+)
+from assay.pipelines.report.tables import (
+    CLASSES,
+    PAPER,
+    format_cell,
+    match_budgets,
+    tabulate_classes,
+    tabulate_paper,
+    to_latex,
+    to_markdown,
+)
 
 METRICS = ("probe_r", "map", "purity_at_16", "coverage_at_0.3")
 ROWS = (
@@ -116,3 +136,179 @@ def test_each_encoding_has_one_best_layer_and_none_lower_is_as_good(ces):
         (row,) = table[(table["encoding"] == encoding) & table["best_layer"]].to_dict("records")
         series = [each[column] for each in ces]
         assert row["layer"] == series.index(min(series))
+
+
+def rows_of(layer, ces, n_classes=3):
+    """A layer's rows with classes, of which one is absent from validation."""
+    rows = layer_of(layer, ces)
+    for number, row in enumerate(rows):
+        row["classes"] = [
+            dict.fromkeys(CLASSES[4:], 0.1 * (number + 1)) | {"label": c + 1, "n_train": 50, "n_val": 10 * (c + 1)}
+            for c in range(n_classes)
+        ]
+        row |= {"absent_in_train": [8], "absent_in_val": [7, 8]}
+    return rows
+
+
+def both_layers():
+    return [rows_of(3, [0.5, 0.4, 0.3, 0.2]), rows_of(5, [0.4, 0.5, 0.2, 0.3])]
+
+
+def test_the_papers_table_has_each_method_at_its_best_layer():
+    baselines = tabulate_baselines(*both_layers())
+    paper = tabulate_paper(baselines)
+    assert tuple(paper.columns) == PAPER
+    found = {row.encoding: row.layer for row in paper.itertuples()}
+    assert found == {"kmeans-onehot": 5, "kmeans-invdist": 3, "pca-topk-00001": 5, "pca-topk-00016": 3}
+    assert paper["method"].tolist() == ["kmeans", "kmeans", "pca", "pca"]
+    other = baselines.assign(method=baselines["method"].replace("kmeans", "a-sae"))
+    assert tabulate_paper(other)["method"].tolist() == ["pca", "pca", "a-sae", "a-sae"]  # the baselines come first
+
+
+def test_every_class_has_a_row_and_the_absent_are_named():
+    classes = tabulate_classes(*both_layers())
+    assert len(classes) == 2 * 4 * 5
+    mine = classes[(classes["layer"] == 5) & (classes["encoding"] == "pca-topk-00016")].set_index("label")
+    assert mine["absent_in"].to_dict() == {1: "", 2: "", 3: "", 7: "val", 8: "train and val"}
+    assert mine.loc[2, "n_val"] == 20
+    assert mine.loc[2, "average_precision"] == pytest.approx(0.4)
+    assert mine.loc[7, "average_precision"] != mine.loc[7, "average_precision"]  # missing, not 0
+
+
+def test_a_row_is_matched_with_the_pca_row_of_its_layer_whose_l0_is_nearest_by_ratio():
+    baselines = tabulate_baselines(*both_layers())
+    baselines["l0"] = [
+        {"kmeans-invdist": 5.0, "kmeans-onehot": 3.9}.get(row.encoding, row.k) for row in baselines.itertuples()
+    ]
+    matched = match_budgets(baselines)
+    assert len(matched) == 4
+    pairs = {(row.layer, row.encoding): row.pca_encoding for row in matched.itertuples()}
+    assert pairs == {
+        (layer, encoding): f"pca-topk-{k:05d}"
+        for layer in (3, 5)
+        for encoding, k in (("kmeans-invdist", 16), ("kmeans-onehot", 1))
+    }
+    assert match_budgets(baselines[baselines["method"] == "pca"]).empty
+    assert match_budgets(baselines[baselines["method"] == "kmeans"]).empty
+
+
+@pytest.mark.parametrize(
+    ("value", "column", "shown"),
+    [
+        (0.12345, "nmse", "0.123"),
+        (1.0, "map", "1.000"),
+        (0.0, "map", "0.000"),
+        (-0.5, "probe_r", "-0.500"),
+        (0.0002, "nmse", "2e-04"),
+        (31.98765, "l0", "31.99"),
+        (64.0, "pca_l0", "64"),
+        (12.0, "n_val", "12"),
+        (16, "k", "16"),
+        (True, "best_layer", "*"),
+        (False, "best_layer", ""),
+        (None, "nmse", "–"),
+        (float("nan"), "nmse", "–"),
+        ("kmeans", "method", "kmeans"),
+    ],
+)
+def test_a_cell_is_shown_with_as_many_digits_as_its_column_wants(value, column, shown):
+    assert format_cell(value, column) == shown
+
+
+def test_markdown_and_latex_say_what_the_paper_table_says():
+    paper = tabulate_paper(tabulate_baselines(*both_layers()))
+    markdown, latex = to_markdown(paper), to_latex(paper)
+    lines = markdown.splitlines()
+    assert len(lines) == 2 + len(paper)
+    assert lines[0].startswith("| Method | Encoding | k | Layer | NMSE | L0 |")
+    assert {line.count("|") for line in lines} == {len(PAPER) + 1}
+    for row, line in zip(paper.itertuples(index=False), lines[2:], strict=True):
+        wanted = [format_cell(value, name) for name, value in zip(PAPER, row, strict=True)]
+        assert line == f"| {' | '.join(wanted)} |"
+        assert f"{' & '.join(wanted)} \\\\" in latex
+    assert latex.startswith("\\begin{tabular}{llrrrrrrrr}\n\\toprule")
+    assert "a\\_b" in to_latex(paper.assign(encoding="a_b"))
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="needs pdflatex")
+def test_the_latex_compiles(tmp_path):
+    latex = to_latex(tabulate_paper(tabulate_baselines(*both_layers())))
+    (tmp_path / "paper.tex").write_text(
+        "\\documentclass{article}\\usepackage{booktabs}\\begin{document}" + latex + "\\end{document}"
+    )
+    ended = subprocess.run(
+        ["pdflatex", "-halt-on-error", "paper.tex"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 0, ended.stdout
+
+
+def curves(layer, n=50):
+    fits = {"explained_variance": torch.arange(float(n), 0, -1)}, {"counts": torch.arange(n)}
+    return summarise_fits(*fits, [{"ewa_inertia": 1 / (1 + i), "inertia": 9.0} for i in range(n)], layer=layer)
+
+
+def drawn(layers=None, size=50):
+    layers = layers or both_layers()
+    baselines = tabulate_baselines(*layers)
+    classes = tabulate_classes(*layers)
+    return dict(zip(FIGURES, draw_figures(baselines, classes, curves(5, size), curves(3, size)), strict=True))
+
+
+def test_the_fits_are_summed_up_for_the_pictures():
+    assert curves(3, 3) == {
+        "layer": 3,
+        "spectrum": [3.0, 2.0, 1.0],
+        "cluster_counts": [2, 1, 0],
+        "inertia": [1.0, 1 / 2, 1 / 3],
+    }
+
+
+def test_every_picture_has_lines_names_and_titled_axes():
+    for name, figure in drawn().items():
+        assert figure.layout.title.text, name
+        assert figure.data, name
+        for trace in figure.data:
+            assert len(trace.x) == len(trace.y) > 0, name
+            assert trace.name, name
+        titled = [axis for axis in figure.select_xaxes() if axis.title.text]
+        assert titled, name
+        assert all(axis.title.text for axis in figure.select_yaxes()), name
+        colours = {
+            (trace.line.color or trace.marker.color, trace.line.dash, trace.marker.symbol, trace.name)
+            for trace in figure.data
+        }
+        assert len(colours) == len({trace.name for trace in figure.data}), name  # told apart by more than colour
+
+
+def test_the_pictures_show_the_tables_numbers():
+    layers = both_layers()
+    baselines = tabulate_baselines(*layers)
+    figures = drawn(layers)
+    shown = {
+        (text, y) for trace in figures["nmse_against_l0"].data for text, y in zip(trace.text, trace.y, strict=True)
+    }
+    assert shown == set(zip(baselines["encoding"], baselines["nmse"], strict=True))
+    (line,) = [trace for trace in figures["layers"].data if trace.name == "pca-topk-00001" and trace.showlegend]
+    assert list(line.x) == ["3", "5"]
+    assert list(line.y) == baselines.loc[baselines["encoding"] == "pca-topk-00001", "nmse"].tolist()
+    assert len(figures["layers"].data) == 4 * 5
+    (points,) = [trace for trace in figures["prevalence"].data if trace.name == "kmeans-onehot, layer 5"]
+    assert list(points.x) == [10, 20, 30]  # no point for an absent class
+    shares = [trace for trace in figures["spectrum"].data if trace.yaxis == "y2"]
+    assert all(trace.y[-1] == pytest.approx(1) for trace in shares)
+    assert [trace.name for trace in figures["clusters"].data] == ["layer 3", "layer 5"]
+    assert min(figures["clusters"].data[0].y) == 0.5  # an empty cluster still has a place on the axis
+
+
+def test_long_curves_are_thinned_and_keep_their_ends():
+    for figure in (drawn(size=10_000)[name] for name in ("spectrum", "clusters", "convergence")):
+        for trace in figure.data:
+            assert len(trace.x) <= 2000
+            assert (trace.x[0], trace.x[-1]) == (1, 10_000)
+
+
+def test_a_row_without_nmse_is_in_every_picture_but_the_one_of_nmse():
+    layers = [[row | {"nmse": None} if row["method"] == "kmeans" else row for row in layer] for layer in both_layers()]
+    figures = drawn(layers)
+    assert {trace.name.split(",")[0] for trace in figures["nmse_against_l0"].data} == {"pca"}
+    assert "kmeans-onehot" in {trace.name for trace in figures["layers"].data}

@@ -1,0 +1,163 @@
+"""The pictures: plotly figures, which kedro-viz previews, MLflow keeps and the page shows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D31")
+"""Okabe and Ito's colours, which stay apart to colour-blind eyes; symbols and dashes tell the same once more."""
+
+SYMBOLS = ("circle", "square", "diamond", "cross", "triangle-up", "x", "star", "triangle-down")
+DASHES = ("solid", "dash", "dot", "dashdot")
+
+METRICS = {
+    "nmse": "NMSE",
+    "probe_r": "Probe R",
+    "map": "mAP",
+    "purity_at_16": "Purity@16",
+    "coverage_at_0.3": "Coverage@0.3",
+}
+LOG = {"type": "log", "dtick": "D2", "minor": {"showgrid": False}}
+MOST_POINTS = 2000
+
+
+def draw_nmse_against_l0(baselines: pd.DataFrame) -> go.Figure:
+    """NMSE against L0, a point for each row; a line joins the rows of a method and layer."""
+    figure = _figure("Reconstruction against sparsity", "L0 (nonzeros a patch)", "NMSE (1: no better than the mean)")
+    methods = list(dict.fromkeys(baselines["method"]))
+    for (method, layer), rows in baselines.dropna(subset=["nmse"]).groupby(["method", "layer"], sort=False):
+        number = methods.index(method)
+        best = bool(rows["best_layer"].any())
+        by_l0 = rows.sort_values("l0")
+        figure.add_scatter(
+            x=by_l0["l0"],
+            y=by_l0["nmse"],
+            mode="lines+markers" if len(by_l0) > 1 else "markers",
+            name=f"{method}, layer {layer}",
+            text=by_l0["encoding"],
+            legendgroup=method,
+            line={"color": _colour(number), "dash": DASHES[0] if best else DASHES[2]},
+            marker={"symbol": SYMBOLS[number % len(SYMBOLS)], "size": 9 if best else 6},
+            hovertemplate="%{text}<br>L0 %{x:.3g}<br>NMSE %{y:.4g}<extra>layer " + str(layer) + "</extra>",
+        )
+    return figure.update_xaxes(LOG).update_yaxes(LOG)
+
+
+def draw_layers(baselines: pd.DataFrame) -> go.Figure:
+    """Every metric over the layers, a line for each encoding."""
+    figure = make_subplots(rows=len(METRICS), cols=1, shared_xaxes=True, vertical_spacing=0.03)
+    encodings = list(dict.fromkeys(baselines["encoding"]))
+    for place, (metric, title) in enumerate(METRICS.items(), 1):
+        for number, encoding in enumerate(encodings):
+            rows = baselines[baselines["encoding"] == encoding].sort_values("layer")
+            figure.add_scatter(
+                x=rows["layer"].astype(str),
+                y=rows[metric],
+                name=encoding,
+                legendgroup=encoding,
+                showlegend=place == 1,
+                mode="lines+markers",
+                line={"color": _colour(number), "dash": DASHES[number // len(COLOURS) % len(DASHES)]},
+                marker={"symbol": SYMBOLS[number % len(SYMBOLS)], "size": 7},
+                row=place,
+                col=1,
+            )
+        figure.update_yaxes(title_text=title, row=place, col=1)
+    layers = [str(layer) for layer in sorted(baselines["layer"].unique())]
+    figure.update_xaxes(type="category", categoryorder="array", categoryarray=layers)
+    figure.update_xaxes(title_text="layer", row=len(METRICS), col=1)
+    return _styled(figure, "Metrics over layers").update_layout(height=220 * len(METRICS) + 120, legend_y=-0.06)
+
+
+def draw_prevalence(baselines: pd.DataFrame, classes: pd.DataFrame) -> go.Figure:
+    """Each class's AP against how common it is in validation, at the best layer of every encoding."""
+    figure = _figure(
+        "Average precision over prevalence", "patches of the class in validation", "AP of the best feature"
+    )
+    best = baselines[baselines["best_layer"]]
+    for number, row in enumerate(best.itertuples()):
+        mine = classes[(classes["layer"] == row.layer) & (classes["encoding"] == row.encoding)].dropna(subset=["n_val"])
+        figure.add_scatter(
+            x=mine["n_val"],
+            y=mine["average_precision"],
+            mode="markers",
+            name=f"{row.encoding}, layer {row.layer}",
+            text=mine["label"],
+            visible=True if number < 2 else "legendonly",
+            marker={"symbol": SYMBOLS[number % len(SYMBOLS)], "color": _colour(number), "size": 8, "opacity": 0.75},
+            hovertemplate="class %{text}<br>%{x} patches<br>AP %{y:.3f}<extra></extra>",
+        )
+    return figure.update_xaxes(type="log").update_yaxes(range=[-0.03, 1.03])
+
+
+def draw_spectrum(curves: list[dict[str, Any]]) -> go.Figure:
+    """Variance of each principal component, and the share that they explain together, a line for each layer."""
+    figure = make_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.06)
+    for number, curve in enumerate(curves):
+        spectrum = np.asarray(curve["spectrum"])
+        places = _thinned(len(spectrum))
+        for row, values in enumerate((spectrum, spectrum.cumsum() / spectrum.sum()), 1):
+            figure.add_scatter(
+                x=places + 1, y=values[places], showlegend=row == 1, row=row, col=1, **_layer_line(number, curve)
+            )
+    figure.update_yaxes(LOG, title_text="variance (sigma²)", row=1, col=1)
+    figure.update_yaxes(title_text="cumulative share", row=2, col=1)
+    figure.update_xaxes(LOG).update_xaxes(title_text="component", row=2, col=1)
+    return _styled(figure, "PCA's spectrum").update_layout(height=640, legend_y=-0.12)
+
+
+def draw_clusters(curves: list[dict[str, Any]]) -> go.Figure:
+    """Tokens of each cluster, the largest first, a line for each layer."""
+    figure = _figure("Cluster sizes", "rank of the cluster", "tokens (recent ones weigh more)")
+    for number, curve in enumerate(curves):
+        counts = np.asarray(curve["cluster_counts"])
+        places = _thinned(len(counts))
+        figure.add_scatter(x=places + 1, y=np.maximum(counts[places], 0.5), **_layer_line(number, curve))
+    return figure.update_xaxes(LOG).update_yaxes(LOG)
+
+
+def draw_convergence(curves: list[dict[str, Any]]) -> go.Figure:
+    """Inertia of every step of k-means, a line for each layer."""
+    figure = _figure("Convergence of k-means", "step", "inertia a token (smoothed)")
+    for number, curve in enumerate(curves):
+        inertia = np.asarray(curve["inertia"])
+        places = _thinned(len(inertia))
+        figure.add_scatter(x=places + 1, y=inertia[places], **_layer_line(number, curve))
+    return figure
+
+
+def _layer_line(number: int, curve: dict[str, Any]) -> dict[str, Any]:
+    name = f"layer {curve['layer']}"
+    line = {"color": _colour(number), "dash": DASHES[number % len(DASHES)]}
+    return {"name": name, "legendgroup": name, "mode": "lines", "line": line}
+
+
+def _thinned(n: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """At most so many of n places, spread evenly over their logarithms, with the first and the last."""
+    if n <= MOST_POINTS:
+        return np.arange(n)
+    return np.unique(np.round(np.geomspace(1, n, MOST_POINTS)).astype(np.int64)) - 1
+
+
+def _colour(number: int) -> str:
+    return COLOURS[number % len(COLOURS)]
+
+
+def _figure(title: str, x: str, y: str) -> go.Figure:
+    return _styled(go.Figure(), title).update_xaxes(title_text=x).update_yaxes(title_text=y)
+
+
+def _styled(figure: go.Figure, title: str) -> go.Figure:
+    return figure.update_layout(
+        title={"text": title, "x": 0, "xanchor": "left"},
+        template="plotly_white",
+        font={"family": "system-ui, sans-serif", "size": 13},
+        margin={"l": 60, "r": 16, "t": 48, "b": 48},
+        legend={"orientation": "h", "yanchor": "top", "y": -0.16, "x": 0},
+        height=480,
+    )
