@@ -12,6 +12,7 @@ from pathlib import Path
 import mlflow
 import numpy as np
 import pytest
+from PIL import Image
 
 from assay.io.metadata import Metadata
 from assay.io.shards import write_shards
@@ -57,6 +58,18 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 @pytest.fixture(scope="session")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An image of 4 x 4 patches for each example to judge on, grey, with a dark patch of its own."""
+    folder = tmp_path_factory.mktemp("photographs")
+    for number in range(24):
+        pixels = np.full((TOKENS // 2, TOKENS // 2), 255, dtype=np.uint8)
+        row, column = divmod(number % TOKENS, 4)
+        pixels[2 * row : 2 * row + 2, 2 * column : 2 * column + 2] = 0
+        Image.fromarray(pixels).save(folder / f"{number:03d}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An MLflow database without runs: making one takes seconds."""
     path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
@@ -66,7 +79,7 @@ def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def new_project(
-    tmp_path_factory: pytest.TempPathFactory, planted: tuple[Path, Path], empty_database: Path
+    tmp_path_factory: pytest.TempPathFactory, planted: tuple[Path, Path], photographs: Path, empty_database: Path
 ) -> Callable[[], Path]:
     """Makes a copy of the project's configuration that points at the planted shards."""
 
@@ -86,9 +99,14 @@ def new_project(
         text = parameters.read_text()
         assert "layers: [0, 2, 3]" in text
         assert "n_clusters: 128" in text
-        parameters.write_text(
-            text.replace("layers: [0, 2, 3]", "layers: [3, 5]").replace("n_clusters: 128", "n_clusters: 8")
-        )
+        assert "  path: null\n" in text
+        for old, new in {
+            "layers: [0, 2, 3]": "layers: [3, 5]",
+            "n_clusters: 128": "n_clusters: 8",
+            "  path: null\n": f'  path: {photographs}\n  patch_size: 2\n  pattern: "*.png"\n',
+        }.items():
+            text = text.replace(old, new)
+        parameters.write_text(text)
         return project
 
     return make

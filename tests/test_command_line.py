@@ -33,6 +33,7 @@ COLUMNS = [
     "method",
     "encoding",
     "k",
+    "seed",
     "nmse",
     "nmse_raw",
     "l0",
@@ -124,7 +125,7 @@ def test_mlflow_holds_a_parent_and_a_child_for_each_row(whole_run):
     for row in table.to_dict("records"):
         name = f"layer_{row['layer']}/{row['encoding']}"
         (child,) = children[children["tags.mlflow.runName"] == name].to_dict("records")
-        for metric in COLUMNS[4:-1]:
+        for metric in COLUMNS[5:-1]:
             assert child[f"metrics.{metric}"] == pytest.approx(row[metric], rel=1e-12)
         assert 0 <= child["metrics.certificate_ce"] <= 1e-8
         assert child["metrics.max_abs_activation"] > 0
@@ -132,7 +133,18 @@ def test_mlflow_holds_a_parent_and_a_child_for_each_row(whole_run):
         assert child["params.method"] == row["method"]
         key = "params.latent_topk" if row["method"] == "pca" else "params.n_clusters"
         assert child[key] == str(row["k"])
+        seed = child.get("params.seed")
+        assert seed == "0" if row["method"] == "kmeans" else pd.isna(seed)
         assert child["tags.model_ckpt"] == "planted-tiny"
+        assert (project / child["tags.dictionary"]).is_file()
+        assert f"layer {row['layer']} of planted planted-tiny" in child["tags.mlflow.note.content"]
+        inputs = mlflow.MlflowClient().get_run(child["run_id"]).inputs.dataset_inputs
+        contexts = {each.tags[0].value: each.dataset.name for each in inputs}
+        # In the test one folder plays two parts.
+        assert contexts == {
+            f"{one}, {other}": f"shards {child[f'tags.shards.{one}']}"
+            for one, other in (("fit", "probe_train"), ("val", "probe_val"))
+        }
         assert len(child["tags.shards.fit"]) == 8
     client = mlflow.MlflowClient()
     (parent,) = parents["run_id"]
@@ -381,17 +393,40 @@ def test_other_dictionaries_are_rows_of_the_table(new_project, run_command, plan
         "mine": {"weights": "saes/{layer}.safetensors", "activation": "topk", "k": 6},
         "theirs": {"saev_run": "runs/abc"},
         "random-centres": {"random": "centres"},
-        "random-directions": {"random": "directions", "seed": 3},
+        "random-directions": {"random": "directions", "seeds": [3, 4]},
     }
     text = parameters.read_text()
     assert "dictionaries: {}" in text
     parameters.write_text(text.replace("dictionaries: {}", f"dictionaries: {json.dumps(given)}"))
-    ended = run_command("kedro run --params=layers:[5],pca.topk:[4,16]", project)
+    ended = run_command("kedro run --params=layers:[5],pca.topk:[4,16],kmeans.more_seeds:[1]", project)
     assert ended.returncode == 0, ended.stderr
     assert max(len(line) for line in ended.stdout.splitlines()) <= 80
-    table = pd.read_csv(project / "data/08_reporting/baselines.csv").set_index("encoding")
+    table = pd.read_csv(project / "data/08_reporting/baselines.csv")
     assert "random-directions-topk-00016" in ended.stdout
-    assert len(table) == 10
+    assert len(table) == 14
+    seeds = table.groupby("encoding")["seed"].apply(list).to_dict()
+    assert seeds["kmeans-onehot"] == seeds["kmeans-invdist"] == [0, 1]
+    assert seeds["random-directions-topk-00016"] == [3, 4]
+    paper = pd.read_csv(project / "data/08_reporting/paper.csv").set_index("encoding")
+    for name in ("kmeans-onehot", "random-directions-topk-00016"):
+        values = table.loc[table["encoding"] == name, "map"]
+        assert paper.loc[name, "seeds"] == 2
+        assert paper.loc[name, "map"] == pytest.approx(values.mean())
+        assert paper.loc[name, "map_sd"] == pytest.approx(values.std())
+        assert paper.loc[name, "map_sd"] > 0
+    agreement = pd.read_csv(project / "data/08_reporting/agreement.csv")
+    assert agreement[["layer", "seed"]].to_numpy().tolist() == [[5, 1]]
+    mlflow.set_tracking_uri(f"sqlite:///{project / 'mlflow.db'}")
+    runs = mlflow.search_runs(experiment_names=["assay"]).set_index("tags.mlflow.runName")
+    again = runs.loc["layer_5/kmeans-seed-1-onehot"]
+    assert (again["params.method"], again["params.encoding"], again["params.seed"]) == ("kmeans", "kmeans-onehot", "1")
+    assert again["metrics.adjusted_rand_index"] == pytest.approx(agreement.loc[0, "adjusted_rand_index"])
+    assert runs.loc["layer_5/mine", "tags.dictionary"] == "saes/layer_5.safetensors"
+    assert runs.loc["layer_5/theirs", "tags.dictionary"].startswith("runs/abc/inference/")
+    page = (project / "data/08_reporting/report.html").read_text()
+    assert "Agreement of seeds" in page
+    assert "<h3>mine, layer 5</h3>" in page
+    table = table.drop_duplicates("encoding").set_index("encoding")
     mine, theirs = table.loc["mine"], table.loc["theirs"]
     assert (mine["k"], mine["method"], theirs["method"]) == (6, "mine", "theirs")
     assert (theirs["k"], theirs["nmse_raw"]) == (100, 0.125)
@@ -400,7 +435,7 @@ def test_other_dictionaries_are_rows_of_the_table(new_project, run_command, plan
         assert mine[column] == pytest.approx(theirs[column], rel=1e-9), column
     assert table.loc["random-directions-topk-00016", "nmse"] > table.loc["pca-topk-00016", "nmse"]
     assert table.loc["random-centres-onehot", "nmse"] > table.loc["kmeans-onehot", "nmse"]
-    again = run_command("kedro run --params=layers:[5],pca.topk:[4,16]", project)
+    again = run_command("kedro run --params=layers:[5],pca.topk:[4,16],kmeans.more_seeds:[1]", project)
     assert "Nothing to do" in again.stdout
     (project / "saes/layer_5.safetensors").unlink()
     ended = run_command("kedro run --params=layers:[5],pca.topk:[4,16]", project)
@@ -430,7 +465,7 @@ addEventListener("load", () => setTimeout(() => {
   for (const table of document.querySelectorAll("table")) {
     if (table.tBodies[0].rows.length < 2) continue;
     const heads = [...table.querySelectorAll("th button")];
-    const column = heads.findIndex(head => ["mAP", "map", "f1"].includes(head.textContent));
+    const column = heads.findIndex(head => ["mAP", "f1"].includes(head.textContent));
     const key = row => Number(row.cells[column].dataset.sort);
     const values = () => [...table.tBodies[0].rows].map(key).filter(value => !Number.isNaN(value));
     for (const falling of [false, true]) {
@@ -441,6 +476,9 @@ addEventListener("load", () => setTimeout(() => {
   }
   for (const link of document.querySelectorAll("a[href]"))
     if (!document.querySelector(link.getAttribute("href"))) found.broken.push(link.href);
+  const pictures = [...document.images];
+  found.pictures = pictures.length;
+  found.unloaded = pictures.filter(image => { image.loading = "eager"; return !image.complete || !image.naturalWidth; }).length;
   for (const entry of performance.getEntriesByType("resource")) found.outside.push(entry.name);
   const result = document.createElement("pre");
   result.id = "found"; result.textContent = JSON.stringify(found); document.body.append(result);
@@ -467,7 +505,7 @@ def test_the_page_says_what_the_table_says(whole_run):
             if isinstance(value, str):
                 assert text == value
             else:
-                assert float(text) == pytest.approx(float(value), rel=1e-12)
+                assert float(text) == pytest.approx(float(value), rel=1e-12, nan_ok=True)
     paper = pd.read_csv(project / "data/08_reporting/paper.csv")
     assert [row[1] for row in cells_of(page, "paper")] == paper["encoding"].tolist()
     assert "<script src" not in page
@@ -511,6 +549,7 @@ def test_the_page_works_in_a_browser_without_a_network(whole_run, tmp_path, widt
     assert found["faults"] == found["broken"] == found["outside"] == []
     assert set(found["charts"]) == set(FIGURES)
     assert all(traces >= 2 for traces in found["charts"].values())
+    assert (found["pictures"], found["unloaded"]) == (2 * 3 * 6, 0)  # methods, classes, images
     assert len(found["sorted"]) == 8
     assert all(found["sorted"])
     assert found["wide"] <= 0  # nothing is wider than the window

@@ -6,11 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from assay.io.metadata import Metadata
 from assay.io.shards import write_shards
-from assay.parameters import parse_parameters
-from assay.plan import Encoding, check_shards, find_d_model, make_plan, topk_name
+from assay.parameters import parse_parameters, seedless
+from assay.plan import Encoding, check_shards, find_d_model, find_images, make_plan, topk_name
 
 SPLITS = ("fit", "val", "probe_train", "probe_val")
 DIGITS = {split: f"data/01_raw/digits/{split}" for split in SPLITS}
@@ -47,16 +48,57 @@ def shards(planted):
 
 
 def test_the_table_has_a_row_for_each_kmeans_encoding_and_each_k():
-    plan = make_plan(parse(DIGITS, kmeans={"n_clusters": 8}), d_model=80)
+    plan = make_plan(parse(DIGITS, kmeans={"n_clusters": 8, "seed": 3}), d_model=80)
     assert plan.encodings == (
-        Encoding("kmeans-onehot", "kmeans", 8, "kmeans-onehot"),
-        Encoding("kmeans-invdist", "kmeans", 8, "kmeans-invdist"),
+        Encoding("kmeans-onehot", "kmeans", 8, "kmeans-onehot", seed=3),
+        Encoding("kmeans-invdist", "kmeans", 8, "kmeans-invdist", seed=3),
         Encoding("pca-topk-00001", "pca", 1, "pca-topk-00064"),
         Encoding("pca-topk-00004", "pca", 4, "pca-topk-00064"),
         Encoding("pca-topk-00016", "pca", 16, "pca-topk-00064"),
         Encoding("pca-topk-00064", "pca", 64, "pca-topk-00064"),
     )
     assert plan.layers == (3, 5)
+    assert plan.kmeans_seeds == {"kmeans": 3}
+
+
+def test_more_seeds_are_rows_of_their_own_made_by_models_of_their_own():
+    changes = {"kmeans": {"n_clusters": 8, "more_seeds": [7]}, "pca": {"topk": [4]}}
+    dictionaries = {
+        "random-directions": {"random": "directions", "seeds": [1, 2]},
+        "relu": {"weights": "saes/{layer}-{seed}.safetensors", "activation": "relu", "seeds": [5, 6]},
+        "one": {"weights": "saes/{seed}.safetensors", "activation": "relu", "seeds": [5]},
+        "unknown": {"weights": "saes/a.safetensors", "activation": "relu"},
+    }
+    plan = make_plan(parse(DIGITS, dictionaries=dictionaries, **changes), d_model=80)
+    assert plan.kmeans_seeds == {"kmeans": 0, "kmeans-seed-7": 7}
+    again = Encoding("kmeans-seed-7-invdist", "kmeans-seed-7", 8, "kmeans-seed-7-invdist", "kmeans-invdist", 7)
+    assert plan.rows["kmeans-seed-7-invdist"] == again
+    assert again in plan.encodings
+    assert plan.rows["random-directions-seed-2-topk-00004"] == Encoding(
+        "random-directions-seed-2-topk-00004",
+        "random-directions-seed-2",
+        4,
+        "random-directions-seed-2-topk-00004",
+        "pca-topk-00004",
+        2,
+    )
+    assert {
+        row.name: row.seed for row in plan.rows.values() if "kmeans" not in row.name and "topk" not in row.name
+    } == {
+        "relu-seed-5": 5,
+        "relu-seed-6": 6,
+        "one": 5,
+        "unknown": None,
+    }
+    assert {seedless(name) for name in plan.rows} == {
+        "kmeans-onehot",
+        "kmeans-invdist",
+        "pca-topk-00004",
+        "random-directions-topk-00004",
+        "relu",
+        "one",
+        "unknown",
+    }
 
 
 @pytest.mark.parametrize(("d_model", "kept"), [(None, 6), (1024, 6), (1023, 5), (64, 4), (63, 3), (1, 1)])
@@ -186,6 +228,45 @@ def test_more_clusters_than_tokens_are_refused(shards, tmp_path):
     check_shards(parse(shards, kmeans={"n_clusters": 768}), tmp_path)
     with pytest.raises(ValueError, match=r"kmeans.n_clusters is 769; shards.fit has only 768 tokens"):
         check_shards(parse(shards, kmeans={"n_clusters": 769}), tmp_path)
+
+
+def photograph(folder: Path, n: int, shape: tuple[int, int], suffix: str = "jpg") -> None:
+    folder.mkdir()
+    for number in range(n):
+        Image.fromarray(np.full(shape, 9 * number, dtype=np.uint8)).save(folder / f"{number}.{suffix}")
+
+
+def test_the_images_are_the_defaults_own_or_the_users_or_none(shards, tmp_path):
+    assert find_images(parse(DIGITS), tmp_path) == (
+        tmp_path / "data/01_raw/digits/probe_val-images",
+        {"patch_size": 4, "pattern": "*.png"},
+    )
+    assert find_images(parse(shards), tmp_path) is None
+    given = {"path": "photos", "resize": 256, "crop": "centre", "patch_size": 14, "names": "list.txt", "grid": [1, 2]}
+    path, layout = find_images(parse(shards, images=given), tmp_path)
+    assert path == tmp_path / "photos"
+    assert layout == {
+        "patch_size": 14,
+        "grid": (1, 2),
+        "resize": 256,
+        "crop": True,
+        "pattern": "*.jpg",
+        "names": tmp_path / "list.txt",
+    }
+    assert make_plan(parse(shards)).gallery_classes is None
+    assert make_plan(parse(shards, images={"path": "photos", "classes": 5})).gallery_classes == 5
+
+
+def test_images_that_are_not_those_of_the_shards_are_refused(shards, tmp_path):
+    photograph(tmp_path / "photos", 24, (8, 8))
+    images = {"path": "photos", "patch_size": 2}
+    check_shards(parse(shards, images=images), tmp_path)
+    with pytest.raises(ValueError, match=r"has 0 images of \*.png, shards.probe_val 24 examples: name the folder"):
+        check_shards(parse(shards, images=images | {"pattern": "*.png"}), tmp_path)
+    with pytest.raises(ValueError, match=r"0\.jpg: 8 x 8 pixels; wanted 64 x 64, 4 x 4 patches of 16"):
+        check_shards(parse(shards, images={"path": "photos"}), tmp_path)
+    with pytest.raises(FileNotFoundError, match="nowhere is no folder; wanted that of the images"):
+        check_shards(parse(shards, images={"path": "nowhere"}), tmp_path)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -33,10 +33,11 @@ ENCODED = ["kmeans-invdist", "kmeans-onehot", "pca-topk-00064", "pca-dense"]
 KINDS = [
     {},
     {"latent_topk": 64},
-    {"kmeans": {"second_seed": 1}},
+    {"kmeans": {"more_seeds": (1, 7)}},
     {"standardize": {"statistics": "own/{layer}.safetensors"}},
     {"shards": OWN},
     {"dictionaries": DICTIONARIES},
+    {"shards": OWN, "images": {"path": "photos"}},
 ]
 """The default, and the changes that lead to other nodes."""
 
@@ -91,12 +92,13 @@ def test_each_pipeline_holds_its_ancestors(register, changes):
         assert not pipeline.inputs() & made, name
         assert names(whole.to_nodes(*names(pipeline))) == names(pipeline)
     sources = {source for source in whole.inputs() if not source.startswith("params:")}
-    methods = ["kmeans", "pca", *(["kmeans-second"] if "kmeans" in changes else [])]
+    methods = ["kmeans", "pca", *(["kmeans-seed-1", "kmeans-seed-7"] if "kmeans" in changes else [])]
     wanted = {f"layer_{n}.{method}_checkpoints" for n in (0, 3) for method in methods}
     wanted |= {"layer_0.given_statistics", "layer_3.given_statistics"} if "standardize" in changes else set()
     if "dictionaries" in changes:
         theirs = ("codes_theirs_probe_train", "codes_theirs_probe_val", "metrics_theirs")
         wanted |= {"layer_3.weights_mine", *(f"layer_{n}.{name}" for n in (0, 3) for name in theirs)}
+    wanted |= {"images_probe_val"} if "images" in changes else set()
     assert sources == wanted | ({f"shards_{split}" for split in SPLITS} if "shards" in changes else set())
 
 
@@ -118,11 +120,11 @@ def test_a_node_is_named_by_layer_stage_and_verb(register):
     whole = register()["__default__"]
     both = ("probe_train", "probe_val")
     in_layer = {"standardize.fit", "kmeans.fit", "kmeans.measure", "pca.fit", "pca.measure"}
-    in_layer |= {"report.merge", "report.summarise"}
+    in_layer |= {"report.merge", "report.summarise", "report.gather"}
     in_layer |= {f"probe.{encoding}" for encoding in ENCODINGS if "topk" not in encoding} | {"probe.pca-topk"}
     in_layer |= {f"encode.{encoding}.{split}" for encoding in ENCODED for split in both}
-    shared = {"digits.train", *(f"digits.record.{split}" for split in SPLITS)}
-    shared |= {f"report.{verb}" for verb in ("tabulate", "view", "draw", "page")}
+    shared = {"digits.train", "digits.draw.probe_val", *(f"digits.record.{split}" for split in SPLITS)}
+    shared |= {f"report.{verb}" for verb in ("tabulate", "view", "draw", "illustrate", "page")}
     assert names(whole) == shared | {f"layer_{layer}.{name}" for layer in (0, 3) for name in in_layer}
 
 
@@ -136,6 +138,7 @@ def test_a_layer_is_a_namespace(register):
             assert {name for name in strangers if not name.startswith(("shards_", "params:"))} <= {
                 f"rows_{node.namespace}",
                 f"curves_{node.namespace}",
+                f"examples_{node.namespace}",
             }
     one = whole.filter(node_namespaces=["layer_3"])
     assert {node.namespace for node in one.nodes} == {"layer_3"}
@@ -182,7 +185,9 @@ def test_every_k_is_probed_by_one_node_on_the_codes_of_the_largest(register, lat
     assert node.inputs[:2] == [f"layer_3.codes_pca-topk-{widest:05d}_probe_{split}" for split in ("train", "val")]
     ks = sorted({1, 4, 16, 64} | {latent_topk} - {None})
     assert node.func.keywords["rows"] == tuple((f"pca-topk-{k:05d}", k) for k in ks)
-    assert node.outputs == [f"layer_3.{kind}_pca-topk-{k:05d}" for k in ks for kind in ("probes", "scores", "pairs")]
+    assert node.outputs == [
+        f"layer_3.{kind}_pca-topk-{k:05d}" for k in ks for kind in ("probes", "scores", "pairs", "examples")
+    ]
     made = {name.partition("codes_")[2] for name in whole.all_outputs() if ".codes_pca-topk" in name}
     assert len(made) == 2 * len({widest, latent_topk} - {None})
 
@@ -193,6 +198,34 @@ def test_sparsity_is_bound_to_the_nodes_that_encode_with_kmeans(register):
         for node in register(kmeans=kmeans)["__default__"].nodes:
             wanted = SparsityParameters(top_k=2) if sparsity and ".encode.kmeans" in node.name else None
             assert getattr(node.func, "keywords", {}).get("sparsity") == wanted, node.name
+
+
+def test_each_seed_of_kmeans_is_fitted_encoded_probed_and_reported(register):
+    pipelines = register(kmeans={"n_clusters": 8, "seed": 5, "more_seeds": (1,)})
+    nodes = {node.name: node for node in pipelines["__default__"].nodes}
+    assert nodes["layer_3.kmeans.fit"].func.keywords["seed"] == 5
+    assert nodes["layer_3.kmeans-seed-1.fit"].func.keywords["seed"] == 1
+    encode = nodes["layer_3.encode.kmeans-seed-1-invdist.probe_val"]
+    assert encode.inputs[2] == "layer_3.kmeans-seed-1_model"
+    assert (encode.func.keywords["encoding"], encode.func.keywords["seed"]) == ("kmeans-invdist", 1)
+    assert nodes["layer_3.encode.kmeans-invdist.probe_val"].func.keywords["seed"] == 5
+    assert "layer_3.probe.kmeans-seed-1-invdist" in nodes
+    seeds = nodes["layer_3.report.merge"].func.keywords["seeds"]
+    assert (seeds["kmeans-invdist"], seeds["kmeans-seed-1-invdist"], seeds["pca-topk-00004"]) == (5, 1, None)
+    assert "layer_3.kmeans-seed-1_errors" in nodes["layer_3.report.merge"].inputs
+    assert nodes["layer_3.report.summarise"].inputs[-1] == "layer_3.kmeans-seed-1_agreement"
+    assert nodes["report.agree"].outputs == ["agreement"]
+    assert "agreement" in nodes["report.page"].inputs
+    assert "report.agree" not in names(register()["__default__"])
+
+
+def test_the_gallery_is_drawn_where_the_images_are_at_hand(register):
+    assert "report.illustrate" in names(register()["report"])
+    assert "report.illustrate" not in names(register(shards=OWN)["report"])
+    pipelines = register(shards=OWN, images={"path": "photos", "classes": 3})
+    (node,) = [node for node in pipelines["report"].nodes if node.name == "report.illustrate"]
+    assert node.func.keywords["most_classes"] == 3
+    assert "images_probe_val" in pipelines["report"].inputs()
 
 
 def test_given_statistics_are_adopted_and_not_fitted(register):
@@ -210,7 +243,8 @@ def test_only_catalog_names_join_stages(register, environment, changes):
     pipelines = register(**changes)
     configuration.ConfigurationHook().after_catalog_created(catalog)  # the users' own dictionaries
     known = {*resolver.config, *catalog.keys()}
-    assert bool(catalog.keys()) == ("dictionaries" in changes)
+    assert ("layer_3.weights_mine" in known) == ("dictionaries" in changes)
+    assert ("images_probe_val" in known) == ("shards" not in changes or "images" in changes)
     for pipeline in pipelines.values():
         for name in pipeline.datasets() - {"digits_vit"}:
             if not name.startswith("params:"):

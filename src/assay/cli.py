@@ -224,10 +224,14 @@ HEADINGS = {
 def render_table(baselines: pd.DataFrame) -> Table:
     """The table as the terminal shows it, in 80 columns: layers apart, a star at the best layer of each (method, encoding, k).
 
-    The names of other dictionaries are long, and say method and k: with them these two columns are left to the file.
+    The names of other dictionaries are long, and say method and k: with them, or with several seeds, these two columns are left
+    to the file, and so is the seed where there is one of each.
     """
-    if not set(baselines["method"]) <= {"kmeans", "pca"}:
-        baselines = baselines.drop(columns=["method", "k"])
+    several = bool(baselines.duplicated(["layer", "encoding"]).any())
+    hidden = [] if several else ["seed"]
+    if several or not set(baselines["method"]) <= {"kmeans", "pca"}:
+        hidden += ["method", "k"]
+    baselines = baselines.drop(columns=hidden)
     table = Table(title="k-means and PCA baselines", box=box.SIMPLE_HEAD, padding=0, collapse_padding=True)
     for column in baselines.columns:
         text = column in ("method", "encoding", "best_layer")

@@ -15,9 +15,9 @@ from kedro.framework.project import pipelines, settings
 from kedro.io import AbstractDataset, DataCatalog
 from kedro.utils import find_kedro_project
 
-from assay.io.datasets import SaevInferenceDataset, TensorsDataset
+from assay.io.datasets import ImagesDataset, SaevInferenceDataset, TensorsDataset
 from assay.parameters import DictionaryParameters, Parameters, parse_parameters
-from assay.plan import check_shards
+from assay.plan import check_shards, find_images
 
 _current: dict[str, tuple[Path, Parameters]] = {}
 
@@ -55,12 +55,16 @@ class ConfigurationHook:
 
     @hook_impl
     def after_catalog_created(self, catalog: DataCatalog) -> None:
-        """Add what the user's own dictionaries are read from: how many there are, and where, only the parameters say."""
+        """Add the images and what the user's own dictionaries are read from: how many there are, and where, only the parameters say."""
         project, parameters = current_configuration()
-        for name, dictionary in parameters.dictionaries.items():
-            for layer in parameters.layers:
-                for entry, dataset in _sources(f"layer_{layer}", name, dictionary, parameters, project):
-                    catalog[entry] = dataset
+        images = find_images(parameters, project)
+        if images is not None:
+            catalog["images_probe_val"] = ImagesDataset(filepath=str(images[0]), layout=images[1])
+        for shared, dictionary in parameters.dictionaries.items():
+            for name, seed in dictionary.by_seed(shared).items():
+                for layer in parameters.layers:
+                    for entry, dataset in _sources(f"layer_{layer}", name, seed, dictionary, parameters, project):
+                        catalog[entry] = dataset
 
     @hook_impl(tryfirst=True)
     def before_pipeline_run(self) -> None:
@@ -69,13 +73,21 @@ class ConfigurationHook:
 
 
 def _sources(
-    layer: str, name: str, dictionary: DictionaryParameters, parameters: Parameters, project: Path
+    layer: str,
+    name: str,
+    seed: int | None,
+    dictionary: DictionaryParameters,
+    parameters: Parameters,
+    project: Path,
 ) -> Iterator[tuple[str, AbstractDataset[Any, Any]]]:
+    def place(path: str) -> str:
+        return str(project / path.replace("{layer}", layer).replace("{seed}", str(seed)))
+
     if dictionary.weights is not None:
-        path = project / dictionary.weights.replace("{layer}", layer)
-        yield f"{layer}.weights_{name}", TensorsDataset(filepath=str(path), load_args={"any_schema": True})
+        path = place(dictionary.weights)
+        yield f"{layer}.weights_{name}", TensorsDataset(filepath=path, load_args={"any_schema": True})
     if dictionary.saev_run is not None:
-        run = str(project / dictionary.saev_run.replace("{layer}", layer))
+        run = place(dictionary.saev_run)
         for split in ("probe_train", "probe_val"):
             shards = str(project / getattr(parameters.shards, split))
             yield f"{layer}.codes_{name}_{split}", SaevInferenceDataset(run=run, shards=shards, part="codes")

@@ -23,14 +23,14 @@ from pydantic import BaseModel
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 7
+FORMAT = 8
 """Raised whenever the same inputs and parameters would give other results: everything older is then made again."""
 
 UNHASHED = frozenset({"params:device"})
 """Inputs that choose where the work is done, not what it is."""
 
 SHAPING = {
-    "params:kmeans": {"encodings", "sparsity", "checkpoint_steps", "second_seed"},
+    "params:kmeans": {"encodings", "sparsity", "checkpoint_steps", "seed", "more_seeds"},
     "params:pca": {"topk", "checkpoint_steps"},
     "params:probe": {"slab_features"},
 }

@@ -30,11 +30,22 @@ T = TypeVar("T")
 
 
 def _check_name(name: str) -> str:
-    if re.fullmatch(r"[a-z][a-z0-9-]*", name) and not name.startswith(("kmeans", "pca")):
+    if re.fullmatch(r"[a-z][a-z0-9-]*", name) and not name.startswith(("kmeans", "pca")) and seedless(name) == name:
         return name
     raise ValueError(
-        f"found {name!r}, want lower-case letters, digits and hyphens, and another start than kmeans and pca"
+        f"found {name!r}, want lower-case letters, digits and hyphens, another start than kmeans and pca, and no -seed-N, "
+        "which `seeds` adds"
     )
+
+
+def seeded(name: str, seed: int) -> str:
+    """The name of one seed's fit of several, ``relu-16k-seed-1``."""
+    return f"{name}-seed-{seed}"
+
+
+def seedless(name: str) -> str:
+    """The name that the fits of several seeds share in the table."""
+    return re.sub(r"-seed-\d+", "", name)
 
 
 DictionaryName = Annotated[str, AfterValidator(_check_name)]
@@ -49,6 +60,10 @@ def _check_choices(values: tuple[T, ...]) -> tuple[T, ...]:
 
 Choices = Annotated[tuple[T, ...], AfterValidator(_check_choices)]
 """At least one value, and none twice."""
+
+
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Seeds = tuple[Seed, ...]
 
 
 class _Section(BaseModel):
@@ -142,16 +157,17 @@ class KMeansParameters(_Section):
         description="written of `kmeans-invdist`, `-distance-cosine` and `-distance-unit` if the disk is too small for all; null: nothing",
     )
     seed: int = Field(0, ge=0, lt=2**32, description="of the seeding, the shuffling and the reseeding")
-    second_seed: int | None = Field(
-        None, ge=0, lt=2**32, description="fit again with this seed, and say how far the two agree; null: do not"
+    more_seeds: Seeds = Field(
+        (),
+        description="fit again with each of these: rows of their own, spread in the paper's table, agreement with the first",
     )
 
     @model_validator(mode="after")
     def _sizes_fit_the_clusters(self) -> Self:
         if self.init_size is not None and self.init_size < self.n_clusters:
             raise ValueError(f"found init_size {self.init_size}, want at least n_clusters, {self.n_clusters}, or null")
-        if self.second_seed == self.seed:
-            raise ValueError(f"found second_seed {self.second_seed}, want another than seed, or null")
+        if len({self.seed, *self.more_seeds}) <= len(self.more_seeds):
+            raise ValueError(f"found seed {self.seed} and more_seeds {list(self.more_seeds)}, want none twice")
         if self.sparsity is not None and (self.sparsity.top_k or 0) > self.n_clusters:
             raise ValueError(f"found sparsity.top_k {self.sparsity.top_k}, want at most n_clusters, {self.n_clusters}")
         return self
@@ -191,12 +207,15 @@ class ProbeParameters(_Section):
         64, description="random probes held against the patches themselves, beside each class's best"
     )
     top_features: PositiveInt = Field(10, description="features of the highest AP that are named for each class")
+    examples: PositiveInt = Field(
+        6, description="validation examples where a class's best feature is strongest that are kept"
+    )
 
 
 class DictionaryParameters(_Section):
     """Another dictionary for the same table, judged by the same code: one of `weights`, `saev_run` and `random`.
 
-    In paths `{layer}` is replaced, as in layer_23.
+    In paths `{layer}` is replaced, as in layer_23, and `{seed}`.
     """
 
     weights: str | None = Field(
@@ -219,7 +238,10 @@ class DictionaryParameters(_Section):
     random: Literal["centres", "directions"] | None = Field(
         None, description="the floor: tokens drawn as centres and coded as k-means, or random directions coded as PCA"
     )
-    seed: int = Field(0, ge=0, lt=2**32, description="of the random centres or directions")
+    seeds: Choices[Seed] = Field(
+        (0,),
+        description="of the random centres or directions, or what stands for `{seed}` in the path: a row each, pooled for the paper",
+    )
     layers: Choices[NonNegativeInt] | None = Field(None, description="layers that it is of; null: all")
     batch_size: PositiveInt = Field(8_192, description="tokens a batch, where its reconstruction is measured")
 
@@ -232,7 +254,42 @@ class DictionaryParameters(_Section):
             raise ValueError("want an activation where weights are given, and only there")
         if (self.k is None) == (self.activation == "topk"):
             raise ValueError(f"found k {self.k} and activation {self.activation}, want k for topk, and only for that")
+        if len(self.seeds) > 1 and not self.has_seeds:
+            raise ValueError(f"found seeds {list(self.seeds)} and no {{seed}} in the path, want it there, or one seed")
         return self
+
+    @property
+    def has_seeds(self) -> bool:
+        """Whether its seeds make a difference."""
+        return self.random is not None or "{seed}" in (self.weights or self.saev_run or "")
+
+    def by_seed(self, name: str) -> dict[str, int | None]:
+        """The names that its seeds have, and each one's seed: its own ``name`` where there is one seed, None where that is unknown."""
+        if len(self.seeds) == 1:
+            return {name: self.seeds[0] if self.has_seeds else None}
+        return {seeded(name, seed): seed for seed in self.seeds}
+
+
+class ImagesParameters(_Section):
+    """The images of shards.probe_val, for the report's gallery: the patches where a class's best feature is strongest.
+
+    The embedded default draws its own, whatever stands here. The names are those of `assay labels`.
+    """
+
+    path: str | None = Field(None, description="the folder; null: no gallery, but on the embedded default")
+    patch_size: PositiveInt = Field(16, description="height and width of a patch, in pixels")
+    grid: tuple[PositiveInt, PositiveInt] | None = Field(
+        None, description="(rows, columns) of patches; null: as many of each"
+    )
+    resize: PositiveInt | tuple[PositiveInt, PositiveInt] | None = Field(
+        None, description="the shorter side, or (height, width), as it was for the activations, in pixels; null: none"
+    )
+    crop: Literal["centre"] | None = Field(None, description="centre: the grid is cut out of the middle; null: no crop")
+    pattern: str = Field(
+        "*.jpg", min_length=1, description="glob of the images, which are taken in the order of their names"
+    )
+    names: str | None = Field(None, description="a text file that lists the images instead, one a line")
+    classes: PositiveInt = Field(12, description="classes a dictionary, those of the highest AP")
 
 
 class DigitsParameters(_Section):
@@ -313,6 +370,7 @@ class Parameters(_Section):
     dictionaries: dict[DictionaryName, DictionaryParameters] = Field(
         {}, description="other dictionaries for the same table, by the name that they have there"
     )
+    images: ImagesParameters = ImagesParameters()
     digits: DigitsParameters = DigitsParameters()
 
 

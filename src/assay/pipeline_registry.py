@@ -29,15 +29,17 @@ def _stages(plan: Plan) -> dict[str, Pipeline]:
     rows = plan.encodings
     ks = tuple(row.k for row in rows if row.method == "pca" and row.k is not None)
     # Each once: the rows of PCA share the codes of their largest K.
-    elsewhere = tuple(dict.fromkeys((row.method, row.codes) for row in rows if row.codes != plan.pca_codes))
-    metrics = ["kmeans_errors", "pca_errors", *(f"scores_{row.name}" for row in rows)]
+    elsewhere = tuple(
+        dict.fromkeys((row.method, row.codes, row.as_, row.seed) for row in rows if row.codes != plan.pca_codes)
+    )
+    metrics = [f"{method}_errors" for method in (*plan.kmeans_seeds, "pca")] + [f"scores_{row.name}" for row in rows]
 
     def of_layer(layer: int) -> list[Dictionary]:
         return [each for each in plan.dictionaries if layer in each.layers]
 
     def create_dictionary(layer: int, each: Dictionary) -> Pipeline:
         encodings = tuple((row.codes, row.as_, row.k) for row in each.encodings)
-        return dictionaries.create_pipeline(layer, each.name, each.parameters, encodings)
+        return dictionaries.create_pipeline(layer, each.name, each.parameters, each.seed, encodings)
 
     def others(layer: int) -> list[str]:
         found = of_layer(layer)
@@ -46,13 +48,19 @@ def _stages(plan: Plan) -> dict[str, Pipeline]:
             *(f"scores_{row.name}" for each in found for row in each.encodings),
         ]
 
+    def create_report(layer: int) -> Pipeline:
+        everything = (*rows, *(row for each in of_layer(layer) for row in each.encodings))
+        agreements = [f"{fit}_agreement" for fit in [*plan.kmeans_seeds][1:]]
+        seeds = {row.name: row.seed for row in everything}
+        return report.create_layer_pipeline(layer, metrics + others(layer), seeds=seeds, agreements=agreements)
+
     def layers(create: Callable[[int], Pipeline]) -> Pipeline:
         return sum((_in_namespace(create(layer), layer) for layer in plan.layers), Pipeline([]))
 
     return {
         "digits": digits.create_pipeline(plan.digits) if plan.digits else Pipeline([]),
         "standardize": layers(lambda n: standardize.create_pipeline(n, given_statistics=plan.given_statistics)),
-        "kmeans": layers(lambda n: kmeans.create_pipeline(n, second_seed=plan.second_seed)),
+        "kmeans": layers(lambda n: kmeans.create_pipeline(n, seeds=plan.kmeans_seeds)),
         "pca": layers(lambda n: pca.create_pipeline(n, ks=ks, codes=plan.pca_codes)),
         "encode": layers(lambda n: encode.create_pipeline(n, encodings=elsewhere, sparsity=plan.sparsity)),
         "dictionaries": layers(lambda n: sum((create_dictionary(n, each) for each in of_layer(n)), Pipeline([]))),
@@ -65,8 +73,12 @@ def _stages(plan: Plan) -> dict[str, Pipeline]:
                 ),
             )
         ),
-        "report": layers(lambda n: report.create_layer_pipeline(n, metrics + others(n)))
-        + report.create_pipeline([f"layer_{layer}" for layer in plan.layers]),
+        "report": layers(create_report)
+        + report.create_pipeline(
+            [f"layer_{layer}" for layer in plan.layers],
+            several_seeds=len(plan.kmeans_seeds) > 1,
+            gallery_classes=plan.gallery_classes,
+        ),
     }
 
 
@@ -78,6 +90,7 @@ def _in_namespace(pipeline: Pipeline, layer: int) -> Pipeline:
         pipeline,
         namespace=namespace,
         inputs=SHARED & inputs,
-        outputs={kind: f"{kind}_{namespace}" for kind in ("rows", "curves") if kind in pipeline.outputs()} or None,
+        outputs={kind: f"{kind}_{namespace}" for kind in ("rows", "curves", "examples") if kind in pipeline.outputs()}
+        or None,
         parameters={name for name in inputs if name.startswith("params:")},
     )

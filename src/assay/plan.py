@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from assay.io.datasets import find_shards
+from assay.io.images import ImageLayout, Images
 from assay.io.shards import Shards
-from assay.parameters import DictionaryParameters, Parameters, SparsityParameters
+from assay.parameters import DictionaryParameters, Parameters, SparsityParameters, seeded
 from assay.pipelines.digits.canvases import cell_size
 from assay.pipelines.stream import pick_device
 
@@ -21,7 +23,8 @@ class Encoding:
     """One way of writing patches as codes, and a row of a layer's table.
 
     ``k`` is the clusters or kept components (None: what the dictionary says), and ``codes`` the encoding whose folder holds
-    them: the sweep's largest K serves all. ``as_`` is the encoding that makes them, where that goes by another name.
+    them: the sweep's largest K serves all. ``as_`` is the encoding that makes them, where that goes by another name. ``seed`` is
+    None where there is none, or it is not known.
     """
 
     name: str
@@ -29,6 +32,7 @@ class Encoding:
     k: int | None
     codes: str
     as_: str | None = None
+    seed: int | None = None
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,7 @@ class Dictionary:
 
     name: str
     parameters: DictionaryParameters
+    seed: int | None
     layers: tuple[int, ...]
     encodings: tuple[Encoding, ...]
 
@@ -47,7 +52,7 @@ class Plan:
 
     layers: tuple[int, ...]
     encodings: tuple[Encoding, ...]
-    """Every row of k-means and PCA that the table has for a layer."""
+    """Every row of k-means, with each of its seeds, and of PCA that the table has for a layer."""
     dictionaries: tuple[Dictionary, ...]
     pca_codes: str
     """The encoding that the ``pca`` pipeline leaves: ``pca-dense``, or ``pca-topk-...`` where ``latent_topk`` is set."""
@@ -55,10 +60,18 @@ class Plan:
     """What is kept of dense k-means codes that do not fit on the disk; None: they have to fit."""
     digits: tuple[str, ...]
     """The splits that the ``digits`` pipeline makes; empty where all shards are the user's."""
-    second_seed: int | None
-    """k-means is fitted with this seed as well; None: once."""
+    kmeans_seeds: dict[str, int]
+    """The fits of k-means by name, ``kmeans`` the first, and each one's seed."""
+    gallery_classes: int | None
+    """Classes of a dictionary that are shown on the images of probe_val; None: the images are not at hand."""
     given_statistics: bool
     """mu and sigma come from the user's file."""
+
+    @property
+    def rows(self) -> dict[str, Encoding]:
+        """Every row of the table, of whatever dictionary, by name."""
+        others = (row for each in self.dictionaries for row in each.encodings)
+        return {row.name: row for row in (*self.encodings, *others)}
 
 
 def topk_name(k: int) -> str:
@@ -77,18 +90,25 @@ def make_plan(parameters: Parameters, d_model: int | None = None) -> Plan:
     if parameters.latent_topk is not None:
         ks = sorted({*ks, parameters.latent_topk})
     pca = [Encoding(topk_name(k), "pca", k, topk_name(max(ks))) for k in ks]
-    kmeans = [Encoding(name, "kmeans", parameters.kmeans.n_clusters, name) for name in parameters.kmeans.encodings]
+    fitted = parameters.kmeans
+    seeds = {"kmeans": fitted.seed} | {seeded("kmeans", seed): seed for seed in fitted.more_seeds}
+    kmeans = [Encoding(name, "kmeans", fitted.n_clusters, name, seed=fitted.seed) for name in fitted.encodings]
+    again = [row for name in [*seeds][1:] for row in _as_made_by(name, seeds[name], kmeans)]
     return Plan(
         layers=parameters.layers,
-        encodings=(*kmeans, *pca),
+        encodings=(*kmeans, *again, *pca),
         dictionaries=tuple(
-            Dictionary(name, each, _layers_of(each, parameters), tuple(_encodings_of(name, each, kmeans, pca)))
-            for name, each in parameters.dictionaries.items()
+            Dictionary(
+                name, each, seed, _layers_of(each, parameters), tuple(_encodings_of(name, each, seed, kmeans, pca))
+            )
+            for shared, each in parameters.dictionaries.items()
+            for name, seed in each.by_seed(shared).items()
         ),
         pca_codes="pca-dense" if parameters.latent_topk is None else topk_name(parameters.latent_topk),
         sparsity=parameters.kmeans.sparsity,
         digits=digits_splits(parameters),
-        second_seed=parameters.kmeans.second_seed,
+        gallery_classes=None if find_images(parameters, Path()) is None else parameters.images.classes,
+        kmeans_seeds=seeds,
         given_statistics=parameters.standardize.statistics is not None,
     )
 
@@ -98,15 +118,20 @@ def _layers_of(dictionary: DictionaryParameters, parameters: Parameters) -> tupl
 
 
 def _encodings_of(
-    name: str, dictionary: DictionaryParameters, kmeans: list[Encoding], pca: list[Encoding]
+    name: str, dictionary: DictionaryParameters, seed: int | None, kmeans: list[Encoding], pca: list[Encoding]
 ) -> Iterator[Encoding]:
     """A random dictionary has the encodings of the method that it is the floor of; any other has one, of its own name."""
     if dictionary.random is None:
-        yield Encoding(name, name, dictionary.k, name)
-        return
-    for row in kmeans if dictionary.random == "centres" else pca:
+        yield Encoding(name, name, dictionary.k, name, seed=seed)
+    else:
+        yield from _as_made_by(name, seed, kmeans if dictionary.random == "centres" else pca)
+
+
+def _as_made_by(name: str, seed: int | None, rows: list[Encoding]) -> Iterator[Encoding]:
+    """A method's encodings, made by another model."""
+    for row in rows:
         own, codes = (f"{name}-{each.partition('-')[2]}" for each in (row.name, row.codes))
-        yield Encoding(own, name, row.k, codes, row.codes)
+        yield Encoding(own, name, row.k, codes, row.codes, seed)
 
 
 def digits_splits(parameters: Parameters) -> tuple[str, ...]:
@@ -122,6 +147,18 @@ def find_d_model(parameters: Parameters, project: Path) -> int | None:
         return Shards(find_shards(project / parameters.shards.fit)).d_model
     except (FileNotFoundError, ValueError):
         return None
+
+
+def find_images(parameters: Parameters, project: Path) -> tuple[Path, dict[str, Any]] | None:
+    """The folder of the images of probe_val and how they lie on the patches: the embedded default's, or the user's, or none."""
+    given = parameters.images
+    if "probe_val" in digits_splits(parameters):
+        layout = {"patch_size": parameters.digits.patch_size, "pattern": "*.png"}
+        return project / f"{parameters.shards.probe_val}-images", layout
+    if given.path is None:
+        return None
+    layout = given.model_dump(exclude={"path", "classes"}) | {"crop": given.crop is not None}
+    return project / given.path, layout | {"names": project / given.names if given.names else None}
 
 
 def check_shards(parameters: Parameters, project: Path) -> None:
@@ -147,6 +184,8 @@ def check_shards(parameters: Parameters, project: Path) -> None:
         n_fit = shards.n_tokens if split == "fit" else n_fit
         if split.startswith("probe") and not shards.has_labels:
             raise ValueError(f"shards.{split}: {shards.path} has no labels.bin; probes need a label for each patch.")
+        if split == "probe_val":
+            _check_images(parameters, project, shards)
     d_model, _ = found["fit"]
     for split, (width, layers) in found.items():
         absent = [layer for layer in parameters.layers if layer not in layers]
@@ -169,6 +208,19 @@ def _check_sizes(parameters: Parameters, d_model: int, n_fit: int) -> None:
         raise ValueError(
             f"pca.topk is {list(parameters.pca.topk)}; at least one K must not be above d_model, {d_model}."
         )
+
+
+def _check_images(parameters: Parameters, project: Path, shards: Shards) -> None:
+    found = find_images(parameters, project)
+    if found is None:
+        return
+    images = Images(found[0], ImageLayout.model_validate(found[1]))
+    if len(images) != shards.n_examples:
+        raise ValueError(
+            f"images.path: {images.folder} has {len(images)} images of {images.layout.pattern}, shards.probe_val "
+            f"{shards.n_examples} examples: name the folder that they were recorded from, or set images.pattern or images.names."
+        )
+    images.read(0, shards.metadata.content_tokens_per_example)
 
 
 def _check_digits(parameters: Parameters, splits: tuple[str, ...]) -> None:

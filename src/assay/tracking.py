@@ -24,13 +24,15 @@ from kedro.framework.hooks import hook_impl
 from kedro.io import AbstractVersionedDataset, DataCatalog
 from kedro.pipeline import Pipeline
 from kedro.pipeline.node import Node
-from mlflow.entities import Metric, Param, RunTag
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.tracking import MlflowClient
 
 from assay.configuration import current_configuration
 from assay.io.publish import publish_file
+from assay.io.shards import Shards
+from assay.parameters import seeded, seedless
 from assay.pipelines import fitting
-from assay.plan import topk_name
+from assay.plan import Encoding, find_d_model, make_plan
 
 logger = logging.getLogger(__name__)
 
@@ -82,8 +84,8 @@ class TrackingHook:
     @hook_impl(trylast=True)
     def before_pipeline_run(self, run_params: dict[str, Any], catalog: DataCatalog) -> None:
         project, parameters = current_configuration()
-        shards = {split: catalog.get(f"shards_{split}") for split, _ in parameters.shards}
-        self._run = _Run(project, run_params, parameters.model_dump(mode="json"), shards)
+        plan = make_plan(parameters, find_d_model(parameters, project))
+        self._run = _Run(project, run_params, parameters.model_dump(mode="json"), catalog, plan.rows)
         fitting.observers.append(self._run.watch_step)
 
     @hook_impl
@@ -98,7 +100,7 @@ class TrackingHook:
         self._run.seconds[node.name] = time.perf_counter() - self._run.started[node.name]
         if dataset_name.endswith(".kmeans_model"):
             self._run.log_utilisation(dataset_name.partition(".")[0], data["counts"])
-        elif dataset_name.endswith(".kmeans_agreement"):
+        elif dataset_name.endswith("_agreement"):
             self._run.log_agreement(data)
         elif dataset_name.endswith("_history"):
             self._run.keep_history(dataset_name, data)
@@ -139,13 +141,20 @@ class _Run:
     """What one `kedro run` logs."""
 
     def __init__(
-        self, project: Path, run_params: Mapping[str, Any], parameters: dict[str, Any], shards: Mapping[str, Any]
+        self,
+        project: Path,
+        run_params: Mapping[str, Any],
+        parameters: dict[str, Any],
+        catalog: DataCatalog,
+        rows: Mapping[str, Encoding],
     ) -> None:
         self.started: dict[str, float] = {}
         self.seconds: dict[str, float] = {}
         self._project = project
         self._parameters = parameters
-        self._shards = shards
+        self._catalog = catalog
+        self._shards: dict[str, Any] = {split: catalog.get(f"shards_{split}") for split in parameters["shards"]}
+        self._rows = rows
         self._histories: dict[tuple[int, str], list[dict[str, float]]] = {}
         self._children: dict[str, str] = {}
         self._logged: set[tuple[str, str]] = set()
@@ -200,37 +209,36 @@ class _Run:
             self._client.log_dict(self._parent.run_id, histogram, f"{layer}/kmeans-utilisation.json")
 
     def log_agreement(self, agreement: Mapping[str, Any]) -> None:
-        """Log how far two seeds agree to the children of k-means."""
-        now, layer = int(time.time() * 1000), agreement["layer"]
-        names = ("inertia", "inertia_second_seed", "adjusted_rand_index")
-        metrics = [Metric(f"validation_{name}", agreement[name], now, 0) for name in names]
-        for encoding in self._parameters["kmeans"]["encodings"]:
-            child = self._child(layer, "kmeans", encoding, agreement["k"])
+        """Log how far a seed's fit agrees with the first to its children."""
+        now, method = int(time.time() * 1000), seeded("kmeans", agreement["seed"])
+        names = {"inertia": "validation_inertia", "adjusted_rand_index": "adjusted_rand_index"}
+        metrics = [Metric(shown, agreement[name], now, 0) for name, shown in names.items()]
+        for row in self._rows_of(method):
+            child = self._child(agreement["layer"], row.name, row.k)
             if child is not None:
                 self._client.log_batch(child, metrics=metrics)
 
     def log_errors(self, errors: Mapping[str, Any]) -> None:
         """Log the NMSE of every K, and the fit's steps, to the children that they belong to."""
         layer, method = errors["layer"], errors["method"]
-        if method not in ("kmeans", "pca"):
-            return  # a dictionary's errors are logged with its row, when its child is there
-        for row in errors["rows"]:
-            names = self._parameters["kmeans"]["encodings"] if method == "kmeans" else [topk_name(row["k"])]
-            for encoding in names:
-                child = self._child(layer, method, encoding, row["k"])
-                self._log_history(child, self._histories.get((layer, method), []))
-                self._log(child, layer, encoding, row)
+        found = {row["k"]: row for row in errors["rows"]}
+        for row in self._rows_of(method):
+            # A dictionary but PCA has one row, whose k may be that of an older version that was asked for.
+            k, values = (row.k, found[row.k]) if row.k in found else next(iter(found.items()))
+            child = self._child(layer, row.name, k)
+            self._log_history(child, self._histories.get((layer, method), []))
+            self._log(child, layer, row.name, values)
 
     def log_scores(self, scores: Mapping[str, Any]) -> None:
         """Log what the probes say of an encoding to its child."""
-        child = self._child(scores["layer"], scores["method"], scores["encoding"], scores["k"])
+        child = self._child(scores["layer"], scores["encoding"], scores["k"])
         self._log(child, scores["layer"], scores["encoding"], scores)
 
     def complete_children(self, rows: list[dict[str, Any]]) -> None:
         """Log what this run's children lack of a layer's rows: part of a row may have been up to date already."""
         for row in rows:
-            child = self._children.get(f"layer_{row['layer']}/{row['encoding']}")
-            self._log(child, row["layer"], row["encoding"], row)
+            child = self._children.get(f"layer_{row['layer']}/{row['name']}")
+            self._log(child, row["layer"], row["name"], row)
 
     def finish(self, status: str, *, kept: Sequence[Path] = (), error: Exception | None = None) -> None:
         """Close the children and write the manifest, also as an artifact of the parent beside the table."""
@@ -246,17 +254,20 @@ class _Run:
             for each in kept:
                 self._client.log_artifact(self._parent.run_id, str(each))
 
-    def _child(self, layer: int, method: str, encoding: str, k: int) -> str | None:
+    def _rows_of(self, method: str) -> list[Encoding]:
+        return [row for row in self._rows.values() if row.method == method]
+
+    def _child(self, layer: int, encoding: str, k: int | None) -> str | None:
         """The id of the child of an encoding, made when it is first asked for; None where MLflow is off."""
         if not self._parent:
             return None
         name = f"layer_{layer}/{encoding}"
         with self._lock:
             if name not in self._children:
-                self._children[name] = self._create_child(name, layer, method, encoding, k)
+                self._children[name] = self._create_child(name, layer, self._rows[encoding], k)
             return self._children[name]
 
-    def _create_child(self, name: str, layer: int, method: str, encoding: str, k: int) -> str:
+    def _create_child(self, name: str, layer: int, row: Encoding, k: int | None) -> str:
         assert self._parent is not None
         shards = {split: dataset.load() for split, dataset in self._shards.items()}
         tags = {
@@ -264,16 +275,28 @@ class _Run:
             "model_family": shards["fit"].metadata.family,
             "model_ckpt": shards["fit"].metadata.ckpt,
             **{f"shards.{split}": handle.name for split, handle in shards.items()},
+            "dictionary": self._source_of(layer, row.method),
+            "mlflow.note.content": _describe(layer, row, shards),
         }
         created = self._client.create_run(self._parent.experiment_id, run_name=name, tags=tags)
-        params: dict[str, Any] = {"layer": layer, "method": method, "encoding": encoding}
-        # kmeans has a seed and clusters; PCA is deterministic and has K
-        if method == "kmeans":
-            params |= {"n_clusters": k, "seed": self._parameters["kmeans"]["seed"]}
-        else:
-            params["latent_topk" if method == "pca" else "k"] = k
+        method = seedless(row.method)
+        params: dict[str, Any] = {"layer": layer, "method": method, "encoding": seedless(row.name)}
+        params[{"kmeans": "n_clusters", "pca": "latent_topk"}.get(method, "k")] = k
+        if row.seed is not None:
+            params["seed"] = row.seed
+        self._client.log_inputs(created.info.run_id, _lineage(shards))
         self._client.log_batch(created.info.run_id, params=[Param(key, str(value)) for key, value in params.items()])
         return str(created.info.run_id)
+
+    def _source_of(self, layer: int, method: str) -> str:
+        """Where a dictionary lies: the version of the fitted model, the weights, or saev's folder; relative where it is the project's."""
+        kept = self._catalog.keys()
+        name = next(
+            (name for kind in ("weights", "metrics") if (name := f"layer_{layer}.{kind}_{method}") in kept), None
+        )
+        dataset: Any = self._catalog.get(name or f"layer_{layer}.{method}_model")
+        path = dataset.folder if hasattr(dataset, "folder") else Path(str(dataset._get_load_path()))
+        return str(path.relative_to(self._project) if path.is_relative_to(self._project) else path)
 
     def _log(self, child: str | None, layer: int, encoding: str, values: Mapping[str, Any]) -> None:
         """Log metrics to the child, and to the parent under the encoding's name with step = layer: a curve over layers."""
@@ -311,6 +334,37 @@ class _Run:
         with publish_file(path) as partial:
             partial.write_text(json.dumps(manifest, indent=1))
         return path
+
+
+def _describe(layer: int, row: Encoding, shards: Mapping[str, Shards]) -> str:
+    """A child's description in MLflow, Markdown."""
+    k = "" if row.k is None else f", k = {row.k}"
+    seed = "" if row.seed is None else f", seed {row.seed}"
+    return (
+        f"**{seedless(row.name)}**{k}{seed}: codes of layer {layer} of {shards['fit'].metadata.family} {shards['fit'].metadata.ckpt}. "
+        f"NMSE on shards `{shards['val'].name}`; probes fitted on `{shards['probe_train'].name}` and judged on "
+        f"`{shards['probe_val'].name}`."
+    )
+
+
+def _lineage(shards: Mapping[str, Shards]) -> list[DatasetInput]:
+    """The splits' shards as MLflow's datasets: one that serves several splits is one of them, in the context of all."""
+    splits: dict[str, list[str]] = {}
+    for split, handle in shards.items():
+        splits.setdefault(handle.fingerprint(), []).append(split)
+    found = []
+    for fingerprint, serves in splits.items():
+        handle = shards[serves[0]]
+        profile = {"tokens": handle.n_tokens, "examples": handle.n_examples, "d_model": handle.d_model}
+        dataset = Dataset(
+            name=f"shards {handle.name}",
+            digest=fingerprint[:8],
+            source_type="local",
+            source=json.dumps({"uri": str(handle.path)}),
+            profile=json.dumps(profile),
+        )
+        found.append(DatasetInput(dataset, [InputTag("mlflow.data.context", ", ".join(serves))]))
+    return found
 
 
 def _flat_params(parameters: Mapping[str, Any], prefix: str = "") -> list[Param]:

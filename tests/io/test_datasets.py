@@ -16,6 +16,7 @@ import scipy.sparse
 import torch
 import yaml
 from kedro.io import AbstractDataset, DataCatalog, DatasetError, Version
+from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -26,6 +27,7 @@ from assay.io.codes_layout import Format
 from assay.io.datasets import (
     CheckpointsDataset,
     CodesDataset,
+    ImagesDataset,
     SaevInferenceDataset,
     ShardsDataset,
     TensorsDataset,
@@ -501,7 +503,34 @@ def test_what_saev_left_is_found_by_the_shards_hash_and_never_written(tmp_path: 
     assert "run" in str(parts["codes"]._describe())
 
 
+# --- images
+
+
+def test_images_are_written_whole_and_read_one_by_one(tmp_path: Path) -> None:
+    pixels = np.arange(2 * 8 * 8, dtype=np.uint8).reshape(2, 8, 8)
+    dataset = ImagesDataset(filepath=str(tmp_path / "images"), layout={"patch_size": 4, "pattern": "*.png"})
+    assert not dataset.exists()
+    dataset.save(pixels)
+    assert dataset.exists()
+    np.testing.assert_array_equal(dataset.load().read(1, 4)[..., 0], pixels[1])
+    before = dataset.fingerprint()
+    dataset.save(pixels[:1])  # replaces them all
+    assert len(dataset.load()) == 1
+    assert dataset.fingerprint() != before
+    assert dataset._describe()["layout"]["patch_size"] == 4
+    with pytest.raises(ValueError, match="patch_size"):
+        ImagesDataset(filepath="somewhere", layout={"patch_size": 0})
+
+
 # --- the docstrings
+
+ALL = (ShardsDataset, ImagesDataset, CodesDataset, CheckpointsDataset, TensorsDataset, SaevInferenceDataset)
+
+
+def photograph(folder: Path) -> None:
+    folder.mkdir(parents=True)
+    for number in range(8):
+        Image.new("RGB", (300, 256), (number, 0, 0)).save(folder / f"{number}.jpg")
 
 
 @pytest.fixture
@@ -518,7 +547,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_the_yaml_examples_are_true(project: Path) -> None:
     entries: dict[str, Any] = {}
-    for dataset in (ShardsDataset, CodesDataset, CheckpointsDataset, TensorsDataset, SaevInferenceDataset):
+    for dataset in ALL:
         entries |= yaml.safe_load(example(dataset, "YAML"))
     catalog = DataCatalog.from_config(entries)
     assert_recorded(catalog.load("shards_fit"), MadeRecording(seed=5))
@@ -527,6 +556,8 @@ def test_the_yaml_examples_are_true(project: Path) -> None:
     catalog.save("layer_3.pca_model", STATE)
     assert catalog.load("layer_23.pca_checkpoints").folder == Path("data/06_models/.checkpoints/layer_23/pca")
     write_inference(project / "runs/z55bntm1/inference/687023f7")
+    photograph(project / "ADEChallengeData2016/images/validation")
+    assert len(catalog.load("images_probe_val")) == 8
     assert catalog.load("layer_23.codes_relu-16k_probe_val").n_features == 4
     (version,) = (project / "data/06_models/layer_3/pca.safetensors").iterdir()
     assert_state(TensorsDataset(filepath=str(version / "pca.safetensors")).load(), STATE)
@@ -543,10 +574,12 @@ def test_the_python_examples_are_true(project: Path) -> None:
     codes.save(MadeCodes())
     TensorsDataset(filepath=str(folder / "06_models/layer_23/pca.safetensors")).save(STATE)
     write_inference(project / "runs/z55bntm1/inference/687023f7")
+    photograph(project / "ADEChallengeData2016/images/validation")
     found: dict[str, Any] = {}
-    for dataset in (ShardsDataset, CodesDataset, CheckpointsDataset, TensorsDataset, SaevInferenceDataset):
+    for dataset in ALL:
         exec(example(dataset, "Python"), vars(module), found)
     assert found["tokens"].shape == (15, 4)
+    assert found["image"].shape == (256, 256, 3)
     assert found["batch"].keys() == {"indices", "error"}
     assert torch.equal(found["components"], STATE["components"])
     assert found["checkpoints"].load({"layer": 23}) is None

@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 
+from assay.io.images import list_files
 from assay.io.labels import PatchLabels, label_patches, patch_labels, publish_labels
-from assay.io.masks import MaskLayout, fit_mask, list_masks, parse_layout, read_mask
+from assay.io.masks import MaskLayout, fit_mask, parse_layout, read_mask
 from assay.io.metadata import Metadata
 from assay.io.shards import Shards, write_shards
 
@@ -231,9 +232,9 @@ def test_files_that_are_no_masks_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"b\.png is no PNG"):
         read_mask(path)
     with pytest.raises(FileNotFoundError, match="wanted that of the masks"):
-        list_masks(tmp_path / "missing", MaskLayout(patch_size=1))
+        list_files(tmp_path / "missing", MaskLayout(patch_size=1))
     with pytest.raises(ValueError, match="wanted a glob inside the folder"):
-        list_masks(tmp_path, MaskLayout(patch_size=1, pattern="/*.png"))
+        list_files(tmp_path, MaskLayout(patch_size=1, pattern="/*.png"))
 
 
 def raw_png(depth: int, colour: int, ids: list[int]) -> bytes:

@@ -15,6 +15,7 @@ from assay.numerics.ranking import (
     purity_at_k,
     rank_features,
     rank_table,
+    strongest_examples,
     top_rows,
 )
 
@@ -161,3 +162,26 @@ def test_purity_is_of_the_sixteen_highest_unless_told():
     for values, k in ((torch.zeros(0), 16), (torch.zeros(3), 0)):
         with pytest.raises(ValueError, match="wanted at least 1"):
             purity_at_k(values, torch.zeros(len(values), dtype=torch.int64), k)
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(1, 4), st.integers(1, 5), st.integers(1, 6), st.integers(0, 10_000))
+def test_the_strongest_examples_are_those_of_a_loop(patches, n_examples, k, seed):
+    generator = torch.Generator().manual_seed(seed)
+    values = torch.randint(-2, 3, (2, n_examples * patches), generator=generator).float()
+    counted = torch.rand(n_examples * patches, generator=generator) < 0.7
+    found = strongest_examples(values, counted, patches, k)
+    for feature in range(2):
+        ranked = []
+        for example in range(n_examples):
+            rows = range(example * patches, (example + 1) * patches)
+            patch, top = -1, float("-inf")
+            for number, row in enumerate(rows):
+                if counted[row] and values[feature, row] > top:
+                    patch, top = number, float(values[feature, row])
+            ranked.append((-top, example, patch))
+        wanted = sorted(ranked)[:k]
+        assert found["example"][feature].tolist() == [example for _, example, _ in wanted]
+        assert found["patch"][feature].tolist() == [patch for _, _, patch in wanted]
+        maps = values[feature].view(n_examples, patches)
+        assert torch.equal(found["strength"][feature], maps[found["example"][feature]])

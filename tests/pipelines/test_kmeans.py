@@ -151,7 +151,7 @@ def test_encodings_is_the_parameter_that_says_which_codes_are_made():
         "order",
         "sparsity",
         "checkpoint_steps",
-        "second_seed",
+        "more_seeds",
     }  # also in test_encode.py and test_fitting.py
     assert set(KMeansParameters.model_fields) == {*CHANGES, *elsewhere}
 
@@ -183,29 +183,33 @@ def test_measuring_changes_nothing_it_is_given(planted, statistics, fit):
     assert all(torch.equal(value, before[name]) for name, value in (model | statistics).items())
 
 
-def test_second_seed_is_a_fit_of_its_own_that_the_first_is_compared_with(planted, statistics, fit, tmp_path):
-    parameters = KMeansParameters(**SMALL, seed=3, second_seed=4)
-    shards, checkpoints = Shards(planted[0]), Checkpoints(tmp_path / "second")
-    second, _ = fit_kmeans(shards, statistics, parameters, checkpoints, "cpu", layer=5, seed=4)
+def test_more_seeds_are_fits_of_their_own_that_the_first_is_compared_with(planted, statistics, fit, tmp_path):
+    parameters = KMeansParameters(**SMALL, seed=3, more_seeds=(4, 9))
+    shards, checkpoints = Shards(planted[0]), Checkpoints(tmp_path / "again")
+    again, _ = fit_kmeans(shards, statistics, parameters, checkpoints, "cpu", layer=5, seed=4)
     first = fit(seed=3)[0]
-    assert torch.equal(second["cluster_centers"], fit(seed=4)[0]["cluster_centers"])
-    found = compare_seeds(Shards(planted[1]), statistics, first, second, parameters, "cpu", layer=5)
+    assert torch.equal(again["cluster_centers"], fit(seed=4)[0]["cluster_centers"])
+    assert not torch.equal(again["cluster_centers"], first["cluster_centers"])
+    found = compare_seeds(Shards(planted[1]), statistics, first, again, parameters, "cpu", layer=5, seed=4)
     tokens = torch.from_numpy((read(planted[1], 5) - statistics["mean"].numpy()) / statistics["std"].numpy()).float()
-    models = [MiniBatchKMeans.from_state(state) for state in (first, second)]
+    models = [MiniBatchKMeans.from_state(state) for state in (first, again)]
     inertia = [float(model.assign(tokens)[1].mean()) for model in models]
-    assert found["inertia"] == pytest.approx(inertia[0], rel=1e-6)
-    assert found["inertia_second_seed"] == pytest.approx(inertia[1], rel=1e-6)
+    assert found["inertia_first"] == pytest.approx(inertia[0], rel=1e-6)
+    assert found["inertia"] == pytest.approx(inertia[1], rel=1e-6)
     labels = [model.predict(tokens) for model in models]
     assert found["adjusted_rand_index"] == pytest.approx(adjusted_rand_score(*labels), abs=1e-9)
-    assert (found["layer"], found["k"]) == (5, 8)
-    same = compare_seeds(Shards(planted[1]), statistics, first, first, parameters, "cpu", layer=5)
+    assert (found["layer"], found["seed"]) == (5, 4)
+    same = compare_seeds(Shards(planted[1]), statistics, first, first, parameters, "cpu", layer=5, seed=4)
     assert same["adjusted_rand_index"] == 1
-    assert {node.name for node in create_pipeline(5, second_seed=None).nodes} == {"kmeans.fit", "kmeans.measure"}
-    twice = {node.name: node for node in create_pipeline(5, second_seed=4).nodes}
-    assert set(twice) == {"kmeans.fit", "kmeans.measure", "kmeans.fit_second", "kmeans.compare"}
-    assert twice["kmeans.fit_second"].func.keywords == {"layer": 5, "seed": 4}
-    with pytest.raises(ValueError, match="second_seed 3, want another than seed"):
-        KMeansParameters(**SMALL, seed=3, second_seed=3)
+    assert {node.name for node in create_pipeline(5, seeds={"kmeans": 3}).nodes} == {"kmeans.fit", "kmeans.measure"}
+    thrice = {node.name: node for node in create_pipeline(5, seeds={"kmeans": 3, "a": 4, "b": 9}).nodes}
+    verbs = {"a.fit", "a.measure", "a.compare", "b.fit", "b.measure", "b.compare"}
+    assert set(thrice) == {"kmeans.fit", "kmeans.measure", *verbs}
+    assert thrice["b.fit"].func.keywords == {"layer": 5, "seed": 9, "method": "b"}
+    assert thrice["b.compare"].inputs[2:4] == ["kmeans_model", "b_model"]
+    for more in ((3,), (4, 4)):
+        with pytest.raises(ValueError, match=r"more_seeds \[\d.*\], want none twice"):
+            KMeansParameters(**SMALL, seed=3, more_seeds=more)
 
 
 def test_more_clusters_than_tokens_are_refused(fit):

@@ -1,8 +1,10 @@
 """The probe node against Newton's method on one (feature, class) at a time, scikit-learn's AP, and loops."""
 
+import dataclasses
 import json
 import logging
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -28,6 +30,9 @@ class Labelled:
 
     patches: torch.Tensor
     path: str = "somewhere"
+    metadata: SimpleNamespace = dataclasses.field(
+        default_factory=lambda: SimpleNamespace(content_tokens_per_example=TOKENS)
+    )
 
     def labels(self):
         return self.patches
@@ -292,12 +297,13 @@ def test_those_are_all_the_parameters():
         "slab_features",
         "certified_pairs",
         "top_features",
+        "examples",
     }
 
 
 @pytest.mark.parametrize("void", VOID_MODES)
 def test_the_table_of_pairs_has_a_row_for_each_class_and_feature(split, probe, void, tmp_path):
-    found, scores, pairs = probe(void=void, whole=True)
+    found, scores, pairs, _ = probe(void=void, whole=True)
     pairs.to_parquet(tmp_path / "pairs.parquet", index=False)
     pairs = pd.read_parquet(tmp_path / "pairs.parquet")
     names = [row["label"] for row in scores["classes"]]
@@ -314,6 +320,32 @@ def test_the_table_of_pairs_has_a_row_for_each_class_and_feature(split, probe, v
         taking_part = torch.ones_like(split[1][1], dtype=torch.bool) if void != "drop" else split[1][1] > 0
         assert row.val_predicted == int(((logits >= 0) & taking_part).sum())
         assert row.val_true_positives == int(((logits >= 0) & (split[1][1] == row.label)).sum())
+
+
+@pytest.mark.parametrize("void", VOID_MODES)
+def test_examples_are_the_images_where_a_classes_best_feature_speaks_most_for_it(split, probe, void):
+    """Against a loop: the best feature's values, turned where its weight is negative; void patches show but do not count."""
+    _, scores, _, examples = probe(void=void, whole=True, examples=3)
+    found, *_ = probe(void=void)
+    values, labels = split[0][1], split[1][1]
+    first = 0 if void == "class" else 1
+    assert examples["label"].tolist() == [row["label"] for row in scores["classes"]]
+    for place, row in enumerate(scores["classes"]):
+        feature = row["feature"]
+        assert examples["feature"][place] == feature
+        speaks = values[:, feature] * (-1 if found["coef"][feature, row["label"] - first] < 0 else 1)
+        strength = [[float(value) for value in image] for image in speaks.view(-1, TOKENS)]
+        counted = [[void != "drop" or label != 0 for label in image] for image in labels.view(-1, TOKENS)]
+        best = []
+        for number, (image, counts) in enumerate(zip(strength, counted, strict=True)):
+            top = max((value for value, counts_ in zip(image, counts, strict=True) if counts_))
+            patch = next(i for i, value in enumerate(image) if counts[i] and value == top)
+            best.append((-top, number, patch))
+        wanted = sorted(best)[:3]
+        assert examples["example"][place].tolist() == [number for _, number, _ in wanted]
+        assert examples["patch"][place].tolist() == [patch for _, _, patch in wanted]
+        assert examples["strength"][place].tolist() == [strength[number] for _, number, _ in wanted]
+    assert probe(whole=True, examples=5)[3]["example"].shape[1] == 5
 
 
 def test_a_class_absent_from_a_split_is_named_by_its_label_and_not_scored(split, probe):
@@ -394,8 +426,8 @@ def test_codes_of_a_larger_k_serve_every_row_of_a_sweep(split, probe):
     together = probe(wide, rows=(("two", 2), ("four", 4)), whole=True)
     for place, (encoding, k) in enumerate((("two", 2), ("four", 4))):
         narrow = [Narrow("sparse", N_FEATURES, values=values[:, :k], indices=order[:, :k]) for values, order in ranked]
-        found, scores, pairs = together[3 * place : 3 * place + 3]
-        wanted, same, table = probe(narrow, rows=((encoding, k),), whole=True)
+        found, scores, pairs = together[4 * place : 4 * place + 3]
+        wanted, same, table, _ = probe(narrow, rows=((encoding, k),), whole=True)
         assert scores["l0"] == same["l0"] == pytest.approx(k, abs=0.1)
         assert (scores["encoding"], scores["k"], len(pairs)) == (encoding, k, len(table))
         for name in ("train_ce", "val_ce", "val_ap", "base_ce"):

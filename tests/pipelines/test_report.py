@@ -16,13 +16,16 @@ from assay.pipelines.report.nodes import (
     draw_figures,
     merge_layer,
     summarise_fits,
+    tabulate_agreement,
     tabulate_baselines,
 )
 from assay.pipelines.report.tables import (
     CLASSES,
+    IN_PAPER,
     PAPER,
     format_cell,
     match_budgets,
+    pool_seeds,
     tabulate_classes,
     tabulate_paper,
     to_latex,
@@ -49,10 +52,13 @@ def errors(layer, method, ks):
     return {"layer": layer, "method": method, "n_tokens": 9, "rows": rows}
 
 
+SEEDS = {"kmeans-onehot": 0, "kmeans-invdist": 0, "pca-topk-00001": None, "pca-topk-00016": None}
+
+
 def layer_of(layer, ces):
     """A layer's rows with these train CEs, in the order of ROWS."""
     parts = [scores(layer, *row, mean_train_ce=ce) for row, ce in zip(ROWS, ces, strict=True)]
-    return merge_layer(errors(layer, "kmeans", [8]), errors(layer, "pca", [1, 16]), *parts)
+    return merge_layer(errors(layer, "kmeans", [8]), errors(layer, "pca", [1, 16]), *parts, seeds=SEEDS)
 
 
 def test_scores_are_joined_with_the_errors_of_their_method_and_k():
@@ -61,25 +67,26 @@ def test_scores_are_joined_with_the_errors_of_their_method_and_k():
         errors(3, "pca", [16, 1]) | {"rows": [{"k": 1, "nmse": 0.9, "nmse_raw": 0.8}]},
     ]
     parts = [scores(3, "kmeans", "kmeans-onehot", 1), scores(3, "pca", "pca-topk-00001", 1)]
-    kmeans, pca = merge_layer(*metrics, *parts)
+    kmeans, pca = merge_layer(*metrics, *parts, seeds=SEEDS)
     assert (kmeans["encoding"], kmeans["nmse"], kmeans["nmse_raw"]) == ("kmeans-onehot", 1 / 2, 2 / 4)
     assert (pca["encoding"], pca["nmse"], pca["nmse_raw"]) == ("pca-topk-00001", 0.9, 0.8)
     assert kmeans | parts[0] == kmeans
+    assert (kmeans["seed"], kmeans["name"], pca["seed"]) == (0, "kmeans-onehot", None)
 
 
 def test_the_order_of_the_metrics_does_not_matter_to_the_join():
     metrics = [errors(3, "kmeans", [8]), errors(3, "pca", [1, 16]), *(scores(3, *row) for row in ROWS)]
     before = copy.deepcopy(metrics)
     shuffled = random.Random(0).sample(metrics, len(metrics))
-    by_encoding = {row["encoding"]: row for row in merge_layer(*metrics)}
-    assert {row["encoding"]: row for row in merge_layer(*shuffled)} == by_encoding
+    by_encoding = {row["encoding"]: row for row in merge_layer(*metrics, seeds=SEEDS)}
+    assert {row["encoding"]: row for row in merge_layer(*shuffled, seeds=SEEDS)} == by_encoding
     assert len(by_encoding) == len(ROWS)
     assert metrics == before
 
 
 def test_columns_are_those_that_papers_point_at():
     assert ",".join(COLUMNS) == (
-        "layer,method,encoding,k,nmse,nmse_raw,l0,probe_r,map,purity_at_16,coverage_at_0.3,best_layer"
+        "layer,method,encoding,k,seed,nmse,nmse_raw,l0,probe_r,map,purity_at_16,coverage_at_0.3,best_layer"
     )
     table = tabulate_baselines(layer_of(3, [0.5] * 4))
     assert tuple(table.columns) == COLUMNS
@@ -94,7 +101,8 @@ def test_rows_are_sorted_by_layer_method_k_and_encoding():
     assert table["encoding"].tolist() == one_layer * 2
     assert table.index.tolist() == list(range(8))
     parts = [scores(3, "pca", "pca-topk-100000", 100_000), scores(3, "pca", "pca-topk-99999", 99_999)]
-    table = tabulate_baselines(merge_layer(errors(3, "pca", [99_999, 100_000]), *parts))
+    seeds = dict.fromkeys(("pca-topk-100000", "pca-topk-99999"))
+    table = tabulate_baselines(merge_layer(errors(3, "pca", [99_999, 100_000]), *parts, seeds=seeds))
     assert table["k"].tolist() == [99_999, 100_000]
 
 
@@ -143,7 +151,7 @@ def rows_of(layer, ces, n_classes=3):
     rows = layer_of(layer, ces)
     for number, row in enumerate(rows):
         row["classes"] = [
-            dict.fromkeys(CLASSES[4:], 0.1 * (number + 1)) | {"label": c + 1, "n_train": 50, "n_val": 10 * (c + 1)}
+            dict.fromkeys(CLASSES[5:], 0.1 * (number + 1)) | {"label": c + 1, "n_train": 50, "n_val": 10 * (c + 1)}
             for c in range(n_classes)
         ]
         row |= {"absent_in_train": [8], "absent_in_val": [7, 8]}
@@ -221,18 +229,82 @@ def test_markdown_and_latex_say_what_the_paper_table_says():
     lines = markdown.splitlines()
     assert len(lines) == 2 + len(paper)
     assert lines[0].startswith("| Method | Encoding | k | Layer | NMSE | L0 |")
-    assert {line.count("|") for line in lines} == {len(PAPER) + 1}
+    assert {line.count("|") for line in lines} == {len(PAPER) - 1 - len(IN_PAPER) + 1}
     for row, line in zip(paper.itertuples(index=False), lines[2:], strict=True):
-        wanted = [format_cell(value, name) for name, value in zip(PAPER, row, strict=True)]
+        wanted = [
+            format_cell(value, name)
+            for name, value in zip(PAPER, row, strict=True)
+            if name != "seeds" and not name.endswith("_sd")
+        ]
         assert line == f"| {' | '.join(wanted)} |"
         assert f"{' & '.join(wanted)} \\\\" in latex
     assert latex.startswith("\\begin{tabular}{llrrrrrrrr}\n\\toprule")
     assert "a\\_b" in to_latex(paper.assign(encoding="a_b"))
 
 
+def three_seeds(layer=7):
+    """A layer of k-means with three seeds and of a dictionary with one."""
+    parts = [scores(layer, "sae", "sae", 9, mean_train_ce=0.3)]
+    seeds = {"sae": None}
+    metrics = [errors(layer, "sae", [9])]
+    for number, (name, seed) in enumerate((("kmeans", 0), ("kmeans-seed-4", 4), ("kmeans-seed-9", 9))):
+        metrics.append(errors(layer, name, [8]))
+        parts.append(scores(layer, name, f"{name}-onehot", 8, mean_train_ce=0.1 + number, map=0.2 * number))
+        seeds[f"{name}-onehot"] = seed
+    rows = merge_layer(*metrics, *parts, seeds=seeds)
+    return [row | {"absent_in_train": [], "absent_in_val": []} for row in rows]
+
+
+def test_the_rows_of_several_seeds_share_a_name_and_are_pooled_for_the_paper():
+    baselines = tabulate_baselines(three_seeds())
+    assert baselines["encoding"].tolist() == ["kmeans-onehot"] * 3 + ["sae"]
+    assert baselines["method"].tolist() == ["kmeans"] * 3 + ["sae"]
+    assert baselines["seed"].tolist()[:3] == [0, 4, 9]
+    assert baselines["best_layer"].all()
+    pooled = pool_seeds(baselines).set_index("encoding")
+    assert pooled["seeds"].to_dict() == {"kmeans-onehot": 3, "sae": 1}
+    assert pooled.loc["kmeans-onehot", "map"] == pytest.approx(0.2)
+    assert pooled.loc["kmeans-onehot", "map_sd"] == pytest.approx(0.2)  # of 0, 0.2 and 0.4
+    assert pooled.loc["sae", "map_sd"] != pooled.loc["sae", "map_sd"]  # one seed has no spread
+    paper = tabulate_paper(baselines)
+    assert tuple(paper.columns) == PAPER
+    markdown, latex = to_markdown(paper), to_latex(paper)
+    assert "| Layer | Seeds | NMSE |" in markdown
+    assert "| 0.200 ± 0.200 |" in markdown
+    assert "& 0.250 &" in latex  # the dictionary's
+    assert r"0.200 $\pm$ 0.200" in latex
+    classes = tabulate_classes(three_seeds())
+    assert classes["seed"].tolist()[:3] == [0, 4, 9]
+    matched = match_budgets(tabulate_baselines(three_seeds(3), layer_of(5, [0.4] * 4)))
+    assert matched["encoding"].tolist() == ["kmeans-invdist", "kmeans-onehot"]  # there is no PCA in layer 3
+
+
+def test_the_best_layer_is_that_of_the_mean_over_the_seeds():
+    """Layer 3 has the best seed, layer 5 the best mean."""
+
+    def of(layer, ces):
+        parts = [
+            scores(layer, name, f"{name}-onehot", 8, mean_train_ce=ce)
+            for name, ce in zip(("kmeans", "kmeans-seed-1"), ces, strict=True)
+        ]
+        seeds = {"kmeans-onehot": 0, "kmeans-seed-1-onehot": 1}
+        return merge_layer(errors(layer, "kmeans", [8]), errors(layer, "kmeans-seed-1", [8]), *parts, seeds=seeds)
+
+    table = tabulate_baselines(of(3, [0.1, 0.9]), of(5, [0.4, 0.4]))
+    assert (table["best_layer"] == (table["layer"] == 5)).all()
+
+
+def test_the_agreement_of_seeds_is_a_table():
+    rows = [{"layer": n, "seed": s, "inertia_first": 1.0, "inertia": 2.0} for n, s in ((5, 2), (5, 1), (3, 1))]
+    table = tabulate_agreement({"agreements": rows[:2]}, {"agreements": rows[2:]})
+    assert table[["layer", "seed"]].to_numpy().tolist() == [[3, 1], [5, 1], [5, 2]]
+    fits = {"explained_variance": torch.ones(1)}, {"counts": torch.ones(1)}
+    assert summarise_fits(*fits, [], *rows[:2], layer=5)["agreements"] == rows[:2]
+
+
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="needs pdflatex")
 def test_the_latex_compiles(tmp_path):
-    latex = to_latex(tabulate_paper(tabulate_baselines(*both_layers())))
+    latex = to_latex(tabulate_paper(tabulate_baselines(*both_layers(), three_seeds())))
     (tmp_path / "paper.tex").write_text(
         "\\documentclass{article}\\usepackage{booktabs}\\begin{document}" + latex + "\\end{document}"
     )
@@ -260,6 +332,7 @@ def test_the_fits_are_summed_up_for_the_pictures():
         "spectrum": [3.0, 2.0, 1.0],
         "cluster_counts": [2, 1, 0],
         "inertia": [1.0, 1 / 2, 1 / 3],
+        "agreements": [],
     }
 
 

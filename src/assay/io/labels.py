@@ -15,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 from pydantic_core import from_json
 
-from assay.io.masks import UNKNOWN, VOID, MaskLayout, Size, fit_mask, list_masks, read_mask
+from assay.io.images import Size, list_files
+from assay.io.masks import UNKNOWN, VOID, MaskLayout, fit_mask, read_mask
 from assay.io.metadata import (
     INDEX_NAME,
     LABELS_NAME,
@@ -103,7 +104,7 @@ def label_patches(
             that has no label; the message names the file.
     """
     grid = layout.grid_of(metadata.content_tokens_per_example)
-    paths = list_masks(folder, layout)
+    paths = list_files(folder, layout)
     if len(paths) != metadata.n_examples:
         raise ValueError(
             f"{folder} has {len(paths)} masks ({layout.names or layout.pattern}), and the shards have {metadata.n_examples} examples; "

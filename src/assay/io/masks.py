@@ -1,4 +1,4 @@
-"""Segmentation masks: which files there are, what their pixels mean, and how they are brought to the activations' grid.
+"""Segmentation masks: what their pixels mean, and how they are brought to the activations' grid.
 
 A mask is a PNG with one class id a pixel. Ids become labels, 0 for void, by a `MaskLayout`, which is all that differs
 between ADE20K, COCO-Stuff, FishVista and the like.
@@ -6,12 +6,14 @@ between ADE20K, COCO-Stuff, FishVista and the like.
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
+
+from assay.io.images import ImageLayout, Size
 
 VOID = 0
 MAX_LABEL = 2**16 - 1
@@ -22,21 +24,13 @@ PNG_HEADER_BYTES = 26
 COLOUR_TYPES = {0: "grey", 2: "RGB", 3: "palette", 4: "grey with alpha", 6: "RGB with alpha"}
 
 Id = Annotated[int, Field(ge=0, le=MAX_LABEL)]
-Size = tuple[PositiveInt, PositiveInt]
 
 
-class MaskLayout(BaseModel):
+class MaskLayout(ImageLayout):
     """Where a dataset's masks are, what their ids mean and how they lie on the patches.
 
-    A mask is resized, then cropped, as its image was before the activations were recorded: to `grid` patches in all.
-
     Args:
-        patch_size: height and width of a patch, in pixels.
-        grid: (rows, columns) of patches in an example; None: a square, from the shards.
-        resize: shorter side in pixels, the other in proportion and rounded down; or (height, width); None: as it is.
-        crop: cut out the centre, of the grid's size. Without, a mask that then has another size is an error.
-        pattern: glob of the masks inside their folder; they are taken in the order of their paths, folder by folder.
-        names: a text file that lists the masks instead, one path inside their folder a line, in the examples' order.
+        patch_size, grid, resize, crop, pattern, names: as in `ImageLayout`, of the masks.
         void: ids that have no vote.
         offset: added to every other id to make its label. A label is at least 1.
         mapping: label of each id, in the place of an offset. Several ids may share a label; 0 is void.
@@ -46,14 +40,9 @@ class MaskLayout(BaseModel):
         ValueError: a value is out of bounds or unknown, or two contradict each other (pydantic's subclass).
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    things: ClassVar[str] = "masks"
 
-    patch_size: PositiveInt
-    grid: Size | None = None
-    resize: PositiveInt | Size | None = None
-    crop: bool = False
     pattern: Annotated[str, Field(min_length=1)] = "*.png"
-    names: Path | None = None
     void: tuple[Id, ...] = (0,)
     offset: Annotated[int, Field(ge=-MAX_LABEL, le=MAX_LABEL)] = 0
     mapping: dict[Id, Id] | None = None
@@ -82,17 +71,6 @@ class MaskLayout(BaseModel):
         labels[list(self.void)] = VOID
         return labels
 
-    def grid_of(self, n_patches: int) -> Size:
-        """(rows, columns) of an example of so many patches; raises ValueError if they do not make that grid."""
-        side = int(n_patches**0.5)
-        rows, columns = self.grid or (side, side)
-        if rows * columns != n_patches:
-            found = f"grid is {rows} x {columns}" if self.grid else "no grid is given"
-            raise ValueError(
-                f"{found}, and the shards have {n_patches} patches an example; give grid, the rows and columns that make {n_patches}"
-            )
-        return rows, columns
-
 
 def parse_layout(raw: Mapping[str, object]) -> MaskLayout:
     """The checked layout of a configuration; raises ValueError, in one line that names what is wrong and what there is."""
@@ -102,33 +80,6 @@ def parse_layout(raw: Mapping[str, object]) -> MaskLayout:
         faults = {f"{fault['loc'][0] if fault['loc'] else 'the whole'}: {fault['msg']}" for fault in error.errors()}
         fields = ", ".join(MaskLayout.model_fields)
         raise ValueError(f"wrong mask layout: {'; '.join(sorted(faults))}. There are {fields}") from None
-
-
-def list_masks(folder: Path, layout: MaskLayout) -> list[Path]:
-    """The masks of a dataset, in the order of its examples.
-
-    Raises:
-        FileNotFoundError: there is no such folder or list, or a listed mask is missing.
-        ValueError: the pattern is not one.
-    """
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder} is no folder; wanted that of the masks, check the path")
-    if layout.names is not None:
-        lines = layout.names.read_text(encoding="utf-8").splitlines()
-        paths = [folder / line.strip() for line in lines if line.strip()]
-        missing = next((path for path in paths if not path.is_file()), None)
-        if missing is not None:
-            raise FileNotFoundError(
-                f"{missing} is missing, and {layout.names} lists it; wanted a mask, correct the list"
-            )
-        return paths
-    try:
-        found = [path for path in folder.glob(layout.pattern) if path.is_file()]
-    except (NotImplementedError, ValueError) as error:
-        raise ValueError(
-            f"pattern {layout.pattern!r}: {error}; wanted a glob inside the folder, as in '*.png'"
-        ) from None
-    return sorted(found, key=lambda path: path.relative_to(folder).parts)
 
 
 def read_mask(path: Path) -> npt.NDArray[np.integer]:
@@ -162,37 +113,16 @@ def read_mask(path: Path) -> npt.NDArray[np.integer]:
 def fit_mask(mask: npt.NDArray[np.integer], layout: MaskLayout, grid: Size) -> npt.NDArray[np.integer]:
     """Resize to the nearest pixel, then crop the centre, to `grid` patches.
 
-    An output pixel takes the input pixel that its centre lies in; a crop of odd remainder is placed as torchvision's
-    CenterCrop places it.
+    An output pixel takes the input pixel that its centre lies in.
 
     Raises:
         ValueError: the mask then has another size, or is smaller than the crop.
     """
-    resized = _resized(mask.shape, layout.resize)
-    wanted = (grid[0] * layout.patch_size, grid[1] * layout.patch_size)
-    fits = all(have >= want for have, want in zip(resized, wanted, strict=True))
-    if resized != wanted and not (layout.crop and fits):
-        raise ValueError(
-            f"{mask.shape[0]} x {mask.shape[1]} pixels{f', {resized[0]} x {resized[1]} resized' if layout.resize else ''}; wanted "
-            f"{wanted[0]} x {wanted[1]}, {grid[0]} x {grid[1]} patches of {layout.patch_size}: resize and crop as the images were"
-        )
-    rows, columns = (_sources(*sizes) for sizes in zip(mask.shape, resized, wanted, strict=True))
+    rows, columns = (_sources(*sizes) for sizes in zip(mask.shape, *layout.resized(mask.shape, grid), strict=True))
     return mask[rows[:, None], columns]
 
 
-def _resized(shape: tuple[int, ...], resize: int | Size | None) -> tuple[int, int]:
-    height, width = shape
-    if resize is None:
-        return height, width
-    if isinstance(resize, tuple):
-        return resize
-    if height <= width:
-        return resize, resize * width // height
-    return resize * height // width, resize
-
-
-def _sources(n: int, resized: int, wanted: int) -> npt.NDArray[np.int64]:
+def _sources(n: int, resized: int, first: int, wanted: int) -> npt.NDArray[np.int64]:
     """The input pixel of each output pixel, along one axis."""
-    first = round((resized - wanted) / 2)
     places = np.arange(first, first + wanted)
     return (2 * places + 1) * n // (2 * resized)

@@ -126,6 +126,29 @@ def top_rows(values: Tensor, k: int) -> Tensor:
     return values.argsort(descending=True, stable=True)[:k]
 
 
+def strongest_examples(values: Tensor, counted: Tensor, patches: int, k: int) -> dict[str, Tensor]:
+    """The k examples (all, if there are fewer) whose strongest patch is strongest, by falling strength, for each feature.
+
+    Args:
+        values: (features, rows), float; the rows are examples of so many `patches`, one after the other.
+        counted: (rows,), bool: the patches that can be the strongest.
+        patches: rows an example.
+        k: examples.
+
+    Returns:
+        `example` and `patch` int64 (features, k), ties to the lower; and `strength` (features, k, patches), the values of all their
+        patches. An example without a patch that counts comes last, with patch -1.
+    """
+    maps = values.view(len(values), -1, patches)
+    ranked = maps.masked_fill(~counted.view(-1, patches), -torch.inf)
+    strength = ranked.amax(2)
+    example = strength.argsort(dim=1, descending=True, stable=True)[:, :k]
+    rows = torch.arange(len(values), device=values.device)[:, None]
+    patch = ranked[rows, example].argmax(2)
+    patch = patch.masked_fill(strength[rows, example] == -torch.inf, -1)
+    return {"example": example, "patch": patch, "strength": maps[rows, example]}
+
+
 def purity_at_k(values: Tensor, labels: Tensor, k: int = 16) -> float:
     """Share of the commonest class among the k rows with the highest values; over all rows, where there are fewer.
 

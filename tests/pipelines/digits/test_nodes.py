@@ -9,6 +9,7 @@ from assay.pipelines.digits.nodes import (
     SOURCE_SHARES,
     DigitsParameters,
     deal_digits,
+    draw_images,
     draw_split,
     record_split,
     train_vit,
@@ -100,6 +101,13 @@ def test_labels_belong_to_the_images(model, parameters):
     recording = record_split(model, parameters, "fit")
     brightest = recording.images.reshape(-1, 4, 4, 4, 4).max(axis=(2, 4)).reshape(len(recording.images), -1)
     np.testing.assert_array_equal(recording.labels > 0, brightest > 0.25)
+
+
+def test_the_images_that_are_shown_are_those_that_were_recorded(model, parameters):
+    recording = record_split(model, parameters, "probe_val")
+    images = draw_images(parameters, split="probe_val")
+    assert images.dtype == np.uint8
+    np.testing.assert_allclose(1 - images / 255, recording.images, atol=0.5 / 255 + 1e-6)
 
 
 def test_same_parameters_give_the_same_bytes_whatever_the_global_seed(model, parameters):

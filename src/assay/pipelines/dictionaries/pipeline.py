@@ -11,7 +11,7 @@ from assay.pipelines.dictionaries.nodes import (
     encode_with_sae,
     measure_sae,
 )
-from assay.pipelines.encode.pipeline import ENCODE
+from assay.pipelines.encode.pipeline import encode_both_splits
 from assay.pipelines.kmeans.nodes import measure_kmeans
 from assay.pipelines.pca.nodes import measure_pca
 from assay.pipelines.stream import bind
@@ -20,9 +20,13 @@ SPLITS = ("probe_train", "probe_val")
 
 
 def create_pipeline(
-    layer: int, name: str, dictionary: DictionaryParameters, encodings: Sequence[tuple[str, str | None, int | None]]
+    layer: int,
+    name: str,
+    dictionary: DictionaryParameters,
+    seed: int | None,
+    encodings: Sequence[tuple[str, str | None, int | None]],
 ) -> Pipeline:
-    """Leave the codes and the errors of one dictionary, by its (encoding, encoding that makes it, k)."""
+    """Leave the codes and the errors of one dictionary, by its (codes, encoding that makes them, k)."""
     if dictionary.weights is not None:
         return Pipeline(_of_weights(layer, name, dictionary))
     if dictionary.saev_run is not None:
@@ -36,7 +40,7 @@ def create_pipeline(
                 )
             ]
         )
-    return Pipeline(_random(layer, name, dictionary, encodings))
+    return Pipeline(_random(layer, name, dictionary, seed, encodings))
 
 
 def _of_weights(layer: int, name: str, dictionary: DictionaryParameters) -> list[Node]:
@@ -60,19 +64,23 @@ def _of_weights(layer: int, name: str, dictionary: DictionaryParameters) -> list
 
 
 def _random(
-    layer: int, name: str, dictionary: DictionaryParameters, encodings: Sequence[tuple[str, str | None, int | None]]
+    layer: int,
+    name: str,
+    dictionary: DictionaryParameters,
+    seed: int | None,
+    encodings: Sequence[tuple[str, str | None, int | None]],
 ) -> list[Node]:
     method = "kmeans" if dictionary.random == "centres" else "pca"
     draw = (
         node(
-            bind(draw_centres, layer=layer, seed=dictionary.seed),
+            bind(draw_centres, layer=layer, seed=seed),
             ["shards_fit", "statistics", "params:kmeans", "params:device"],
             f"{name}_model",
             name=f"dictionaries.{name}.draw",
         )
         if method == "kmeans"
         else node(
-            bind(draw_directions, layer=layer, seed=dictionary.seed),
+            bind(draw_directions, layer=layer, seed=seed),
             ["shards_fit"],
             f"{name}_model",
             name=f"dictionaries.{name}.draw",
@@ -84,7 +92,7 @@ def _random(
         if method == "kmeans"
         else bind(measure_pca, layer=layer, ks=ks, method=name)
     )
-    made = {as_: codes for codes, as_, _ in encodings if as_ is not None}
+    codes_of = {codes: as_ for codes, as_, _ in encodings}
     return [
         draw,
         node(
@@ -94,13 +102,8 @@ def _random(
             name=f"dictionaries.{name}.measure",
         ),
         *(
-            node(
-                bind(ENCODE[method], layer=layer, encoding=as_),
-                [f"shards_{split}", "statistics", f"{name}_model", f"params:{method}", "params:device"],
-                f"codes_{codes}_{split}",
-                name=f"dictionaries.{codes}.encode.{split}",
-            )
-            for as_, codes in made.items()
-            for split in SPLITS
+            made
+            for codes, as_ in codes_of.items()
+            for made in encode_both_splits(layer, name, codes, as_, seed, stage=f"dictionaries.{name}.encode")
         ),
     ]

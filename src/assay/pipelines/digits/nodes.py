@@ -73,6 +73,12 @@ def draw_split(parameters: DigitsParameters, split: str, *, n_images: int, strea
     )
 
 
+def draw_images(parameters: DigitsParameters, *, split: str) -> NDArray[np.uint8]:
+    """The canvases that `record_split` shows the transformer, uint8 (n_images, image_size, image_size), ink dark on white."""
+    images = _draw_canvases(parameters, split).images
+    return np.round(255 * (1 - images)).astype(np.uint8)
+
+
 def train_vit(parameters: DigitsParameters) -> VisionTransformer:
     """Train the vision transformer on canvases of the digits of ``fit``. Global random state is left as it was."""
     canvases = draw_split(parameters, "fit", n_images=parameters.train_images, stream=len(SOURCE_SHARES))
@@ -112,9 +118,7 @@ def record_split(model: VisionTransformer, parameters: DigitsParameters, split: 
     """
     if split not in SOURCE_SHARES:
         raise ValueError(f"found split {split!r}, want one of {', '.join(SOURCE_SHARES)}")
-    canvases = draw_split(
-        parameters, split, n_images=parameters.n_images(split), stream=list(SOURCE_SHARES).index(split)
-    )
+    canvases = _draw_canvases(parameters, split)
     metadata = {
         "family": "digits-vit",
         "ckpt": f"digits-vit-{parameters.fingerprint()}",
@@ -131,3 +135,7 @@ def record_split(model: VisionTransformer, parameters: DigitsParameters, split: 
         "protocol": "2.1",
     }
     return Recording(metadata, patch_labels(canvases.masks, parameters.patch_size), canvases.images, model)
+
+
+def _draw_canvases(parameters: DigitsParameters, split: str) -> Canvases:
+    return draw_split(parameters, split, n_images=parameters.n_images(split), stream=list(SOURCE_SHARES).index(split))

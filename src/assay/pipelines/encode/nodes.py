@@ -27,15 +27,16 @@ def encode_with_kmeans(
     *,
     layer: int,
     encoding: str,
+    seed: int | None = None,
     sparsity: SparsityParameters | None = None,
 ) -> ComputedCodes:
     """Codes of every content token of a layer, in order, computed as they are read: nothing is done yet when this returns.
 
     Where the catalog gives the codes a folder they are written there, on a disk that is too small with `sparsity`; where it
-    gives them memory, each reader computes them.
+    gives them memory, each reader computes them. ``seed`` is the model's.
     """
-    fitted_with = parameters.model_dump(mode="json", exclude=NOT_FITTED)
-    return _encode(shards, statistics, model, fitted_with, device, layer=layer, encoding=encoding, sparsity=sparsity)
+    made_with = parameters.model_dump(mode="json", exclude=NOT_FITTED | {"seed"}), seed
+    return _encode(shards, statistics, model, *made_with, device, layer=layer, encoding=encoding, sparsity=sparsity)
 
 
 def encode_with_pca(
@@ -47,10 +48,11 @@ def encode_with_pca(
     *,
     layer: int,
     encoding: str,
+    seed: int | None = None,
 ) -> ComputedCodes:
     """As `encode_with_kmeans`, by PCA."""
-    fitted_with = parameters.model_dump(mode="json", exclude={"topk", "checkpoint_steps"})
-    return _encode(shards, statistics, model, fitted_with, device, layer=layer, encoding=encoding)
+    made_with = parameters.model_dump(mode="json", exclude={"topk", "checkpoint_steps"}), seed
+    return _encode(shards, statistics, model, *made_with, device, layer=layer, encoding=encoding)
 
 
 def _encode(
@@ -58,6 +60,7 @@ def _encode(
     statistics: dict[str, Tensor],
     model: dict[str, Tensor],
     fitted_with: dict[str, Any],
+    seed: int | None,
     device: str,
     *,
     layer: int,
@@ -78,7 +81,7 @@ def _encode(
         "model": fingerprint_tensors(model),
         "statistics": fingerprint_tensors(statistics),
         "parameters": json.dumps(fitted_with, sort_keys=True),
-        "seed": fitted_with.get("seed"),
+        "seed": seed,
     }
     codes = functools.partial(ComputedCodes, n_rows=shards.n_tokens, n_features=encoder.n_features)
     return codes(

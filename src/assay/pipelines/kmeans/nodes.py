@@ -16,7 +16,7 @@ from assay.parameters import KMeansParameters
 from assay.pipelines.fitting import Fit
 from assay.pipelines.stream import pick_device, standardized_tokens
 
-NOT_FITTED = {"encodings", "sparsity", "checkpoint_steps", "second_seed"}
+NOT_FITTED = {"encodings", "sparsity", "checkpoint_steps", "more_seeds"}
 """Parameters that do not change a fit."""
 
 
@@ -29,16 +29,18 @@ def fit_kmeans(
     *,
     layer: int,
     seed: int | None = None,
+    method: str = "kmeans",
 ) -> tuple[dict[str, Tensor], list[dict[str, float]]]:
     """Fit the centres in shuffled passes, or those of an order file; returns the model's state and a record of each step.
 
-    A fit that was cut off is gone on with from its last checkpoint. ``seed`` takes the place of the parameters'.
+    A fit that was cut off is gone on with from its last checkpoint. ``seed`` takes the place of the parameters'; the fits of
+    different seeds have each a ``method`` of their own.
     """
     place = pick_device(device)
-    first_seed = parameters.seed if seed is None else seed
+    seed = parameters.seed if seed is None else seed
     kmeans = MiniBatchKMeans(
         parameters.n_clusters,
-        seed=first_seed,
+        seed=seed,
         device=place,
         n_init=parameters.n_init,
         init_size=parameters.init_size,
@@ -52,11 +54,11 @@ def fit_kmeans(
         kmeans,
         checkpoints,
         parameters.checkpoint_steps,
-        method="kmeans" if seed is None else "kmeans-second",
+        method=method,
         shards=shards,
         layer=layer,
         statistics=statistics,
-        parameters=parameters.model_dump(mode="json", exclude=NOT_FITTED) | {"seed": first_seed},
+        parameters=parameters.model_dump(mode="json", exclude=NOT_FITTED) | {"seed": seed},
     )
 
     def one_pass(epoch: int, batches_seen: int) -> Iterator[Tensor]:
@@ -70,7 +72,7 @@ def fit_kmeans(
             start=batches_seen * parameters.batch_size,
             shuffle=parameters.order is None,
             order=parameters.order,
-            seed=first_seed + epoch,
+            seed=seed + epoch,
             max_tokens=parameters.max_tokens,
         )
 
@@ -109,24 +111,27 @@ def compare_seeds(
     shards: Shards,
     statistics: dict[str, Tensor],
     model: dict[str, Tensor],
-    second: dict[str, Tensor],
+    again: dict[str, Tensor],
     parameters: KMeansParameters,
     device: str,
     *,
     layer: int,
+    seed: int,
 ) -> dict[str, Any]:
-    """How far two fits with different seeds agree on the validation tokens.
+    """How far a fit with another ``seed`` agrees with the first on the validation tokens.
 
     Mean squared distance (inertia) of each, standardised space, and the adjusted Rand index of their clusterings.
     """
     place = pick_device(device)
     fits = [
         MiniBatchKMeans.from_state({name: tensor.to(place) for name, tensor in state.items()})
-        for state in (model, second)
+        for state in (model, again)
     ]
     labels: list[list[Tensor]] = [[], []]
     inertia = [0.0, 0.0]
-    for x in standardized_tokens(shards, layer, statistics, parameters.batch_size, place, doing="k-means, two seeds"):
+    for x in standardized_tokens(
+        shards, layer, statistics, parameters.batch_size, place, doing="k-means, seeds compared"
+    ):
         for i, kmeans in enumerate(fits):
             nearest, squared = kmeans.assign(x)
             labels[i].append(nearest.to(torch.int32).cpu())
@@ -134,8 +139,8 @@ def compare_seeds(
     first, other = (torch.cat(parts) for parts in labels)
     return {
         "layer": layer,
-        "k": fits[0].n_clusters,
-        "inertia": inertia[0] / len(first),
-        "inertia_second_seed": inertia[1] / len(first),
+        "seed": seed,
+        "inertia_first": inertia[0] / len(first),
+        "inertia": inertia[1] / len(first),
         "adjusted_rand_index": adjusted_rand_index(first, other),
     }

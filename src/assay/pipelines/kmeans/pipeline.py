@@ -1,42 +1,40 @@
+from collections.abc import Mapping
+
 from kedro.pipeline import Pipeline, node
+from kedro.pipeline.node import Node
 
 from assay.pipelines.kmeans.nodes import compare_seeds, fit_kmeans, measure_kmeans
 from assay.pipelines.stream import bind
 
 
-def create_pipeline(layer: int, *, second_seed: int | None) -> Pipeline:
-    """Fit k-means and measure its reconstruction; with a second seed, fit it twice and compare."""
-    pipeline = Pipeline(
-        [
-            node(
-                bind(fit_kmeans, layer=layer),
-                ["shards_fit", "statistics", "params:kmeans", "kmeans_checkpoints", "params:device"],
-                ["kmeans_model", "kmeans_history"],
-                name="kmeans.fit",
-            ),
-            node(
-                bind(measure_kmeans, layer=layer),
-                ["shards_val", "statistics", "kmeans_model", "params:kmeans", "params:device"],
-                "kmeans_errors",
-                name="kmeans.measure",
-            ),
-        ]
-    )
-    if second_seed is None:
-        return pipeline
-    return pipeline + Pipeline(
-        [
-            node(
-                bind(fit_kmeans, layer=layer, seed=second_seed),
-                ["shards_fit", "statistics", "params:kmeans", "kmeans-second_checkpoints", "params:device"],
-                ["kmeans-second_model", "kmeans-second_history"],
-                name="kmeans.fit_second",
-            ),
-            node(
-                bind(compare_seeds, layer=layer),
-                ["shards_val", "statistics", "kmeans_model", "kmeans-second_model", "params:kmeans", "params:device"],
-                "kmeans_agreement",
-                name="kmeans.compare",
-            ),
-        ]
-    )
+def create_pipeline(layer: int, *, seeds: Mapping[str, int]) -> Pipeline:
+    """Fit k-means with each named seed and measure its reconstruction; compare each fit after the first with it."""
+    first, *others = seeds
+    fits = [made for name, seed in seeds.items() for made in _fit_and_measure(layer, name, seed)]
+    comparisons = [
+        node(
+            bind(compare_seeds, layer=layer, seed=seeds[name]),
+            ["shards_val", "statistics", f"{first}_model", f"{name}_model", "params:kmeans", "params:device"],
+            f"{name}_agreement",
+            name=f"{name}.compare",
+        )
+        for name in others
+    ]
+    return Pipeline([*fits, *comparisons])
+
+
+def _fit_and_measure(layer: int, name: str, seed: int) -> list[Node]:
+    return [
+        node(
+            bind(fit_kmeans, layer=layer, seed=seed, method=name),
+            ["shards_fit", "statistics", "params:kmeans", f"{name}_checkpoints", "params:device"],
+            [f"{name}_model", f"{name}_history"],
+            name=f"{name}.fit",
+        ),
+        node(
+            bind(measure_kmeans, layer=layer, method=name),
+            ["shards_val", "statistics", f"{name}_model", "params:kmeans", "params:device"],
+            f"{name}_errors",
+            name=f"{name}.measure",
+        ),
+    ]

@@ -12,7 +12,7 @@ from torch import Tensor
 from assay.io.shards import Shards
 from assay.numerics.codes import Codes, SelectedCodes, gather_columns, measure_l0_by_rank
 from assay.numerics.probe import LogisticProbe1d, Progress
-from assay.numerics.ranking import count_classes, purity_at_k
+from assay.numerics.ranking import count_classes, purity_at_k, strongest_examples
 from assay.numerics.scores import PURITY, Judgement, Scores, best_features, score_encoding
 from assay.parameters import ProbeParameters
 from assay.pipelines.stream import pick_device, progress_bar
@@ -45,6 +45,8 @@ def fit_probes(
           `base_ce`, the intercept-only CE on validation, and `train_counts`, `val_counts` (classes,).
         - The encoding's scores, as JSON scalars.
         - A table with a row for each (class, feature), by class.
+        - Where each class's best feature is strongest, for the class or against it as its weight says: for each class that is
+          fitted, `label` and `feature` int64 (n,), and `example`, `patch`, `strength` as `strongest_examples` has them.
 
     Raises:
         ValueError: every patch of a split is void, codes and labels differ in number, no class is in both splits, or values
@@ -56,8 +58,8 @@ def fit_probes(
     first = 0 if parameters.void == "class" else 1
     n_classes = int(torch.stack([train_labels.max(), val_labels.max()]).max()) + 1 - first
     l0 = measure_l0_by_rank(codes_val, parameters.slab_rows)
-    train, train_classes = _classify(codes_train, train_labels, parameters.void)
-    val, val_classes = _classify(codes_val, val_labels, parameters.void)
+    train, train_classes, _ = _classify(codes_train, train_labels, parameters.void)
+    val, val_classes, counted = _classify(codes_val, val_labels, parameters.void)
     with progress_bar(f"layer {layer}, {rows[0][0] if len(rows) == 1 else method}: probes") as progress:
         probes = _fit(train, train_classes, n_classes, parameters, [k for _, k in rows], progress)
         judged = LogisticProbe1d.judge_nested(probes, val, val_classes, progress)
@@ -70,7 +72,7 @@ def fit_probes(
             {k: torch.stack([features, every], 1) for k, features in best.items()},
             parameters.certified_pairs,
         )
-        strongest = gather_columns(val, [(best[k], k) for k in probes], parameters.slab_rows, place)
+        strongest = gather_columns(codes_val, [(best[k], k) for k in probes], parameters.slab_rows, place)
     results: list[dict[str, Tensor] | dict[str, Any] | pd.DataFrame] = []
     for (encoding, k), values in zip(rows, strongest, strict=True):
         certificates[k].check()
@@ -81,7 +83,7 @@ def fit_probes(
             val=judgement,
             base_ce=probe.base_loss(val_classes),
             purity=torch.tensor(
-                [[purity_at_k(row, val_classes, n) for n in PURITY] for row in values], dtype=torch.float64
+                [[purity_at_k(row[counted], val_classes, n) for n in PURITY] for row in values], dtype=torch.float64
             ),
             train_counts=count_classes(train_classes, n_classes),
             fitted=probe.fitted_classes_,
@@ -103,6 +105,7 @@ def fit_probes(
                 "certificate_gradient": certificates[k].gradient,
             },
             tabulate_pairs(tensors, first),
+            _show_examples(probe, best[k], values, counted, shards_val, parameters.examples, first),
         ]
     return tuple(results)
 
@@ -171,6 +174,22 @@ def tabulate_pairs(tensors: dict[str, Tensor], first_label: int) -> pd.DataFrame
     )
 
 
+def _show_examples(
+    probe: LogisticProbe1d,
+    best: Tensor,
+    values: Tensor,
+    counted: Tensor,
+    shards: Shards,
+    n_examples: int,
+    first_label: int,
+) -> dict[str, Tensor]:
+    classes = probe.fitted_classes_.nonzero().flatten()
+    sign = torch.where(probe.coef_standardized_[best, torch.arange(len(best), device=best.device)] < 0, -1.0, 1.0)
+    patches = shards.metadata.content_tokens_per_example
+    shown = strongest_examples((values * sign[:, None])[classes], counted, patches, n_examples)
+    return {"label": classes + first_label, "feature": best[classes], **shown}
+
+
 def _read_labels(shards: Shards) -> Tensor:
     labels = shards.labels()
     if (labels == VOID).all():
@@ -180,18 +199,19 @@ def _read_labels(shards: Shards) -> Tensor:
     return labels
 
 
-def _classify(codes: Codes, labels: Tensor, void: str) -> tuple[Codes, Tensor]:
-    """The codes that take part and the class of each, int64: label - 1 and -1 for void, or the label where void is a class."""
+def _classify(codes: Codes, labels: Tensor, void: str) -> tuple[Codes, Tensor, Tensor]:
+    """The codes that take part, the class of each, int64 (label - 1 and -1 for void, or the label where void is a class), and which
+    patches they are, bool."""
     if codes.n_rows != len(labels):
         raise ValueError(
             f"there are codes of {codes.n_rows} patches and labels of {len(labels)}: encode the patches again"
         )
     if void == "class":
-        return codes, labels
+        return codes, labels, torch.ones_like(labels, dtype=torch.bool)
     if void == "negative":
-        return codes, labels - 1
+        return codes, labels - 1, torch.ones_like(labels, dtype=torch.bool)
     kept = labels != VOID
-    return SelectedCodes(codes, kept), labels[kept] - 1
+    return SelectedCodes(codes, kept), labels[kept] - 1, kept
 
 
 def _as_json(scores: Scores, first_label: int) -> dict[str, Any]:

@@ -23,7 +23,7 @@ def create_pipeline(layer: int, *, encodings: Sequence[tuple[str, str, int | Non
                     "params:probe",
                     "params:device",
                 ],
-                [f"{kind}_{encoding}" for encoding, _ in rows for kind in ("probes", "scores", "pairs")],
+                [f"{kind}_{encoding}" for encoding, _ in rows for kind in ("probes", "scores", "pairs", "examples")],
                 name=f"probe.{'pca-topk' if method == 'pca' else codes}",
             )
             for (method, codes), rows in sharing.items()

@@ -22,12 +22,12 @@ METRICS = {
     "purity_at_16": "Purity@16",
     "coverage_at_0.3": "Coverage@0.3",
 }
-LOG = {"type": "log", "dtick": "D2", "minor": {"showgrid": False}}
+LOG = {"type": "log", "dtick": "D2", "minor": {"showgrid": False}, "exponentformat": "power"}
 MOST_POINTS = 2000
 
 
 def draw_nmse_against_l0(baselines: pd.DataFrame) -> go.Figure:
-    """NMSE against L0, a point for each row; a line joins the rows of a method and layer."""
+    """NMSE against L0, a point for each row of pooled seeds; a line joins the values of k of a method and layer."""
     figure = _figure("Reconstruction against sparsity", "L0 (nonzeros a patch)", "NMSE (1: no better than the mean)")
     methods = list(dict.fromkeys(baselines["method"]))
     for (method, layer), rows in baselines.dropna(subset=["nmse"]).groupby(["method", "layer"], sort=False):
@@ -37,19 +37,20 @@ def draw_nmse_against_l0(baselines: pd.DataFrame) -> go.Figure:
         figure.add_scatter(
             x=by_l0["l0"],
             y=by_l0["nmse"],
-            mode="lines+markers" if len(by_l0) > 1 else "markers",
+            mode="lines+markers" if len(set(by_l0["k"])) > 1 else "markers",
             name=f"{method}, layer {layer}",
             text=by_l0["encoding"],
             legendgroup=method,
             line={"color": _colour(number), "dash": DASHES[0] if best else DASHES[2]},
             marker={"symbol": SYMBOLS[number % len(SYMBOLS)], "size": 9 if best else 6},
+            error_y=_spread(by_l0, "nmse"),
             hovertemplate="%{text}<br>L0 %{x:.3g}<br>NMSE %{y:.4g}<extra>layer " + str(layer) + "</extra>",
         )
     return figure.update_xaxes(LOG).update_yaxes(LOG)
 
 
 def draw_layers(baselines: pd.DataFrame) -> go.Figure:
-    """Every metric over the layers, a line for each encoding."""
+    """Every metric over the layers, a line for each encoding, means over the seeds."""
     figure = make_subplots(rows=len(METRICS), cols=1, shared_xaxes=True, vertical_spacing=0.03)
     encodings = list(dict.fromkeys(baselines["encoding"]))
     for place, (metric, title) in enumerate(METRICS.items(), 1):
@@ -58,6 +59,7 @@ def draw_layers(baselines: pd.DataFrame) -> go.Figure:
             figure.add_scatter(
                 x=rows["layer"].astype(str),
                 y=rows[metric],
+                error_y=_spread(rows, metric),
                 name=encoding,
                 legendgroup=encoding,
                 showlegend=place == 1,
@@ -75,11 +77,12 @@ def draw_layers(baselines: pd.DataFrame) -> go.Figure:
 
 
 def draw_prevalence(baselines: pd.DataFrame, classes: pd.DataFrame) -> go.Figure:
-    """Each class's AP against how common it is in validation, at the best layer of every encoding."""
+    """Each class's AP against how common it is in validation, at the best layer of every encoding; at first of each method's best."""
     figure = _figure(
         "Average precision over prevalence", "patches of the class in validation", "AP of the best feature"
     )
-    best = baselines[baselines["best_layer"]]
+    best = baselines[baselines["best_layer"]].drop_duplicates(["layer", "encoding"])  # the seeds' points go together
+    seen = set(best.loc[best.groupby("method")["map"].idxmax(), "encoding"])
     for number, row in enumerate(best.itertuples()):
         mine = classes[(classes["layer"] == row.layer) & (classes["encoding"] == row.encoding)].dropna(subset=["n_val"])
         figure.add_scatter(
@@ -88,7 +91,7 @@ def draw_prevalence(baselines: pd.DataFrame, classes: pd.DataFrame) -> go.Figure
             mode="markers",
             name=f"{row.encoding}, layer {row.layer}",
             text=mine["label"],
-            visible=True if number < 2 else "legendonly",
+            visible=True if row.encoding in seen else "legendonly",
             marker={"symbol": SYMBOLS[number % len(SYMBOLS)], "color": _colour(number), "size": 8, "opacity": 0.75},
             hovertemplate="class %{text}<br>%{x} patches<br>AP %{y:.3f}<extra></extra>",
         )
@@ -142,6 +145,11 @@ def _thinned(n: int) -> np.ndarray[Any, np.dtype[np.int64]]:
     if n <= MOST_POINTS:
         return np.arange(n)
     return np.unique(np.round(np.geomspace(1, n, MOST_POINTS)).astype(np.int64)) - 1
+
+
+def _spread(rows: pd.DataFrame, measure: str) -> dict[str, Any] | None:
+    """Error bars of one standard deviation over the seeds, where there are several."""
+    return {"array": rows[f"{measure}_sd"]} if (rows["seeds"] > 1).any() else None
 
 
 def _colour(number: int) -> str:

@@ -9,9 +9,17 @@ import plotly.graph_objects as go
 from torch import Tensor
 
 from assay.io.shards import Shards
+from assay.parameters import seedless
 from assay.pipelines.report import figures
 from assay.pipelines.report.page import render_page
-from assay.pipelines.report.tables import match_budgets, tabulate_classes, tabulate_paper, to_latex, to_markdown
+from assay.pipelines.report.tables import (
+    match_budgets,
+    pool_seeds,
+    tabulate_classes,
+    tabulate_paper,
+    to_latex,
+    to_markdown,
+)
 
 FIGURES = ("nmse_against_l0", "layers", "prevalence", "spectrum", "clusters", "convergence")
 """The pictures' names, in the order of the page."""
@@ -21,6 +29,7 @@ COLUMNS = (
     "method",
     "encoding",
     "k",
+    "seed",
     "nmse",
     "nmse_raw",
     "l0",
@@ -32,39 +41,57 @@ COLUMNS = (
 )
 
 
-def merge_layer(*metrics: dict[str, Any]) -> list[dict[str, Any]]:
-    """The table's rows of one layer: the scores of each encoding, joined with the errors of its method and k."""
+def merge_layer(*metrics: dict[str, Any], seeds: dict[str, int | None]) -> list[dict[str, Any]]:
+    """The table's rows of one layer: the scores of each encoding, joined with the errors of its method and k.
+
+    What is one of several seeds' goes by the name that they share, with its own of ``seeds``; ``name`` is the encoding's alone.
+    """
     errors = {
         (part["method"], row["k"]): {"nmse": row["nmse"], "nmse_raw": row["nmse_raw"]}
         for part in metrics
         if "rows" in part
         for row in part["rows"]
     }
-    return [part | errors[part["method"], part["k"]] for part in metrics if "rows" not in part]
+    return [
+        part
+        | errors[part["method"], part["k"]]
+        | {"method": seedless(part["method"]), "encoding": seedless(part["encoding"])}
+        | {"name": part["encoding"], "seed": seeds[part["encoding"]]}
+        for part in metrics
+        if "rows" not in part
+    ]
 
 
 def tabulate_baselines(*layers: list[dict[str, Any]]) -> pd.DataFrame:
-    """One row for each (layer, method, encoding, k), by layer, method, k and encoding.
+    """One row for each (layer, method, encoding, k, seed), in that order but k before encoding.
 
-    ``best_layer`` is true in the row whose layer has the lowest mean train CE of the classes' best features, among the
-    rows of its (method, encoding, k); ties go to the lower layer.
+    ``best_layer`` is true in the rows whose layer has the lowest mean train CE of the classes' best features, averaged over the
+    seeds, among the rows of their (method, encoding, k); ties go to the lower layer.
     """
     table = pd.DataFrame([row for layer in layers for row in layer])
-    table = table.sort_values(["layer", "method", "k", "encoding"], ignore_index=True)
-    best = table.groupby(["method", "encoding", "k"])["mean_train_ce"].idxmin()
-    table["best_layer"] = table.index.isin(best)
+    table = table.sort_values(["layer", "method", "k", "encoding", "seed"], ignore_index=True)
+    table["seed"] = table["seed"].astype("Int64")
+    series = ["method", "encoding", "k"]
+    ce = table.groupby([*series, "layer"], as_index=False)["mean_train_ce"].mean()
+    best = ce.loc[ce.groupby(series)["mean_train_ce"].idxmin(), [*series, "layer"]]
+    table["best_layer"] = table.merge(best, how="left", on=[*series, "layer"], indicator=True)["_merge"].eq("both")
     return table[list(COLUMNS)]
 
 
 def summarise_fits(
-    pca: dict[str, Tensor], kmeans: dict[str, Tensor], history: list[dict[str, float]], *, layer: int
+    pca: dict[str, Tensor],
+    kmeans: dict[str, Tensor],
+    history: list[dict[str, float]],
+    *agreements: dict[str, Any],
+    layer: int,
 ) -> dict[str, Any]:
-    """What the pictures show of a layer's fits: PCA's spectrum, tokens a cluster by falling number, inertia by step."""
+    """What the report says of a layer's fits: PCA's spectrum, tokens a cluster by falling number, inertia by step, seeds' agreement."""
     return {
         "layer": layer,
         "spectrum": pca["explained_variance"].tolist(),
         "cluster_counts": sorted(kmeans["counts"].tolist(), reverse=True),
         "inertia": [step["ewa_inertia"] for step in history],
+        "agreements": list(agreements),
     }
 
 
@@ -76,12 +103,20 @@ def make_views(
     return paper, to_markdown(paper), to_latex(paper), match_budgets(baselines), tabulate_classes(*layers)
 
 
+def tabulate_agreement(*curves: dict[str, Any]) -> pd.DataFrame:
+    """A row for each (layer, further seed of k-means): validation inertia of the first fit and of this one, a token, and the
+    adjusted Rand index of the two clusterings of the validation tokens."""
+    rows = [agreement for curve in curves for agreement in curve["agreements"]]
+    return pd.DataFrame(rows).sort_values(["layer", "seed"], ignore_index=True)
+
+
 def draw_figures(baselines: pd.DataFrame, classes: pd.DataFrame, *curves: dict[str, Any]) -> tuple[go.Figure, ...]:
     """The pictures, in the order of ``FIGURES``."""
     by_layer = sorted(curves, key=lambda curve: int(curve["layer"]))
+    pooled = pool_seeds(baselines)
     return (
-        figures.draw_nmse_against_l0(baselines),
-        figures.draw_layers(baselines),
+        figures.draw_nmse_against_l0(pooled),
+        figures.draw_layers(pooled),
         figures.draw_prevalence(baselines, classes),
         figures.draw_spectrum(by_layer),
         figures.draw_clusters(by_layer),
@@ -90,23 +125,27 @@ def draw_figures(baselines: pd.DataFrame, classes: pd.DataFrame, *curves: dict[s
 
 
 def write_page(
+    *,
     baselines: pd.DataFrame,
     paper: pd.DataFrame,
     matched: pd.DataFrame,
     classes: pd.DataFrame,
-    fit: Shards,
-    val: Shards,
-    probe_train: Shards,
-    probe_val: Shards,
-    *drawn: go.Figure,
+    shards_fit: Shards,
+    shards_val: Shards,
+    shards_probe_train: Shards,
+    shards_probe_val: Shards,
+    agreement: pd.DataFrame | None = None,
+    gallery: list[dict[str, Any]] | None = None,
+    **drawn: go.Figure,
 ) -> str:
-    """The page, whole."""
+    """The page, whole; with the seeds' agreement and the gallery where there are any. ``drawn`` are the figures."""
     splits = {
-        "fitted on": fit,
-        "reconstruction on": val,
-        "probes fitted on": probe_train,
-        "probes judged on": probe_val,
+        "fitted on": shards_fit,
+        "reconstruction on": shards_val,
+        "probes fitted on": shards_probe_train,
+        "probes judged on": shards_probe_val,
     }
-    about = {"model": f"{fit.metadata.family} {fit.metadata.ckpt}"}
+    about = {"model": f"{shards_fit.metadata.family} {shards_fit.metadata.ckpt}"}
     about |= {what: f"shards {shards.name}, {shards.n_tokens:,} patches" for what, shards in splits.items()}
-    return render_page(paper, baselines, matched, classes, dict(zip(FIGURES, drawn, strict=True)), about)
+    tables = {"layers": baselines, "matched": matched, "classes": classes, "agreement": agreement}
+    return render_page(paper, tables, {name: drawn[f"figure_{name}"] for name in FIGURES}, gallery or [], about)

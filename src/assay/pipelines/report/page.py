@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib import resources
+from itertools import groupby
 from typing import Any
 
 import pandas as pd
@@ -11,7 +12,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from assay.pipelines.report.tables import TITLES, format_cell
+from assay.pipelines.report.tables import show, show_paper, title_of
 
 LEGENDS = {
     "nmse_against_l0": "What is lost of the standardised activations, against the entries used for a patch. Lower left is better.",
@@ -25,16 +26,22 @@ LEGENDS = {
 
 def render_page(
     paper: pd.DataFrame,
-    baselines: pd.DataFrame,
-    matched: pd.DataFrame,
-    classes: pd.DataFrame,
+    tables: dict[str, pd.DataFrame | None],
     figures: dict[str, go.Figure],
+    gallery: list[dict[str, Any]],
     about: dict[str, str],
 ) -> str:
-    """The report as HTML. ``about`` is shown as a list of what was read."""
+    """The report as HTML: the tables that there are, of the classes those at the best layers; ``about`` is a list of what was read."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(resources.files(__package__).joinpath("page.html.jinja").read_text())
-    best = classes.merge(baselines.loc[baselines["best_layer"], ["layer", "encoding"]], on=["layer", "encoding"])
+    baselines, classes = tables["layers"], tables["classes"]
+    assert baselines is not None
+    assert classes is not None
+    at_best = baselines.loc[baselines["best_layer"], ["layer", "encoding", "seed"]]
+    shown = tables | {"classes": classes.merge(at_best, on=["layer", "encoding", "seed"])}
+    dictionaries = [
+        list(items) for _, items in groupby(gallery, lambda item: (item["layer"], item["encoding"], item["seed"]))
+    ]
     plots = {
         name: Markup(
             figure.to_html(
@@ -47,12 +54,9 @@ def render_page(
         for name, figure in figures.items()
     }
     return template.render(
-        tables={
-            "paper": _cells(paper),
-            "layers": _cells(baselines),
-            "matched": _cells(matched),
-            "classes": _cells(best),
-        },
+        paper=_cells(show_paper(paper), paper[[*show_paper(paper).columns]]),
+        tables={name: _cells(show(table), table) for name, table in shown.items() if table is not None},
+        gallery=dictionaries,
         plots=plots,
         legends=LEGENDS,
         about=about,
@@ -61,18 +65,17 @@ def render_page(
     )
 
 
-def _cells(table: pd.DataFrame) -> dict[str, list[list[dict[str, str]]] | list[str]]:
-    """Titles, and for each cell what is shown and what it is sorted by."""
+def _cells(shown: pd.DataFrame, table: pd.DataFrame) -> dict[str, list[list[dict[str, str]]] | list[str]]:
+    """Titles, and for each cell what is shown and what it is sorted by: a number in full, a text as it is."""
+    texts, values = shown.to_numpy(object), table.to_numpy(object)
     rows = [
-        [
-            {"text": format_cell(value, name), "sort": _sortable(value)}
-            for name, value in zip(table.columns, row, strict=True)
-        ]
-        for row in table.itertuples(index=False)
+        [{"text": text, "sort": _sortable(value)} for text, value in zip(*pair, strict=True)]
+        for pair in zip(texts, values, strict=True)
     ]
-    return {"titles": [TITLES.get(name, name.replace("_", " ")) for name in table.columns], "rows": rows}
+    return {"titles": [title_of(name) for name in table.columns], "rows": rows}
 
 
 def _sortable(value: Any) -> str:
-    """A number in full, a text as it is."""
-    return value if isinstance(value, str) else repr(float("nan" if value is None else value))
+    if isinstance(value, str):
+        return value
+    return "nan" if pd.isna(value) else repr(float(value))

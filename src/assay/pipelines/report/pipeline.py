@@ -2,26 +2,36 @@ from collections.abc import Sequence
 
 from kedro.pipeline import Pipeline, node
 
+from assay.pipelines.report.gallery import draw_gallery, gather_examples
 from assay.pipelines.report.nodes import (
     FIGURES,
     draw_figures,
     make_views,
     merge_layer,
     summarise_fits,
+    tabulate_agreement,
     tabulate_baselines,
     write_page,
 )
 from assay.pipelines.stream import bind
 
 
-def create_layer_pipeline(layer: int, metrics: list[str]) -> Pipeline:
-    """Join the metrics of one layer into its rows, and sum up its fits."""
+def create_layer_pipeline(
+    layer: int, metrics: list[str], *, seeds: dict[str, int | None], agreements: list[str]
+) -> Pipeline:
+    """Join the metrics of one layer into its rows, each with its seed, and sum up its fits."""
     return Pipeline(
         [
-            node(merge_layer, metrics, "rows", name="report.merge"),
+            node(bind(merge_layer, seeds=seeds), metrics, "rows", name="report.merge"),
+            node(
+                bind(gather_examples, seeds=seeds, layer=layer),
+                [f"examples_{encoding}" for encoding in seeds],
+                "examples",
+                name="report.gather",
+            ),
             node(
                 bind(summarise_fits, layer=layer),
-                ["pca_model", "kmeans_model", "kmeans_history"],
+                ["pca_model", "kmeans_model", "kmeans_history", *agreements],
                 "curves",
                 name="report.summarise",
             ),
@@ -29,10 +39,29 @@ def create_layer_pipeline(layer: int, metrics: list[str]) -> Pipeline:
     )
 
 
-def create_pipeline(layers: Sequence[str]) -> Pipeline:
-    """Gather every layer's rows into the table, its views, the pictures and the page."""
-    rows, curves = ([f"{kind}_{layer}" for layer in layers] for kind in ("rows", "curves"))
+def create_pipeline(layers: Sequence[str], *, several_seeds: bool, gallery_classes: int | None) -> Pipeline:
+    """Gather every layer's rows into the table, its views, the pictures and the page.
+
+    Where k-means has several seeds their agreement is part of it, where the images are at hand a gallery of so many classes.
+    """
+    rows, curves, examples = ([f"{kind}_{layer}" for layer in layers] for kind in ("rows", "curves", "examples"))
     figures = [f"figure_{name}" for name in FIGURES]
+    splits = [f"shards_{split}" for split in ("fit", "val", "probe_train", "probe_val")]
+    shown = ["paper", "matched", "classes"]
+    optional = []
+    if several_seeds:
+        shown.append("agreement")
+        optional.append(node(tabulate_agreement, curves, "agreement", name="report.agree"))
+    if gallery_classes is not None:
+        shown.append("gallery")
+        optional.append(
+            node(
+                bind(draw_gallery, most_classes=gallery_classes),
+                ["baselines", "classes", "images_probe_val", "shards_probe_val", *examples],
+                "gallery",
+                name="report.illustrate",
+            )
+        )
     return Pipeline(
         [
             node(tabulate_baselines, rows, "baselines", name="report.tabulate"),
@@ -45,19 +74,10 @@ def create_pipeline(layers: Sequence[str]) -> Pipeline:
             node(draw_figures, ["baselines", "classes", *curves], figures, name="report.draw"),
             node(
                 write_page,
-                [
-                    "baselines",
-                    "paper",
-                    "matched",
-                    "classes",
-                    "shards_fit",
-                    "shards_val",
-                    "shards_probe_train",
-                    "shards_probe_val",
-                    *figures,
-                ],
+                {name: name for name in ("baselines", *shown, *figures, *splits)},
                 "report_page",
                 name="report.page",
             ),
+            *optional,
         ]
     )

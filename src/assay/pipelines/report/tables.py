@@ -7,7 +7,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-PAPER = ("method", "encoding", "k", "layer", "nmse", "l0", "probe_r", "map", "purity_at_16", "coverage_at_0.3")
+MEASURES = ("nmse", "nmse_raw", "l0", "probe_r", "map", "purity_at_16", "coverage_at_0.3")
+"""What a row of the table measures."""
+
+IN_PAPER = tuple(name for name in MEASURES if name != "nmse_raw")
+
+PAPER = ("method", "encoding", "k", "layer", "seeds", *IN_PAPER, *(f"{name}_sd" for name in IN_PAPER))
 
 TITLES = {
     "method": "Method",
@@ -22,14 +27,31 @@ TITLES = {
     "purity_at_16": "Purity@16",
     "coverage_at_0.3": "Coverage@0.3",
     "best_layer": "Best layer",
+    "seed": "Seed",
+    "seeds": "Seeds",
+    "label": "Class",
+    "n_train": "Patches, train",
+    "n_val": "Patches, val",
+    "feature": "Feature",
+    "train_ce": "CE, train",
+    "val_ce": "CE, val",
+    "base_ce": "CE of the intercept",
+    "average_precision": "AP",
+    "feature_by_val": "Feature by val CE",
+    "val_ce_by_val": "CE of that",
+    "average_precision_by_val": "AP of that",
+    "inertia_first": "Inertia, first seed",
+    "inertia": "Inertia",
+    "adjusted_rand_index": "Adjusted Rand index",
 }
 
-COUNTS = ("k", "layer", "label", "n_train", "n_val", "feature", "feature_by_val")
+COUNTS = ("k", "layer", "seed", "seeds", "label", "n_train", "n_val", "feature", "feature_by_val")
 """Whole numbers, also where a missing one has made floats of them."""
 
 CLASSES = (
     "layer",
     "encoding",
+    "seed",
     "label",
     "n_train",
     "n_val",
@@ -49,31 +71,42 @@ CLASSES = (
 )
 
 
+def pool_seeds(baselines: pd.DataFrame) -> pd.DataFrame:
+    """One row a (layer, method, encoding, k), in the order of the table: ``seeds``, how many; the mean of each measure over them;
+    and under its name with ``_sd`` the sample standard deviation, missing where there is one seed."""
+    groups = baselines.groupby(["layer", "method", "encoding", "k", "best_layer"], sort=False)
+    mean, spread = groups[list(MEASURES)].mean(), groups[list(MEASURES)].std(ddof=1).add_suffix("_sd")
+    return groups.size().rename("seeds").to_frame().join(mean).join(spread).reset_index()
+
+
 def tabulate_paper(baselines: pd.DataFrame) -> pd.DataFrame:
-    """One row a (method, encoding, k), at the layer that is best by train CE, k-means and PCA first."""
-    best = baselines[baselines["best_layer"]]
+    """One row a (method, encoding, k), at the layer that is best by train CE, k-means and PCA first: means over the seeds."""
+    pooled = pool_seeds(baselines)
+    best = pooled[pooled["best_layer"]]
     order = best["method"].map(lambda method: {"kmeans": 0, "pca": 1}.get(method, 2))
     return best.assign(order=order).sort_values(["order", "method", "k", "encoding"], ignore_index=True)[list(PAPER)]
 
 
 def tabulate_classes(*layers: list[dict[str, Any]]) -> pd.DataFrame:
-    """One row for each (layer, encoding, class): its best features by train and by validation CE. CE in nats.
+    """One row for each (layer, encoding, seed, class): its best features by train and by validation CE. CE in nats.
 
     A class that is absent from a split has a row of its own, with nothing but its label and ``absent_in``.
     """
     found = []
     for row in (row for layer in layers for row in layer):
-        about = {"layer": row["layer"], "encoding": row["encoding"]}
-        found += [about | {name: each.get(name) for name in CLASSES[2:]} | {"absent_in": ""} for each in row["classes"]]
+        about = {name: row[name] for name in CLASSES[:3]}
+        found += [about | {name: each.get(name) for name in CLASSES[3:]} | {"absent_in": ""} for each in row["classes"]]
         in_train, in_val = set(row["absent_in_train"]), set(row["absent_in_val"])
         for label in sorted(in_train | in_val):
             where = [name for name, labels in (("train", in_train), ("val", in_val)) if label in labels]
             found.append(about | {"label": label, "absent_in": " and ".join(where)})
-    return pd.DataFrame(found).sort_values(["layer", "encoding", "label"], ignore_index=True)
+    table = pd.DataFrame(found).sort_values(["layer", "encoding", "seed", "label"], ignore_index=True)
+    return table.astype({"seed": "Int64"})
 
 
 def match_budgets(baselines: pd.DataFrame) -> pd.DataFrame:
-    """Each row that is not PCA's beside the PCA row of its layer whose L0 is nearest to its own, by ratio."""
+    """Each row that is not PCA's beside the PCA row of its layer whose L0 is nearest to its own, by ratio; means over the seeds."""
+    baselines = pool_seeds(baselines)
     pca = baselines[baselines["method"] == "pca"]
     shown = ["encoding", "l0", "nmse", "probe_r", "map"]
     found = []
@@ -89,24 +122,33 @@ def match_budgets(baselines: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(found, columns=["layer", *shown, *(f"pca_{name}" for name in shown)])
 
 
-def to_markdown(table: pd.DataFrame) -> str:
-    """A pipe table, three decimals."""
-    lines = [[TITLES.get(name, name) for name in table.columns], ["---"] * len(table.columns)]
-    lines += _shown(table).to_numpy().tolist()
+def to_markdown(paper: pd.DataFrame) -> str:
+    """The table for a paper as a pipe table, three decimals."""
+    shown = show_paper(paper)
+    lines = [[title_of(name) for name in shown.columns], ["---"] * len(shown.columns)]
+    lines += shown.to_numpy().tolist()
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def to_latex(table: pd.DataFrame) -> str:
-    """A tabular with booktabs' rules, three decimals."""
-    shown = _shown(table).rename(columns=TITLES)
-    styled = shown.style.hide(axis="index").format(escape="latex").format_index(escape="latex", axis="columns")
-    columns = "".join("l" if name in ("method", "encoding") else "r" for name in table.columns)
+def to_latex(paper: pd.DataFrame) -> str:
+    """The table for a paper as a tabular with booktabs' rules, three decimals."""
+    shown = show_paper(paper)
+    columns = "".join("l" if name in ("method", "encoding") else "r" for name in shown.columns)
+    titled = shown.rename(columns=TITLES)
+    styled = titled.style.hide(axis="index").format(_escape).format_index(escape="latex", axis="columns")
     return str(styled.to_latex(hrules=True, column_format=columns))
+
+
+def title_of(column: str) -> str:
+    """A column's heading."""
+    if column.startswith("pca_"):
+        return f"PCA {title_of(column.removeprefix('pca_'))}"
+    return TITLES.get(column, column.replace("_", " "))
 
 
 def format_cell(value: Any, column: str) -> str:
     """A number as a table shows it: counts whole, L0 to four digits, three decimals, or one digit where those would be 0."""
-    if value is None or value != value:
+    if value is None or pd.isna(value):
         return "–"
     if isinstance(value, bool | np.bool_):
         return "*" if value else ""
@@ -119,6 +161,29 @@ def format_cell(value: Any, column: str) -> str:
     return f"{value:.3f}" if value == 0 or abs(value) >= 0.001 else f"{value:.0e}"
 
 
-def _shown(table: pd.DataFrame) -> pd.DataFrame:
+def show(table: pd.DataFrame) -> pd.DataFrame:
     """Every cell as text."""
     return pd.DataFrame({name: [format_cell(value, name) for value in table[name]] for name in table.columns})
+
+
+def show_paper(paper: pd.DataFrame) -> pd.DataFrame:
+    """Every cell of the table for a paper as text; a measure over several seeds as mean ± standard deviation.
+
+    Where there is one seed everywhere, their number is left out.
+    """
+    names = [name for name in PAPER if not name.endswith("_sd") and (name != "seeds" or (paper["seeds"] > 1).any())]
+    shown = show(paper[names])
+    for name in IN_PAPER:
+        spread = paper[f"{name}_sd"]
+        texts = [
+            f" ± {format_cell(sd, name)}" if known else "" for sd, known in zip(spread, spread.notna(), strict=True)
+        ]
+        shown[name] = [mean + text for mean, text in zip(shown[name], texts, strict=True)]
+    return shown
+
+
+def _escape(text: Any) -> str:
+    """A cell for LaTeX."""
+    for plain, escaped in (("_", r"\_"), ("±", r"$\pm$"), ("–", "--")):
+        text = str(text).replace(plain, escaped)
+    return str(text)

@@ -1,0 +1,166 @@
+"""How the images behind shards, and their segmentation masks, lie on the grid of patches; and the images themselves."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Annotated, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+
+Size = tuple[PositiveInt, PositiveInt]
+
+
+class ImageLayout(BaseModel):
+    """Where a dataset's images are, and how they lie on the patches.
+
+    An image is resized, then cropped, as it was before the activations were recorded: to `grid` patches in all.
+
+    Args:
+        patch_size: height and width of a patch, in pixels.
+        grid: (rows, columns) of patches in an example; None: a square, from the shards.
+        resize: shorter side in pixels, the other in proportion and rounded down; or (height, width); None: as it is.
+        crop: cut out the centre, of the grid's size. Without, an image that then has another size is an error.
+        pattern: glob of the files inside their folder; they are taken in the order of their paths, folder by folder.
+        names: a text file that lists the files instead, one path inside their folder a line, in the examples' order.
+
+    Raises:
+        ValueError: a value is out of bounds or unknown (pydantic's subclass).
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    things: ClassVar[str] = "images"
+
+    patch_size: PositiveInt
+    grid: Size | None = None
+    resize: PositiveInt | Size | None = None
+    crop: bool = False
+    pattern: Annotated[str, Field(min_length=1)] = "*.jpg"
+    names: Path | None = None
+
+    def grid_of(self, n_patches: int) -> Size:
+        """(rows, columns) of an example of so many patches; raises ValueError if they do not make that grid."""
+        side = int(n_patches**0.5)
+        rows, columns = self.grid or (side, side)
+        if rows * columns != n_patches:
+            found = f"grid is {rows} x {columns}" if self.grid else "no grid is given"
+            raise ValueError(
+                f"{found}, and the shards have {n_patches} patches an example; give grid, the rows and columns that make {n_patches}"
+            )
+        return rows, columns
+
+    def resized(self, shape: tuple[int, ...], grid: Size) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
+        """(height, width) that an image of a shape is resized to, where the crop begins, and its size, all in pixels.
+
+        A crop of odd remainder is placed as torchvision's CenterCrop places it.
+
+        Raises:
+            ValueError: the image then has another size than the grid, or is smaller than the crop.
+        """
+        resized = _resized(shape, self.resize)
+        wanted = (grid[0] * self.patch_size, grid[1] * self.patch_size)
+        fits = all(have >= want for have, want in zip(resized, wanted, strict=True))
+        if resized != wanted and not (self.crop and fits):
+            raise ValueError(
+                f"{shape[0]} x {shape[1]} pixels{f', {resized[0]} x {resized[1]} resized' if self.resize else ''}; wanted "
+                f"{wanted[0]} x {wanted[1]}, {grid[0]} x {grid[1]} patches of {self.patch_size}: resize and crop as the images were"
+            )
+        first = round((resized[0] - wanted[0]) / 2), round((resized[1] - wanted[1]) / 2)
+        return resized, first, wanted
+
+
+def list_files(folder: Path, layout: ImageLayout) -> list[Path]:
+    """The files of a dataset, in the order of its examples.
+
+    Raises:
+        FileNotFoundError: there is no such folder or list, or a listed file is missing.
+        ValueError: the pattern is not one.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} is no folder; wanted that of the {layout.things}, check the path")
+    if layout.names is not None:
+        lines = layout.names.read_text(encoding="utf-8").splitlines()
+        paths = [folder / line.strip() for line in lines if line.strip()]
+        missing = next((path for path in paths if not path.is_file()), None)
+        if missing is not None:
+            raise FileNotFoundError(
+                f"{missing} is missing, and {layout.names} lists it; wanted it among the {layout.things}, correct the list"
+            )
+        return paths
+    try:
+        found = [path for path in folder.glob(layout.pattern) if path.is_file()]
+    except (NotImplementedError, ValueError) as error:
+        raise ValueError(
+            f"pattern {layout.pattern!r}: {error}; wanted a glob inside the folder, as in '*.png'"
+        ) from None
+    return sorted(found, key=lambda path: path.relative_to(folder).parts)
+
+
+class Images:
+    """The images behind a folder of shards, in the order of its examples; each is read when it is asked for.
+
+    Args:
+        folder: of the images.
+        layout: which they are, and how they lie on the patches.
+
+    Raises:
+        FileNotFoundError, ValueError: as `list_files`.
+    """
+
+    def __init__(self, folder: Path, layout: ImageLayout) -> None:
+        self.folder = folder
+        self.layout = layout
+        self._paths = list_files(folder, layout)
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def read(self, example: int, n_patches: int) -> npt.NDArray[np.uint8]:
+        """One image as the model saw it, uint8 (height, width, 3), resized (bicubic) and cropped to its patches.
+
+        Raises:
+            ValueError: the file is no image, or does not come to the grid; it is named.
+        """
+        path = self._paths[example]
+        grid = self.layout.grid_of(n_patches)
+        try:
+            with Image.open(path) as image:
+                resized, (top, left), (height, width) = self.layout.resized((image.height, image.width), grid)
+                pixels = image.convert("RGB").resize(resized[::-1], Image.Resampling.BICUBIC)
+        except (
+            OSError,
+            SyntaxError,
+            ValueError,
+            Image.DecompressionBombError,
+            Image.DecompressionBombWarning,
+        ) as error:
+            raise ValueError(f"{path}: {error}; wanted the image of example {example}") from None
+        return np.asarray(pixels)[top : top + height, left : left + width]
+
+    def fingerprint(self) -> str:
+        """SHA-256 (64 hex digits) of every file's name, size and time, and of the layout."""
+        described = [self.layout.model_dump_json()]
+        for path in self._paths:
+            status = path.stat()
+            described.append(f"{path.relative_to(self.folder)} {status.st_size} {status.st_mtime_ns}")
+        return hashlib.sha256("\n".join(described).encode()).hexdigest()
+
+
+def write_images(folder: Path, pixels: npt.NDArray[np.uint8]) -> None:
+    """Write grey images, uint8 (n, height, width), as PNGs whose names are in their order."""
+    for number, image in enumerate(pixels):
+        Image.fromarray(image).save(folder / f"{number:06d}.png")
+
+
+def _resized(shape: tuple[int, ...], resize: int | Size | None) -> tuple[int, int]:
+    height, width = shape
+    if resize is None:
+        return height, width
+    if isinstance(resize, tuple):
+        return resize
+    if height <= width:
+        return resize, resize * width // height
+    return resize * height // width, resize
