@@ -52,6 +52,7 @@ DETAILS = (
     "refined_pairs",
     "certificate_ce",
     "certificate_gradient",
+    "certificate_val_ce",
 )
 """What else is known of an encoding: the child's alone."""
 

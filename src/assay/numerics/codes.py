@@ -112,11 +112,15 @@ class SelectedCodes:
         self.k = codes.k
 
     def batches(self, batch_size: int, start: int = 0) -> Iterator[Batch]:
-        """What is left of each batch of the other codes; none is empty."""
+        """What is left of each batch of the other codes; none is empty.
+
+        Raises ValueError for NaN and infinity, naming the row of the other codes: who reads these counts only what is left.
+        """
         if start >= self.n_rows:
             return
         first = int(self.rows.nonzero()[start])
         for batch in self.codes.batches(batch_size, first):
+            check_finite(batch, first)
             last = first + count_rows(batch)
             kept = self.rows[first:last]
             first = last
@@ -228,11 +232,12 @@ def checked_batches(codes: Codes, batch_size: int) -> Iterator[tuple[slice, Batc
 
 
 def check_finite(batch: Batch, first_row: int) -> None:
-    """Raise ValueError for NaN and infinity in a sparse batch, naming row, counted from `first_row`, and feature."""
-    finite = batch["values"].isfinite()
-    if not finite.all():
-        row, place = (~finite).nonzero()[0].tolist()
-        raise ValueError(not_finite(first_row + row, int(batch["indices"][row, place])))
+    """Raise ValueError for NaN and infinity in a batch of any format, naming row, counted from `first_row`, and feature."""
+    values = batch.get("values")
+    if values is None or bool(values.abs().sum(dtype=torch.float64).isfinite()):  # one pass, and no tensor of flags
+        return
+    row, place = (~values.isfinite()).nonzero()[0].tolist()
+    raise ValueError(not_finite(first_row + row, int(batch["indices"][row, place]) if "indices" in batch else place))
 
 
 def not_finite(row: int, feature: int) -> str:
@@ -255,13 +260,12 @@ def gather_columns(
     `wanted` has any number of (features (f,) int64, repeats and all, and k): of sparse codes the first k entries of each row
     are looked at, all with None. Gives a float32 (f, n_rows) for each. `progress` is told of the rows that are done.
 
-    Raises ValueError for NaN and infinity in sparse codes, and for an index that is not a feature.
+    Raises ValueError for NaN and infinity, and for an index that is not a feature.
     """
     gathered = [torch.empty(len(features), codes.n_rows, device=device) for features, _ in wanted]
     for rows, batch in checked_batches(codes, batch_size):
         batch = {name: tensor.to(device) for name, tensor in batch.items() if name in ("values", "indices")}
-        if codes.format == "sparse":
-            check_finite(batch, rows.start)
+        check_finite(batch, rows.start)
         for columns, (features, k) in zip(gathered, wanted, strict=True):
             if len(features):
                 part = {name: tensor[:, :k] for name, tensor in batch.items()} if codes.format == "sparse" else batch
