@@ -85,7 +85,8 @@ def new_project(
 
     def make() -> Path:
         project = tmp_path_factory.mktemp("project")
-        shutil.copytree(ROOT / "conf", project / "conf")
+        shutil.copytree(ROOT / "conf", project / "conf", ignore=lambda *_: ["local"])  # whoever tests may have settings there
+        (project / "conf/local").mkdir()
         for name in ("pyproject.toml", ".telemetry"):
             shutil.copy(ROOT / name, project / name)
         shutil.copy(empty_database, project / "mlflow.db")

@@ -476,6 +476,15 @@ addEventListener("load", () => setTimeout(() => {
   }
   for (const link of document.querySelectorAll("a[href]"))
     if (!document.querySelector(link.getAttribute("href"))) found.broken.push(link.href);
+  // Nothing covers a legend, and no caption lies over its picture.
+  found.overlaps = [...document.querySelectorAll("figure")].flatMap(figure => {
+    const plot = figure.querySelector(".plotly-graph-div");
+    if (!plot) return [];
+    const box = element => element.getBoundingClientRect(), legend = box(plot.querySelector(".legend .bg"));
+    const lowest = Math.max(...[...plot.querySelectorAll(".xtitle")].map(title => box(title).bottom));
+    const fits = legend.bottom <= box(plot).bottom + 1 && box(plot).bottom <= box(figure.querySelector("figcaption")).top + 1;
+    return fits && lowest <= legend.top + 1 ? [] : [plot.id];
+  });
   const pictures = [...document.images];
   found.pictures = pictures.length;
   found.unloaded = pictures.filter(image => { image.loading = "eager"; return !image.complete || !image.naturalWidth; }).length;
@@ -546,7 +555,7 @@ def test_the_page_works_in_a_browser_without_a_network(whole_run, tmp_path, widt
     ]
     ended = subprocess.run([*command, path.as_uri()], capture_output=True, text=True, timeout=120, check=True)
     found = json.loads(html.unescape(ended.stdout.partition('<pre id="found">')[2].partition("</pre>")[0]))
-    assert found["faults"] == found["broken"] == found["outside"] == []
+    assert found["faults"] == found["broken"] == found["outside"] == found["overlaps"] == []
     assert set(found["charts"]) == set(FIGURES)
     assert all(traces >= 2 for traces in found["charts"].values())
     assert (found["pictures"], found["unloaded"]) == (2 * 3 * 6, 0)  # methods, classes, images
