@@ -46,13 +46,6 @@ COLUMNS = [
 ENCODINGS = ["kmeans-invdist", "kmeans-onehot", "pca-topk-00001", "pca-topk-00004", "pca-topk-00016", "pca-topk-00064"]
 
 
-@pytest.fixture(scope="module")
-def whole_run(new_project, run_command):
-    """A run of everything on the planted shards, and what it printed."""
-    project = new_project()
-    return project, run_command("kedro run", project)
-
-
 def latest(folder: Path) -> Path:
     """The newest version of a versioned file."""
     return max(folder.glob(f"*/{folder.name}"))
