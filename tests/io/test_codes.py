@@ -55,6 +55,7 @@ class MadeCodes:
     n_features: int
     k: int | None
     provenance: Mapping[str, Any] = field(default_factory=lambda: dict(PROVENANCE))
+    made_from: str = ""
     fallback: Callable[[], Codes] | None = None
 
     def batches(self, batch_size: int, start: int = 0) -> Iterator[dict[str, Tensor]]:
@@ -482,13 +483,14 @@ def test_an_interrupted_writer_leaves_what_is_whole_to_the_next(folder: Path, er
     assert not (folder / "progress.json").exists()
 
 
-@pytest.mark.parametrize("change", ["provenance", "dtype", "batch_size", "rows_per_shard"])
+@pytest.mark.parametrize("change", ["provenance", "made_from", "dtype", "batch_size", "rows_per_shard"])
 def test_what_was_begun_of_other_codes_is_removed(tmp_path: Path, change: str) -> None:
     path = tmp_path / "codes"
     whole = make_codes("dense")
     with pytest.raises(OSError, match="went away"):
         write_codes(path, Failing("dense", whole.arrays, 11, 5, 5), batch_size=3, rows_per_shard=3)
-    other = replace(whole, provenance={"layer": 24}) if change == "provenance" else whole
+    others = {"provenance": {"provenance": {"layer": 24}}, "made_from": {"made_from": "a shard that was touched"}}
+    other = replace(whole.changed(values=torch.ones(11, 5)), **others[change]) if change in others else whole
     options: dict[str, Any] = {"batch_size": 3, "rows_per_shard": 3}
     options |= {"dtype": "float16"} if change == "dtype" else {change: 2} if change in options else {}
     write_codes(path, other, **options)

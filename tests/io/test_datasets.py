@@ -89,6 +89,7 @@ class MadeCodes:
     format: Format = "onehot"
     k: int = 1
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    made_from: str = ""
     fallback: None = None
 
     def batches(self, batch_size: int, start: int = 0) -> Iterator[dict[str, Tensor]]:

@@ -230,6 +230,7 @@ class Converted:
     n_features: int = 5
     k: int = 5
     n_rows: int = 15
+    made_from: str = ""
     fallback: None = None
 
     def __post_init__(self) -> None:

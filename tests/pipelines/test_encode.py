@@ -1,6 +1,8 @@
 """Codes of the labelled patches: computed as they are read, the same from disk, and true to a loop in float64."""
 
+import itertools
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from assay.io.shards import Shards
 from assay.io.tensors import fingerprint_tensors
 from assay.numerics.codes import TopKCodes, densify
 from assay.parameters import KMeansParameters, PCAParameters, SparsityParameters, StandardizeParameters
+from assay.pipelines.encode import nodes
 from assay.pipelines.encode.pipeline import ENCODE, create_pipeline
 from assay.pipelines.kmeans.nodes import fit_kmeans
 from assay.pipelines.pca.nodes import fit_pca
@@ -61,10 +64,10 @@ def fitted(planted, tmp_path_factory):
 def encode(planted, fitted):
     statistics, models = fitted
 
-    def run(encoding, model=None, statistics=statistics, **options):
+    def run(encoding, model=None, statistics=statistics, path=planted[1], **options):
         model = model or models[encoding.partition("-")[0]]
         method = encoding.partition("-")[0]
-        shards = Shards(planted[1])
+        shards = Shards(path)
         return ENCODE[method](
             shards, statistics, model, PARAMETERS[method], "cpu", layer=5, encoding=encoding, **options
         )
@@ -159,6 +162,42 @@ def test_the_folder_of_the_largest_k_holds_that_of_a_smaller_one_bit_for_bit(enc
         assert found.keys() == wanted.keys() == {"values", "indices", "error"}
         for name, tensor in wanted.items():
             assert torch.equal(found[name], tensor), (largest, k, name)
+
+
+@pytest.mark.parametrize("changed", ["a shard", "the format", "nothing"])
+def test_what_was_begun_of_older_shards_or_by_older_code_is_not_gone_on_with(
+    planted, encode, tmp_path, monkeypatch, changed
+):
+    path = tmp_path / planted[1].name
+    shutil.copytree(planted[1], path)
+
+    def until_the_power_goes(codes):
+        stream = codes.stream
+
+        def cut(batch_size, start):
+            yield from itertools.islice(stream(batch_size, start), 3)
+            raise OSError("the power went")
+
+        codes.stream = cut
+        return codes
+
+    with pytest.raises(OSError, match="the power went"):
+        write_codes(
+            tmp_path / "codes", until_the_power_goes(encode("pca-dense", path=path)), batch_size=64, rows_per_shard=128
+        )
+    if changed == "a shard":
+        tokens = np.fromfile(path / "acts000000.bin", "<f4")
+        (tokens * 2).tofile(path / "acts000000.bin")
+    elif changed == "the format":
+        monkeypatch.setattr(nodes, "FORMAT", nodes.FORMAT + 1)
+    codes = encode("pca-dense", path=path)
+    stream, asked = codes.stream, []
+    codes.stream = lambda batch_size, start: (asked.append(start), stream(batch_size, start))[1]
+    write_codes(tmp_path / "codes", codes, batch_size=64, rows_per_shard=128)
+    assert asked == [128 if changed == "nothing" else 0]
+    found, wanted = gather(StoredCodes(tmp_path / "codes"), 64), gather(encode("pca-dense", path=path), 64)
+    assert all(torch.equal(found[name], tensor) for name, tensor in wanted.items())
+    assert [child.name for child in tmp_path.iterdir() if child != path] == ["codes"]
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from io import BufferedReader
@@ -88,6 +89,11 @@ class StoredCodes:
     @property
     def provenance(self) -> Mapping[str, Any]:
         return self.metadata.provenance
+
+    @property
+    def made_from(self) -> str:
+        """What the files held when they were written."""
+        return json.dumps([shard.sha256 for shard in self.shards], sort_keys=True)
 
     def batches(self, batch_size: int, start: int = 0) -> Iterator[dict[str, Tensor]]:
         """Yield the rows from ``start`` on, in order, ``batch_size`` at a time (fewer at a shard's end).

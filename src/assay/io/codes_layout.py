@@ -61,7 +61,8 @@ class Codes(Protocol):
     """What is written: batches of named tensors in row order, and where they come from (JSON scalars).
 
     ``k`` is how many entries a row has: n_features dense, 1 one-hot, None where sparse rows vary; then a batch is padded to its
-    longest row with value 0. ``fallback`` makes a sparser form of the codes, for a disk that is too small for them.
+    longest row with value 0. ``made_from`` tells the codes from others of the same provenance, those of files that have changed since,
+    say; it is never written down. ``fallback`` makes a sparser form of the codes, for a disk that is too small for them.
     """
 
     @property
@@ -74,6 +75,8 @@ class Codes(Protocol):
     def k(self) -> int | None: ...
     @property
     def provenance(self) -> Mapping[str, Any]: ...
+    @property
+    def made_from(self) -> str: ...
     @property
     def fallback(self) -> Callable[[], Codes] | None: ...
     def batches(self, batch_size: int, start: int = 0) -> Iterator[dict[str, Tensor]]: ...

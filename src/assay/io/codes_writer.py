@@ -72,9 +72,9 @@ def write_codes(
         if size < 1:
             raise ValueError(f"{name} is {size}: wanted at least 1")
     batch_size = min(batch_size, rows_per_shard)
-    key = {"batch_size": batch_size, "rows_per_shard": rows_per_shard}
-    codes, metadata = _choose_form(path, codes, dtype, key)
-    with publishing_folder(path, replace=True, resume=_resume_key(metadata, key)) as folder:
+    sizes = {"batch_size": batch_size, "rows_per_shard": rows_per_shard}
+    codes, metadata = _choose_form(path, codes, dtype, sizes)
+    with publishing_folder(path, replace=True, resume=_resume_key(codes, metadata, sizes)) as folder:
         shards = _whole_shards(folder, metadata)
         done = sum(shard.rows for shard in shards)
         batches = _stored_batches(path, metadata, codes.batches(batch_size, done), done)
@@ -89,14 +89,14 @@ def write_codes(
         (folder / PROGRESS).unlink(missing_ok=True)
 
 
-def _resume_key(metadata: CodesMetadata, sizes: dict[str, int]) -> str:
-    return json.dumps([metadata.model_dump(mode="json"), sizes], sort_keys=True)
+def _resume_key(codes: Codes, metadata: CodesMetadata, sizes: dict[str, int]) -> str:
+    return json.dumps([metadata.model_dump(mode="json"), codes.made_from, sizes], sort_keys=True)
 
 
 def _choose_form(path: Path, codes: Codes, dtype: Dtype, sizes: dict[str, int]) -> tuple[Codes, CodesMetadata]:
     """The codes or their sparser form, whichever is the first to fit on the disk."""
     metadata = _describe(codes, dtype)
-    predicted, free = _predict(codes, metadata, sizes), _free_bytes(path, _resume_key(metadata, sizes))
+    predicted, free = _predict(codes, metadata, sizes), _free_bytes(path, _resume_key(codes, metadata, sizes))
     if predicted <= free:
         return codes, metadata
     found = f"{path}: {codes.format} {dtype} codes of {codes.n_rows} rows take {_gb(predicted)}, {_gb(free)} are free"

@@ -131,8 +131,8 @@ class SelectedCodes:
 class ComputedCodes:
     """Codes made on the fly: `stream(batch_size, start)` starts a fresh pass over the rows from `start` on, in order.
 
-    `provenance` says where they come from (JSON scalars), for whoever writes them down; `fallback` makes a sparser form of
-    them, for a disk that is too small.
+    `provenance` says where they come from (JSON scalars), for whoever writes them down, and `made_from` what else tells them from
+    others: files that have changed, say. `fallback` makes a sparser form of them, for a disk that is too small.
     """
 
     def __init__(
@@ -144,6 +144,7 @@ class ComputedCodes:
         stream: Callable[[int, int], Iterator[Batch]],
         *,
         provenance: Mapping[str, object] | None = None,
+        made_from: str = "",
         fallback: Callable[[], "ComputedCodes"] | None = None,
     ) -> None:
         self.format: Format = code_format
@@ -152,6 +153,7 @@ class ComputedCodes:
         self.k = k
         self.stream = stream
         self.provenance = provenance or {}
+        self.made_from = made_from
         self.fallback = fallback
 
     def batches(self, batch_size: int, start: int = 0) -> Iterator[Batch]:

@@ -16,6 +16,7 @@ from assay.numerics.codes import Batch, ComputedCodes
 from assay.numerics.errors import sum_errors
 from assay.numerics.sae import SparseAutoencoder
 from assay.parameters import DictionaryParameters, KMeansParameters
+from assay.pipelines.encode.nodes import made_from
 from assay.pipelines.stream import pick_device, standardized_tokens
 
 
@@ -65,7 +66,9 @@ def encode_with_sae(
         "parameters": json.dumps(dictionary.model_dump(mode="json"), sort_keys=True),
         "seed": None,
     }
-    return ComputedCodes("sparse", shards.n_tokens, sae.n_features, sae.k, stream, provenance=provenance)
+    return ComputedCodes(
+        "sparse", shards.n_tokens, sae.n_features, sae.k, stream, provenance=provenance, made_from=made_from(shards)
+    )
 
 
 def adopt_saev_metrics(metrics: dict[str, float], codes: Any, *, layer: int, name: str) -> dict[str, Any]:

@@ -17,6 +17,14 @@ from assay.parameters import KMeansParameters, PCAParameters, SparsityParameters
 from assay.pipelines.kmeans.nodes import NOT_FITTED
 from assay.pipelines.stream import pick_device, standardized_tokens
 
+FORMAT = 1
+"""Raised whenever the same tokens and model would give other codes: what was begun of older ones is not gone on with."""
+
+
+def made_from(shards: Shards) -> str:
+    """What codes of these shards are made of, beside their provenance: a shard that was recorded again has its old name."""
+    return f"{FORMAT} {shards.fingerprint()}"
+
 
 def encode_with_kmeans(
     shards: Shards,
@@ -83,7 +91,9 @@ def _encode(
         "parameters": json.dumps(fitted_with, sort_keys=True),
         "seed": seed,
     }
-    codes = functools.partial(ComputedCodes, n_rows=shards.n_tokens, n_features=encoder.n_features)
+    codes = functools.partial(
+        ComputedCodes, n_rows=shards.n_tokens, n_features=encoder.n_features, made_from=made_from(shards)
+    )
     return codes(
         encoder.format,
         k=encoder.k,
