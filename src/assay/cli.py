@@ -30,6 +30,7 @@ from yaml import YAMLError
 
 from assay.configuration import current_configuration
 from assay.freshness import Freshness
+from assay.io.datasets import CodesDataset
 from assay.pipelines.report.tables import pool_seeds
 from assay.pipelines.stopping import sigterm_stops
 from assay.plan import check_shards
@@ -119,6 +120,8 @@ def _run(force: bool, **options: Any) -> None:
             freshness = Freshness(project, catalog, registered["__default__"] + selected, options["load_versions"])
             todo = selected if force else freshness.stale(selected)
             freshness.check_inputs(todo)
+            if force:
+                _forget_begun(todo, catalog)
         except (ValueError, FileNotFoundError, MissingConfigException, DatasetError) as error:
             raise click.ClickException(str(error)) from error
         console = Console()
@@ -143,6 +146,14 @@ def _run(force: bool, **options: Any) -> None:
                 highlight=False,
             )
         _say_results(console, selected, catalog, project, time.perf_counter() - began)
+
+
+def _forget_begun(pipeline: Pipeline, catalog: DataCatalog) -> None:
+    """Have codes that an interrupted run began started anew."""
+    for name in sorted(pipeline.all_outputs()):
+        dataset: object = catalog.get(name) if name in catalog else None
+        if isinstance(dataset, CodesDataset):
+            dataset.forget_begun()
 
 
 @contextmanager

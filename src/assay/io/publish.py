@@ -60,6 +60,14 @@ def resumable_folder(path: str | os.PathLike[str], resume: str) -> Path:
     return _partial(Path(os.path.abspath(path)), hashlib.sha256(resume.encode()).hexdigest()[:16])
 
 
+def discard_partials(path: str | os.PathLike[str]) -> None:
+    """Remove what interrupted writers of `path` left; raises ValueError if a live process is writing it."""
+    target = Path(os.path.abspath(path))
+    if target.parent.is_dir():
+        with _sole_writer(target):
+            logger.debug("nothing is left that was begun of %s", target)
+
+
 @contextmanager
 def publish_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield the path of a file to write, which replaces `path` when the block ends, and is deleted if the block raises.
