@@ -57,6 +57,7 @@ class MadeCodes:
     provenance: Mapping[str, Any] = field(default_factory=lambda: dict(PROVENANCE))
     made_from: str = ""
     fallback: Callable[[], Codes] | None = None
+    rounded: Callable[[torch.dtype], Codes] | None = None
 
     def batches(self, batch_size: int, start: int = 0) -> Iterator[dict[str, Tensor]]:
         for first in range(start, len(next(iter(self.arrays.values()))), batch_size):

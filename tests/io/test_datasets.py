@@ -91,6 +91,7 @@ class MadeCodes:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     made_from: str = ""
     fallback: None = None
+    rounded: None = None
 
     def batches(self, batch_size: int, start: int = 0) -> Iterator[dict[str, Tensor]]:
         for rows in torch.arange(start, 15).split(batch_size):

@@ -232,6 +232,7 @@ class Converted:
     n_rows: int = 15
     made_from: str = ""
     fallback: None = None
+    rounded: None = None
 
     def __post_init__(self) -> None:
         self.shards = Shards(self.folder)

@@ -3,6 +3,7 @@
 import itertools
 import json
 import shutil
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import torch
 from assay.io import stream_reader
 from assay.io.checkpoints import Checkpoints
 from assay.io.codes import StoredCodes
+from assay.io.codes_layout import Dtype
 from assay.io.codes_writer import write_codes
 from assay.io.shards import Shards
 from assay.io.tensors import fingerprint_tensors
@@ -152,11 +154,15 @@ def test_a_pass_can_be_made_again_in_batches_of_any_size(encode, encoding):
         torch.testing.assert_close(tensor, whole[name], rtol=1e-5, atol=1e-5)
 
 
-def test_the_folder_of_the_largest_k_holds_that_of_a_smaller_one_bit_for_bit(encode, tmp_path):
+@pytest.mark.parametrize("dtype", get_args(Dtype))
+def test_the_folder_of_the_largest_k_holds_that_of_a_smaller_one_bit_for_bit(encode, tmp_path, dtype):
     stored = {}
     for k in (D_MODEL, 16, 1):
-        write_codes(tmp_path / f"{k}", encode(f"pca-topk-{k:05d}"), batch_size=64, rows_per_shard=128)
+        codes = encode(f"pca-topk-{k:05d}")
+        write_codes(tmp_path / f"{k}", codes, batch_size=64, rows_per_shard=128, dtype=dtype)
         stored[k] = StoredCodes(tmp_path / f"{k}")
+        exact, relative = gather(codes, 64)["error"], {"float32": 0, "float16": 2**-10, "bfloat16": 2**-7}[dtype]
+        torch.testing.assert_close(gather(stored[k], 64)["error"], exact, rtol=relative, atol=1e-9)
     for largest, k in ((D_MODEL, 16), (D_MODEL, 1), (16, 1)):
         found, wanted = gather(TopKCodes(stored[largest], k), 50), gather(stored[k], 70)
         assert found.keys() == wanted.keys() == {"values", "indices", "error"}

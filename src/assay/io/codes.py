@@ -43,6 +43,7 @@ class StoredCodes:
     """
 
     fallback = None
+    rounded = None
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)

@@ -62,7 +62,8 @@ class Codes(Protocol):
 
     ``k`` is how many entries a row has: n_features dense, 1 one-hot, None where sparse rows vary; then a batch is padded to its
     longest row with value 0. ``made_from`` tells the codes from others of the same provenance, those of files that have changed since,
-    say; it is never written down. ``fallback`` makes a sparser form of the codes, for a disk that is too small for them.
+    say; it is never written down. ``fallback`` makes a sparser form of the codes, for a disk that is too small for them. ``rounded``
+    makes the codes with the error that goes with values rounded to a dtype; None: it is the same.
     """
 
     @property
@@ -79,6 +80,8 @@ class Codes(Protocol):
     def made_from(self) -> str: ...
     @property
     def fallback(self) -> Callable[[], Codes] | None: ...
+    @property
+    def rounded(self) -> Callable[[torch.dtype], Codes] | None: ...
     def batches(self, batch_size: int, start: int = 0) -> Iterator[dict[str, Tensor]]: ...
 
 

@@ -74,6 +74,8 @@ def write_codes(
     batch_size = min(batch_size, rows_per_shard)
     sizes = {"batch_size": batch_size, "rows_per_shard": rows_per_shard}
     codes, metadata = _choose_form(path, codes, dtype, sizes)
+    if codes.rounded is not None:
+        codes = codes.rounded(TORCH_DTYPES[dtype])
     with publishing_folder(path, replace=True, resume=_resume_key(codes, metadata, sizes)) as folder:
         shards = _whole_shards(folder, metadata)
         done = sum(shard.rows for shard in shards)

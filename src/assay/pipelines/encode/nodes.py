@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from assay.io.shards import Shards
@@ -78,9 +79,9 @@ def _encode(
     place = pick_device(device)
     encoder = make_encoder(encoding, {name: tensor.to(place) for name, tensor in model.items()})
 
-    def stream(batch_size: int, start: int) -> Iterator[Batch]:
+    def stream(batch_size: int, start: int, encode: Callable[[Tensor], Batch] = encoder.encode) -> Iterator[Batch]:
         for tokens in standardized_tokens(shards, layer, statistics, batch_size, place, doing=encoding, start=start):
-            yield encoder.encode(tokens)
+            yield encode(tokens)
 
     provenance = {
         "encoding": encoding,
@@ -94,12 +95,18 @@ def _encode(
     codes = functools.partial(
         ComputedCodes, n_rows=shards.n_tokens, n_features=encoder.n_features, made_from=made_from(shards)
     )
-    return codes(
-        encoder.format,
-        k=encoder.k,
+    whole = functools.partial(codes, encoder.format, k=encoder.k, provenance=provenance)
+
+    encode_rounded = encoder.encode_rounded
+
+    def rounded(dtype: torch.dtype) -> ComputedCodes:
+        assert encode_rounded is not None
+        return whole(stream=functools.partial(stream, encode=lambda tokens: encode_rounded(tokens, dtype)))
+
+    return whole(
         stream=stream,
-        provenance=provenance,
         fallback=_sparser(codes, stream, sparsity, provenance) if sparsity and encoder.zero_is_far else None,
+        rounded=rounded if encode_rounded else None,
     )
 
 
