@@ -1,7 +1,8 @@
 """Codes on disk: round trips, the index against slow loops, and what is refused when writing and reading."""
 
-import contextlib
+import errno
 import hashlib
+import io
 import json
 import logging
 import os
@@ -22,7 +23,7 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -803,27 +804,136 @@ json_values = st.recursive(
 )
 
 
+FIELDS = ("schema_name", "version", "format", "n_rows", "n_features", "k", "dtype", "provenance")
+FIELDS += ("rows", "entries", "bytes", "sha256", "utilisation")
+JSON_FILES = ("metadata.json", "shards.json")
+
+changes = st.one_of(
+    st.tuples(st.just("whole"), json_values),
+    st.tuples(st.just("field"), st.sampled_from(FIELDS), json_values),
+    st.tuples(st.just("byte"), st.integers(0, 2000), st.integers(0, 255)),
+    st.tuples(st.just("size"), st.integers(0, 2000)),
+    st.tuples(st.just("link"), st.sampled_from(["shards.json", "../outside", "nowhere", "."])),
+)
+
+
+def damage(file: Path, kind: str, *how: Any) -> None:
+    """Change a file; a field that it lacks is added."""
+    raw = bytearray(file.read_bytes())
+    if kind == "whole":
+        file.write_text(json.dumps(how[0]))
+    elif kind == "field":
+        value = json.loads(raw)
+        (value[-1] if isinstance(value, list) else value)[how[0]] = how[1]
+        file.write_text(json.dumps(value))
+    elif kind == "byte":
+        raw[how[0] % len(raw)] = how[1]
+        file.write_bytes(raw)
+    elif kind == "size":
+        os.truncate(file, how[0])
+    else:
+        (file.parent.parent / "outside").write_bytes(raw)
+        file.unlink()
+        file.symlink_to(how[0])
+
+
 @settings(deadline=None, max_examples=150)
-@given(st.data())
-def test_fuzz_raises_only_the_two_errors(data: st.DataObject) -> None:
+@given(st.sampled_from(KINDS), st.dictionaries(st.sampled_from(JSON_FILES), changes, min_size=1))
+@example("sparse", {"metadata.json": ("field", "n_features", 10**30)})
+@example("sparse", {"metadata.json": ("field", "k", 10**30)})
+@example("varying", {"metadata.json": ("field", "n_features", 2**31)})
+@example("onehot", {"metadata.json": ("field", "n_rows", 10**30), "shards.json": ("field", "rows", 10**30)})
+@example("varying", {"shards.json": ("field", "entries", 10**30)})
+@example("dense", {"shards.json": ("field", "bytes", 10**30)})
+@example("dense", {"shards.json": ("field", "utilisation", [10**30])})
+@example("dense", {"metadata.json": ("field", "provenance", {"tol": 10**400})})
+@example("dense", {"metadata.json": ("whole", "\ud800")})
+@example("dense", {"metadata.json": ("size", 2**40)})
+@example("dense", {"shards.json": ("size", 2**40)})
+@example("dense", {"shards.json": ("link", "../outside")})
+@example("sparse", {"values000000.bin": ("link", "../outside")})
+@example("sparse", {"values000000.bin": ("size", 2**40)})
+@example("varying", {"lengths000001.bin": ("link", ".")})
+def test_fuzz_raises_only_the_two_errors(kind: str, damaged: dict[str, tuple[Any, ...]]) -> None:
     with tempfile.TemporaryDirectory() as root:
         path = Path(root) / "codes"
-        write_codes(path, make_codes(data.draw(st.sampled_from(KINDS))), batch_size=3, rows_per_shard=6)
-        for name in data.draw(st.sets(st.sampled_from(["metadata.json", "shards.json"]), min_size=1)):
-            kind = data.draw(st.sampled_from(["value", "field", "bytes"]))
-            raw = bytearray((path / name).read_bytes())
-            if kind == "value":
-                raw = bytearray(json.dumps(data.draw(json_values)).encode())
-            elif kind == "bytes":
-                raw[data.draw(st.integers(0, len(raw) - 1))] = data.draw(st.integers(0, 255))
-            else:
-                value = json.loads(raw)
-                row = value[data.draw(st.integers(0, len(value) - 1))] if isinstance(value, list) else value
-                row[data.draw(st.sampled_from(sorted(row)))] = data.draw(json_values)
-                raw = bytearray(json.dumps(value).encode())
-            (path / name).write_bytes(raw)
-        with contextlib.suppress(ValueError, FileNotFoundError):
+        write_codes(path, make_codes(kind), batch_size=3, rows_per_shard=6)
+        for name, change in damaged.items():
+            damage(path / name, *change)
+        message = str(path)
+        try:
             list(StoredCodes(path).batches(4))
+        except (ValueError, FileNotFoundError) as error:
+            message = str(error)
+        assert str(path) in message
+        assert len(message) < 2000
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("metadata.json", ("field", "n_features", 2**31), "n_features: .*less than or equal to 2147483647"),
+        ("metadata.json", ("field", "k", 10**30), "k: .*less than or equal to 2147483647"),
+        ("metadata.json", ("field", "n_rows", 2**40 + 1), "n_rows: .*less than or equal to 1099511627776"),
+        ("shards.json", ("field", "rows", 2**40 + 1), "1.rows: .*less than or equal to 1099511627776"),
+        ("shards.json", ("field", "bytes", 161), r"shard 1 has bytes 161, wanted 120"),
+        ("shards.json", ("field", "utilisation", [4]), "shard 1 has a utilisation of 4 features in 1 classes, wanted 5"),
+        ("shards.json", ("field", "utilisation", [1] * 5), "5 features in 5 classes, wanted 5 in at most 4"),
+        ("shards.json", ("field", "utilisation", [6, -1]), "1.utilisation.1: .*found -1"),
+        ("metadata.json", ("size", 2**26 + 1), "metadata.json has 67108865 bytes, wanted at most 67108864"),
+        ("shards.json", ("size", 2**40), "shards.json has 1099511627776 bytes, wanted at most 67108864"),
+        ("metadata.json", ("link", "../outside"), "metadata.json leads out of the folder"),
+        ("shards.json", ("link", "../outside"), "shards.json leads out of the folder"),
+        ("values000000.bin", ("link", "../outside"), "values000000.bin leads out of the folder"),
+        ("error000001.bin", ("link", "."), "error000001.bin leads out of the folder"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_is_refused_on_opening(folder: Path, name: str, change: tuple[Any, ...], message: str) -> None:
+    damage(folder / name, *change)
+    with pytest.raises(ValueError, match=message) as caught:
+        StoredCodes(folder)
+    assert str(folder / name) in str(caught.value)
+
+
+def test_rows_that_vary_have_no_more_entries_than_there_are_features(tmp_path: Path) -> None:
+    write_codes(tmp_path / "codes", make_codes("varying"), batch_size=11)
+    edit_json(tmp_path / "codes" / "shards.json", lambda shards: [shards[0] | {"entries": 56}])
+    with pytest.raises(ValueError, match=r"shard 0 has 56 entries, wanted at most 11 rows x 5"):
+        StoredCodes(tmp_path / "codes")
+
+
+def test_a_link_to_the_folder_or_within_it_is_legal(folder: Path) -> None:
+    (folder / "values000000.bin").rename(folder / "moved.bin")
+    (folder / "values000000.bin").symlink_to("moved.bin")
+    (folder.parent / "link").symlink_to(folder)
+    assert_same(StoredCodes(folder.parent / "link"), make_codes("sparse"), 4)
+
+
+@pytest.mark.parametrize("when", ["opened", "read", "too large"])
+def test_a_file_that_cannot_be_read_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch, when: str) -> None:
+    stored, path_open = StoredCodes(folder), Path.open
+
+    class Bad(io.BytesIO):
+        name = str(folder / "values000000.bin")
+
+        def readinto(self, _: Any) -> int:
+            raise OSError(errno.EIO, "Input/output error") if when == "read" else MemoryError
+
+    def fail(self: Path, mode: str) -> Any:
+        if self.name != "values000000.bin":
+            return path_open(self, mode)
+        if when == "opened":
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return Bad()
+
+    monkeypatch.setattr(Path, "open", fail)
+    said = {
+        "opened": "cannot be opened: Permission",
+        "read": "cannot be read: Input/output",
+        "too large": ": 4 rows are",
+    }
+    with pytest.raises(ValueError, match=re.escape(str(folder / "values000000.bin")) + f" ?{said[when]}"):
+        list(stored.batches(4))
 
 
 def test_a_file_cut_or_removed_after_opening_is_refused(folder: Path) -> None:

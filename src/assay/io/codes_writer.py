@@ -157,7 +157,7 @@ def _whole_shards(folder: Path, metadata: CodesMetadata) -> list[CodesShard]:
     index = progress if progress.exists() else folder / "shards.json"
     if index.exists():
         try:
-            shards = validated(index, SHARDS, read_json(index))
+            shards = validated(index, SHARDS, read_json(folder, index.name))
             for number, shard in enumerate(shards):
                 check_shard(folder, metadata, number, shard)
                 _check_sums(folder, number, shard)
