@@ -268,7 +268,7 @@ def make_dataset(root: Path, shards: Path, **arguments: Any) -> CodesDataset:
 def test_codes_are_saved_loaded_and_exist(tmp_path: Path, shards: Path) -> None:
     dataset = make_dataset(tmp_path, shards.parent, metadata={"kedro-viz": {"layer": "model_output"}})
     assert not dataset.exists()
-    with pytest.raises(DatasetError, match="metadata.json is missing; wanted a folder of codes"):
+    with pytest.raises(DatasetError, match=r"metadata\.json is missing; wanted a folder of codes"):
         dataset.load()
     dataset.save(MadeCodes())
     assert dataset.exists()

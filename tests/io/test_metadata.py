@@ -3,9 +3,11 @@
 import base64
 import copy
 import errno
+import io
 import json
 import os
 import pickle
+import re
 import resource
 import signal
 import tempfile
@@ -336,6 +338,34 @@ def test_folder_that_is_none(folder: Path) -> None:
         Shards(folder / "labels.bin")
     with pytest.raises(ValueError, match="cannot be opened"):
         Shards(folder / "labels.bin" / "below")
+
+
+@pytest.mark.parametrize("name", ["metadata.json", "shards.json", "labels.bin"])
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EIO])
+def test_a_file_that_cannot_be_read_is_named(
+    folder: Path, name: str, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shards, open_file = Shards(folder), io.open
+
+    def fail(file: Any, *rest: Any, **options: Any) -> Any:
+        if Path(file).name == name:
+            raise OSError(code, os.strerror(code), str(file))
+        return open_file(file, *rest, **options)
+
+    monkeypatch.setattr(io, "open", fail)
+    message = f"^{re.escape(str(folder / name))} cannot be read: {os.strerror(code)}; restore it"
+    with pytest.raises(ValueError, match=message):
+        Shards(folder).labels()
+    if name != "labels.bin":
+        with pytest.raises(ValueError, match=message):
+            shards.fingerprint()
+
+
+def test_labels_that_change_as_they_are_read_are_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shards = Shards(folder)
+    monkeypatch.setattr(Path, "read_bytes", lambda _: bytes(14))
+    with pytest.raises(ValueError, match=r"labels\.bin has 14 bytes, wanted 15: it changed"):
+        shards.labels()
 
 
 def test_a_link_to_the_folder_or_within_it_is_legal(folder: Path) -> None:

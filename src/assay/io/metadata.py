@@ -221,11 +221,21 @@ def contained_file(folder: Path, name: str, remedy: str = COPY_AGAIN) -> tuple[P
 
 
 def read_json_bytes(folder: Path, name: str, remedy: str = COPY_AGAIN) -> bytes:
-    """The bytes of a file of at most 64 MiB; raises FileNotFoundError, or ValueError if it is larger."""
+    """The bytes of a file of at most 64 MiB; raises FileNotFoundError, or ValueError if it is larger or cannot be read."""
     path, info = contained_file(folder, name, remedy)
     if info.st_size > MAX_JSON_BYTES:
         raise ValueError(f"{path} has {info.st_size} bytes, wanted at most {MAX_JSON_BYTES}; restore the file")
-    return path.read_bytes()
+    return read_file(path)
+
+
+def read_file(path: Path) -> bytes:
+    """The bytes of a file; raises FileNotFoundError, or ValueError if it cannot be read."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror or error}; restore it") from error
 
 
 def read_metadata(folder: Path) -> Metadata:

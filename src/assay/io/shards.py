@@ -24,6 +24,7 @@ from assay.io.metadata import (
     METADATA_NAME,
     Metadata,
     contained_file,
+    read_file,
     read_index,
     read_json_bytes,
     read_metadata,
@@ -128,9 +129,15 @@ class Shards:
 
         Raises:
             FileNotFoundError: the folder has no labels.bin.
-            ValueError: labels.bin has changed its size since the folder was opened.
+            ValueError: labels.bin cannot be read, or has changed its size since the folder was opened.
         """
-        raw = np.fromfile(self._labels_file(), dtype=f"<u{self.metadata.labels_bytes}")
+        path, width = self._labels_file(), self.metadata.labels_bytes
+        content = read_file(path)
+        if len(content) != self.n_tokens * width:
+            raise ValueError(
+                f"{path} has {len(content)} bytes, wanted {self.n_tokens * width}: it changed while it was read; restore the file"
+            )
+        raw = np.frombuffer(content, dtype=f"<u{width}")
         return torch.from_numpy(raw.astype(np.int64))
 
     def layer(self, layer: int) -> "LayerActivations":
