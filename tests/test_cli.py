@@ -7,11 +7,11 @@ import io
 import click
 import pandas as pd
 import pytest
-from kedro.io import DataCatalog, MemoryDataset
+from kedro.io import DataCatalog, DatasetError, MemoryDataset
 from kedro.pipeline import Pipeline, node
 from rich.console import Console
 
-from assay.cli import _forget_begun, parse_params, render_table, run
+from assay.cli import _ended_cleanly, _forget_begun, parse_params, render_table, run
 from assay.io.datasets import CodesDataset
 from assay.io.publish import resumable_folder
 
@@ -100,3 +100,12 @@ def test_force_forgets_what_was_begun_of_the_codes_that_it_makes(planted, tmp_pa
     _forget_begun(Pipeline([node(lambda codes: [codes] * 4, "other", outputs, name="encode")]), catalog)
     assert list(made.folder.parent.iterdir()) == []
     assert [path.name[:17] for path in other.folder.parent.iterdir()] == [".layer_3.partial-"]
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(28, "No space left on device", "models/pca.safetensors"), ValueError("bad"), DatasetError("bad")]
+)
+def test_bad_input_and_a_full_disk_are_told_and_not_traced(error):
+    with pytest.raises(click.ClickException) as caught, _ended_cleanly(None, Pipeline([]), DataCatalog()):
+        raise error
+    assert caught.value.message == str(error)

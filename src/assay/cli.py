@@ -122,7 +122,7 @@ def _run(force: bool, **options: Any) -> None:
             freshness.check_inputs(todo)
             if force:
                 _forget_begun(todo, catalog)
-        except (ValueError, FileNotFoundError, MissingConfigException, DatasetError) as error:
+        except (ValueError, OSError, MissingConfigException, DatasetError) as error:
             raise click.ClickException(str(error)) from error
         console = Console()
         kept = len(selected.nodes) - len(todo.nodes)
@@ -158,14 +158,15 @@ def _forget_begun(pipeline: Pipeline, catalog: DataCatalog) -> None:
 
 @contextmanager
 def _ended_cleanly(session: KedroSession, pipeline: Pipeline, catalog: DataCatalog) -> Iterator[None]:
-    """Give bad input two lines, not a traceback, which is in the manifest; close the runs in MLflow when we are interrupted."""
+    """Give bad input and a bad or full disk two lines, not a traceback, which is in the manifest; close the runs in MLflow when
+    we are interrupted."""
     try:
         with sigterm_stops():
             yield
     except KeyboardInterrupt:
         close_interrupted_runs(session._hook_manager, pipeline, catalog)
         raise
-    except (ValueError, FileNotFoundError, DatasetError) as error:
+    except (ValueError, OSError, DatasetError) as error:
         raise click.ClickException(str(error)) from error
 
 

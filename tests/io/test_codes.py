@@ -29,7 +29,7 @@ from torch import Tensor
 
 from assay.io.codes import StoredCodes
 from assay.io.codes_layout import TORCH_DTYPES, Codes, Dtype, Format
-from assay.io.codes_writer import write_codes
+from assay.io.codes_writer import KEPT, write_codes
 
 FORMATS: tuple[Format, ...] = ("dense", "sparse", "onehot")
 KINDS = (*FORMATS, "varying")
@@ -587,18 +587,30 @@ def test_kill_9_at_20_random_moments_loses_no_whole_shard_and_changes_no_byte(tm
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
-def test_a_disk_that_is_full_after_all_leaves_the_older_codes_and_what_is_whole(tmp_path: Path) -> None:
+@pytest.mark.parametrize("n_features", [4000, 1000])  # a write fails; the last of it fails, as the files are closed
+def test_a_disk_that_is_full_after_all_leaves_the_older_codes_and_what_is_whole(
+    tmp_path: Path, n_features: int
+) -> None:
     path = tmp_path / "codes"
     write_codes(path, make_codes("onehot"), batch_size=4)
     before = tree(path)
-    large = make_codes("dense", n_rows=6, n_features=4000)
+    large = make_codes("dense", n_rows=6, n_features=n_features)
+    heard, said = os.pipe()
 
     def write_with_little_room() -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
-        write_codes(path, large, batch_size=1, rows_per_shard=4)  # four rows are 64,000 bytes
+        room = n_features * 14  # a shard's four rows are 16 bytes a feature
+        resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))
+        try:
+            write_codes(path, large, batch_size=1, rows_per_shard=4)
+        except OSError as error:
+            os.write(said, str(error).encode())
+            os._exit(error.errno or 1)
 
-    assert os.waitstatus_to_exitcode(os.waitpid(in_a_child(write_with_little_room), 0)[1]) == 1
+    assert os.waitstatus_to_exitcode(os.waitpid(in_a_child(write_with_little_room), 0)[1]) == errno.EFBIG
+    os.close(said)
+    with open(heard, "rb") as pipe:
+        assert pipe.read().decode() == f"[Errno {errno.EFBIG}] File too large{KEPT}: '{path}'"
     assert tree(path) == before
     assert len(partials(path)) == 1
     write_codes(path, large, batch_size=1, rows_per_shard=4)

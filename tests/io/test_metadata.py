@@ -283,6 +283,7 @@ def label_again(root: Path) -> None:
 @pytest.mark.parametrize("work", [write_again, label_again])
 def test_a_disk_that_is_full_leaves_nothing(folder: Path, work: Callable[[Path], None]) -> None:
     before = tree(folder.parent)
+    heard, said = os.pipe()
     child = os.fork()
     if child == 0:  # a limit on the size of files is as near to a full disk as a test can come
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -290,9 +291,13 @@ def test_a_disk_that_is_full_leaves_nothing(folder: Path, work: Callable[[Path],
         try:
             work(folder.parent)
         except OSError as error:
+            os.write(said, str(error).encode())
             os._exit(error.errno or 1)
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == errno.EFBIG
+    os.close(said)
+    with open(heard, "rb") as pipe:
+        assert re.search(f"File too large: '{re.escape(str(folder.parent))}/.+'$", pipe.read().decode())
     assert tree(folder.parent) == before
     work(folder.parent)
     assert tree(folder.parent) != before

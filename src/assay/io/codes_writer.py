@@ -13,6 +13,7 @@ import logging
 import os
 import shutil
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -37,12 +38,12 @@ from assay.io.codes_layout import (
     read_json,
     validated,
 )
-from assay.io.publish import flush, publish_file, publishing_folder, resumable_folder
+from assay.io.publish import naming, publish_file, publishing_folder, resumable_folder
 
 logger = logging.getLogger(__name__)
 
 PROGRESS = "progress.json"
-CHUNK_BYTES = 8 * 2**20
+KEPT = "; the shards that are whole are kept, and the next run goes on after them"
 
 Arrays = dict[str, npt.NDArray[Any]]
 
@@ -66,7 +67,7 @@ def write_codes(
         ValueError: neither the codes nor their sparser form fit on the disk, and nothing was written. Or there are more or fewer
             rows than the codes promise, or a batch lacks an array, or holds one of another shape, a number that is not finite
             in ``dtype``, or an index that is no feature. An older folder then stays as it was.
-        OSError: the disk is full after all. What is whole is kept for the next call.
+        OSError: the disk is full after all; it names ``path``. What is whole is kept for the next call.
     """
     for name, size in (("batch_size", batch_size), ("rows_per_shard", rows_per_shard)):
         if size < 1:
@@ -81,13 +82,14 @@ def write_codes(
         done = sum(shard.rows for shard in shards)
         batches = _stored_batches(path, metadata, codes.batches(batch_size, done), done)
         while first := next(batches, None):
-            with _ShardWriter(folder, len(shards), metadata) as writer:
+            with _ShardWriter(folder, len(shards), metadata, named=path) as writer:
                 for arrays in chain([first], islice(batches, rows_per_shard // batch_size - 1)):
                     writer.write(arrays)
             shards.append(writer.summary())
             _write_index(folder / PROGRESS, shards)
         _write_index(folder / "shards.json", shards)
-        (folder / "metadata.json").write_text(metadata.model_dump_json(indent=1), encoding="utf-8")
+        with naming(path):
+            (folder / "metadata.json").write_text(metadata.model_dump_json(indent=1), encoding="utf-8")
         (folder / PROGRESS).unlink(missing_ok=True)
 
 
@@ -239,9 +241,13 @@ def _as_stored(tensors: dict[str, Tensor], metadata: CodesMetadata) -> Arrays:
 
 
 class _ShardWriter:
-    """The open files of one shard, hashed and counted as they are written, flushed to the device at the end."""
+    """The open files of one shard, hashed and counted as they are written, flushed to the device at the end.
 
-    def __init__(self, folder: Path, number: int, metadata: CodesMetadata) -> None:
+    A disk that is full is an OSError that names ``named``.
+    """
+
+    def __init__(self, folder: Path, number: int, metadata: CodesMetadata, named: Path) -> None:
+        self._named = named
         self._files: dict[str, BinaryIO] = {
             name: (folder / file_name(name, number)).open("wb") for name in metadata.arrays
         }
@@ -255,13 +261,17 @@ class _ShardWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for file in self._files.values():
-            file.close()
-            flush(file.name)
+        with naming(self._named, KEPT), ExitStack() as closing:
+            for file in self._files.values():
+                closing.callback(file.close)
+            for file in self._files.values():
+                file.flush()
+                os.fsync(file.fileno())
 
     def write(self, arrays: Arrays) -> None:
         for name, array in arrays.items():
-            self._files[name].write(array.data)
+            with naming(self._named, KEPT):
+                self._files[name].write(array.data)
             self._digests[name].update(array.data)
             self._bytes += array.nbytes
         self._rows += len(arrays["error"])

@@ -82,7 +82,8 @@ def publish_file(path: str | os.PathLike[str]) -> Iterator[Path]:
             raise ValueError(f"{target} is a folder, wanted a file; choose another name or remove the folder")
         partial = _new_partial(target)
         try:
-            yield partial
+            with naming(target):
+                yield partial
             flush(partial)
             os.replace(partial, target)
             flush(target.parent)
@@ -173,11 +174,23 @@ def _remove_stale(target: Path, spared: Path | None) -> None:
             entry.unlink(missing_ok=True)
 
 
+@contextmanager
+def naming(path: str | os.PathLike[str], note: str = "") -> Iterator[None]:
+    """Have an OSError that names no file, as that of a full disk does not, name `path`; `note` is added to what it says."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, f"{error.strerror}{note}", os.fspath(path)) from error
+
+
 def flush(path: str | os.PathLike[str]) -> None:
     """Have what was written to a file or folder on the device."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        with naming(path):
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
