@@ -13,7 +13,7 @@ import re
 import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 logger = logging.getLogger(__name__)
@@ -143,8 +143,9 @@ def _acquire(lock: Path, target: Path) -> int:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # The previous holder unlinks the file before it lets go: a lock on an unlinked file guards nothing.
-            if lock.exists() and os.path.samestat(os.fstat(descriptor), os.stat(lock)):
-                return descriptor
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(descriptor), os.stat(lock)):
+                    return descriptor
         except BlockingIOError:
             os.close(descriptor)
             raise ValueError(f"{target} is being written by another live process; wait for it or stop it") from None
