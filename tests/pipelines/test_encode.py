@@ -20,8 +20,8 @@ from assay.numerics.codes import TopKCodes, densify
 from assay.parameters import KMeansParameters, PCAParameters, SparsityParameters, StandardizeParameters
 from assay.pipelines.encode import nodes
 from assay.pipelines.encode.pipeline import ENCODE, create_pipeline
-from assay.pipelines.kmeans.nodes import fit_kmeans
-from assay.pipelines.pca.nodes import fit_pca
+from assay.pipelines.kmeans.nodes import fit_kmeans, measure_kmeans
+from assay.pipelines.pca.nodes import fit_pca, measure_pca
 from assay.pipelines.standardize.nodes import fit_statistics
 
 LAYERS, TOKENS, D_MODEL = (3, 5), 16, 80
@@ -193,7 +193,7 @@ def test_what_was_begun_of_older_shards_or_by_older_code_is_not_gone_on_with(
         )
     if changed == "a shard":
         tokens = np.fromfile(path / "acts000000.bin", "<f4")
-        (tokens * 2).tofile(path / "acts000000.bin")
+        (tokens * np.float32(1.01)).tofile(path / "acts000000.bin")
     elif changed == "the format":
         monkeypatch.setattr(nodes, "FORMAT", nodes.FORMAT + 1)
     codes = encode("pca-dense", path=path)
@@ -223,6 +223,20 @@ def test_nothing_is_read_before_the_first_batch(encode, monkeypatch):
     assert not seen
     next(codes.batches(10))
     assert seen
+
+
+@pytest.mark.parametrize("node", ["encode", "pca", "kmeans"])
+def test_codes_and_errors_are_made_of_the_model_that_was_fitted_alone(planted, fitted, encode, node):
+    statistics, models = fitted
+    wrong = {"mean": statistics["mean"], "std": statistics["std"].flip(0)}
+    measured = {"layer": 5, "statistics": wrong, "shards": Shards(planted[0]), "device": "cpu"}
+    make = {
+        "encode": lambda: next(encode("pca-topk-00016", statistics=wrong, path=planted[0]).batches(10)),
+        "pca": lambda: measure_pca(model=models["pca"], parameters=PARAMETERS["pca"], ks=(1,), **measured),
+        "kmeans": lambda: measure_kmeans(model=models["kmeans"], parameters=PARAMETERS["kmeans"], **measured),
+    }
+    with pytest.raises(ValueError, match=rf"{planted[0]}, layer 5, does not go with the statistics of shards\.fit"):
+        make[node]()
 
 
 def test_provenance_says_what_the_codes_are_of(planted, fitted, encode):

@@ -17,7 +17,7 @@ from assay.numerics.errors import sum_errors
 from assay.numerics.sae import SparseAutoencoder
 from assay.parameters import DictionaryParameters, KMeansParameters
 from assay.pipelines.encode.nodes import made_from
-from assay.pipelines.stream import pick_device, standardized_tokens
+from assay.pipelines.stream import judged_tokens, pick_device, standardized_tokens
 
 
 def measure_sae(
@@ -33,7 +33,7 @@ def measure_sae(
     """NMSE of an autoencoder on the validation tokens, both in the standardised space and raw."""
     place = pick_device(device)
     sae = _autoencoder(weights, statistics, dictionary, place)
-    tokens = standardized_tokens(shards, layer, statistics, dictionary.batch_size, place, doing=f"{name}, NMSE")
+    tokens = judged_tokens(shards, layer, statistics, dictionary.batch_size, place, doing=f"{name}, NMSE")
     sums = sum_errors(lambda x: sae.reconstruction_errors(x, statistics["std"]), tokens)
     rows = [{"k": k, "nmse": each.nmse, "nmse_raw": each.nmse_raw} for k, each in sums.items()]
     return {"layer": layer, "method": name, "n_tokens": shards.n_tokens, "rows": rows}
@@ -54,7 +54,7 @@ def encode_with_sae(
     sae = _autoencoder(weights, statistics, dictionary, place)
 
     def stream(batch_size: int, start: int) -> Iterator[Batch]:
-        for tokens in standardized_tokens(shards, layer, statistics, batch_size, place, doing=encoding, start=start):
+        for tokens in judged_tokens(shards, layer, statistics, batch_size, place, doing=encoding, start=start):
             yield sae.encode(tokens)
 
     provenance = {

@@ -16,7 +16,7 @@ from assay.numerics.codes import Batch, ComputedCodes, sparsify
 from assay.numerics.encoders import make_encoder
 from assay.parameters import KMeansParameters, PCAParameters, SparsityParameters
 from assay.pipelines.kmeans.nodes import NOT_FITTED
-from assay.pipelines.stream import pick_device, standardized_tokens
+from assay.pipelines.stream import judged_tokens, pick_device
 
 FORMAT = 1
 """Raised whenever the same tokens and model would give other codes: what was begun of older ones is not gone on with."""
@@ -80,7 +80,7 @@ def _encode(
     encoder = make_encoder(encoding, {name: tensor.to(place) for name, tensor in model.items()})
 
     def stream(batch_size: int, start: int, encode: Callable[[Tensor], Batch] = encoder.encode) -> Iterator[Batch]:
-        for tokens in standardized_tokens(shards, layer, statistics, batch_size, place, doing=encoding, start=start):
+        for tokens in judged_tokens(shards, layer, statistics, batch_size, place, doing=encoding, start=start):
             yield encode(tokens)
 
     provenance = {
