@@ -500,7 +500,10 @@ def test_what_was_begun_of_other_codes_is_removed(tmp_path: Path, change: str) -
     assert [child.name for child in tmp_path.iterdir()] == ["codes"]
 
 
-@pytest.mark.parametrize("damage", ["cut", "flipped", "missing", "no json", "no shards", "stranger"])
+@pytest.mark.parametrize(
+    "damage",
+    ["cut", "flipped", "missing", "no json", "no shards", "stranger", "folder", "folder as a shard", "folder as progress", "link"],
+)  # fmt: skip
 def test_what_was_begun_is_checked_before_it_is_gone_on_with(
     tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -523,11 +526,18 @@ def test_what_was_begun_is_checked_before_it_is_gone_on_with(
         progress.write_text("[{")
     elif damage == "no shards":
         progress.unlink()
+    elif damage == "link":
+        (partial / "link").symlink_to("nowhere")
+    elif damage.startswith("folder"):
+        place = {"folder as a shard": values, "folder as progress": progress}.get(damage, partial / "left")
+        place.unlink(missing_ok=True)
+        (place / "below").mkdir(parents=True)
+        (place / "below" / "a.txt").write_text("left by hand")
     else:
         (partial / "values000007.bin").write_text("left by hand")
     write_codes(path, whole, batch_size=3, rows_per_shard=3)
     assert tree(path) == tree(fresh)
-    assert ("of no use" in caplog.text) == (damage not in ("no shards", "stranger"))
+    assert ("of no use" in caplog.text) == (damage not in ("no shards", "stranger", "folder", "link"))
 
 
 class Slow(MadeCodes):

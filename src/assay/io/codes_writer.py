@@ -143,7 +143,7 @@ def _free_bytes(path: Path, resume: str) -> int:
     while not place.exists():
         place = place.parent
     begun = resumable_folder(path, resume)
-    mine = sum(file.stat().st_size for file in begun.iterdir()) if begun.is_dir() else 0
+    mine = sum(entry.lstat().st_size for entry in begun.iterdir()) if begun.is_dir() else 0
     return shutil.disk_usage(place).free + mine
 
 
@@ -152,7 +152,7 @@ def _gb(n_bytes: int) -> str:
 
 
 def _whole_shards(folder: Path, metadata: CodesMetadata) -> list[CodesShard]:
-    """The shards that an earlier call finished; every other file is removed."""
+    """The shards that an earlier call finished; everything else is removed."""
     shards: list[CodesShard] = []
     progress = folder / PROGRESS
     # One that was cut off as it was moved into place has its final index already.
@@ -167,9 +167,11 @@ def _whole_shards(folder: Path, metadata: CodesMetadata) -> list[CodesShard]:
             logger.warning("what was begun of these codes is of no use, starting again: %s", error)
             shards = []
     whole = {file_name(name, number) for number in range(len(shards)) for name in metadata.arrays} | {PROGRESS}
-    for file in folder.iterdir():
-        if file.name not in whole:
-            file.unlink()
+    for entry in folder.iterdir():
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        elif entry.name not in whole:
+            entry.unlink()
     _write_index(progress, shards)
     if shards:
         logger.info("going on after %d rows in %d whole shards", sum(shard.rows for shard in shards), len(shards))
