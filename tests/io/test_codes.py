@@ -400,6 +400,22 @@ def test_a_value_too_large_for_the_dtype_is_refused(tmp_path: Path, dtype: Dtype
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("kind", ["dense", "sparse", "varying"])
+def test_what_is_below_half_of_float16s_smallest_is_stored_as_0_and_counted_as_0(tmp_path: Path, kind: str) -> None:
+    tiny = torch.tensor([[1.0, 2.0**-24, 2.0**-25, -(2.0**-30), 0.0]])
+    wide = make_codes(kind, k=5).changed(values=tiny.repeat(11, 1))
+    if kind != "dense":
+        wide = wide.changed(indices=torch.arange(5).repeat(11, 1))
+    for dtype, kept in (("float16", 2), ("bfloat16", 4), ("float32", 4)):
+        write_codes(tmp_path / "codes", wide, batch_size=3, dtype=dtype)
+        stored = StoredCodes(tmp_path / "codes")
+        values = join(stored.batches(4))["values"]
+        assert torch.equal(values[:, :kept], tiny[:, :kept].repeat(11, 1)), dtype
+        assert not values[:, kept:].any()
+        assert stored.shards[0].utilisation == [5 - kept, 0, 0, 0, kept]
+        assert stored.shards[0].entries == 11 * (kept if kind == "varying" else 5)
+
+
 # --- the disk
 
 
