@@ -1,4 +1,4 @@
-"""How `--params` is read."""
+"""How `--params` is read, what `--force` begins anew, and the table in the terminal."""
 
 from __future__ import annotations
 
@@ -7,9 +7,13 @@ import io
 import click
 import pandas as pd
 import pytest
+from kedro.io import DataCatalog, DatasetError, MemoryDataset
+from kedro.pipeline import Pipeline, node
 from rich.console import Console
 
-from assay.cli import parse_params, render_table, run
+from assay.cli import _ended_cleanly, _forget_begun, parse_params, render_table, run
+from assay.io.datasets import CodesDataset
+from assay.io.publish import resumable_folder
 
 (OPTION,) = (option for option in run.params if option.name == "params")
 
@@ -80,3 +84,28 @@ def test_the_table_fits_in_80_columns_whatever_is_in_it():
     plain = printed(rows((3, "kmeans", "kmeans-onehot", 128, 0, 0.5), (3, "pca", "pca-topk-00004", 4, None, 0.5)))
     assert any("kmeans kmeans-onehot  128 0.250 0.500" in line for line in plain)
     assert "…" not in "".join(plain)
+
+
+def test_force_forgets_what_was_begun_of_the_codes_that_it_makes(planted, tmp_path):
+    def codes_of(encoding, shards):
+        return CodesDataset(filepath=str(tmp_path), shards={"path": str(shards)}, encoding=encoding, layer="layer_3")
+
+    made, other = codes_of("kmeans-onehot", planted[0]), codes_of("pca-dense", planted[0])
+    for folder in (made.folder, other.folder):
+        partial = resumable_folder(folder, "what is written")
+        partial.mkdir(parents=True)
+        (partial / "values000000.bin").write_bytes(b"half")
+    catalog = DataCatalog({"made": made, "other": other, "memory": MemoryDataset(1), "early": codes_of("a", "nowhere")})
+    outputs = ["made", "memory", "early", "elsewhere"]
+    _forget_begun(Pipeline([node(lambda codes: [codes] * 4, "other", outputs, name="encode")]), catalog)
+    assert list(made.folder.parent.iterdir()) == []
+    assert [path.name[:17] for path in other.folder.parent.iterdir()] == [".layer_3.partial-"]
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(28, "No space left on device", "models/pca.safetensors"), ValueError("bad"), DatasetError("bad")]
+)
+def test_bad_input_and_a_full_disk_are_told_and_not_traced(error):
+    with pytest.raises(click.ClickException) as caught, _ended_cleanly(None, Pipeline([]), DataCatalog()):
+        raise error
+    assert caught.value.message == str(error)

@@ -30,6 +30,7 @@ from yaml import YAMLError
 
 from assay.configuration import current_configuration
 from assay.freshness import Freshness
+from assay.io.datasets import CodesDataset
 from assay.pipelines.report.tables import pool_seeds
 from assay.pipelines.stopping import sigterm_stops
 from assay.plan import check_shards
@@ -119,7 +120,9 @@ def _run(force: bool, **options: Any) -> None:
             freshness = Freshness(project, catalog, registered["__default__"] + selected, options["load_versions"])
             todo = selected if force else freshness.stale(selected)
             freshness.check_inputs(todo)
-        except (ValueError, FileNotFoundError, MissingConfigException, DatasetError) as error:
+            if force:
+                _forget_begun(todo, catalog)
+        except (ValueError, OSError, MissingConfigException, DatasetError) as error:
             raise click.ClickException(str(error)) from error
         console = Console()
         kept = len(selected.nodes) - len(todo.nodes)
@@ -145,16 +148,25 @@ def _run(force: bool, **options: Any) -> None:
         _say_results(console, selected, catalog, project, time.perf_counter() - began)
 
 
+def _forget_begun(pipeline: Pipeline, catalog: DataCatalog) -> None:
+    """Have codes that an interrupted run began started anew."""
+    for name in sorted(pipeline.all_outputs()):
+        dataset: object = catalog.get(name) if name in catalog else None
+        if isinstance(dataset, CodesDataset):
+            dataset.forget_begun()
+
+
 @contextmanager
 def _ended_cleanly(session: KedroSession, pipeline: Pipeline, catalog: DataCatalog) -> Iterator[None]:
-    """Give bad input two lines, not a traceback, which is in the manifest; close the runs in MLflow when we are interrupted."""
+    """Give bad input and a bad or full disk two lines, not a traceback, which is in the manifest; close the runs in MLflow when
+    we are interrupted."""
     try:
         with sigterm_stops():
             yield
     except KeyboardInterrupt:
         close_interrupted_runs(session._hook_manager, pipeline, catalog)
         raise
-    except (ValueError, FileNotFoundError, DatasetError) as error:
+    except (ValueError, OSError, DatasetError) as error:
         raise click.ClickException(str(error)) from error
 
 

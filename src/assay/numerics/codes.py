@@ -131,8 +131,9 @@ class SelectedCodes:
 class ComputedCodes:
     """Codes made on the fly: `stream(batch_size, start)` starts a fresh pass over the rows from `start` on, in order.
 
-    `provenance` says where they come from (JSON scalars), for whoever writes them down; `fallback` makes a sparser form of
-    them, for a disk that is too small.
+    `provenance` says where they come from (JSON scalars), for whoever writes them down, and `made_from` what else tells them from
+    others: files that have changed, say. `fallback` makes a sparser form of them, for a disk that is too small. `rounded` makes
+    them with the `error` that goes with values rounded to a dtype; None: it is the same.
     """
 
     def __init__(
@@ -144,7 +145,9 @@ class ComputedCodes:
         stream: Callable[[int, int], Iterator[Batch]],
         *,
         provenance: Mapping[str, object] | None = None,
+        made_from: str = "",
         fallback: Callable[[], "ComputedCodes"] | None = None,
+        rounded: Callable[[torch.dtype], "ComputedCodes"] | None = None,
     ) -> None:
         self.format: Format = code_format
         self.n_rows = n_rows
@@ -152,7 +155,9 @@ class ComputedCodes:
         self.k = k
         self.stream = stream
         self.provenance = provenance or {}
+        self.made_from = made_from
         self.fallback = fallback
+        self.rounded = rounded
 
     def batches(self, batch_size: int, start: int = 0) -> Iterator[Batch]:
         """A fresh pass."""
@@ -162,8 +167,9 @@ class ComputedCodes:
 class TopKCodes:
     """Top-K codes for a K below that of `codes`, which are sparse, by falling magnitude: the first `k` entries of each row.
 
-    Batch for batch they equal what the encoder at `k` gives, bit for bit, `error` too: it is the other codes' plus the squares
-    that are left out, added in the encoder's order. ValueError unless `codes` are sparse with a K of at least `k`.
+    Batch for batch PCA's equal what the encoder at `k` gives, bit for bit, `error` too: it is the other codes' plus the squares
+    that are left out, added in the encoder's order. Of a folder of rounded values they equal the folder written at `k`.
+    ValueError unless `codes` are sparse with a K of at least `k`.
     """
 
     format: Format = "sparse"
