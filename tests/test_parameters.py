@@ -53,7 +53,7 @@ FAULTS = [
 @pytest.fixture(scope="module", params=["base", "ade20k"])
 def configured(request):
     """The parameters of an environment, as Kedro merges it over base."""
-    loader = OmegaConfigLoader(str(CONF), env=request.param, base_env="base", default_run_env="local")
+    loader = OmegaConfigLoader(str(CONF), env=request.param, base_env="base", default_run_env="base")
     return request.param, loader["parameters"]
 
 
@@ -155,7 +155,7 @@ def test_the_configuration_of_each_environment_is_valid(configured):
 
 
 def test_ade20k_is_the_papers_experiment():
-    loader = OmegaConfigLoader(str(CONF), env="ade20k", base_env="base", default_run_env="local")
+    loader = OmegaConfigLoader(str(CONF), env="ade20k", base_env="base", default_run_env="base")
     parameters = parse_parameters(loader["parameters"])
     assert parameters.layers == (18, 19, 20, 21, 22, 23)
     kmeans = parameters.kmeans
@@ -167,7 +167,7 @@ def test_ade20k_is_the_papers_experiment():
 
 
 def test_base_probes_the_layers_that_the_digits_are_recorded_at():
-    loader = OmegaConfigLoader(str(CONF), base_env="base", default_run_env="local")
+    loader = OmegaConfigLoader(str(CONF), base_env="base", default_run_env="base")
     parameters = parse_parameters(loader["parameters"])
     assert set(parameters.layers) <= set(parameters.digits.layers)
 

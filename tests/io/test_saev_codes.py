@@ -76,6 +76,12 @@ def _rewrite(path, **changes):
                     np.lib.format.write_array(file, np.asanyarray(change), allow_pickle=True)
 
 
+def npy(header):
+    """An array's file with this header, and nothing behind it."""
+    text = f"{header}\n".encode()
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text
+
+
 @pytest.mark.parametrize(
     ("changes", "match"),
     [
@@ -91,6 +97,16 @@ def _rewrite(path, **changes):
         ({"shape": np.array([9, 5])}, "do not make a matrix of 9 x 5"),
         ({"shape": np.array([8])}, "wanted a CSR matrix"),
         ({"data": b"nonsense"}, "wanted a CSR matrix"),
+        ({"data": npy("(" * 9000)}, "wanted a CSR matrix"),
+        ({"data": npy("{[]: 1}")}, "wanted a CSR matrix"),
+        (
+            {"data": npy("{'descr': '<f4', 'fortran_order': False, 'shape': (" + "-" * 5000 + "1,)}")},
+            "wanted a CSR matrix",
+        ),
+        (
+            {"indptr": npy("{'descr': '<i8', 'fortran_order': False, 'shape': (1" + "0" * 17 + ",), }")},
+            "wanted a CSR matrix",
+        ),
     ],
     ids=str,
 )

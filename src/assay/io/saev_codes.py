@@ -8,9 +8,11 @@ from __future__ import annotations
 import json
 import math
 import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from tokenize import TokenError
 from typing import IO, Any, Literal
 
 import numpy as np
@@ -20,6 +22,18 @@ from torch import Tensor
 
 CODES_NAME = "token_acts.npz"
 METRICS_NAME = "metrics.json"
+
+DAMAGE = (
+    *(zipfile.BadZipFile, zlib.error, KeyError, EOFError, ValueError, NotImplementedError),
+    *(
+        SyntaxError,
+        TypeError,
+        TokenError,
+        RecursionError,
+        MemoryError,
+    ),  # of headers, which numpy parses as Python's literals
+)
+"""What reading a file that is none, or was made to do harm, comes to."""
 
 
 class SaevCodes:
@@ -50,8 +64,10 @@ class SaevCodes:
                 with archive.open("indptr.npy") as file:
                     self._indptr = _read_array(file).astype(np.int64)
                 sizes = [_header(archive, name)[0] for name in ("indices.npy", "data.npy")]
-        except (zipfile.BadZipFile, KeyError, EOFError, ValueError) as error:
-            raise ValueError(f"{self.path}: {error}; wanted a CSR matrix as scipy.sparse.save_npz writes it") from error
+        except DAMAGE as error:
+            raise ValueError(
+                f"{self.path}: {error or type(error).__name__}; wanted a CSR matrix as scipy.sparse.save_npz writes it"
+            ) from error
         rising = (
             len(self._indptr) == self.n_rows + 1 and self._indptr[0] == 0 and bool((np.diff(self._indptr) >= 0).all())
         )
