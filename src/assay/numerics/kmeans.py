@@ -390,8 +390,13 @@ class MiniBatchKMeans:
 
     def transform(self, x: Tensor) -> Tensor:
         """Euclidean distances of x (batch, d) to every centre: float32 (batch, n_clusters), never negative or NaN."""
-        chunks = chunked_distances(self._prepare(x), self.cluster_centers_)
-        return torch.cat([distances.sqrt().float() for distances, _ in chunks])
+        x = self._prepare(x)
+        found = torch.empty(len(x), self.n_clusters, device=x.device)
+        start = 0
+        for squared in chunked_distances(x, self.cluster_centers_):
+            found[start : start + len(squared)] = squared.sqrt_()
+            start += len(squared)
+        return found
 
     def reconstruction_errors(self, x: Tensor, std: Tensor) -> dict[int, ErrorSums]:
         """Errors of a batch (batch, d) of standardised tokens put on their centres, under K = 1: one latent is active.
