@@ -1,9 +1,13 @@
 """The nearest centre against brute force in float64, in every precision and on data made to break it."""
 
 import functools
+import importlib.util
 import itertools
+import os
+import subprocess
 import sys
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 import pytest
 import torch
@@ -167,6 +171,47 @@ def test_the_fused_kernel_is_torch(n, n_clusters, d):
     wanted = two_best_in_torch(x, c)
     torch.testing.assert_close(best, wanted[0], rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(second, wanted[1], rtol=1e-4, atol=1e-4)
+
+
+INTERPRETED = """
+import torch
+from assay.numerics.fused import two_best
+generator = torch.Generator().manual_seed(0)
+for n, n_clusters, d in ((1, 1, 1), (130, 257, 70), (64, 300, 128), (129, 128, 132), (0, 5, 3)):
+    # As the interpreter does not multiply bfloat16: its values, as float32, in rows that are apart.
+    x, c = (torch.randn(rows, 192, generator=generator).bfloat16().float()[:, :d] for rows in (n, n_clusters))
+    best, second, where = two_best(x, c)
+    scores = torch.cat([x @ c.T, torch.full((n, 1), -torch.inf)], dim=1)
+    wanted, places = scores.topk(2, dim=1)
+    torch.testing.assert_close(torch.stack([best, second], dim=1), wanted, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(where, places[:, 0])
+print("as torch")
+"""
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs Triton")
+def test_the_fused_kernels_logic_is_torch_in_tritons_interpreter():
+    source = Path(module.__file__).parents[2]
+    paths = os.pathsep.join(filter(None, [str(source), os.environ.get("PYTHONPATH")]))
+    environment = os.environ | {"PYTHONPATH": paths, "TRITON_INTERPRET": "1"}
+    program = [sys.executable, "-c", INTERPRETED]
+    ended = subprocess.run(program, env=environment, capture_output=True, text=True, check=False)
+    assert ended.stdout.strip() == "as torch", ended.stderr
+
+
+@pytest.mark.parametrize("d", [1, 60, 384, 1024])
+def test_rows_that_tensor_cores_load_begin_at_multiples_of_128_bytes(monkeypatch, d):
+    given = []
+    monkeypatch.setattr(
+        module, "fused_kernel", lambda _: lambda x, c: (given.extend([x, c]), two_best_in_torch(x, c))[1]
+    )
+    x, centers = make("gaussian", 5, 70, d, 0)
+    assert_nearest(NearestCenters(centers, (torch.bfloat16,)).find(x), x, centers)
+    for matrix in given:
+        assert matrix.stride(0) % 64 == 0
+        assert matrix.stride(1) == 1
+        assert matrix.shape[1] % 8 == 0
+        assert d + 4 <= matrix.shape[1] < d + 12
 
 
 def test_few_candidates_are_left_and_few_rows_are_asked_again():

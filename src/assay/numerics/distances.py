@@ -329,7 +329,7 @@ def _by_product(x: Tensor, centers: Tensor) -> Iterator[tuple[Tensor, Tensor, Te
     which a large offset would cancel away the digits that matter, and g: no distance is off by more than g (|x| + |c|)^2.
 
     A sum of m terms is off by at most m eps / 2 times the sum of their magnitudes, in any order: 2 |x| |c| + |x|^2 + |c|^2 here. Its d
-    products and three sums, and what the shift to the origin rounds, want g = (d + 8) eps / 2; the other half covers |x| and |c| themselves.
+    products and three sums, and what the shift to the origin rounds, want (d + 8) eps / 2; g is twice that, for |x| and |c| as computed.
     """
     origin = _origin(centers)
     centers = centers.double() - origin
