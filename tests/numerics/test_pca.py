@@ -317,6 +317,19 @@ def test_a_resumed_fit_equals_the_uninterrupted_one_bit_for_bit(cut):
     assert torch.equal(checkpoint["scatter"], broken.checkpoint()["scatter"]), "the checkpoint was written to"
 
 
+def test_a_pca_lives_on_its_device_from_the_first_batch_a_checkpoint_or_a_merge_on():
+    x = correlated(0, 30, 4)
+    checkpoint = fitted(x).checkpoint()
+    for model in (
+        StreamingPCA(device="meta").partial_fit(x),
+        StreamingPCA(device="meta").resume(checkpoint),
+        StreamingPCA(device="meta").resume(checkpoint).partial_fit(x),
+        StreamingPCA(device="meta").merge(fitted(x)),
+    ):
+        assert {tensor.device.type for name, tensor in model.checkpoint().items() if name != "count"} == {"meta"}
+    assert {tensor.device.type for tensor in StreamingPCA().resume(checkpoint).checkpoint().values()} == {"cpu"}
+
+
 def test_checkpoints_that_cannot_be_are_refused():
     with pytest.raises(ValueError, match="without sums"):
         StreamingPCA().checkpoint()

@@ -6,7 +6,9 @@ import torch
 
 from assay.io.checkpoints import Checkpoints
 from assay.io.shards import Shards
+from assay.numerics.pca import StreamingPCA
 from assay.parameters import PCAParameters, parse_parameters
+from assay.pipelines.pca import nodes
 from assay.pipelines.pca.nodes import fit_pca, measure_pca
 from assay.pipelines.pca.pipeline import create_pipeline
 from assay.plan import make_plan
@@ -88,6 +90,17 @@ def test_batch_size_is_the_tokens_read_at_once(planted, layer, statistics, monke
         model = fit_pca(Shards(planted[0]), statistics, parameters, Checkpoints(tmp_path), "cpu", layer=layer)
         measure_pca(Shards(planted[1]), statistics, model, parameters, "cpu", layer=layer, ks=(1,))
     assert seen == [70, 70, 640, 640]
+
+
+@pytest.mark.parametrize("layer", [3], indirect=True)
+def test_the_fit_lives_on_the_device_that_is_asked_for_also_when_it_is_gone_on_with(
+    planted, layer, statistics, monkeypatch, tmp_path
+):
+    made = []
+    monkeypatch.setattr(nodes, "StreamingPCA", lambda **options: (made.append(options), StreamingPCA(**options))[1])
+    monkeypatch.setattr(nodes, "pick_device", lambda name: {"the GPU": torch.device("cpu")}[name])
+    fit_pca(Shards(planted[0]), statistics, PCAParameters(), Checkpoints(tmp_path), "the GPU", layer=layer)
+    assert made == [{"device": torch.device("cpu")}]
 
 
 def test_max_tokens_is_a_random_sample(planted, layer, statistics, tmp_path):

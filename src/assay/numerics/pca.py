@@ -102,17 +102,21 @@ def subspace_drift(components: Tensor, others: Tensor) -> float:
 class StreamingPCA:
     """PCA from the exact covariance of a stream: one (d, d) matrix in float64, whatever the number of tokens.
 
-    The eigendecomposition is made when a fitted attribute is first read after a batch was added. Computed on the
-    device of the first batch; later inputs are moved there. Reading raises ValueError before 2 tokens were seen.
+    The eigendecomposition is made when a fitted attribute is first read after a batch was added. Reading raises ValueError
+    before 2 tokens were seen.
 
     n_components: how many to keep, at most d; None keeps all d. More than d is a ValueError at the first batch.
+    device: where the model lives, by default that of its first batch or checkpoint; inputs are moved there.
     whiten: coefficients are divided by their standard deviation over the train tokens, and multiplied again by
         `inverse_transform`; a component without variance is left as it is. Errors of reconstruction do not change.
     """
 
-    def __init__(self, n_components: int | None = None, whiten: bool = False) -> None:
+    def __init__(
+        self, n_components: int | None = None, whiten: bool = False, *, device: torch.device | str | None = None
+    ) -> None:
         self.n_components = n_components
         self.whiten = whiten
+        self.device = device
         self._moments: Moments | None = None
         self._axes: _Axes | None = None
 
@@ -127,7 +131,7 @@ class StreamingPCA:
             return self
         self._axes = None
         if seen is None:
-            mean = x.double().mean(0)
+            mean = x.to(self.device or x.device).double().mean(0)
             seen = Moments(0, mean, torch.zeros(len(mean), len(mean), dtype=mean.dtype, device=mean.device))
         self._moments = scatter_step(seen, x.to(seen.mean.device))
         return self
@@ -144,12 +148,12 @@ class StreamingPCA:
             return self
         self._check_n_components(len(theirs.mean))
         self._axes = None
-        if mine is None:
-            self._moments = Moments(theirs.count, theirs.mean, theirs.second.clone())
-            return self
-        check_batch(theirs.mean[None], len(mine.mean))
-        place = mine.mean.device
-        self._moments = merge_moments(mine, Moments(theirs.count, theirs.mean.to(place), theirs.second.to(place)))
+        place = mine.mean.device if mine is not None else self.device or theirs.mean.device
+        moved = Moments(theirs.count, theirs.mean.to(place), theirs.second.to(place, copy=True))
+        if mine is not None:
+            check_batch(moved.mean[None], len(mine.mean))
+            moved = merge_moments(mine, moved)
+        self._moments = moved
         return self
 
     def _check_n_components(self, d: int) -> None:
@@ -264,8 +268,11 @@ class StreamingPCA:
                 f"found mean {tuple(mean.shape)}, scatter {tuple(scatter.shape)} and count {int(checkpoint['count'])}, "
                 "wanted (d,), (d, d) and at least 1: is it a PCA's checkpoint?"
             )
+        place = self.device or mean.device
         self._axes = None
-        self._moments = Moments(int(checkpoint["count"]), mean.double(), scatter.double().clone())
+        self._moments = Moments(
+            int(checkpoint["count"]), mean.to(place, torch.float64), scatter.to(place, torch.float64, copy=True)
+        )
         return self
 
     @classmethod

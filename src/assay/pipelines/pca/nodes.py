@@ -31,7 +31,8 @@ def fit_pca(
 
     A fit that was cut off is gone on with from its last checkpoint.
     """
-    pca = StreamingPCA()
+    place = pick_device(device)
+    pca = StreamingPCA(device=place)
     fit = Fit(
         pca,
         checkpoints,
@@ -47,7 +48,7 @@ def fit_pca(
         layer,
         statistics,
         parameters.batch_size,
-        pick_device(device),
+        place,
         doing="PCA",
         start=fit.resume() * parameters.batch_size,
         shuffle=parameters.max_tokens is not None,  # the first examples of a data set are seldom like the rest
