@@ -129,6 +129,9 @@ def test_another_fits_checkpoint_is_not_gone_on_with(fit, cut, tmp_path, method,
     assert seen[0][2] == 1, "from the beginning"
     wanted = fit(method, Checkpoints(tmp_path / "fresh"), **other)
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+    del seen[:]
+    fit(method, checkpoints)
+    assert seen[0][2] == 9, "the other fit has left this one's checkpoints alone"
 
 
 def test_a_checkpoint_of_another_width_put_in_its_place_is_refused(fit, cut, tmp_path):

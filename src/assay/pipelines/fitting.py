@@ -123,7 +123,7 @@ class Fit:
             if stop_is_asked():  # since the last step: nobody else would look
                 self._save()
                 raise KeyboardInterrupt
-        self._checkpoints.clear()
+        self._checkpoints.clear(self._about)
 
     def _save(self) -> None:
         self._checkpoints.save(self._about, self._step, self._estimator.checkpoint(), {"step": self._step})
