@@ -578,6 +578,58 @@ def test_a_resumed_fit_equals_the_uninterrupted_one_bit_for_bit(stop, decay, tol
     assert (broken.n_steps_, broken.inertia_) == (whole.n_steps_, whole.inertia_)
 
 
+@settings(deadline=None, max_examples=40)
+@given(st.integers(1, 24), st.sampled_from([1, 3]), st.integers(0, 99))
+def test_a_seeding_that_is_broken_off_anywhere_goes_on_to_the_same_bits(stop, n_init, seed):
+    x = mixture(seed, 200, 9, 3)
+    parameters = {"n_clusters": 7, "seed": seed, "n_init": n_init, "init_size": 60, "max_iter": 2}
+    whole = MiniBatchKMeans(**parameters).fit(shuffled(x, 32))
+    calls, saved = [], {}
+    broken = MiniBatchKMeans(**parameters)
+
+    def on_seed(tried, centres):
+        calls.append((tried, centres))
+        assert not broken.is_seeded_
+        if len(calls) == stop:
+            saved.update({name: tensor.clone() for name, tensor in broken.checkpoint().items()})
+            raise Stop
+
+    every = [(tried + (centres == 0), centres) for tried in range(n_init) for centres in (*range(2, 8), 0)]
+    try:
+        broken.seed_from(shuffled(x, 32)(0), on_seed)
+    except Stop:
+        assert calls == every[:stop]
+        rest = []
+        broken = MiniBatchKMeans(**parameters).resume(saved)
+        with pytest.raises(ValueError, match="without centres"):
+            broken.predict(x)
+        broken.seed_from(shuffled(x, 32)(0), lambda *call: rest.append(call))
+        assert calls + rest == every
+    assert broken.is_seeded_
+    broken = MiniBatchKMeans(**parameters).resume(broken.checkpoint()).go_on(shuffled(x, 32))
+    assert torch.equal(broken.cluster_centers_, whole.cluster_centers_)
+    assert torch.equal(broken.counts_, whole.counts_)
+    assert broken.history_ == whole.history_
+    # What is fitted anew is seeded anew.
+    assert torch.equal(broken.fit(shuffled(x, 32)).cluster_centers_, whole.cluster_centers_)
+
+
+def test_a_seeding_on_other_tokens_or_of_other_clusters_is_refused():
+    x, saved = randn(0, 90, 2), {}
+    model = MiniBatchKMeans(4, n_init=2, init_size=30)
+    with pytest.raises(Stop):
+        model.seed_from([x], lambda tried, centres: (saved.update(model.checkpoint()), _raise(tried == 1 and centres)))
+    with pytest.raises(ValueError, match="found 20 tokens, wanted the 30 that the seeding was begun on"):
+        MiniBatchKMeans(4, n_init=2, init_size=20).resume(saved).seed_from([x])
+    with pytest.raises(ValueError, match="found a checkpoint of 4 clusters, wanted 5"):
+        MiniBatchKMeans(5, n_init=2, init_size=30).resume(saved)
+
+
+def _raise(whether):
+    if whether:
+        raise Stop
+
+
 def test_a_checkpoint_of_other_clusters_is_refused():
     checkpoint = MiniBatchKMeans(3).partial_fit(randn(0, 20, 2)).checkpoint()
     with pytest.raises(ValueError, match="found a checkpoint of 3 clusters, wanted 4"):

@@ -8,6 +8,7 @@ Vassilvitskii (2007), "k-means++: the advantages of careful seeding".
 import logging
 import math
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Self
 
 import torch
@@ -28,12 +29,33 @@ _ROWS = 1024
 _CLOSE = 1e-4
 
 
-def kmeans_plus_plus(x: Tensor, n_clusters: int, generator: torch.Generator) -> Tensor:
+@dataclass
+class Seeding:
+    """Where seedings stand that are not done: `tried`, and the `least` inertia among them.
+
+    Of the one under way: the numbers of the tokens `chosen` so far, and the squared distance of every token to the `closest` of
+    them, float32 (n,).
+    """
+
+    tried: int = 0
+    least: float = math.inf
+    chosen: list[int] = field(default_factory=list)
+    closest: Tensor | None = None
+
+
+def kmeans_plus_plus(
+    x: Tensor,
+    n_clusters: int,
+    generator: torch.Generator,
+    seeding: Seeding | None = None,
+    on_centre: Callable[[], None] | None = None,
+) -> Tensor:
     """Seed centres among the tokens x (n, d) by greedy k-means++: float32 (n_clusters, d).
 
     Each next centre is the best of 2 + floor(ln n_clusters) tokens drawn with probability proportional to the squared
     distance to the nearest centre so far. Draws are made on the CPU, so that one seed gives one result on any device.
-    ValueError where x has fewer distinct tokens than clusters.
+    `on_centre` is called after each centre; with `seeding` as it then was, and the generator, the rest can be made later, to the bit.
+    ValueError where x has fewer distinct tokens than clusters, or is not what `seeding` was begun on.
     """
     n = x.shape[0]
     if n < n_clusters:
@@ -44,8 +66,15 @@ def kmeans_plus_plus(x: Tensor, n_clusters: int, generator: torch.Generator) -> 
     n_trials = 2 + int(math.log(n_clusters))
     tokens = (x.double() - x.double().mean(0)).float()
     norms = tokens.square().sum(1)
-    chosen = [int(torch.randint(n, (1,), generator=generator))]
-    closest = (x.double() - x[chosen[0]].double()).square().sum(1).float()
+    seeding = seeding or Seeding()
+    chosen, closest = seeding.chosen, seeding.closest
+    if closest is None:
+        chosen.append(int(torch.randint(n, (1,), generator=generator)))
+        closest = seeding.closest = (x.double() - x[chosen[0]].double()).square().sum(1).float()
+    elif len(closest) != n:
+        raise ValueError(
+            f"found {n} tokens, wanted the {len(closest)} that the seeding was begun on: give the same stream"
+        )
     while len(chosen) < n_clusters:
         cumulative = closest.cpu().double().cumsum(0)
         if cumulative[-1] == 0:
@@ -61,7 +90,9 @@ def kmeans_plus_plus(x: Tensor, n_clusters: int, generator: torch.Generator) -> 
         # A token equal to a centre must be at exactly 0, or it could be drawn again: by differences where it is close.
         close = distances[best] <= _CLOSE * (norms + norms[chosen[-1]])
         distances[best, close] = (x[close].double() - x[chosen[-1]].double()).square().sum(1).float()
-        closest = torch.minimum(closest, distances[best])
+        closest = seeding.closest = torch.minimum(closest, distances[best])
+        if on_centre is not None:
+            on_centre()
     return x[chosen].float()
 
 
@@ -155,7 +186,7 @@ class MiniBatchKMeans:
         exponential moving averages over passes.
 
     Fitted: `cluster_centers_` float32 (n_clusters, d); `counts_` int64 (n_clusters,), the n of the learning rate 1/n;
-    `n_steps_`, and of them `steps_of_pass_` in the pass under way; `inertia_`, the last batch's mean squared distance
+    `is_seeded_`; `n_steps_`, and of them `steps_of_pass_` in the pass under way; `inertia_`, the last batch's mean squared distance
     before its step; and `history_`, a dict of floats a step: `inertia`, `ewa_inertia` (smoothed), `learning_rate` (mean over
     the clusters hit of the share of the way they went) and `dead_clusters` (count 0 or below reassignment_ratio times the
     mean, before they are moved).
@@ -205,6 +236,7 @@ class MiniBatchKMeans:
         self.reassignment_ratio = reassignment_ratio
         self.decay = decay
         self._ready: tuple[Tensor, NearestCenters] | None = None
+        self._seeding: Seeding | None = None
 
     def fit(
         self, stream: Callable[[int], Iterable[Tensor]], on_step: Callable[[dict[str, float]], None] | None = None
@@ -215,13 +247,24 @@ class MiniBatchKMeans:
         `on_step` is called after each step with its entry of `history_`. ValueError for a pass without tokens, fewer
         tokens or distinct tokens than clusters, and parameters out of range.
         """
+        self._seeding = None
         return self.seed_from(stream(0)).go_on(stream, on_step)
 
-    def seed_from(self, batches: Iterable[Tensor]) -> Self:
-        """Start a fit anew: seed the centres from the first tokens of `batches`; `go_on` then makes the passes."""
+    @property
+    def is_seeded_(self) -> bool:
+        """Whether there are centres to go on with: not before the last seeding is done."""
+        return self._seeding is None and hasattr(self, "cluster_centers_")
+
+    def seed_from(self, batches: Iterable[Tensor], on_seed: Callable[[int, int], None] | None = None) -> Self:
+        """Start a fit anew: seed the centres from the first tokens of `batches`; `go_on` then makes the passes.
+
+        A seeding that was broken off, or resumed, is gone on with, bit for bit; `batches` must then begin with the same tokens. `on_seed`
+        is called with the number of seedings tried and of centres of the one under way, after each centre, and with 0 centres
+        after a whole seeding: moments at which a `checkpoint` can be taken.
+        """
         self._check_parameters()
         tokens, held_out = self._seeding_tokens(batches)
-        self._seed_centers(tokens, held_out)
+        self._seed_centers(tokens, held_out, on_seed)
         sample = batch_moments(tokens)
         self._at_rest = self.tol * float(sample.second.mean()) / sample.count
         return self
@@ -274,7 +317,7 @@ class MiniBatchKMeans:
 
         ValueError when d changes, or when it must seed from fewer (distinct) rows than clusters.
         """
-        fitted = hasattr(self, "cluster_centers_")
+        fitted = self.is_seeded_
         check_batch(x, self.cluster_centers_.shape[1] if fitted else None)
         if x.shape[0] == 0:
             return self
@@ -339,24 +382,35 @@ class MiniBatchKMeans:
         tokens = torch.cat(found)
         return tokens[:size], tokens[size : 2 * size] if n > size else None
 
-    def _seed_centers(self, tokens: Tensor, held_out: Tensor | None) -> None:
-        """Start afresh from the best of n_init seedings, judged on the held-out tokens or, without any, on `tokens`."""
-        self._start(torch.Generator().manual_seed(self.seed))
-        judges = tokens if held_out is None else held_out
-        least = math.inf
-        for _ in range(self.n_init):
-            centers = kmeans_plus_plus(tokens, self.n_clusters, self._generator)
+    def _seed_centers(
+        self, tokens: Tensor, held_out: Tensor | None, on_seed: Callable[[int, int], None] | None = None
+    ) -> None:
+        """Seed from the best of n_init seedings, judged on the held-out tokens or, without any, on `tokens`."""
+        if self._seeding is None:
+            self._start(torch.Generator().manual_seed(self.seed))
+            self._seeding = Seeding()
+        seeding, judges = self._seeding, tokens if held_out is None else held_out
+
+        def tell() -> None:
+            if on_seed is not None:
+                on_seed(seeding.tried, len(seeding.chosen))
+
+        while seeding.tried < self.n_init:
+            centers = kmeans_plus_plus(tokens, self.n_clusters, self._generator, seeding, tell)
+            inertia = -math.inf
             if self.n_init > 1:
                 labels = NearestCenters(centers).find(judges.float())
                 inertia = float(pull_centers(judges, centers, labels)[1].sum())
-                if inertia >= least:
-                    continue
-                least = inertia
-            self.cluster_centers_ = centers
+            if inertia < seeding.least or seeding.tried == 0:
+                seeding.least, self.cluster_centers_ = inertia, centers
+            seeding.tried, seeding.chosen, seeding.closest = seeding.tried + 1, [], None
+            tell()
         self.counts_ = torch.zeros(self.n_clusters, dtype=torch.int64, device=tokens.device)
+        self._seeding = None
 
     def _start(self, generator: torch.Generator) -> None:
         self._generator = generator
+        self._seeding = None
         self._tokens_seen = 0
         self._tokens_since_reassignment = 0
         self._pass_size = None
@@ -366,7 +420,7 @@ class MiniBatchKMeans:
         self.history_ = []
 
     def _prepare(self, x: Tensor) -> Tensor:
-        if not hasattr(self, "cluster_centers_"):
+        if not self.is_seeded_:
             raise ValueError("found a k-means without centres, wanted a fitted one: call fit or partial_fit first")
         check_batch(x, self.cluster_centers_.shape[1])
         return x.to(self.cluster_centers_.device)
@@ -414,8 +468,11 @@ class MiniBatchKMeans:
         """What `resume` needs to go on exactly.
 
         The `state_dict`, the random `generator`'s state uint8 (n,), `history` float64 (steps, 4), `counters` int64 (7,) and
-        `levels` float64 (2,).
+        `levels` float64 (2,). Before the last seeding is done: `generator`; `tried` int64 (), `least` float64 (), `chosen` int64 (m,)
+        and `closest` float32 (n,), of 0 tokens between two seedings; and the best centres so far.
         """
+        if self._seeding is not None:
+            return self._seeding_checkpoint(self._seeding)
         counters = [
             *(self._tokens_seen, self._tokens_since_reassignment, self._pass_size or 0),
             *(self._epoch, self.steps_of_pass_, self._stalled, self._rests),
@@ -429,14 +486,25 @@ class MiniBatchKMeans:
             "levels": torch.tensor([self._least, self._at_rest], dtype=torch.float64),
         }
 
+    def _seeding_checkpoint(self, seeding: Seeding) -> dict[str, Tensor]:
+        return {
+            "generator": self._generator.get_state(),
+            "tried": torch.tensor(seeding.tried),
+            "least": torch.tensor(seeding.least, dtype=torch.float64),
+            "chosen": torch.tensor(seeding.chosen, dtype=torch.int64),
+            "closest": torch.empty(0) if seeding.closest is None else seeding.closest,
+            **({"cluster_centers": self.cluster_centers_} if seeding.tried else {}),
+        }
+
     def resume(self, checkpoint: Mapping[str, Tensor]) -> Self:
         """Take up what `checkpoint` returned, on this one's parameters; then `go_on`, or `partial_fit`.
 
-        ValueError for other shapes, or another number of clusters.
+        Where it `is_seeded_` not yet, `seed_from` goes on first. ValueError for other shapes, or another number of clusters.
         """
+        if "tried" in checkpoint:
+            return self._resume_seeding(checkpoint)
         restored = self.from_state(checkpoint)
-        if restored.n_clusters != self.n_clusters:
-            raise ValueError(f"found a checkpoint of {restored.n_clusters} clusters, wanted {self.n_clusters}")
+        self._check_clusters(restored.n_clusters)
         self._start(torch.Generator())
         self._generator.set_state(checkpoint["generator"])
         place = restored.cluster_centers_.device if self.device is None else self.device
@@ -451,6 +519,21 @@ class MiniBatchKMeans:
         self._rests = bool(rests)
         self._least, self._at_rest = checkpoint["levels"].tolist()
         return self
+
+    def _resume_seeding(self, checkpoint: Mapping[str, Tensor]) -> Self:
+        tried, chosen, closest = int(checkpoint["tried"]), checkpoint["chosen"].tolist(), checkpoint["closest"]
+        place = closest.device if self.device is None else self.device
+        self._start(torch.Generator())
+        self._generator.set_state(checkpoint["generator"])
+        self._seeding = Seeding(tried, float(checkpoint["least"]), chosen, closest.to(place) if chosen else None)
+        if tried:
+            self.cluster_centers_ = checkpoint["cluster_centers"].to(place)
+            self._check_clusters(len(self.cluster_centers_))
+        return self
+
+    def _check_clusters(self, n_clusters: int) -> None:
+        if n_clusters != self.n_clusters:
+            raise ValueError(f"found a checkpoint of {n_clusters} clusters, wanted {self.n_clusters}")
 
     @classmethod
     def from_state(cls, state: Mapping[str, Tensor]) -> Self:

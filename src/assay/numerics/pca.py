@@ -1,5 +1,6 @@
 """Principal components of a stream of activations, exactly, and their top-K codes."""
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple, Self
 
@@ -286,3 +287,62 @@ class StreamingPCA:
         restored = cls(r, whiten=bool(state["whiten"]) if "whiten" in state else False)
         restored._axes = axes
         return restored
+
+
+class Convergence:
+    """How a PCA settles while it is fitted: its leading subspace at steps 1, 2, 4, 8, ... and at the last one.
+
+    pca: that is fitted; a checkpoint is of both.
+    watched: leading components that are looked at, and no more than a quarter of the dimensions: the whole space would never drift.
+
+    `history_` has a dict of floats for each look: `step`; `reconstruction_error`, the share of the variance of the tokens so far that the
+    leading components leave; and `subspace_drift` since the look before, which the first has not. There is none before there are more
+    tokens than components.
+    """
+
+    def __init__(self, pca: StreamingPCA, watched: int = 64) -> None:
+        self.history_: list[dict[str, float]] = []
+        self._pca = pca
+        self._watched = watched
+        self._leading: Tensor | None = None
+
+    def look(self, step: int, last: bool = False) -> dict[str, float]:
+        """What there is to say after `step` steps, also in `history_`; nothing where it is not time, or was said already.
+
+        It follows from the sums alone: a fit that is gone on with from its checkpoint of a step can take this look later.
+        """
+        due = step > 0 and (last or step & (step - 1) == 0)
+        moments = self._pca._moments
+        if not due or moments is None or (self.history_ and self.history_[-1]["step"] >= step):
+            return {}
+        watched = min(self._watched, max(1, len(moments.mean) // 4))
+        if moments.count <= watched:
+            return {}
+        leading = self._pca.components_[:watched].clone()
+        total = float(moments.second.diagonal().sum()) / (moments.count - 1)
+        kept = float(self._pca.explained_variance_[:watched].sum())
+        found = {"reconstruction_error": max(0.0, 1 - kept / total) if total > 0 else 0.0}
+        if self._leading is not None:
+            found["subspace_drift"] = subspace_drift(leading, self._leading)
+        self._leading = leading
+        self.history_.append({"step": float(step), **found})
+        return found
+
+    def checkpoint(self) -> dict[str, Tensor]:
+        """The PCA's, `history` float64 (looks, 3), NaN for the drift of the first, and `leading` float64 (components, d), or (0, 0)."""
+        names = ("step", "reconstruction_error", "subspace_drift")
+        rows = [[look.get(name, torch.nan) for name in names] for look in self.history_]
+        leading = torch.empty(0, 0, dtype=torch.float64) if self._leading is None else self._leading
+        history = torch.tensor(rows, dtype=torch.float64).reshape(-1, len(names))
+        return {**self._pca.checkpoint(), "history": history, "leading": leading}
+
+    def resume(self, checkpoint: Mapping[str, Tensor]) -> Self:
+        """Go on from what `checkpoint` returned, the PCA too, bit for bit as if there had been no break."""
+        self._pca.resume(checkpoint)
+        leading = checkpoint["leading"]
+        self._leading = leading.to(self._pca._moments.mean.device) if len(leading) and self._pca._moments else None
+        self.history_ = []
+        for step, error, drift in checkpoint["history"].tolist():
+            known = {} if math.isnan(drift) else {"subspace_drift": drift}
+            self.history_.append({"step": step, "reconstruction_error": error, **known})
+        return self
