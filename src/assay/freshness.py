@@ -30,8 +30,8 @@ UNHASHED = frozenset({"params:device"})
 """Inputs that choose where the work is done, not what it is."""
 
 SHAPING = {
-    "params:kmeans": {"encodings", "sparsity", "checkpoint_steps", "seed", "more_seeds"},
-    "params:pca": {"topk", "checkpoint_steps"},
+    "params:kmeans": {"encodings", "sparsity", "checkpoint_steps", "checkpoint_minutes", "seed", "more_seeds"},
+    "params:pca": {"topk", "checkpoint_steps", "checkpoint_minutes"},
     "params:probe": {"slab_features"},
 }
 """Parameters that change no result: they say which nodes there are, each bound to its own part of them, or how often to save."""

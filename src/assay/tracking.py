@@ -314,7 +314,13 @@ class _Run:
         if child is None:
             return
         now = int(time.time() * 1000)
-        steps = [Metric(name, value, now, step) for step, row in enumerate(history) for name, value in row.items()]
+        # PCA's record is of some steps only, and says which.
+        steps = [
+            Metric(name, value, now, int(row.get("step", number)))
+            for number, row in enumerate(history)
+            for name, value in row.items()
+            if name != "step"
+        ]
         for start in range(0, len(steps), BATCH):
             self._client.log_batch(child, metrics=steps[start : start + BATCH], synchronous=True)
 

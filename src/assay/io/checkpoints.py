@@ -89,9 +89,9 @@ class Checkpoints:
         return None
 
     def clear(self, about: Mapping[str, Any]) -> None:
-        """Remove the checkpoints of the fit that `about` describes, which is done, and those of others that nobody has written to for 30 days.
+        """Remove the checkpoints of the fit that `about` describes, which is done, and those that nobody has written to for 30 days.
 
-        Those of other fits are kept till then: a quick fit must not cost an interrupted one that took days.
+        Other fits' are kept till then: a quick one must not cost an interrupted one that took days.
         """
         own = self._folder(about)
         for folder in self._fits():
