@@ -16,6 +16,7 @@ from assay.numerics.errors import sum_errors
 from assay.numerics.kmeans import (
     MiniBatchKMeans,
     adjusted_rand_index,
+    collapsed_clusters,
     kmeans_plus_plus,
     low_count_clusters,
     mini_batch_step,
@@ -243,6 +244,75 @@ def test_reassignment_waits_for_ten_tokens_a_cluster_or_a_count_of_zero():
     for _ in range(6):
         never.partial_fit(x)
     assert float(never.cluster_centers_[1]) == 1e3
+
+
+def planes(seed, n_clusters, d, kind):
+    """Honest centres, however they lie."""
+    centers = randn(seed, n_clusters, d)
+    if kind == "offset":
+        return centers + 1e6
+    if kind == "two scales":
+        return torch.where(torch.arange(n_clusters)[:, None] % 2 == 0, 1e4 * (1 + 0.1 * centers), 1e-4 * centers)
+    if kind == "close":
+        return 1 + 1e-4 * centers
+    if kind == "along an axis":
+        return centers[:, :1] * torch.eye(1, d)
+    return centers * 1e25 if kind == "huge" else centers
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "offset", "two scales", "close", "along an axis", "huge"])
+@pytest.mark.parametrize(("n_clusters", "d"), [(1, 3), (2, 1), (300, 2), (900, 48)])
+@pytest.mark.parametrize("radius", [0.0, 1.0, math.inf])
+def test_centres_in_one_place_are_found_and_no_others(kind, n_clusters, d, radius):
+    centers = planes(0, n_clusters, d, kind)
+    # Three copies of every fifth, and of the last more than are compared.
+    copies = torch.arange(n_clusters).repeat_interleave(torch.where(torch.arange(n_clusters) % 5 == 0, 3, 1))
+    copies = torch.cat([copies, torch.full((20,), n_clusters - 1)])
+    copies = copies[torch.randperm(len(copies), generator=torch.Generator().manual_seed(1))]
+    centers = centers[copies]
+    found = collapsed_clusters(centers, radius, torch.Generator().manual_seed(2))
+    exact = centers.double()
+    lengths = torch.minimum(exact.norm(dim=1), (exact - centers.mean(0)).norm(dim=1)).clamp(max=radius)
+    apart = torch.cdist(exact, exact, compute_mode="donot_use_mm_for_euclid_dist")
+    may = (apart <= 1.0001 * 2**-10 * torch.minimum(lengths, lengths[:, None])).tril(-1).any(1)
+    must = (apart == 0).tril(-1).any(1)
+    assert bool(must.any())
+    assert bool(found[must].all())
+    assert not bool(found[~may].any())
+
+
+@pytest.mark.parametrize(("apart", "wanted"), [(1e-6, True), (1e-4, True), (1e-2, False)])
+def test_centres_a_hair_apart_are_in_one_place_and_those_that_share_a_cluster_are_not(apart, wanted):
+    centers = randn(0, 300, 32)
+    difference = randn(1, 300, 32)
+    again = centers + apart * difference / difference.norm(dim=1, keepdim=True)
+    both = torch.cat([centers, again])
+    found = torch.zeros(600, dtype=torch.bool)
+    for look in range(3):  # what others part along one direction is found along another
+        found |= collapsed_clusters(both, 1.0, torch.Generator().manual_seed(look))
+    assert found.tolist() == [False] * 300 + [wanted] * 300
+    assert not collapsed_clusters(both, apart, torch.Generator().manual_seed(0)).any()
+
+
+def test_a_centre_that_has_fallen_on_another_is_moved_however_high_its_count():
+    x = mixture(0, 4000, 6, 3)
+    centers = MiniBatchKMeans(6, max_iter=3).fit(shuffled(x, 100)).cluster_centers_
+    centers = torch.cat([centers[:3], centers])  # the fourth to sixth are copies of the first three
+
+    def go_on(count, batch):
+        model = with_centers(centers, torch.full((9,), count))
+        for part in x[:300].split(batch):
+            model.partial_fit(part)
+        return model.cluster_centers_
+
+    # Ten small steps, in which those of lower index moved on a little; and one large step.
+    for count, batch in ((100_000, 30), (1000, 300)):
+        found = go_on(count, batch)
+        moved = (found - centers).norm(dim=1) > 0.2
+        assert moved.tolist() == [False] * 3 + [True] * 3 + [False] * 3
+        assert torch.equal(go_on(count, batch), found)
+    alone = with_centers(centers[3:], torch.full((6,), 100_000)).partial_fit(x[:300])
+    assert bool(((alone.cluster_centers_ - centers[3:]).norm(dim=1) < 0.2).all())
 
 
 # ---- seeding

@@ -14,7 +14,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from assay.numerics.distances import NearestCenters, chunked_distances
+from assay.numerics.distances import NearestCenters, chunked_distances, paired_distances
 from assay.numerics.errors import ErrorSums, error_sums
 from assay.numerics.moments import batch_moments, check_batch
 
@@ -27,6 +27,9 @@ METRICS = ("inertia", "ewa_inertia", "learning_rate", "dead_clusters")
 _ROWS = 1024
 # Squared distances below this share of the squared norms have lost most of their digits to cancellation in float32.
 _CLOSE = 1e-4
+# Centres this share of the tokens' distance apart lie in one place; so many that follow each other along a line are compared.
+_SAME = 2.0**-10
+_LOOKED_AT = 16
 
 
 @dataclass
@@ -140,6 +143,33 @@ def low_count_clusters(counts: Tensor, reassignment_ratio: float) -> Tensor:
     return (counts < reassignment_ratio * counts.double().mean()) | (counts == 0)
 
 
+def collapsed_clusters(centers: Tensor, radius: float, generator: torch.Generator) -> Tensor:
+    """Which of centers (K, d) lie in the place of one of lower index: bool (K,).
+
+    That is closer by 2^-10 than tokens lie about centres, `radius` in the root mean square, and than either centre's length, from 0 and
+    from the mean: so near are no two that share the tokens of one place, and where clusters differ much in size, no two small ones.
+    What is so near is nearer still along a random direction, by the root of d. Along one each is held against the 16 that follow it,
+    in place of all, where it is near along some others too; what more part is found another time. Equal centres are always found.
+    """
+    directions = torch.randn(centers.shape[1], 8, generator=generator, dtype=torch.float64).to(centers.device)
+    along = centers.double() @ (directions / directions.norm(dim=0))
+    order = along[:, 0].argsort(stable=True)
+    along = along[order]
+    lengths = centers.norm(dim=1, dtype=torch.float64)[order]
+    spread = (centers - centers.mean(0)).norm(dim=1, dtype=torch.float64)[order]
+    near = _SAME * torch.minimum(lengths, spread).clamp(max=radius)
+    rounding = 4 * torch.finfo(torch.float64).eps * centers.shape[1] * lengths
+    collapsed = torch.zeros(len(centers), dtype=torch.bool, device=centers.device)
+    for step in range(1, min(_LOOKED_AT, len(centers) - 1) + 1):
+        most = torch.minimum(near[step:], near[:-step])
+        gaps = (along[step:] - along[:-step]).abs_().amax(1)
+        pairs = (gaps <= most + rounding[step:]).nonzero()[:, 0]
+        one, other = order[pairs], order[pairs + step]
+        same = paired_distances(centers, one, centers, other).sqrt() <= most[pairs]
+        collapsed[torch.maximum(one, other)[same]] = True
+    return collapsed
+
+
 def reassign_centers(
     x: Tensor, squared: Tensor, centers: Tensor, counts: Tensor, low: Tensor, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
@@ -148,13 +178,13 @@ def reassign_centers(
     A token is drawn with probability proportional to `squared` (n,), its squared distance to its centre: far ones, but not the
     outliers alone (the D^2 sampling of k-means++, Arthur and Vassilvitskii 2007). At most half as many as there are tokens off their
     centres, the clusters of lowest count first (ties to the lower index), each to a token of its own. They take the lowest count
-    among the others, so that they neither jump about nor are at once low again. Two centres that have fallen together are low
-    in time: the token goes to the one of lower index.
+    among the others, so that they neither jump about nor are at once low again. Of two centres that have fallen together the one of
+    higher index gets no more tokens, but its count may be high and stay so: `collapsed_clusters` finds it.
     """
     n_moved = min(int(low.sum()), int((squared > 0).sum()) // 2)
     if n_moved == 0:
         return centers, counts
-    moved = counts.argsort(stable=True)[:n_moved]
+    moved = torch.where(low, counts, torch.iinfo(counts.dtype).max).argsort(stable=True)[:n_moved]
     stays = torch.ones_like(low)
     stays[moved] = False
     # Largest of u^(1/w) (Efraimidis and Spirakis 2006), as logarithms: a weighted draw without replacement, of any size.
@@ -178,8 +208,8 @@ class MiniBatchKMeans:
     tol: stop when a step moves the centres by a summed squared distance of at most tol times the mean variance of a
         dimension among the seeding tokens; 0 never stops so.
     max_no_improvement: stop after as many steps on end without a new least smoothed inertia; None never stops so.
-    reassignment_ratio: clusters with a count below this share of the mean are moved to far tokens (see
-        `reassign_centers`), every 10 n_clusters tokens and after any step that leaves a count of 0; 0 never moves any.
+    reassignment_ratio: clusters with a count below this share of the mean, and those in the place of another, are moved to far tokens
+        (see `reassign_centers`), every 10 n_clusters tokens and after any step that leaves a count of 0; 0 never moves any.
 
     decay: what the counts are multiplied by before each further pass of `fit` (and rounded up). With 1 the learning rate is 1/n
         over all tokens ever seen, and early ones, which were nearest to other centres, hold centres back; below 1 centres are
@@ -332,6 +362,9 @@ class MiniBatchKMeans:
         due = bool((counts == 0).any()) or self._tokens_since_reassignment >= 10 * self.n_clusters
         if self.reassignment_ratio > 0 and due:
             self._tokens_since_reassignment = 0
+            # A generator of its own: where none has collapsed, a fit is what it would be without the look.
+            look = torch.Generator().manual_seed(self._tokens_seen)
+            low |= collapsed_clusters(self.cluster_centers_, math.sqrt(self.inertia_), look)
             centers, counts = reassign_centers(x, distances, centers, counts, low, self._generator)
         self.cluster_centers_, self.counts_ = centers, counts
         return self
