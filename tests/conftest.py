@@ -85,7 +85,10 @@ def new_project(
 
     def make() -> Path:
         project = tmp_path_factory.mktemp("project")
-        shutil.copytree(ROOT / "conf", project / "conf")
+        shutil.copytree(
+            ROOT / "conf", project / "conf", ignore=lambda *_: ["local"]
+        )  # whoever tests may have settings there
+        (project / "conf/local").mkdir()
         for name in ("pyproject.toml", ".telemetry"):
             shutil.copy(ROOT / name, project / name)
         shutil.copy(empty_database, project / "mlflow.db")
@@ -133,6 +136,15 @@ def run_command() -> Callable[[str, Path], subprocess.CompletedProcess[str]]:
         return subprocess.CompletedProcess(command, process.returncode, out, err)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def whole_run(
+    new_project: Callable[[], Path], run_command: Callable[[str, Path], subprocess.CompletedProcess[str]]
+) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """A run of everything on the planted shards, and what it printed. Who breaks something in it mends it."""
+    project = new_project()
+    return project, run_command("kedro run", project)
 
 
 @pytest.fixture(scope="session")

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import html
 import json
+import os
 import re
 import shutil
 import signal
+import socket
 import sqlite3
 import subprocess
+import sys
 import time
+import urllib.request
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -45,13 +50,6 @@ COLUMNS = [
     "best_layer",
 ]
 ENCODINGS = ["kmeans-invdist", "kmeans-onehot", "pca-topk-00001", "pca-topk-00004", "pca-topk-00016", "pca-topk-00064"]
-
-
-@pytest.fixture(scope="module")
-def whole_run(new_project, run_command):
-    """A run of everything on the planted shards, and what it printed."""
-    project = new_project()
-    return project, run_command("kedro run", project)
 
 
 def latest(folder: Path) -> Path:
@@ -172,6 +170,73 @@ def test_mlflow_holds_a_parent_and_a_child_for_each_row(whole_run):
     assert client.get_run(parent).data.params["kmeans.n_clusters"] == "8"
 
 
+@pytest.fixture
+def tracking_server(tmp_path, empty_database):
+    """MLflow's server on this machine, with a database of its own: its address."""
+    shutil.copy(empty_database, tmp_path / "server.db")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [
+        Path(sys.executable).parent / "mlflow",
+        "server",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--workers",
+        "1",
+    ]
+    command += [
+        "--backend-store-uri",
+        f"sqlite:///{tmp_path / 'server.db'}",
+        "--artifacts-destination",
+        str(tmp_path / "artifacts"),
+    ]
+    with (tmp_path / "log").open("w") as log:
+        server = subprocess.Popen(command, cwd=tmp_path, stdout=log, stderr=log, start_new_session=True)
+    try:
+        for _ in range(600):
+            assert server.poll() is None, (tmp_path / "log").read_text()
+            with suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5) as answer:
+                if answer.status == 200:
+                    break
+            time.sleep(0.1)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
+
+
+def test_a_tracking_server_with_a_database_behind_it_gets_the_same(
+    whole_run, new_project, run_command, tracking_server
+):
+    project = new_project()
+    ended = run_command(f"MLFLOW_TRACKING_URI={tracking_server} kedro run", project)
+    assert ended.returncode == 0, ended.stderr
+
+    def logged(uri):
+        client = mlflow.MlflowClient(uri)
+        (experiment,) = client.search_experiments(filter_string="name = 'assay'")
+        runs = client.search_runs([experiment.experiment_id], order_by=["attributes.start_time"])
+        (parent,) = [run for run in runs if "mlflow.parentRunId" not in run.data.tags][:1]
+        files = {file.path for file in client.list_artifacts(parent.info.run_id)}
+        children = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
+        found = {}
+        for run in children:
+            metrics = {
+                name: value for name, value in run.data.metrics.items() if "second" not in name and "wait" not in name
+            }
+            found[run.info.run_name] = (run.info.status, metrics, run.data.params, len(run.inputs.dataset_inputs))
+        return found, files - {file for file in files if file.startswith("20")}, parent.data.tags["mlflow.note.content"]
+
+    mine, theirs = logged(f"sqlite:///{whole_run[0] / 'mlflow.db'}"), logged(tracking_server)
+    assert len(theirs[0]) == 12
+    assert theirs == mine
+    assert "| pca-topk-00064 |" in theirs[2]
+    shutil.rmtree(project)
+
+
 def test_the_manifest_says_how_to_run_it_again(whole_run, planted):
     project, _ = whole_run
     (path,) = (project / "data/08_reporting/manifests").iterdir()
@@ -182,6 +247,12 @@ def test_the_manifest_says_how_to_run_it_again(whole_run, planted):
     assert manifest["shards"]["fit"]["name"] == planted[0].name
     assert "torch" in manifest["versions"]
     assert manifest["seconds"]["layer_3.pca.fit"] > 0
+    stages = manifest["seconds_by_stage"]
+    assert set(stages) == {"standardize", "kmeans", "pca", "encode", "probe", "report"}
+    assert stages["pca"] == pytest.approx(
+        sum(value for name, value in manifest["seconds"].items() if re.search(r"^layer_\d\.pca\.", name)), abs=0.01
+    )
+    assert manifest["seconds_in_all"] >= 0.9 * sum(stages.values())
 
 
 def test_a_second_run_makes_nothing_and_says_so(whole_run, run_command):
@@ -495,6 +566,15 @@ addEventListener("load", () => setTimeout(() => {
   }
   for (const link of document.querySelectorAll("a[href]"))
     if (!document.querySelector(link.getAttribute("href"))) found.broken.push(link.href);
+  // Nothing covers a legend, and no caption lies over its picture.
+  found.overlaps = [...document.querySelectorAll("figure")].flatMap(figure => {
+    const plot = figure.querySelector(".plotly-graph-div");
+    if (!plot) return [];
+    const box = element => element.getBoundingClientRect(), legend = box(plot.querySelector(".legend .bg"));
+    const lowest = Math.max(...[...plot.querySelectorAll(".xtitle")].map(title => box(title).bottom));
+    const fits = legend.bottom <= box(plot).bottom + 1 && box(plot).bottom <= box(figure.querySelector("figcaption")).top + 1;
+    return fits && lowest <= legend.top + 1 ? [] : [plot.id];
+  });
   const pictures = [...document.images];
   found.pictures = pictures.length;
   found.unloaded = pictures.filter(image => { image.loading = "eager"; return !image.complete || !image.naturalWidth; }).length;
@@ -565,7 +645,7 @@ def test_the_page_works_in_a_browser_without_a_network(whole_run, tmp_path, widt
     ]
     ended = subprocess.run([*command, path.as_uri()], capture_output=True, text=True, timeout=120, check=True)
     found = json.loads(html.unescape(ended.stdout.partition('<pre id="found">')[2].partition("</pre>")[0]))
-    assert found["faults"] == found["broken"] == found["outside"] == []
+    assert found["faults"] == found["broken"] == found["outside"] == found["overlaps"] == []
     assert set(found["charts"]) == set(FIGURES)
     assert all(traces >= 2 for traces in found["charts"].values())
     assert (found["pictures"], found["unloaded"]) == (2 * 3 * 6, 0)  # methods, classes, images

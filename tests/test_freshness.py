@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from kedro.framework.hooks.manager import _create_hook_manager
 from kedro.io import AbstractDataset, DataCatalog, DatasetError, MemoryDataset
 from kedro.pipeline import Pipeline, node
+from kedro.pipeline.node import Node
 from kedro.runner import SequentialRunner, ThreadRunner
 from kedro_datasets.json import JSONDataset
 
@@ -256,6 +257,25 @@ def test_nor_is_one_made_from_inputs_of_unknown_origin(project):
     project.run(PIPELINE.only_nodes("measure"))
     assert project.stale() >= {"fit_kmeans", "measure"}
     project.run_stale()
+    assert project.results() == project.expected()
+
+
+@pytest.mark.parametrize("reader", ["standardize", "fit_pca"])
+def test_a_source_that_changes_while_it_is_read_leaves_results_that_are_out_of_date(tmp_path, monkeypatch, reader):
+    project, run = Project(tmp_path), Node.run
+
+    def change_after(node, inputs):
+        made = run(node, inputs)
+        if node.name == reader:
+            (tmp_path / "shards.txt").write_text("other tokens")
+        return made
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Node, "run", change_after)
+        project.run(PIPELINE)
+    assert project.stale() == FED_BY["shards"]
+    project.run_stale()
+    assert project.stale() == set()
     assert project.results() == project.expected()
 
 

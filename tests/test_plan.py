@@ -21,11 +21,11 @@ def parse(shards, **changes):
     return parse_parameters({"layers": [3, 5], "shards": shards, "kmeans": {"n_clusters": 4}} | changes)
 
 
-def write(root: Path, *, layers=(3, 5), d_model=80, labels=True) -> Path:
+def write(root: Path, *, layers=(3, 5), d_model=80, labels=True, family="planted", ckpt="planted-tiny") -> Path:
     metadata = Metadata.model_validate(
         {
-            "family": "tiny",
-            "ckpt": "tiny",
+            "family": family,
+            "ckpt": ckpt,
             "layers": list(layers),
             "content_tokens_per_example": 2,
             "cls_token": False,
@@ -189,6 +189,35 @@ def test_shards_of_another_width_are_named(shards, tmp_path, split):
     other = str(write(tmp_path, d_model=40))
     with pytest.raises(ValueError, match=rf"^shards\.{split} has 40 dimensions, shards\.fit 80: "):
         check_shards(parse(shards | {split: other}), tmp_path)
+
+
+@pytest.mark.parametrize("split", ["val", "probe_train", "probe_val"])
+@pytest.mark.parametrize("other", [{"family": "clip"}, {"ckpt": "planted-large"}, {"ckpt": "models/planted-tiny"}])
+def test_shards_of_another_model_are_named_with_both(shards, tmp_path, split, other):
+    named = " ".join(({"family": "planted", "ckpt": "planted-tiny"} | other).values())
+    message = rf"^shards\.{split} is of {named}, shards\.fit of planted planted-tiny: .*; name shards of one model\.$"
+    with pytest.raises(ValueError, match=message):
+        check_shards(parse(shards | {split: str(write(tmp_path, **other))}), tmp_path)
+
+
+def test_a_file_of_weights_is_the_same_model_wherever_it_lay(tmp_path):
+    first, second, other = (
+        str(write(tmp_path, ckpt=ckpt))
+        for ckpt in ("/home/a/dinov3.pth", "/scratch/b/dinov3.pth", "/home/a/dinov2.pth")
+    )
+    splits = dict.fromkeys(SPLITS, first) | {"val": second}
+    check_shards(parse(splits), tmp_path)
+    with pytest.raises(ValueError, match=r"shards\.val is of planted /home/a/dinov2\.pth, shards\.fit of"):
+        check_shards(parse(splits | {"val": other}), tmp_path)
+
+
+def test_the_defaults_own_shards_go_with_those_of_its_model_alone(tmp_path):
+    digits = parse(DIGITS, layers=[0, 3]).digits
+    sizes = {"layers": (0, 2, 3), "d_model": digits.d_model}
+    own = write(tmp_path, family=digits.model_family, ckpt=digits.model_ckpt, **sizes)
+    check_shards(parse(DIGITS | {"probe_train": str(own)}, layers=[0, 3]), tmp_path)
+    with pytest.raises(ValueError, match=r"shards\.probe_train is of planted planted-tiny, shards\.fit of digits-vit"):
+        check_shards(parse(DIGITS | {"probe_train": str(write(tmp_path, **sizes))}, layers=[0, 3]), tmp_path)
 
 
 @pytest.mark.parametrize("split", SPLITS)

@@ -30,6 +30,8 @@ from yaml import YAMLError
 
 from assay.configuration import current_configuration
 from assay.freshness import Freshness
+from assay.io.datasets import CodesDataset
+from assay.pipelines.report.tables import pool_seeds
 from assay.pipelines.stopping import sigterm_stops
 from assay.plan import check_shards
 from assay.tracking import close_interrupted_runs
@@ -118,7 +120,9 @@ def _run(force: bool, **options: Any) -> None:
             freshness = Freshness(project, catalog, registered["__default__"] + selected, options["load_versions"])
             todo = selected if force else freshness.stale(selected)
             freshness.check_inputs(todo)
-        except (ValueError, FileNotFoundError, MissingConfigException, DatasetError) as error:
+            if force:
+                _forget_begun(todo, catalog)
+        except (ValueError, OSError, MissingConfigException, DatasetError) as error:
             raise click.ClickException(str(error)) from error
         console = Console()
         kept = len(selected.nodes) - len(todo.nodes)
@@ -144,16 +148,25 @@ def _run(force: bool, **options: Any) -> None:
         _say_results(console, selected, catalog, project, time.perf_counter() - began)
 
 
+def _forget_begun(pipeline: Pipeline, catalog: DataCatalog) -> None:
+    """Have codes that an interrupted run began started anew."""
+    for name in sorted(pipeline.all_outputs()):
+        dataset: object = catalog.get(name) if name in catalog else None
+        if isinstance(dataset, CodesDataset):
+            dataset.forget_begun()
+
+
 @contextmanager
 def _ended_cleanly(session: KedroSession, pipeline: Pipeline, catalog: DataCatalog) -> Iterator[None]:
-    """Give bad input two lines, not a traceback, which is in the manifest; close the runs in MLflow when we are interrupted."""
+    """Give bad input and a bad or full disk two lines, not a traceback, which is in the manifest; close the runs in MLflow when
+    we are interrupted."""
     try:
         with sigterm_stops():
             yield
     except KeyboardInterrupt:
         close_interrupted_runs(session._hook_manager, pipeline, catalog)
         raise
-    except (ValueError, FileNotFoundError, DatasetError) as error:
+    except (ValueError, OSError, DatasetError) as error:
         raise click.ClickException(str(error)) from error
 
 
@@ -224,26 +237,29 @@ HEADINGS = {
 def render_table(baselines: pd.DataFrame) -> Table:
     """The table as the terminal shows it, in 80 columns: layers apart, a star at the best layer of each (method, encoding, k).
 
-    The names of other dictionaries are long, and say method and k: with them, or with several seeds, these two columns are left
-    to the file, and so is the seed where there is one of each.
+    Of several seeds it shows the mean. The names of other dictionaries are long, and say method and k: with them these two columns
+    and the raw NMSE are left to the file.
     """
     several = bool(baselines.duplicated(["layer", "encoding"]).any())
-    hidden = [] if several else ["seed"]
+    hidden = ["seed"]
     if several or not set(baselines["method"]) <= {"kmeans", "pca"}:
-        hidden += ["method", "k"]
-    baselines = baselines.drop(columns=hidden)
-    table = Table(title="k-means and PCA baselines", box=box.SIMPLE_HEAD, padding=0, collapse_padding=True)
-    for column in baselines.columns:
+        hidden += ["method", "k", "nmse_raw"]
+    shown = [name for name in baselines.columns if name not in hidden]
+    if several:
+        baselines = pool_seeds(baselines)
+    title = "k-means and PCA baselines" + (", means over seeds" if several else "")
+    table = Table(title=title, box=box.SIMPLE_HEAD, padding=0, collapse_padding=True)
+    for column in shown:
         text = column in ("method", "encoding", "best_layer")
         table.add_column(HEADINGS.get(column, column), justify="left" if text else "right", no_wrap=True)
     for _, rows in baselines.groupby("layer"):
-        for row in rows.itertuples(index=False):
-            table.add_row(*(_cell(value) for value in row))
+        for row in rows[shown].itertuples(index=False):
+            table.add_row(*map(_cell, row, shown))
         table.add_section()
     return table
 
 
-def _cell(value: Any) -> str:
+def _cell(value: Any, column: str) -> str:
     if isinstance(value, bool):
         return "*" if value else ""
     if not isinstance(value, float):
@@ -252,4 +268,6 @@ def _cell(value: Any) -> str:
         return "-"
     if value.is_integer():
         return f"{value:.0f}"
+    if column == "l0":
+        return f"{value:.3g}"
     return f"{value:.3f}" if abs(value) >= 0.001 else f"{value:.0e}"

@@ -23,7 +23,7 @@ from pydantic import BaseModel
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 9
+FORMAT = 11
 """Raised whenever the same inputs and parameters would give other results: everything older is then made again."""
 
 UNHASHED = frozenset({"params:device"})
@@ -94,8 +94,17 @@ class Freshness:
             if maker and not self._is_current(name):
                 logger.warning("`%s` was made from other inputs or parameters, and is used as it is: %s.", name, remedy)
 
+    def note_sources(self, pipeline: Pipeline) -> None:
+        """Take the fingerprints of what ``pipeline`` reads and no node makes, for all that is recorded from now on.
+
+        A source that changes while it is read then leaves results that are out of date, not results of what it has become.
+        """
+        for name in sorted(pipeline.inputs()):
+            if name not in self._made_by:
+                self._fingerprint(name)
+
     def record(self, name: str, node: Node) -> None:
-        """Note that ``node`` has saved ``name`` whole, from the inputs as they are now."""
+        """Note that ``node`` has saved ``name`` whole, from its inputs: sources as they were noted, results as they are now."""
         if not self._is_kept(name):
             return
         inputs = {source: self._found(source) for source in node.inputs}
@@ -175,7 +184,7 @@ class Freshness:
 
 
 class FreshnessHook:
-    """Records the fingerprint of every result as soon as it has been saved."""
+    """Takes the sources' fingerprints before a run, and records that of every result as soon as it has been saved."""
 
     def __init__(self) -> None:
         self._freshness: Freshness | None = None
@@ -190,6 +199,7 @@ class FreshnessHook:
             pipelines["__default__"] + pipeline,
             run_params.get("load_versions"),
         )
+        self._freshness.note_sources(pipeline)
 
     @hook_impl
     def before_dataset_saved(self, dataset_name: str) -> None:

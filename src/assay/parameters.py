@@ -354,6 +354,16 @@ class DigitsParameters(_Section):
             split
         ]
 
+    @property
+    def model_family(self) -> str:
+        """What the shards' metadata calls the vision transformer's family."""
+        return "digits-vit"
+
+    @property
+    def model_ckpt(self) -> str:
+        """What the shards' metadata calls the vision transformer: other parameters make another."""
+        return f"{self.model_family}-{self.fingerprint()}"
+
     def fingerprint(self) -> str:
         """First 12 hex digits of a SHA-256 over all the parameters."""
         return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()[:12]

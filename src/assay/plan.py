@@ -166,36 +166,62 @@ def check_shards(parameters: Parameters, project: Path) -> None:
 
     Raises:
         FileNotFoundError: a shard folder is missing.
-        ValueError: a layer that they do not hold, a K above d_model, different widths, labels missing, or digits that
+        ValueError: a layer that they do not hold, a K above d_model, different widths or models, labels missing, or digits that
             cannot be drawn or would be written to one folder.
     """
     made_here = digits_splits(parameters)
     if made_here:
         _check_digits(parameters, made_here)
     pick_device(parameters.device)
-    found: dict[str, tuple[int, tuple[int, ...]]] = {}
+    found: dict[str, _Recorded] = {}
     n_fit = parameters.digits.n_fit * parameters.digits.n_patches
     for split, path in parameters.shards:
         if split in made_here:
-            found[split] = parameters.digits.d_model, parameters.digits.layers
+            digits = parameters.digits
+            found[split] = _Recorded(digits.d_model, digits.layers, digits.model_family, digits.model_ckpt)
             continue
         shards = Shards(find_shards(project / path))
-        found[split] = shards.d_model, shards.layers
+        found[split] = _Recorded(shards.d_model, shards.layers, shards.metadata.family, shards.metadata.ckpt)
         n_fit = shards.n_tokens if split == "fit" else n_fit
         if split.startswith("probe") and not shards.has_labels:
             raise ValueError(f"shards.{split}: {shards.path} has no labels.bin; probes need a label for each patch.")
         if split == "probe_val":
             _check_images(parameters, project, shards)
-    d_model, _ = found["fit"]
-    for split, (width, layers) in found.items():
-        absent = [layer for layer in parameters.layers if layer not in layers]
+    _check_alike(parameters, found)
+    _check_sizes(parameters, found["fit"].d_model, n_fit)
+
+
+@dataclass(frozen=True)
+class _Recorded:
+    """What a split's shards are of."""
+
+    d_model: int
+    layers: tuple[int, ...]
+    family: str
+    ckpt: str
+
+    @property
+    def model(self) -> tuple[str, str]:
+        """What tells models apart: a file of weights has another path on another machine, and one name."""
+        return self.family, Path(self.ckpt).name if Path(self.ckpt).is_absolute() else self.ckpt
+
+
+def _check_alike(parameters: Parameters, found: dict[str, _Recorded]) -> None:
+    """Every split holds the layers, and is of the model that shards.fit is of."""
+    fit = found["fit"]
+    for split, shards in found.items():
+        absent = [layer for layer in parameters.layers if layer not in shards.layers]
         if absent:
-            raise ValueError(f"layers: shards.{split} does not hold layer {absent[0]}; it holds {list(layers)}.")
-        if width != d_model:
+            raise ValueError(f"layers: shards.{split} does not hold layer {absent[0]}; it holds {list(shards.layers)}.")
+        if shards.d_model != fit.d_model:
             raise ValueError(
-                f"shards.{split} has {width} dimensions, shards.fit {d_model}: they are of different models."
+                f"shards.{split} has {shards.d_model} dimensions, shards.fit {fit.d_model}: they are of different models."
             )
-    _check_sizes(parameters, d_model, n_fit)
+        if shards.model != fit.model:
+            raise ValueError(
+                f"shards.{split} is of {shards.family} {shards.ckpt}, shards.fit of {fit.family} {fit.ckpt}: what is fitted to one"
+                " model's activations says nothing of another's; name shards of one model."
+            )
 
 
 def _check_sizes(parameters: Parameters, d_model: int, n_fit: int) -> None:

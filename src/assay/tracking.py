@@ -1,6 +1,8 @@
 """MLflow, as one Kedro hook: a parent run a `kedro run`, which kedro-mlflow opens, and a child for each (layer, encoding).
 
 Children are made and written by explicit id through a client, never by MLflow's stack of active runs, so that threads cannot mix them up.
+What is logged of a child is gathered first and written by a thread of its own beside the work: a database takes its time for
+each request.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ import importlib.metadata
 import json
 import logging
 import platform
+import re
 import subprocess
 import sys
 import threading
@@ -16,6 +19,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +56,7 @@ DETAILS = (
     "refined_pairs",
     "certificate_ce",
     "certificate_gradient",
+    "certificate_val_ce",
 )
 """What else is known of an encoding: the child's alone."""
 
@@ -138,6 +143,34 @@ def _kept(pipeline: Pipeline, catalog: DataCatalog) -> list[Path]:
     return found
 
 
+class _Child:
+    """What one run of MLflow is to say of an encoding of a layer: gathered here, and written now and then."""
+
+    def __init__(self, layer: int, row: Encoding, k: int | None) -> None:
+        self.layer = layer
+        self.row = row
+        self.k = k
+        self.name = f"layer_{layer}/{row.name}"
+        self.run_id = ""
+        self.begun = False
+        self.closed = False
+        self.known: set[str] = set()
+        self._metrics: list[Metric] = []
+
+    def add(self, values: Mapping[str, float], step: int = 0) -> list[Metric]:
+        """Add metrics of a step, and give them."""
+        now = int(time.time() * 1000)
+        metrics = [Metric(name, value, now, step) for name, value in values.items()]
+        self.known.update(values)
+        self._metrics += metrics
+        return metrics
+
+    def take(self) -> list[Metric]:
+        """What has been added since it was last asked for."""
+        taken, self._metrics = self._metrics, []
+        return taken
+
+
 class _Run:
     """What one `kedro run` logs."""
 
@@ -157,11 +190,14 @@ class _Run:
         self._shards: dict[str, Any] = {split: catalog.get(f"shards_{split}") for split in parameters["shards"]}
         self._rows = rows
         self._histories: dict[tuple[int, str], list[dict[str, float]]] = {}
-        self._children: dict[str, str] = {}
-        self._logged: set[tuple[str, str]] = set()
+        self._children: dict[tuple[int, str], _Child] = {}
+        self._curves: list[Metric] = []
+        self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="mlflow")
+        self._written: list[Future[Any]] = []
         self._lock = threading.Lock()
         self._steps: list[Metric] = []
         self._sent = time.time()
+        self._began = time.perf_counter()
         self._client = MlflowClient()
         active = mlflow.active_run()
         self._parent = active.info if active else None
@@ -215,13 +251,10 @@ class _Run:
 
     def log_agreement(self, agreement: Mapping[str, Any]) -> None:
         """Log how far a seed's fit agrees with the first to its children."""
-        now, method = int(time.time() * 1000), seeded("kmeans", agreement["seed"])
         names = {"inertia": "validation_inertia", "adjusted_rand_index": "adjusted_rand_index"}
-        metrics = [Metric(shown, agreement[name], now, 0) for name, shown in names.items()]
-        for row in self._rows_of(method):
-            child = self._child(agreement["layer"], row.name, row.k)
-            if child is not None:
-                self._client.log_batch(child, metrics=metrics)
+        values = {shown: agreement[name] for name, shown in names.items()}
+        for row in self._rows_of(seeded("kmeans", agreement["seed"])):
+            self._child(agreement["layer"], row.name, row.k).add(values)
 
     def log_errors(self, errors: Mapping[str, Any]) -> None:
         """Log the NMSE of every K, and the fit's steps, to the children that they belong to."""
@@ -231,19 +264,26 @@ class _Run:
             # A dictionary but PCA has one row, whose k may be that of an older version that was asked for.
             k, values = (row.k, found[row.k]) if row.k in found else next(iter(found.items()))
             child = self._child(layer, row.name, k)
-            self._log_history(child, self._histories.get((layer, method), []))
-            self._log(child, layer, row.name, values)
+            for number, metrics in enumerate(self._histories.get((layer, method), [])):
+                known = dict(metrics)
+                # PCA's record is of some steps only, and says which.
+                child.add(known, int(known.pop("step", number)))
+            self._log(child, values)
 
     def log_scores(self, scores: Mapping[str, Any]) -> None:
         """Log what the probes say of an encoding to its child."""
         child = self._child(scores["layer"], scores["encoding"], scores["k"])
-        self._log(child, scores["layer"], scores["encoding"], scores)
+        self._log(child, scores)
+        self._write(child)
 
     def complete_children(self, rows: list[dict[str, Any]]) -> None:
-        """Log what this run's children lack of a layer's rows: part of a row may have been up to date already."""
+        """Log what this run's children lack of a layer's rows, as part of a row may have been up to date already, and close them."""
         for row in rows:
-            child = self._children.get(f"layer_{row['layer']}/{row['name']}")
-            self._log(child, row["layer"], row["name"], row)
+            child = self._children.get((row["layer"], row["name"]))
+            if child is not None:
+                self._log(child, row)
+                self._write(child, status="FINISHED")
+        self._write_curves()
 
     def finish(self, status: str, *, kept: Sequence[Path] = (), error: Exception | None = None) -> None:
         """Close the children and write the manifest, also as an artifact of the parent beside the table."""
@@ -251,47 +291,93 @@ class _Run:
         self.send_steps()
         path = self._write_manifest(status, "".join(traceback.format_exception(error)) if error else None)
         for child in self._children.values():
-            self._client.set_terminated(child, status)
+            if not child.closed:
+                self._write(child, status=status)
+        self._write_curves()
+        self._writer.shutdown(wait=True)
+        for written in self._written:
+            if failure := written.exception():
+                logger.error("MLflow did not take all of this run: %s", failure)
         if self._parent:
             self._client.log_artifact(self._parent.run_id, str(path))
             if error:
                 self._client.set_tag(self._parent.run_id, "failure", f"{type(error).__name__}: {error}"[:5000])
             for each in kept:
                 self._client.log_artifact(self._parent.run_id, str(each))
+                if each.suffix == ".md":  # the table for a paper, where MLflow shows a run's description
+                    self._client.set_tag(self._parent.run_id, "mlflow.note.content", each.read_text())
 
     def _rows_of(self, method: str) -> list[Encoding]:
         return [row for row in self._rows.values() if row.method == method]
 
-    def _child(self, layer: int, encoding: str, k: int | None) -> str | None:
-        """The id of the child of an encoding, made when it is first asked for; None where MLflow is off."""
-        if not self._parent:
-            return None
-        name = f"layer_{layer}/{encoding}"
+    def _child(self, layer: int, encoding: str, k: int | None) -> _Child:
         with self._lock:
-            if name not in self._children:
-                self._children[name] = self._create_child(name, layer, self._rows[encoding], k)
-            return self._children[name]
+            return self._children.setdefault((layer, encoding), _Child(layer, self._rows[encoding], k))
 
-    def _create_child(self, name: str, layer: int, row: Encoding, k: int | None) -> str:
+    def _log(self, child: _Child, values: Mapping[str, Any]) -> None:
+        """Log metrics to the child, and to the parent under the encoding's name with step = layer: a curve over layers."""
+        found = {name: float(values[name]) for name in METRICS + DETAILS if values.get(name) is not None}
+        new = child.add({name: value for name, value in found.items() if name not in child.known})
+        with self._lock:
+            self._curves += [
+                Metric(f"{child.row.name}/{metric.key}", metric.value, metric.timestamp, child.layer)
+                for metric in new
+                if metric.key in METRICS
+            ]
+
+    def _write(self, child: _Child, status: str | None = None) -> None:
+        """Have what is new of a child written, and the child closed where there is a status."""
+        child.closed = child.closed or status is not None
+        if self._parent is None:
+            return
+        metrics = child.take()
+        about = None
+        if not child.begun:
+            child.begun = True
+            shards = {split: dataset.load() for split, dataset in self._shards.items()}
+            about = self._tags_of(child, shards), _params_of(child), _lineage(shards)
+        self._written.append(self._writer.submit(self._send, child, about, metrics, status))
+
+    def _send(
+        self,
+        child: _Child,
+        about: tuple[dict[str, str], list[Param], list[DatasetInput]] | None,
+        metrics: list[Metric],
+        status: str | None,
+    ) -> None:
+        """In the thread that writes: begin the child with what it is `about`, log to it, close it."""
         assert self._parent is not None
-        shards = {split: dataset.load() for split, dataset in self._shards.items()}
-        tags = {
+        params: list[Param] = []
+        if about is not None:
+            tags, params, inputs = about
+            created = self._client.create_run(self._parent.experiment_id, run_name=child.name, tags=tags)
+            child.run_id = created.info.run_id
+            self._client.log_inputs(child.run_id, inputs)
+        for start in range(0, max(len(metrics), len(params)), BATCH):
+            part = metrics[start : start + BATCH]
+            self._client.log_batch(child.run_id, metrics=part, params=params if start == 0 else [])
+        if status is not None:
+            self._client.set_terminated(child.run_id, status)
+
+    def _write_curves(self) -> None:
+        with self._lock:
+            curves, self._curves = self._curves, []
+        if self._parent is not None:
+            parent = self._parent.run_id
+            for start in range(0, len(curves), BATCH):
+                part = curves[start : start + BATCH]
+                self._written.append(self._writer.submit(self._client.log_batch, parent, metrics=part))
+
+    def _tags_of(self, child: _Child, shards: Mapping[str, Shards]) -> dict[str, str]:
+        assert self._parent is not None
+        return {
             "mlflow.parentRunId": self._parent.run_id,
             "model_family": shards["fit"].metadata.family,
             "model_ckpt": shards["fit"].metadata.ckpt,
             **{f"shards.{split}": handle.name for split, handle in shards.items()},
-            "dictionary": self._source_of(layer, row.method),
-            "mlflow.note.content": _describe(layer, row, shards),
+            "dictionary": self._source_of(child.layer, child.row.method),
+            "mlflow.note.content": _describe(child.layer, child.row, shards),
         }
-        created = self._client.create_run(self._parent.experiment_id, run_name=name, tags=tags)
-        method = seedless(row.method)
-        params: dict[str, Any] = {"layer": layer, "method": method, "encoding": seedless(row.name)}
-        params[{"kmeans": "n_clusters", "pca": "latent_topk"}.get(method, "k")] = k
-        if row.seed is not None:
-            params["seed"] = row.seed
-        self._client.log_inputs(created.info.run_id, _lineage(shards))
-        self._client.log_batch(created.info.run_id, params=[Param(key, str(value)) for key, value in params.items()])
-        return str(created.info.run_id)
 
     def _source_of(self, layer: int, method: str) -> str:
         """Where a dictionary lies: the version of the fitted model, the weights, or saev's folder; relative where it is the project's."""
@@ -303,32 +389,6 @@ class _Run:
         path = dataset.folder if hasattr(dataset, "folder") else Path(str(dataset._get_load_path()))
         return str(path.relative_to(self._project) if path.is_relative_to(self._project) else path)
 
-    def _log(self, child: str | None, layer: int, encoding: str, values: Mapping[str, Any]) -> None:
-        """Log metrics to the child, and to the parent under the encoding's name with step = layer: a curve over layers."""
-        if child is None or self._parent is None:
-            return
-        now = int(time.time() * 1000)
-        known = [name for name in METRICS + DETAILS if values.get(name) is not None]
-        found = {name: float(values[name]) for name in known if (child, name) not in self._logged}
-        self._logged.update((child, name) for name in found)
-        self._client.log_batch(child, metrics=[Metric(name, value, now, 0) for name, value in found.items()])
-        curve = [Metric(f"{encoding}/{name}", found[name], now, layer) for name in METRICS if name in found]
-        self._client.log_batch(self._parent.run_id, metrics=curve)
-
-    def _log_history(self, child: str | None, history: list[dict[str, float]]) -> None:
-        if child is None:
-            return
-        now = int(time.time() * 1000)
-        # PCA's record is of some steps only, and says which.
-        steps = [
-            Metric(name, value, now, int(row.get("step", number)))
-            for number, row in enumerate(history)
-            for name, value in row.items()
-            if name != "step"
-        ]
-        for start in range(0, len(steps), BATCH):
-            self._client.log_batch(child, metrics=steps[start : start + BATCH], synchronous=True)
-
     def _write_manifest(self, status: str, reason: str | None) -> Path:
         shards = {split: dataset.load() for split, dataset in self._shards.items() if dataset.exists()}
         manifest = self._manifest | {
@@ -339,6 +399,8 @@ class _Run:
                 for split, handle in shards.items()
             },
             "seconds": {name: round(value, 3) for name, value in self.seconds.items()},
+            "seconds_by_stage": {name: round(value, 3) for name, value in _by_stage(self.seconds).items()},
+            "seconds_in_all": round(time.perf_counter() - self._began, 3),
         }
         path = self._project / MANIFESTS / f"{self._manifest['run_id']}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -358,6 +420,15 @@ def _describe(layer: int, row: Encoding, shards: Mapping[str, Shards]) -> str:
     )
 
 
+def _params_of(child: _Child) -> list[Param]:
+    method = seedless(child.row.method)
+    params = {"layer": child.layer, "method": method, "encoding": seedless(child.row.name)}
+    params[{"kmeans": "n_clusters", "pca": "latent_topk"}.get(method, "k")] = child.k
+    if child.row.seed is not None:
+        params["seed"] = child.row.seed
+    return [Param(key, str(value)) for key, value in params.items()]
+
+
 def _lineage(shards: Mapping[str, Shards]) -> list[DatasetInput]:
     """The splits' shards as MLflow's datasets: one that serves several splits is one of them, in the context of all."""
     splits: dict[str, list[str]] = {}
@@ -375,6 +446,15 @@ def _lineage(shards: Mapping[str, Shards]) -> list[DatasetInput]:
             profile=json.dumps(profile),
         )
         found.append(DatasetInput(dataset, [InputTag("mlflow.data.context", ", ".join(serves))]))
+    return found
+
+
+def _by_stage(seconds: Mapping[str, float]) -> dict[str, float]:
+    """The sum over the nodes of each stage; a node is named ``layer_23.pca.fit`` or ``report.page``."""
+    found: dict[str, float] = {}
+    for name, value in seconds.items():
+        stage = seedless(re.sub(r"^layer_\d+\.", "", name).partition(".")[0])
+        found[stage] = found.get(stage, 0.0) + value
     return found
 
 

@@ -1,7 +1,8 @@
 """Codes on disk: round trips, the index against slow loops, and what is refused when writing and reading."""
 
-import contextlib
+import errno
 import hashlib
+import io
 import json
 import logging
 import os
@@ -22,13 +23,13 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from assay.io.codes import StoredCodes
 from assay.io.codes_layout import TORCH_DTYPES, Codes, Dtype, Format
-from assay.io.codes_writer import write_codes
+from assay.io.codes_writer import KEPT, write_codes
 
 FORMATS: tuple[Format, ...] = ("dense", "sparse", "onehot")
 KINDS = (*FORMATS, "varying")
@@ -55,7 +56,9 @@ class MadeCodes:
     n_features: int
     k: int | None
     provenance: Mapping[str, Any] = field(default_factory=lambda: dict(PROVENANCE))
+    made_from: str = ""
     fallback: Callable[[], Codes] | None = None
+    rounded: Callable[[torch.dtype], Codes] | None = None
 
     def batches(self, batch_size: int, start: int = 0) -> Iterator[dict[str, Tensor]]:
         for first in range(start, len(next(iter(self.arrays.values()))), batch_size):
@@ -397,6 +400,22 @@ def test_a_value_too_large_for_the_dtype_is_refused(tmp_path: Path, dtype: Dtype
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("kind", ["dense", "sparse", "varying"])
+def test_what_is_below_half_of_float16s_smallest_is_stored_as_0_and_counted_as_0(tmp_path: Path, kind: str) -> None:
+    tiny = torch.tensor([[1.0, 2.0**-24, 2.0**-25, -(2.0**-30), 0.0]])
+    wide = make_codes(kind, k=5).changed(values=tiny.repeat(11, 1))
+    if kind != "dense":
+        wide = wide.changed(indices=torch.arange(5).repeat(11, 1))
+    for dtype, kept in (("float16", 2), ("bfloat16", 4), ("float32", 4)):
+        write_codes(tmp_path / "codes", wide, batch_size=3, dtype=dtype)
+        stored = StoredCodes(tmp_path / "codes")
+        values = join(stored.batches(4))["values"]
+        assert torch.equal(values[:, :kept], tiny[:, :kept].repeat(11, 1)), dtype
+        assert not values[:, kept:].any()
+        assert stored.shards[0].utilisation == [5 - kept, 0, 0, 0, kept]
+        assert stored.shards[0].entries == 11 * (kept if kind == "varying" else 5)
+
+
 # --- the disk
 
 
@@ -482,13 +501,14 @@ def test_an_interrupted_writer_leaves_what_is_whole_to_the_next(folder: Path, er
     assert not (folder / "progress.json").exists()
 
 
-@pytest.mark.parametrize("change", ["provenance", "dtype", "batch_size", "rows_per_shard"])
+@pytest.mark.parametrize("change", ["provenance", "made_from", "dtype", "batch_size", "rows_per_shard"])
 def test_what_was_begun_of_other_codes_is_removed(tmp_path: Path, change: str) -> None:
     path = tmp_path / "codes"
     whole = make_codes("dense")
     with pytest.raises(OSError, match="went away"):
         write_codes(path, Failing("dense", whole.arrays, 11, 5, 5), batch_size=3, rows_per_shard=3)
-    other = replace(whole, provenance={"layer": 24}) if change == "provenance" else whole
+    others = {"provenance": {"provenance": {"layer": 24}}, "made_from": {"made_from": "a shard that was touched"}}
+    other = replace(whole.changed(values=torch.ones(11, 5)), **others[change]) if change in others else whole
     options: dict[str, Any] = {"batch_size": 3, "rows_per_shard": 3}
     options |= {"dtype": "float16"} if change == "dtype" else {change: 2} if change in options else {}
     write_codes(path, other, **options)
@@ -496,7 +516,10 @@ def test_what_was_begun_of_other_codes_is_removed(tmp_path: Path, change: str) -
     assert [child.name for child in tmp_path.iterdir()] == ["codes"]
 
 
-@pytest.mark.parametrize("damage", ["cut", "flipped", "missing", "no json", "no shards", "stranger"])
+@pytest.mark.parametrize(
+    "damage",
+    ["cut", "flipped", "missing", "no json", "no shards", "stranger", "folder", "folder as a shard", "folder as progress", "link"],
+)  # fmt: skip
 def test_what_was_begun_is_checked_before_it_is_gone_on_with(
     tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -519,11 +542,18 @@ def test_what_was_begun_is_checked_before_it_is_gone_on_with(
         progress.write_text("[{")
     elif damage == "no shards":
         progress.unlink()
+    elif damage == "link":
+        (partial / "link").symlink_to("nowhere")
+    elif damage.startswith("folder"):
+        place = {"folder as a shard": values, "folder as progress": progress}.get(damage, partial / "left")
+        place.unlink(missing_ok=True)
+        (place / "below").mkdir(parents=True)
+        (place / "below" / "a.txt").write_text("left by hand")
     else:
         (partial / "values000007.bin").write_text("left by hand")
     write_codes(path, whole, batch_size=3, rows_per_shard=3)
     assert tree(path) == tree(fresh)
-    assert ("of no use" in caplog.text) == (damage not in ("no shards", "stranger"))
+    assert ("of no use" in caplog.text) == (damage not in ("no shards", "stranger", "folder", "link"))
 
 
 class Slow(MadeCodes):
@@ -583,18 +613,30 @@ def test_kill_9_at_20_random_moments_loses_no_whole_shard_and_changes_no_byte(tm
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
-def test_a_disk_that_is_full_after_all_leaves_the_older_codes_and_what_is_whole(tmp_path: Path) -> None:
+@pytest.mark.parametrize("n_features", [4000, 1000])  # a write fails; the last of it fails, as the files are closed
+def test_a_disk_that_is_full_after_all_leaves_the_older_codes_and_what_is_whole(
+    tmp_path: Path, n_features: int
+) -> None:
     path = tmp_path / "codes"
     write_codes(path, make_codes("onehot"), batch_size=4)
     before = tree(path)
-    large = make_codes("dense", n_rows=6, n_features=4000)
+    large = make_codes("dense", n_rows=6, n_features=n_features)
+    heard, said = os.pipe()
 
     def write_with_little_room() -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
-        write_codes(path, large, batch_size=1, rows_per_shard=4)  # four rows are 64,000 bytes
+        room = n_features * 14  # a shard's four rows are 16 bytes a feature
+        resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))
+        try:
+            write_codes(path, large, batch_size=1, rows_per_shard=4)
+        except OSError as error:
+            os.write(said, str(error).encode())
+            os._exit(error.errno or 1)
 
-    assert os.waitstatus_to_exitcode(os.waitpid(in_a_child(write_with_little_room), 0)[1]) == 1
+    assert os.waitstatus_to_exitcode(os.waitpid(in_a_child(write_with_little_room), 0)[1]) == errno.EFBIG
+    os.close(said)
+    with open(heard, "rb") as pipe:
+        assert pipe.read().decode() == f"[Errno {errno.EFBIG}] File too large{KEPT}: '{path}'"
     assert tree(path) == before
     assert len(partials(path)) == 1
     write_codes(path, large, batch_size=1, rows_per_shard=4)
@@ -800,27 +842,136 @@ json_values = st.recursive(
 )
 
 
+FIELDS = ("schema_name", "version", "format", "n_rows", "n_features", "k", "dtype", "provenance")
+FIELDS += ("rows", "entries", "bytes", "sha256", "utilisation")
+JSON_FILES = ("metadata.json", "shards.json")
+
+changes = st.one_of(
+    st.tuples(st.just("whole"), json_values),
+    st.tuples(st.just("field"), st.sampled_from(FIELDS), json_values),
+    st.tuples(st.just("byte"), st.integers(0, 2000), st.integers(0, 255)),
+    st.tuples(st.just("size"), st.integers(0, 2000)),
+    st.tuples(st.just("link"), st.sampled_from(["shards.json", "../outside", "nowhere", "."])),
+)
+
+
+def damage(file: Path, kind: str, *how: Any) -> None:
+    """Change a file; a field that it lacks is added."""
+    raw = bytearray(file.read_bytes())
+    if kind == "whole":
+        file.write_text(json.dumps(how[0]))
+    elif kind == "field":
+        value = json.loads(raw)
+        (value[-1] if isinstance(value, list) else value)[how[0]] = how[1]
+        file.write_text(json.dumps(value))
+    elif kind == "byte":
+        raw[how[0] % len(raw)] = how[1]
+        file.write_bytes(raw)
+    elif kind == "size":
+        os.truncate(file, how[0])
+    else:
+        (file.parent.parent / "outside").write_bytes(raw)
+        file.unlink()
+        file.symlink_to(how[0])
+
+
 @settings(deadline=None, max_examples=150)
-@given(st.data())
-def test_fuzz_raises_only_the_two_errors(data: st.DataObject) -> None:
+@given(st.sampled_from(KINDS), st.dictionaries(st.sampled_from(JSON_FILES), changes, min_size=1))
+@example("sparse", {"metadata.json": ("field", "n_features", 10**30)})
+@example("sparse", {"metadata.json": ("field", "k", 10**30)})
+@example("varying", {"metadata.json": ("field", "n_features", 2**31)})
+@example("onehot", {"metadata.json": ("field", "n_rows", 10**30), "shards.json": ("field", "rows", 10**30)})
+@example("varying", {"shards.json": ("field", "entries", 10**30)})
+@example("dense", {"shards.json": ("field", "bytes", 10**30)})
+@example("dense", {"shards.json": ("field", "utilisation", [10**30])})
+@example("dense", {"metadata.json": ("field", "provenance", {"tol": 10**400})})
+@example("dense", {"metadata.json": ("whole", "\ud800")})
+@example("dense", {"metadata.json": ("size", 2**40)})
+@example("dense", {"shards.json": ("size", 2**40)})
+@example("dense", {"shards.json": ("link", "../outside")})
+@example("sparse", {"values000000.bin": ("link", "../outside")})
+@example("sparse", {"values000000.bin": ("size", 2**40)})
+@example("varying", {"lengths000001.bin": ("link", ".")})
+def test_fuzz_raises_only_the_two_errors(kind: str, damaged: dict[str, tuple[Any, ...]]) -> None:
     with tempfile.TemporaryDirectory() as root:
         path = Path(root) / "codes"
-        write_codes(path, make_codes(data.draw(st.sampled_from(KINDS))), batch_size=3, rows_per_shard=6)
-        for name in data.draw(st.sets(st.sampled_from(["metadata.json", "shards.json"]), min_size=1)):
-            kind = data.draw(st.sampled_from(["value", "field", "bytes"]))
-            raw = bytearray((path / name).read_bytes())
-            if kind == "value":
-                raw = bytearray(json.dumps(data.draw(json_values)).encode())
-            elif kind == "bytes":
-                raw[data.draw(st.integers(0, len(raw) - 1))] = data.draw(st.integers(0, 255))
-            else:
-                value = json.loads(raw)
-                row = value[data.draw(st.integers(0, len(value) - 1))] if isinstance(value, list) else value
-                row[data.draw(st.sampled_from(sorted(row)))] = data.draw(json_values)
-                raw = bytearray(json.dumps(value).encode())
-            (path / name).write_bytes(raw)
-        with contextlib.suppress(ValueError, FileNotFoundError):
+        write_codes(path, make_codes(kind), batch_size=3, rows_per_shard=6)
+        for name, change in damaged.items():
+            damage(path / name, *change)
+        message = str(path)
+        try:
             list(StoredCodes(path).batches(4))
+        except (ValueError, FileNotFoundError) as error:
+            message = str(error)
+        assert str(path) in message
+        assert len(message) < 2000
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("metadata.json", ("field", "n_features", 2**31), "n_features: .*less than or equal to 2147483647"),
+        ("metadata.json", ("field", "k", 10**30), "k: .*less than or equal to 2147483647"),
+        ("metadata.json", ("field", "n_rows", 2**40 + 1), "n_rows: .*less than or equal to 1099511627776"),
+        ("shards.json", ("field", "rows", 2**40 + 1), "1.rows: .*less than or equal to 1099511627776"),
+        ("shards.json", ("field", "bytes", 161), r"shard 1 has bytes 161, wanted 120"),
+        ("shards.json", ("field", "utilisation", [4]), "shard 1 has a utilisation of 4 features in 1 classes, wanted 5"),
+        ("shards.json", ("field", "utilisation", [1] * 5), "5 features in 5 classes, wanted 5 in at most 4"),
+        ("shards.json", ("field", "utilisation", [6, -1]), "1.utilisation.1: .*found -1"),
+        ("metadata.json", ("size", 2**26 + 1), "metadata.json has 67108865 bytes, wanted at most 67108864"),
+        ("shards.json", ("size", 2**40), "shards.json has 1099511627776 bytes, wanted at most 67108864"),
+        ("metadata.json", ("link", "../outside"), "metadata.json leads out of the folder"),
+        ("shards.json", ("link", "../outside"), "shards.json leads out of the folder"),
+        ("values000000.bin", ("link", "../outside"), "values000000.bin leads out of the folder"),
+        ("error000001.bin", ("link", "."), "error000001.bin leads out of the folder"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_is_refused_on_opening(folder: Path, name: str, change: tuple[Any, ...], message: str) -> None:
+    damage(folder / name, *change)
+    with pytest.raises(ValueError, match=message) as caught:
+        StoredCodes(folder)
+    assert str(folder / name) in str(caught.value)
+
+
+def test_rows_that_vary_have_no_more_entries_than_there_are_features(tmp_path: Path) -> None:
+    write_codes(tmp_path / "codes", make_codes("varying"), batch_size=11)
+    edit_json(tmp_path / "codes" / "shards.json", lambda shards: [shards[0] | {"entries": 56}])
+    with pytest.raises(ValueError, match=r"shard 0 has 56 entries, wanted at most 11 rows x 5"):
+        StoredCodes(tmp_path / "codes")
+
+
+def test_a_link_to_the_folder_or_within_it_is_legal(folder: Path) -> None:
+    (folder / "values000000.bin").rename(folder / "moved.bin")
+    (folder / "values000000.bin").symlink_to("moved.bin")
+    (folder.parent / "link").symlink_to(folder)
+    assert_same(StoredCodes(folder.parent / "link"), make_codes("sparse"), 4)
+
+
+@pytest.mark.parametrize("when", ["opened", "read", "too large"])
+def test_a_file_that_cannot_be_read_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch, when: str) -> None:
+    stored, path_open = StoredCodes(folder), Path.open
+
+    class Bad(io.BytesIO):
+        name = str(folder / "values000000.bin")
+
+        def readinto(self, _: Any) -> int:
+            raise OSError(errno.EIO, "Input/output error") if when == "read" else MemoryError
+
+    def fail(self: Path, mode: str) -> Any:
+        if self.name != "values000000.bin":
+            return path_open(self, mode)
+        if when == "opened":
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return Bad()
+
+    monkeypatch.setattr(Path, "open", fail)
+    said = {
+        "opened": "cannot be opened: Permission",
+        "read": "cannot be read: Input/output",
+        "too large": ": 4 rows are",
+    }
+    with pytest.raises(ValueError, match=re.escape(str(folder / "values000000.bin")) + f" ?{said[when]}"):
+        list(stored.batches(4))
 
 
 def test_a_file_cut_or_removed_after_opening_is_refused(folder: Path) -> None:

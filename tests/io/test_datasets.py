@@ -89,7 +89,9 @@ class MadeCodes:
     format: Format = "onehot"
     k: int = 1
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    made_from: str = ""
     fallback: None = None
+    rounded: None = None
 
     def batches(self, batch_size: int, start: int = 0) -> Iterator[dict[str, Tensor]]:
         for rows in torch.arange(start, 15).split(batch_size):
@@ -266,7 +268,7 @@ def make_dataset(root: Path, shards: Path, **arguments: Any) -> CodesDataset:
 def test_codes_are_saved_loaded_and_exist(tmp_path: Path, shards: Path) -> None:
     dataset = make_dataset(tmp_path, shards.parent, metadata={"kedro-viz": {"layer": "model_output"}})
     assert not dataset.exists()
-    with pytest.raises(DatasetError, match="no such file"):
+    with pytest.raises(DatasetError, match=r"metadata\.json is missing; wanted a folder of codes"):
         dataset.load()
     dataset.save(MadeCodes())
     assert dataset.exists()

@@ -29,6 +29,9 @@ def test_images_come_in_the_order_of_their_names_or_of_a_list(tmp_path: Path) ->
     listed = Images(tmp_path, ImageLayout(patch_size=3, names=tmp_path / "list.txt"))
     assert len(listed) == 2
     np.testing.assert_array_equal(listed.read(0, 4), made[2])
+    (tmp_path / "list.txt").write_text("002.png\n../000.png\n")
+    with pytest.raises(ValueError, match=r"lists '\.\./000\.png'; wanted paths inside .*holds all images"):
+        Images(tmp_path, ImageLayout(patch_size=3, names=tmp_path / "list.txt"))
 
 
 @pytest.mark.parametrize(

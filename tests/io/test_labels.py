@@ -142,6 +142,16 @@ def test_fishvista_by_a_list_and_a_mapping(tmp_path: Path) -> None:
     names.write_text("seg/z.png\nseg/missing.png\n")
     with pytest.raises(FileNotFoundError, match=r"missing\.png is missing"):
         label(make_metadata(), tmp_path, **layout)
+    for outside in ("../seg.png", "seg/../../seg.png", str(tmp_path / "seg" / "z.png")):
+        names.write_text(f"seg/z.png\n{outside}\n")
+        with pytest.raises(ValueError, match=f"train.txt lists '{re.escape(outside)}'; wanted paths inside .*masks"):
+            label(make_metadata(), tmp_path, **layout)
+
+
+@pytest.mark.parametrize("pattern", ["../*.png", "seg/../../*.png", "/*.png"])
+def test_a_pattern_does_not_lead_out_of_the_folder(tmp_path: Path, pattern: str) -> None:
+    with pytest.raises(ValueError, match=r"pattern .*leads out of the folder; wanted a glob inside the folder"):
+        label(make_metadata(), tmp_path, patch_size=2, pattern=pattern)
 
 
 def test_masks_of_mixed_sizes_are_resized_by_the_shorter_side_and_cropped(tmp_path: Path) -> None:
@@ -319,7 +329,8 @@ def test_what_is_there_is_not_overwritten(tmp_path: Path) -> None:
         publish_labels(labels, out, shards)
     assert not publish_labels(labels, out, shards, force=True)
     (tmp_path / "link").symlink_to(shards)
-    for path in (shards / "metadata.json", shards / "other.bin", tmp_path / "link" / "acts000000.bin"):
+    outs = ("metadata.json", "other.bin", "sub/labels.bin", "a/b/labels.bin")
+    for path in (*(shards / name for name in outs), tmp_path / "link" / "acts000000.bin", tmp_path / "link/sub/x.bin"):
         with pytest.raises(ValueError, match="lies in a folder of shards, which are immutable"):
             publish_labels(labels, path, shards, force=True)
     other = make_shards(tmp_path / "shards", ckpt="other")

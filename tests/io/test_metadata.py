@@ -3,9 +3,11 @@
 import base64
 import copy
 import errno
+import io
 import json
 import os
 import pickle
+import re
 import resource
 import signal
 import tempfile
@@ -230,7 +232,9 @@ class Converted:
     n_features: int = 5
     k: int = 5
     n_rows: int = 15
+    made_from: str = ""
     fallback: None = None
+    rounded: None = None
 
     def __post_init__(self) -> None:
         self.shards = Shards(self.folder)
@@ -279,6 +283,7 @@ def label_again(root: Path) -> None:
 @pytest.mark.parametrize("work", [write_again, label_again])
 def test_a_disk_that_is_full_leaves_nothing(folder: Path, work: Callable[[Path], None]) -> None:
     before = tree(folder.parent)
+    heard, said = os.pipe()
     child = os.fork()
     if child == 0:  # a limit on the size of files is as near to a full disk as a test can come
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -286,9 +291,13 @@ def test_a_disk_that_is_full_leaves_nothing(folder: Path, work: Callable[[Path],
         try:
             work(folder.parent)
         except OSError as error:
+            os.write(said, str(error).encode())
             os._exit(error.errno or 1)
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == errno.EFBIG
+    os.close(said)
+    with open(heard, "rb") as pipe:
+        assert re.search(f"File too large: '{re.escape(str(folder.parent))}/.+'$", pipe.read().decode())
     assert tree(folder.parent) == before
     work(folder.parent)
     assert tree(folder.parent) != before
@@ -334,6 +343,34 @@ def test_folder_that_is_none(folder: Path) -> None:
         Shards(folder / "labels.bin")
     with pytest.raises(ValueError, match="cannot be opened"):
         Shards(folder / "labels.bin" / "below")
+
+
+@pytest.mark.parametrize("name", ["metadata.json", "shards.json", "labels.bin"])
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EIO])
+def test_a_file_that_cannot_be_read_is_named(
+    folder: Path, name: str, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shards, open_file = Shards(folder), io.open
+
+    def fail(file: Any, *rest: Any, **options: Any) -> Any:
+        if Path(file).name == name:
+            raise OSError(code, os.strerror(code), str(file))
+        return open_file(file, *rest, **options)
+
+    monkeypatch.setattr(io, "open", fail)
+    message = f"^{re.escape(str(folder / name))} cannot be read: {os.strerror(code)}; restore it"
+    with pytest.raises(ValueError, match=message):
+        Shards(folder).labels()
+    if name != "labels.bin":
+        with pytest.raises(ValueError, match=message):
+            shards.fingerprint()
+
+
+def test_labels_that_change_as_they_are_read_are_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shards = Shards(folder)
+    monkeypatch.setattr(Path, "read_bytes", lambda _: bytes(14))
+    with pytest.raises(ValueError, match=r"labels\.bin has 14 bytes, wanted 15: it changed"):
+        shards.labels()
 
 
 def test_a_link_to_the_folder_or_within_it_is_legal(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 import pickle
 import re
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -142,6 +143,63 @@ def test_what_is_no_order_file(save: Callable[[object], Path], tmp_path: Path) -
     assert not (tmp_path / "made").exists()
     with pytest.raises(ValueError, match="cannot be read as an order"):
         OrderFile(tmp_path, 100)
+
+
+def npy(header: bytes, version: int = 1) -> bytes:
+    """A .npy file with a header of one's own, and a number."""
+    return b"\x93NUMPY" + bytes([version, 0]) + len(header).to_bytes(2 * version, "little") + header + bytes(8)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"[" * 9000,
+        b"(" * 60_000,
+        b"-" * 9000 + b"1",
+        b"{'descr': '<i8', 'fortran_order': False, 'shape': (1,), ",
+        b"{'descr': '<i8', 'fortran_order': False, 'shape': (1,), [}\n",
+        b"{'descr': '<i8', 'fortran_order': False, 'shape': ([],), }\n",
+        b"{'descr': '<i8', 'fortran_order': False, 'shape': (%s,), }\n" % (b"9" * 9000),
+        b"{'descr': '<i8', 'fortran_order': False, 'shape': (9**9**9,), }\n",
+        b"{'descr': '<i8', 'fortran_order': False, 'shape': (0,), }\n",
+        b"{'descr': '<i8', 'fortran_order': False, 'shape': (999999999999999999,), }\n",
+        b"{'descr': {}, 'fortran_order': False, 'shape': (1,), }\n",
+        b"{'descr': [('', '<i8', (1, 1, 99999999999))], 'fortran_order': False, 'shape': (1,), }\n",
+        b"{[]: 1}",
+        b'"""',
+        b"\0\xff",
+        b"",
+    ],
+)
+def test_a_header_is_matched_and_never_evaluated(tmp_path: Path, header: bytes, version: int) -> None:
+    (tmp_path / "order.npy").write_bytes(npy(header, version))
+    with pytest.raises(ValueError, match=r"order\.npy .*wanted a \.npy file") as caught:
+        OrderFile(tmp_path / "order.npy", 100)
+    assert len(str(caught.value)) < 1000
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.lists(st.tuples(st.integers(0, 70), st.integers(0, 255)), max_size=3))
+def test_fuzz_of_order_files_raises_only_value_errors(changes: list[tuple[int, int]]) -> None:
+    whole = bytearray(npy(b"{'descr': '<i8', 'fortran_order': False, 'shape': (1,), }" + b" " * 60 + b"\n"))
+    for place, value in changes:
+        whole[place] = value
+    with tempfile.TemporaryDirectory() as root:
+        path = Path(root) / "order.npy"
+        path.write_bytes(whole)
+        try:
+            message = f"{path} has {OrderFile(path, 100).n_tokens} token"
+        except ValueError as error:
+            message = str(error)
+        assert str(path) in message
+
+
+@pytest.mark.parametrize("version", [(1, 0), (2, 0)])
+def test_both_versions_of_the_format_are_read(tmp_path: Path, version: tuple[int, int]) -> None:
+    with open(tmp_path / "order.npy", "wb") as file:
+        np.lib.format.write_array(file, np.array([4, 0, 2]), version=version)
+    assert OrderFile(tmp_path / "order.npy", 5).numbers(0, 3).tolist() == [4, 0, 2]
 
 
 def test_an_order_file_that_changes_after_opening(save: Callable[[object], Path]) -> None:

@@ -189,6 +189,29 @@ def test_second_live_writer_is_refused_and_the_first_untouched(tmp_path: Path, s
     assert (tmp_path / "a" / "mine").exists()
 
 
+@pytest.mark.parametrize("gone", [1, 2])
+def test_a_lock_that_its_last_holder_removes_meanwhile_is_taken_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gone: int
+) -> None:
+    stat, calls = os.stat, 0
+
+    def losing(path: Any, **options: Any) -> os.stat_result:
+        nonlocal calls
+        if str(path).endswith(".partial-lock"):
+            calls += 1
+            if calls == gone:
+                os.unlink(path)
+        return stat(path, **options)
+
+    monkeypatch.setattr(os, "stat", losing)
+    with publish_file(tmp_path / "a") as partial:
+        partial.write_text("whole")
+        monkeypatch.undo()
+        with pytest.raises(ValueError, match="another live process"), publish_file(tmp_path / "a"):
+            pytest.fail("the block ran")
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
 @pytest.mark.parametrize("call", ["publishing_folder", "publish_file"])
 def test_killed_writer_leaves_only_partials_and_the_next_one_clears_them(tmp_path: Path, call: str) -> None:
     process = start_writer(f"{call}({str(tmp_path / 'a')!r})")

@@ -216,8 +216,12 @@ def test_errors_in_a_reading_thread_reach_the_caller(
 
     monkeypatch.setattr(stream_reader, "read_pieces", failing)
     stream = shards.batches(layer=1, batch_size=4, shuffle=shuffle)
-    with pytest.raises(OSError, match="the disk is on fire"):
+    with pytest.raises(
+        OSError, match=r"the disk is on fire, reading [0-9]+ bytes from byte [0-9]+ on: '.*acts"
+    ) as caught:
         list(stream)
+    assert caught.value.errno == 5
+    assert Path(caught.value.filename).parent == shards.path
     assert not reading_threads()
     assert list(stream) == []
 

@@ -1,7 +1,10 @@
 """Named tensors in one file: round trips, what is refused, atomic writing, and fingerprints."""
 
+import errno
 import os
 import re
+import resource
+import signal
 import tempfile
 from pathlib import Path
 
@@ -145,6 +148,29 @@ def test_a_write_that_fails_leaves_the_older_file(tmp_path: Path, monkeypatch: p
         monkeypatch.setattr("assay.io.tensors.save_file", fail)
     with pytest.raises(OSError, match="the disk is full"):
         write_tensors(path, {"mean": torch.zeros(9)})
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+def test_a_disk_that_is_full_is_an_error_of_the_system_that_names_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    write_tensors(path, make_state())
+    before = path.read_bytes()
+    heard, said = os.pipe()
+    child = os.fork()
+    if child == 0:  # a limit on the size of files is as near to a full disk as a test can come
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (500, 500))
+        try:
+            write_tensors(path, {"mean": torch.zeros(999)})
+        except BaseException as error:
+            os.write(said, f"{type(error).__name__}: {error}".encode())
+        os._exit(0)
+    os.waitpid(child, 0)
+    os.close(said)
+    with open(heard, "rb") as pipe:
+        assert pipe.read().decode() == f"OSError: [Errno {errno.EFBIG}] File too large: '{path}'"
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
 

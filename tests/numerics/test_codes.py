@@ -230,3 +230,21 @@ def test_squares_are_added_from_the_last_column_on_to_the_bit():
         wanted = [total + value * value for total, value in zip(wanted, values[:, j].tolist(), strict=True)]
     assert add_squares(error, values).tolist() == wanted
     assert torch.equal(error, untouched)
+
+
+@pytest.mark.parametrize("code_format", ["dense", "sparse"])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_what_is_not_finite_is_named_by_its_row_among_all(code_format, bad):
+    """Also where rows are left out: it is the patch that has to be looked for."""
+    codes, _ = _make(code_format, 20, 5, seed=1)
+    arrays = next(codes.batches(20))
+    arrays["values"][13, 1] = bad
+    feature = 1 if code_format == "dense" else int(arrays["indices"][13, 1])
+    rows = torch.zeros(20, dtype=torch.bool)
+    rows[10:] = True
+    for some in (codes, SelectedCodes(codes, rows)):
+        with pytest.raises(ValueError, match=rf"^row 13, feature {feature} is NaN or infinity"):
+            gather_columns(some, [(torch.arange(5), None)], 6)
+    rows[13] = False  # and where it is one of those
+    with pytest.raises(ValueError, match=rf"^row 13, feature {feature} is NaN or infinity"):
+        list(SelectedCodes(codes, rows).batches(6))

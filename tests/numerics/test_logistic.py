@@ -76,7 +76,7 @@ def _losses(n_rows=30, n_features=3, n_classes=4, form="rows"):
     mean, scale = torch.randn(2, n_features, generator=generator, dtype=torch.float64)
     scale = scale.abs() + 0.5
     counts = torch.tensor([float((labels == c).sum()) for c in range(n_classes)], dtype=torch.float64)
-    slab = slab_of_rows(values, labels, n_classes)
+    slab = slab_of_rows(values, labels)
     weights = None
     if form.startswith("balanced"):
         weights = ClassWeights(torch.rand(n_classes, generator=generator).double() + 2, torch.arange(1.0, 5.0).double())
@@ -86,7 +86,9 @@ def _losses(n_rows=30, n_features=3, n_classes=4, form="rows"):
         split = Points(torch.cat([values.double(), values[:, -1:]], 1), torch.cat([twice, twice[:, -1:]], 1))
         of_class = (labels == torch.arange(n_classes)[:, None]).double().repeat(n_features, 1)
         own = Points(values.repeat_interleave(n_classes, 0).double(), of_class)
-        slab = Slab(split, slab.class_sums, slab.mean, own)
+        centre = values.double().mean(1)
+        sums = (values.double() - centre[:, None]) @ (labels[:, None] == torch.arange(n_classes)).double()
+        slab = Slab(split, sums, centre, own)
     theta = torch.randn(2, n_features * n_classes, generator=generator, dtype=torch.float64)
     return PairLosses(slab, mean, scale, counts, n_rows, weights), values, labels, theta
 

@@ -1,4 +1,4 @@
-"""What is free is the least of what the system and the control group leave."""
+"""What is free is the least of what the system and the control groups leave."""
 
 import pytest
 import torch
@@ -6,26 +6,62 @@ import torch
 from assay.numerics import memory
 
 CPU = torch.device("cpu")
+MIB = 2**20
 
 
 @pytest.fixture
 def files(tmp_path, monkeypatch):
-    monkeypatch.setattr(memory, "_MEMINFO", tmp_path / "meminfo")
-    monkeypatch.setattr(memory, "_CGROUP", tmp_path)
-    return tmp_path
+    """Writes files of /proc and /sys/fs/cgroup."""
+    monkeypatch.setattr(memory, "_PROC", tmp_path / "proc")
+    monkeypatch.setattr(memory, "_CGROUP", tmp_path / "cgroup")
+
+    def write(**texts):
+        for name, text in texts.items():
+            path = tmp_path / name.replace("__", "/")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+
+    def group(folder, limit, used, cached=0, version=2):
+        names = ("memory.max", "memory.current") if version == 2 else ("memory.limit_in_bytes", "memory.usage_in_bytes")
+        place = tmp_path / "cgroup" / folder
+        place.mkdir(parents=True, exist_ok=True)
+        inactive = "inactive_file" if version == 2 else "total_inactive_file"
+        for name, text in ((names[0], limit), (names[1], used), ("memory.stat", f"anon 5\n{inactive} {cached}\n")):
+            (place / name).write_text(f"{text}\n")
+
+    write.group = group
+    return write
 
 
 def test_it_is_what_the_system_says(files):
-    (files / "meminfo").write_text("MemTotal:  9000 kB\nMemFree: 5 kB\nMemAvailable:   3000 kB\n")
-    assert memory.free_bytes(CPU) == 3000 * 1024
+    files(proc__meminfo="MemTotal:  900000 kB\nMemFree: 5 kB\nMemAvailable:   300000 kB\nHugePages_Total: 0\n")
+    assert memory.free_bytes(CPU) == 300_000 * 1024
 
 
-def test_a_control_group_that_leaves_less_rules(files):
-    (files / "meminfo").write_text("MemAvailable: 3000 kB\n")
-    (files / "memory.current").write_text("1000000\n")
-    for limit, wanted in (("max", 3000 * 1024), ("1500000", 500000), ("900000", 0), ("99000000000", 3000 * 1024)):
-        (files / "memory.max").write_text(f"{limit}\n")
-        assert memory.free_bytes(CPU) == wanted
+@pytest.mark.parametrize(("limit", "wanted"), [("max", 1000), (700 * MIB, 600), (9999 * MIB, 1000), (50 * MIB, 64)])
+def test_a_control_group_that_leaves_less_rules(files, limit, wanted):
+    files(proc__meminfo=f"MemAvailable: {1000 * 1024} kB\n", proc__self__cgroup="0::/\n")
+    files.group("", limit, 100 * MIB)
+    assert memory.free_bytes(CPU) == wanted * MIB
+
+
+def test_the_groups_above_count_as_well(files):
+    files(proc__meminfo=f"MemAvailable: {1000 * 1024} kB\n", proc__self__cgroup="0::/slurm/job_7/step_0\n")
+    files.group("slurm/job_7", 500 * MIB, 200 * MIB)
+    files.group("slurm/job_7/step_0", "max", 100 * MIB)
+    assert memory.free_bytes(CPU) == 300 * MIB
+
+
+def test_the_page_cache_can_be_had(files):
+    files(proc__meminfo=f"MemAvailable: {1000 * 1024} kB\n", proc__self__cgroup="0::/job\n")
+    files.group("job", 500 * MIB, 480 * MIB, cached=400 * MIB)
+    assert memory.free_bytes(CPU) == 420 * MIB
+
+
+def test_groups_of_the_first_version_count_too(files):
+    files(proc__meminfo=f"MemAvailable: {1000 * 1024} kB\n", proc__self__cgroup="5:cpu:/a\n3:memory,hugetlb:/job\n")
+    files.group("memory/job", 500 * MIB, 300 * MIB, cached=50 * MIB, version=1)
+    assert memory.free_bytes(CPU) == 250 * MIB
 
 
 @pytest.mark.usefixtures("files")
@@ -35,3 +71,12 @@ def test_where_nothing_is_said_it_is_4_gib():
 
 def test_here_it_is_something():
     assert memory.free_bytes(CPU) > 0
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_what_torch_keeps_for_itself_is_free():
+    before = memory.free_bytes(torch.device("cuda"))
+    held = torch.empty(2**28, dtype=torch.uint8, device="cuda")
+    assert memory.free_bytes(torch.device("cuda")) <= before - 2**27
+    del held
+    assert memory.free_bytes(torch.device("cuda")) >= before - 2**27

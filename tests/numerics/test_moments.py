@@ -147,3 +147,50 @@ def test_outlier_dimensions_decide_nothing():
 def test_statistics_of_other_data_are_refused(mean, std, message):
     with pytest.raises(ValueError, match=message):
         check_statistics(tokens(3, 400, 8), mean, std)
+
+
+def spread_tokens(n, log_spread, mean=0.0, seed=0):
+    """Tokens whose dimensions have spreads of their own."""
+    return tokens(seed, n, len(log_spread)) * log_spread.exp() + mean
+
+
+LOG_SPREAD = torch.linspace(-0.5, 0.5, 64)[torch.randperm(64, generator=torch.Generator().manual_seed(1))]
+
+
+@pytest.mark.parametrize(
+    ("std", "same_data", "message"),
+    [
+        (LOG_SPREAD.exp(), True, None),
+        (LOG_SPREAD.exp() * 1.4, True, None),
+        (LOG_SPREAD.exp() * 1.75, True, "is a median of 0.5.* wanted 0.667 to 1.5 times"),  # another layer
+        (LOG_SPREAD.exp() / 1.75, True, "is a median of 1.7.* wanted 0.667 to 1.5 times"),
+        (LOG_SPREAD.exp() * 1.75, False, None),
+        (LOG_SPREAD.exp() * 3, False, "wanted 0.37 to 2.7 times"),
+        (LOG_SPREAD.flip(0).exp(), True, r"spreads of 64 dimensions .* correlate by -?0\.[01].* wanted at least 0.25"),
+        (LOG_SPREAD.neg().exp(), False, r"correlate by -(1\.00|0\.99) .* wanted at least 0.1"),
+        ((LOG_SPREAD / 2 + LOG_SPREAD.flip(0)).exp(), False, None),  # another data set
+        ((LOG_SPREAD.flip(0) * 0.05).exp(), True, None),  # too alike to say
+        (torch.ones(64), True, None),
+    ],
+)
+def test_from_512_tokens_on_spreads_must_be_those_of_the_layer(std, same_data, message):
+    for n in (511, 512, 5000):
+        x = spread_tokens(n, LOG_SPREAD)
+        if message is None or n < 512:
+            check_statistics(x, torch.zeros(64), std, same_data=same_data)
+        else:
+            with pytest.raises(ValueError, match=message):
+                check_statistics(x, torch.zeros(64), std, same_data=same_data)
+
+
+@pytest.mark.parametrize(("same_data", "dimensions"), [(True, 16), (False, 64)])
+def test_a_correlation_is_not_asked_of_few_dimensions(same_data, dimensions):
+    x = spread_tokens(600, LOG_SPREAD)
+    wrong = LOG_SPREAD.neg().exp()
+    x[:, dimensions - 1 :] = 1.0  # which leaves one too few, of those that vary in the batch
+    check_statistics(x, torch.zeros(64), torch.where(torch.arange(64) < dimensions, wrong, 0.0), same_data=same_data)
+    x[:, dimensions - 1] = spread_tokens(600, LOG_SPREAD)[:, dimensions - 1]
+    with pytest.raises(ValueError, match=f"the spreads of {dimensions} dimensions"):
+        check_statistics(
+            x, torch.zeros(64), torch.where(torch.arange(64) < dimensions, wrong, 0.0), same_data=same_data
+        )

@@ -10,6 +10,7 @@ from sklearn.metrics import average_precision_score, precision_recall_fscore_sup
 from sklearn.utils.class_weight import compute_sample_weight
 
 from assay.numerics import probe as probe_module
+from assay.numerics import sketch as sketch_module
 from assay.numerics.codes import ComputedCodes, TopKCodes
 from assay.numerics.probe import CertificateError, LogisticProbe1d
 from assay.numerics.sketch import CellMap, FeatureSketch
@@ -153,6 +154,7 @@ def _check_against_the_direct_solver(probe, x, labels, n_classes):
             best, curvature = direct.solve()
             theta = _theta(probe, feature, c)
             assert direct.objective(theta) - direct.objective(best) <= 1e-9
+            assert direct.ce(theta) - direct.ce(best) <= 1e-9
             assert abs(direct.ce(theta) - float(probe.loss_[feature, c])) <= 1e-8
             # Where the rows' own curvature is below the ridge's, a class is separable: w is the ridge's then.
             if curvature > probe.ridge or probe.feature_std_[feature] == 0:
@@ -202,6 +204,7 @@ def test_the_loss_is_that_of_scikit_learn(kind, class_weight):
     x, labels, n_classes = _make(kind, n_rows=2500)
     ridge = 1e-8
     probe = LogisticProbe1d(ridge, class_weight=class_weight).fit(x, labels, n_classes)
+    compared = 0
     for feature in range(4):
         column = (x[:, feature].double() - probe.feature_mean_[feature]) / probe.feature_std_[feature]
         for c in range(n_classes):
@@ -218,6 +221,11 @@ def test_the_loss_is_that_of_scikit_learn(kind, class_weight):
             gap = direct.objective(theirs) - direct.objective(_theta(probe, feature, c))
             assert -1e-9 <= gap <= 1e-6
             assert abs(float(probe.loss_[feature, c]) - ce) <= 1e-7 + 100 * gap
+            w = float(probe.coef_standardized_[feature, c])
+            if abs(w) < 30:  # else the class is nearly separable, and the ridge on b, which is ours alone, shows
+                compared += 1
+                assert abs(theirs[1] - w) <= 1e-5 * (1 + abs(w))
+    assert compared >= 6
 
 
 @pytest.mark.parametrize("class_weight", WEIGHTS)
@@ -290,9 +298,139 @@ def test_what_the_sketch_does_not_settle_is_settled_finer_or_on_the_rows(monkeyp
     probe = LogisticProbe1d(class_weight=class_weight).fit(x, labels, 2)
     assert probe.n_refined_ > 0
     assert sketches == ([(), (fine_bits,)] if class_weight is None else [()])
-    # Cells of 2^-14 are narrower than the gap.
-    assert bool(rows) == (fine_bits < 14 or class_weight is not None)
+    # Cells of 2^-10 units are narrower than the gap.
+    assert bool(rows) == (fine_bits < 10 or class_weight is not None)
     _check_against_the_direct_solver(probe, x, labels, 2)
+
+
+@pytest.mark.parametrize("code_format", ["dense", "sparse"])
+@pytest.mark.parametrize("class_weight", WEIGHTS)
+@pytest.mark.parametrize("scale", [1e-4, 1e-7, 1e-8, 1e-10, 1e-20, 1e-30])
+def test_a_feature_that_is_0_at_first_and_tiny_later_is_not_lost(scale, class_weight, code_format):
+    """The map of cells is drawn from the first rows, which say nothing of the rest."""
+    generator = torch.Generator().manual_seed(3)
+    labels = torch.randint(0, 2, (3000,), generator=generator)
+    x = scale * (labels + 0.5 * torch.randn(3000, generator=generator))[:, None].repeat(1, 2)
+    x[:600, 0] = 0
+    codes = _as_format(x, code_format)
+    probe = LogisticProbe1d(class_weight=class_weight, slab_rows=500).fit(codes, labels, 2)
+    std = x[:, 0].double().std(unbiased=False)
+    assert float(probe.feature_std_[0]) == pytest.approx(float(std), rel=1e-9)
+    _check_against_the_direct_solver(probe, x, labels, 2)
+    every = torch.cartesian_prod(torch.arange(2), torch.arange(2))
+    probe.certify(codes, labels, every)
+    probe.feature_std_ *= 1.001  # the rows' own scale is what the ridge is held against, and the loss
+    probe.feature_mean_ += 0.1 * std
+    with pytest.raises(CertificateError):
+        probe.certify(codes, labels, every)
+
+
+@pytest.mark.parametrize("far", [1e6, 1e12, 1e15, 1e20, 1e30])
+def test_the_loss_on_other_rows_stands_beside_one_that_is_far_out(far):
+    x, labels, n_classes = _make("gaussian", n_rows=2500)
+    probe = LogisticProbe1d().fit(x, labels, n_classes)
+    held, held_labels, _ = _make("gaussian", n_rows=1200, seed=1)
+    held[77] = far
+    judged = probe.judge(held, held_labels)
+    for feature in range(4):
+        standard = (held[:, feature].double() - probe.feature_mean_[feature]) / probe.feature_std_[feature]
+        for c in range(n_classes):
+            y = (held_labels == c).double()
+            z = probe.intercept_standardized_[feature, c] + probe.coef_standardized_[feature, c] * standard
+            exact = float((torch.nn.functional.softplus(z) - y * z).mean())
+            assert float(judged.loss[feature, c]) == pytest.approx(exact, rel=1e-9, abs=2e-9)
+    best = torch.tensor([2, 0, 1])
+    values = held.T[best].contiguous()
+    assert probe.certify_loss(values, best, held_labels, judged.loss) <= 1e-9
+
+
+@pytest.mark.parametrize("class_weight", WEIGHTS)
+@pytest.mark.parametrize("code_format", ["dense", "sparse"])
+def test_workers_sketches_merged_are_fitted_as_one_pass(code_format, class_weight):
+    x, labels, n_classes = _make("gaussian", n_rows=2500)
+    probe = LogisticProbe1d(class_weight=class_weight)
+    first = probe.sketch(_as_format(x[:900], code_format), labels[:900], n_classes)
+    second = probe.sketch(_as_format(x[900:], code_format), labels[900:], n_classes, like=first)
+    first.merge(second)
+    shared = probe.fit_sketch(first)
+    whole = LogisticProbe1d(class_weight=class_weight).fit(_as_format(x, code_format), labels, n_classes)
+    assert shared.converged_.all()
+    for name, value in whole.state_dict().items():
+        if name != "n_iter":
+            torch.testing.assert_close(shared.state_dict()[name], value, rtol=1e-9, atol=1e-11)
+    with pytest.raises(ValueError, match="one-hot codes, which are counted"):
+        probe.sketch(_as_format(x, "onehot"), labels, n_classes)
+
+
+def test_what_a_sketch_alone_does_not_settle_is_said():
+    x, labels = _spikes()
+    probe = LogisticProbe1d()
+    probe.fit_sketch(probe.sketch(x, labels, 2))
+    assert not probe.converged_.all()
+
+
+def test_a_loss_on_other_rows_that_is_not_theirs_fails():
+    x, labels, n_classes = _make("gaussian", n_rows=500)
+    probe = LogisticProbe1d().fit(x, labels, n_classes)
+    loss = probe.loss_matrix(x, labels)
+    best = torch.tensor([2, 0, 1])
+    assert probe.certify_loss(x.T[best].contiguous(), best, labels, loss) <= 1e-9
+    loss[0, 1] += 1e-6
+    with pytest.raises(CertificateError, match="differs by up to 1e-06 nats"):
+        probe.certify_loss(x.T[best].contiguous(), best, labels, loss)
+
+
+def test_codes_that_are_mostly_0_are_cut_finely_where_they_are_not():
+    """As an autoencoder's: whether they come as dense or sparse codes, few pairs are left to the rows."""
+    generator = torch.Generator().manual_seed(4)
+    labels = torch.randint(0, 4, (20_000,), generator=generator)
+    active = torch.rand(20_000, 8, generator=generator) < 0.05 + 0.2 * (labels[:, None] == torch.arange(8) % 4)
+    x = torch.where(active, torch.rand(20_000, 8, generator=generator).exp() * (1 + labels[:, None]), 0.0)
+    x[0] = 1000.0
+    probes = {name: LogisticProbe1d().fit(_as_format(x, name), labels, 4) for name in ("dense", "sparse")}
+    assert probes["dense"].n_refined_ <= probes["sparse"].n_refined_ + 2
+    torch.testing.assert_close(probes["dense"].coef_, probes["sparse"].coef_, rtol=1e-6, atol=1e-9)
+
+
+def test_two_far_rows_do_not_send_a_feature_to_the_rows(monkeypatch):
+    """1 / (d + 1e-6) of tokens on a centre: the finer cells go as far as the values do."""
+    monkeypatch.setattr(probe_module, "FINE_ROWS", 100)
+    rows = []
+    slab_of_rows = probe_module.slab_of_rows
+    monkeypatch.setattr(probe_module, "slab_of_rows", lambda *a: (rows.append(1), slab_of_rows(*a))[1])
+    x, labels, n_classes = _make("gaussian", n_rows=2500)
+    x[0], x[1] = 1e6, 0.7e6
+    probe = LogisticProbe1d().fit(x, labels, n_classes)
+    assert not rows
+    _check_against_the_direct_solver(probe, x, labels, n_classes)
+
+
+def test_matrices_are_decomposed_in_batches_that_the_device_takes(monkeypatch):
+    x, labels, n_classes = _make("gaussian", n_rows=2500)
+    whole = LogisticProbe1d().fit(x, labels, n_classes)
+    sizes = []
+    eigh = torch.linalg.eigh
+    monkeypatch.setattr(torch.linalg, "eigh", lambda matrices: (sizes.append(len(matrices)), eigh(matrices))[1])
+    monkeypatch.setattr(sketch_module, "_MATRICES", 100)
+    parts = LogisticProbe1d().fit(x, labels, n_classes)
+    assert len(sizes) > 1
+    assert max(sizes) == 100
+    assert torch.equal(parts.coef_, whole.coef_)
+
+
+def test_row_gathering_keeps_to_the_memory_whatever_slab_features_says(monkeypatch):
+    x, labels, n_classes = _make("gaussian", n_rows=2500)
+    monkeypatch.setattr(probe_module, "CE_ERROR", 0.0)
+    monkeypatch.setattr(probe_module, "free_bytes", lambda _: 4 * 8 * 2500 * 2)  # room for two columns
+    gathered = []
+    gather = probe_module.gather_columns
+    monkeypatch.setattr(
+        probe_module,
+        "gather_columns",
+        lambda codes, wanted, *rest: (gathered.append(sum(len(f) for f, _ in wanted)), gather(codes, wanted, *rest))[1],
+    )
+    LogisticProbe1d(slab_features=4).fit(x, labels, n_classes)
+    assert max(gathered) == 2
 
 
 @pytest.mark.parametrize("name", ["CE_ERROR", "W_ERROR"])

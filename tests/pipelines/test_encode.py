@@ -1,6 +1,9 @@
 """Codes of the labelled patches: computed as they are read, the same from disk, and true to a loop in float64."""
 
+import itertools
 import json
+import shutil
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -9,14 +12,16 @@ import torch
 from assay.io import stream_reader
 from assay.io.checkpoints import Checkpoints
 from assay.io.codes import StoredCodes
+from assay.io.codes_layout import Dtype
 from assay.io.codes_writer import write_codes
 from assay.io.shards import Shards
 from assay.io.tensors import fingerprint_tensors
 from assay.numerics.codes import TopKCodes, densify
 from assay.parameters import KMeansParameters, PCAParameters, SparsityParameters, StandardizeParameters
+from assay.pipelines.encode import nodes
 from assay.pipelines.encode.pipeline import ENCODE, create_pipeline
-from assay.pipelines.kmeans.nodes import fit_kmeans
-from assay.pipelines.pca.nodes import fit_pca
+from assay.pipelines.kmeans.nodes import fit_kmeans, measure_kmeans
+from assay.pipelines.pca.nodes import fit_pca, measure_pca
 from assay.pipelines.standardize.nodes import fit_statistics
 
 LAYERS, TOKENS, D_MODEL = (3, 5), 16, 80
@@ -61,10 +66,10 @@ def fitted(planted, tmp_path_factory):
 def encode(planted, fitted):
     statistics, models = fitted
 
-    def run(encoding, model=None, statistics=statistics, **options):
+    def run(encoding, model=None, statistics=statistics, path=planted[1], **options):
         model = model or models[encoding.partition("-")[0]]
         method = encoding.partition("-")[0]
-        shards = Shards(planted[1])
+        shards = Shards(path)
         return ENCODE[method](
             shards, statistics, model, PARAMETERS[method], "cpu", layer=5, encoding=encoding, **options
         )
@@ -149,16 +154,56 @@ def test_a_pass_can_be_made_again_in_batches_of_any_size(encode, encoding):
         torch.testing.assert_close(tensor, whole[name], rtol=1e-5, atol=1e-5)
 
 
-def test_the_folder_of_the_largest_k_holds_that_of_a_smaller_one_bit_for_bit(encode, tmp_path):
+@pytest.mark.parametrize("dtype", get_args(Dtype))
+def test_the_folder_of_the_largest_k_holds_that_of_a_smaller_one_bit_for_bit(encode, tmp_path, dtype):
     stored = {}
     for k in (D_MODEL, 16, 1):
-        write_codes(tmp_path / f"{k}", encode(f"pca-topk-{k:05d}"), batch_size=64, rows_per_shard=128)
+        codes = encode(f"pca-topk-{k:05d}")
+        write_codes(tmp_path / f"{k}", codes, batch_size=64, rows_per_shard=128, dtype=dtype)
         stored[k] = StoredCodes(tmp_path / f"{k}")
+        exact, relative = gather(codes, 64)["error"], {"float32": 0, "float16": 2**-10, "bfloat16": 2**-7}[dtype]
+        torch.testing.assert_close(gather(stored[k], 64)["error"], exact, rtol=relative, atol=1e-9)
     for largest, k in ((D_MODEL, 16), (D_MODEL, 1), (16, 1)):
         found, wanted = gather(TopKCodes(stored[largest], k), 50), gather(stored[k], 70)
         assert found.keys() == wanted.keys() == {"values", "indices", "error"}
         for name, tensor in wanted.items():
             assert torch.equal(found[name], tensor), (largest, k, name)
+
+
+@pytest.mark.parametrize("changed", ["a shard", "the format", "nothing"])
+def test_what_was_begun_of_older_shards_or_by_older_code_is_not_gone_on_with(
+    planted, encode, tmp_path, monkeypatch, changed
+):
+    path = tmp_path / planted[1].name
+    shutil.copytree(planted[1], path)
+
+    def until_the_power_goes(codes):
+        stream = codes.stream
+
+        def cut(batch_size, start):
+            yield from itertools.islice(stream(batch_size, start), 3)
+            raise OSError("the power went")
+
+        codes.stream = cut
+        return codes
+
+    with pytest.raises(OSError, match="the power went"):
+        write_codes(
+            tmp_path / "codes", until_the_power_goes(encode("pca-dense", path=path)), batch_size=64, rows_per_shard=128
+        )
+    if changed == "a shard":
+        tokens = np.fromfile(path / "acts000000.bin", "<f4")
+        (tokens * np.float32(1.01)).tofile(path / "acts000000.bin")
+    elif changed == "the format":
+        monkeypatch.setattr(nodes, "FORMAT", nodes.FORMAT + 1)
+    codes = encode("pca-dense", path=path)
+    stream, asked = codes.stream, []
+    codes.stream = lambda batch_size, start: (asked.append(start), stream(batch_size, start))[1]
+    write_codes(tmp_path / "codes", codes, batch_size=64, rows_per_shard=128)
+    assert asked == [128 if changed == "nothing" else 0]
+    found, wanted = gather(StoredCodes(tmp_path / "codes"), 64), gather(encode("pca-dense", path=path), 64)
+    assert all(torch.equal(found[name], tensor) for name, tensor in wanted.items())
+    assert [child.name for child in tmp_path.iterdir() if child != path] == ["codes"]
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
@@ -178,6 +223,20 @@ def test_nothing_is_read_before_the_first_batch(encode, monkeypatch):
     assert not seen
     next(codes.batches(10))
     assert seen
+
+
+@pytest.mark.parametrize("node", ["encode", "pca", "kmeans"])
+def test_codes_and_errors_are_made_of_the_model_that_was_fitted_alone(planted, fitted, encode, node):
+    statistics, models = fitted
+    wrong = {"mean": statistics["mean"], "std": statistics["std"].flip(0)}
+    measured = {"layer": 5, "statistics": wrong, "shards": Shards(planted[0]), "device": "cpu"}
+    make = {
+        "encode": lambda: next(encode("pca-topk-00016", statistics=wrong, path=planted[0]).batches(10)),
+        "pca": lambda: measure_pca(model=models["pca"], parameters=PARAMETERS["pca"], ks=(1,), **measured),
+        "kmeans": lambda: measure_kmeans(model=models["kmeans"], parameters=PARAMETERS["kmeans"], **measured),
+    }
+    with pytest.raises(ValueError, match=rf"{planted[0]}, layer 5, does not go with the statistics of shards\.fit"):
+        make[node]()
 
 
 def test_provenance_says_what_the_codes_are_of(planted, fitted, encode):

@@ -11,6 +11,7 @@ from assay.parameters import PCAParameters, parse_parameters
 from assay.pipelines.pca import nodes
 from assay.pipelines.pca.nodes import fit_pca, measure_pca
 from assay.pipelines.pca.pipeline import create_pipeline
+from assay.pipelines.stream import SAMPLE
 from assay.plan import make_plan
 
 LAYERS, TOKENS, D_MODEL = (3, 5), 16, 80
@@ -89,7 +90,7 @@ def test_batch_size_is_the_tokens_read_at_once(planted, layer, statistics, monke
         parameters = PCAParameters(batch_size=batch_size)
         model, _ = fit_pca(Shards(planted[0]), statistics, parameters, Checkpoints(tmp_path), "cpu", layer=layer)
         measure_pca(Shards(planted[1]), statistics, model, parameters, "cpu", layer=layer, ks=(1,))
-    assert seen == [70, 70, 640, 640]
+    assert seen == [70, SAMPLE, 70, 640, SAMPLE, 640]  # a sample is looked at first
 
 
 @pytest.mark.parametrize("layer", [5], indirect=True)

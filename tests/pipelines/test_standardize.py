@@ -127,6 +127,17 @@ def test_statistics_that_cannot_be_of_these_tokens_are_refused(planted, own, cha
         adopt_statistics(Shards(planted[0]), given, StandardizeParameters(), layer=3)
 
 
+def test_statistics_of_another_layer_or_in_another_order_are_refused(planted, own):
+    shards = Shards(planted[0])
+    other = fit_statistics(shards, StandardizeParameters(), "cpu", layer=5)
+    with pytest.raises(ValueError, match=r"a spread .* is it a variance, or of another layer"):
+        adopt_statistics(shards, other, StandardizeParameters(), layer=3)
+    adopt_statistics(shards, other, StandardizeParameters(), layer=5)
+    shuffled = torch.randperm(D_MODEL, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(ValueError, match=r"correlate by .* or in another order"):
+        adopt_statistics(shards, {"mean": own["mean"], "std": own["std"][shuffled]}, StandardizeParameters(), layer=3)
+
+
 def test_statistics_of_the_cls_token_are_refused(planted):
     given = {"mean": torch.full((80,), 1e3), "std": torch.ones(80)}  # the planted CLS tokens are all 1000
     with pytest.raises(ValueError, match="std from the mean given"):

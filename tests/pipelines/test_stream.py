@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from assay.io.shards import Shards
-from assay.pipelines.stream import bind, pick_device, raw_tokens, standardized_tokens
+from assay.io.metadata import Metadata
+from assay.io.shards import Shards, write_shards
+from assay.pipelines.stream import bind, judged_tokens, pick_device, raw_tokens, standardized_tokens
 
 CPU = torch.device("cpu")
 LAYERS, TOKENS, D_MODEL = (3, 5), 16, 80
@@ -38,6 +39,27 @@ def test_standardized_tokens_are_moved_and_scaled_and_a_std_of_0_counts_as_1(pla
     wanted = (read(planted[1], 5) - mean.numpy()) / np.where(std.numpy() == 0, 1, std.numpy())
     assert found.dtype == torch.float32
     np.testing.assert_allclose(found.numpy(), wanted, rtol=1e-6)
+
+
+def test_a_split_of_another_model_is_named_before_anything_is_made_of_it(planted, tmp_path):
+    """Here the dimensions of the other model come in another order."""
+    fit, val = map(Shards, planted)
+    tokens = read(planted[0], 5)
+    statistics = {"mean": torch.from_numpy(tokens.mean(0)), "std": torch.from_numpy(tokens.std(0))}
+    options = {"layer": 5, "statistics": statistics, "batch_size": 50, "device": CPU, "doing": "test", "start": 20}
+    for shards in (fit, val):
+        found = torch.cat(list(judged_tokens(shards, **options)))
+        assert torch.equal(found, torch.cat(list(standardized_tokens(shards, **options))))
+    stored = torch.cat(list(fit.batches(layer=5, batch_size=1_000)))
+    turned = stored.flip(1).reshape(48, 1, TOKENS, D_MODEL)
+    metadata = Metadata.model_validate(fit.metadata.model_dump() | {"layers": [5], "cls_token": False})
+    other = Shards(write_shards(tmp_path, metadata, [turned]))
+    tokens = judged_tokens(other, **options)
+    with pytest.raises(
+        ValueError, match=r"layer 5, does not go with .*another order\? Name shards of one model"
+    ) as caught:
+        next(tokens)
+    assert str(other.path) in str(caught.value)
 
 
 def test_a_shuffled_pass_holds_every_token_once_by_its_seed(planted):

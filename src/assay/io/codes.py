@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from io import BufferedReader
@@ -15,6 +16,7 @@ from pydantic import TypeAdapter
 from torch import Tensor
 
 from assay.io.codes_layout import (
+    REMEDY,
     SCHEMA,
     SHARDS,
     VERSION,
@@ -29,6 +31,8 @@ from assay.io.codes_layout import (
     validated,
 )
 
+LESS = "read fewer rows at once, or encode the patches again"
+
 
 class StoredCodes:
     """Codes in a folder that `write_codes` left. Opening reads the two JSON files and the sizes of the others.
@@ -42,10 +46,11 @@ class StoredCodes:
     """
 
     fallback = None
+    rounded = None
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        raw = read_json(self.path / "metadata.json")
+        raw = read_json(self.path, "metadata.json")
         found = (raw.get("schema_name"), raw.get("version")) if isinstance(raw, dict) else (type(raw).__name__, None)
         if found != (SCHEMA, VERSION):
             raise ValueError(
@@ -54,7 +59,7 @@ class StoredCodes:
             )
         self.metadata = validated(self.path / "metadata.json", TypeAdapter(CodesMetadata), raw)
         index = self.path / "shards.json"
-        self.shards = validated(index, SHARDS, read_json(index))
+        self.shards = validated(index, SHARDS, read_json(self.path, index.name))
         rows = sum(shard.rows for shard in self.shards)
         if rows != self.n_rows:
             raise ValueError(
@@ -89,6 +94,11 @@ class StoredCodes:
     def provenance(self) -> Mapping[str, Any]:
         return self.metadata.provenance
 
+    @property
+    def made_from(self) -> str:
+        """What the files held when they were written."""
+        return json.dumps([shard.sha256 for shard in self.shards], sort_keys=True)
+
     def batches(self, batch_size: int, start: int = 0) -> Iterator[dict[str, Tensor]]:
         """Yield the rows from ``start`` on, in order, ``batch_size`` at a time (fewer at a shard's end).
 
@@ -116,6 +126,15 @@ class StoredCodes:
             start = max(0, start - shard.rows)
 
 
+def _open(path: Path) -> BufferedReader:
+    try:
+        return path.open("rb")
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise ValueError(f"{path} cannot be opened: {error.strerror or error}; {REMEDY}") from error
+
+
 class _ShardReader:
     """The open files of one shard, hashed as they are read."""
 
@@ -126,7 +145,7 @@ class _ShardReader:
         self._digests = {name: hashlib.sha256() for name in metadata.arrays} if start == 0 else {}
         with ExitStack() as opened:
             self._files: dict[str, BufferedReader] = {
-                name: opened.enter_context((folder / file_name(name, number)).open("rb")) for name in metadata.arrays
+                name: opened.enter_context(_open(folder / file_name(name, number))) for name in metadata.arrays
             }
             self._lengths = self._read_lengths() if metadata.k is None else None
             entries = start * metadata.k if metadata.k is not None else int(self._entries_of(0, start).sum())
@@ -184,9 +203,17 @@ class _ShardReader:
     def _load(self, name: str, rows: int, entries: int) -> Tensor:
         dtype, file = self._metadata.stored_dtype(name), self._files[name]
         wanted = self._metadata.n_bytes(name, rows, entries)
-        raw = bytearray(wanted)
-        if file.readinto(raw) != wanted:
-            raise ValueError(f"{file.name} ended early: it was cut while it was read; encode the patches again")
+        try:
+            raw = bytearray(wanted)
+            found = file.readinto(raw)
+        except OSError as error:
+            raise ValueError(f"{file.name} cannot be read: {error.strerror or error}; {REMEDY}") from error
+        except MemoryError:
+            raise ValueError(
+                f"{file.name}: {rows} rows are {wanted} bytes, more than there is memory: {LESS}"
+            ) from None
+        if found != wanted:
+            raise ValueError(f"{file.name} ended early: it was cut while it was read; {REMEDY}")
         if self._digests:
             self._digests[name].update(raw)
         array = np.frombuffer(raw, dtype)

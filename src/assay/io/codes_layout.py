@@ -16,16 +16,16 @@ rows vary) or ``onehot``. So the first K entries of the rows of top-K codes are 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Annotated, Any, Literal, Protocol, TypeVar
 
 import numpy as np
 import torch
 from pydantic import (
     BaseModel,
     ConfigDict,
+    FailFast,
     Field,
     FiniteFloat,
     NonNegativeInt,
@@ -34,7 +34,10 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
+from pydantic_core import from_json
 from torch import Tensor
+
+from assay.io.metadata import contained_file, explain, read_json_bytes
 
 SCHEMA = "assay.codes"
 VERSION = 2
@@ -61,7 +64,9 @@ class Codes(Protocol):
     """What is written: batches of named tensors in row order, and where they come from (JSON scalars).
 
     ``k`` is how many entries a row has: n_features dense, 1 one-hot, None where sparse rows vary; then a batch is padded to its
-    longest row with value 0. ``fallback`` makes a sparser form of the codes, for a disk that is too small for them.
+    longest row with value 0. ``made_from`` tells the codes from others of the same provenance, those of files that have changed since,
+    say; it is never written down. ``fallback`` makes a sparser form of the codes, for a disk that is too small for them. ``rounded``
+    makes the codes with the error that goes with values rounded to a dtype; None: it is the same.
     """
 
     @property
@@ -75,8 +80,19 @@ class Codes(Protocol):
     @property
     def provenance(self) -> Mapping[str, Any]: ...
     @property
+    def made_from(self) -> str: ...
+    @property
     def fallback(self) -> Callable[[], Codes] | None: ...
+    @property
+    def rounded(self) -> Callable[[torch.dtype], Codes] | None: ...
     def batches(self, batch_size: int, start: int = 0) -> Iterator[dict[str, Tensor]]: ...
+
+
+REMEDY = "encode the patches again"
+
+# int32 holds every index and every number of entries; more rows than this are a mistake, and numbers of any size are costly.
+Width = Annotated[int, Field(ge=1, le=2**31 - 1)]
+Rows = Annotated[int, Field(ge=0, le=2**40)]
 
 
 class CodesMetadata(BaseModel):
@@ -87,9 +103,9 @@ class CodesMetadata(BaseModel):
     schema_name: str
     version: int
     format: Format
-    n_rows: NonNegativeInt
-    n_features: PositiveInt
-    k: PositiveInt | None = Field(description="entries a row: n_features dense, 1 one-hot; null: sparse rows vary")
+    n_rows: Rows
+    n_features: Width
+    k: Width | None = Field(description="entries a row: n_features dense, 1 one-hot; null: sparse rows vary")
     dtype: Dtype = Field(description="of the values")
     provenance: dict[str, str | int | FiniteFloat | bool | None] = Field(
         description="encoding, layer, shard hash, fingerprints of model and statistics, parameters, seed"
@@ -141,14 +157,14 @@ class CodesShard(BaseModel):
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
 
-    rows: PositiveInt
+    rows: Annotated[Rows, Field(ge=1)]
     entries: NonNegativeInt = Field(description="stored values, or indices where there are no values")
     bytes: PositiveInt
     sha256: dict[str, str]
-    utilisation: list[int] = Field(description="features nonzero in 0, 1, 2-3, 4-7, ... rows of the shard")
+    utilisation: list[NonNegativeInt] = Field(description="features nonzero in 0, 1, 2-3, 4-7, ... rows of the shard")
 
 
-SHARDS = TypeAdapter(list[CodesShard])
+SHARDS = TypeAdapter(Annotated[list[CodesShard], FailFast()])
 
 
 def file_name(name: str, number: int) -> str:
@@ -156,19 +172,18 @@ def file_name(name: str, number: int) -> str:
     return f"{name}{number:06d}.bin"
 
 
-def read_json(path: Path) -> Any:
-    """What a JSON file holds.
+def read_json(folder: Path, name: str) -> Any:
+    """What a JSON file of at most 64 MiB in ``folder`` holds.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no JSON.
+        ValueError: it is too large, no JSON, or lies elsewhere.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; wanted a folder of codes, as the `encode` pipeline leaves it")
+    raw = read_json_bytes(folder, name, f"wanted a folder of codes, as the `encode` pipeline leaves it: {REMEDY}")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is no valid JSON ({error}): encode the patches again") from None
+        return from_json(raw)
+    except ValueError as error:
+        raise ValueError(f"{folder / name} is no valid JSON ({error}): {REMEDY}") from None
 
 
 def validated(path: Path, wanted: TypeAdapter[T], raw: Any) -> T:
@@ -176,33 +191,35 @@ def validated(path: Path, wanted: TypeAdapter[T], raw: Any) -> T:
     try:
         return wanted.validate_python(raw)
     except ValidationError as error:
-        raise ValueError(f"{path}: {error}: encode the patches again") from None
+        raise ValueError(f"{path}: {explain(error)}: {REMEDY}") from None
 
 
 def check_shard(folder: Path, metadata: CodesMetadata, number: int, shard: CodesShard) -> None:
-    """Check that a shard's files are there and as long as its row says.
+    """Check that a shard's files are there, inside the folder and as long as its row says, and that the row agrees with itself.
 
     Raises:
         FileNotFoundError: one is missing.
-        ValueError: one has another size, or the row contradicts the metadata.
+        ValueError: one has another size or lies elsewhere, or the row contradicts the metadata.
     """
-    index = folder / "shards.json"
-    if metadata.k is not None and shard.entries != shard.rows * metadata.k:
-        raise ValueError(
-            f"{index}: shard {number} has {shard.entries} entries, wanted {shard.rows} rows x {metadata.k}:"
-            " encode the patches again"
-        )
+    where, sizes = f"{folder / 'shards.json'}: shard {number}", {}
+    k = metadata.n_features if metadata.k is None else metadata.k
+    if not (0 if metadata.k is None else shard.rows * k) <= shard.entries <= shard.rows * k:
+        most = "at most " if metadata.k is None else ""
+        raise ValueError(f"{where} has {shard.entries} entries, wanted {most}{shard.rows} rows x {k}: {REMEDY}")
     if set(shard.sha256) != set(metadata.arrays):
-        raise ValueError(
-            f"{index}: shard {number} has checksums of {sorted(shard.sha256)}, wanted {sorted(metadata.arrays)}:"
-            " encode the patches again"
-        )
+        raise ValueError(f"{where} has checksums of {sorted(shard.sha256)}, wanted {sorted(metadata.arrays)}: {REMEDY}")
     for name in metadata.arrays:
-        file, wanted = folder / file_name(name, number), metadata.n_bytes(name, shard.rows, shard.entries)
-        if not file.is_file():
-            raise FileNotFoundError(f"{file}: no such file, but {index} lists it: encode the patches again")
-        if file.stat().st_size != wanted:
-            raise ValueError(f"{file} has {file.stat().st_size} bytes; wanted {wanted}: encode the patches again")
+        wanted = sizes[name] = metadata.n_bytes(name, shard.rows, shard.entries)
+        file, info = contained_file(folder, file_name(name, number), f"shards.json lists it: {REMEDY}")
+        if info.st_size != wanted:
+            raise ValueError(f"{file} has {info.st_size} bytes; wanted {wanted}: {REMEDY}")
+    if shard.bytes != sum(sizes.values()):
+        raise ValueError(f"{where} has bytes {shard.bytes}, wanted {sum(sizes.values())}: {REMEDY}")
+    if sum(shard.utilisation) != metadata.n_features or len(shard.utilisation) > shard.rows.bit_length() + 1:
+        raise ValueError(
+            f"{where} has a utilisation of {sum(shard.utilisation)} features in {len(shard.utilisation)} classes, wanted"
+            f" {metadata.n_features} in at most {shard.rows.bit_length() + 1}: {REMEDY}"
+        )
 
 
 def check_numbers(name: str, tensor: Tensor, n_features: int, where: str) -> None:

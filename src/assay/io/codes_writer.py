@@ -13,6 +13,7 @@ import logging
 import os
 import shutil
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -37,12 +38,12 @@ from assay.io.codes_layout import (
     read_json,
     validated,
 )
-from assay.io.publish import flush, publish_file, publishing_folder, resumable_folder
+from assay.io.publish import naming, publish_file, publishing_folder, resumable_folder
 
 logger = logging.getLogger(__name__)
 
 PROGRESS = "progress.json"
-CHUNK_BYTES = 8 * 2**20
+KEPT = "; the shards that are whole are kept, and the next run goes on after them"
 
 Arrays = dict[str, npt.NDArray[Any]]
 
@@ -66,37 +67,40 @@ def write_codes(
         ValueError: neither the codes nor their sparser form fit on the disk, and nothing was written. Or there are more or fewer
             rows than the codes promise, or a batch lacks an array, or holds one of another shape, a number that is not finite
             in ``dtype``, or an index that is no feature. An older folder then stays as it was.
-        OSError: the disk is full after all. What is whole is kept for the next call.
+        OSError: the disk is full after all; it names ``path``. What is whole is kept for the next call.
     """
     for name, size in (("batch_size", batch_size), ("rows_per_shard", rows_per_shard)):
         if size < 1:
             raise ValueError(f"{name} is {size}: wanted at least 1")
     batch_size = min(batch_size, rows_per_shard)
-    key = {"batch_size": batch_size, "rows_per_shard": rows_per_shard}
-    codes, metadata = _choose_form(path, codes, dtype, key)
-    with publishing_folder(path, replace=True, resume=_resume_key(metadata, key)) as folder:
+    sizes = {"batch_size": batch_size, "rows_per_shard": rows_per_shard}
+    codes, metadata = _choose_form(path, codes, dtype, sizes)
+    if codes.rounded is not None:
+        codes = codes.rounded(TORCH_DTYPES[dtype])
+    with publishing_folder(path, replace=True, resume=_resume_key(codes, metadata, sizes)) as folder:
         shards = _whole_shards(folder, metadata)
         done = sum(shard.rows for shard in shards)
         batches = _stored_batches(path, metadata, codes.batches(batch_size, done), done)
         while first := next(batches, None):
-            with _ShardWriter(folder, len(shards), metadata) as writer:
+            with _ShardWriter(folder, len(shards), metadata, named=path) as writer:
                 for arrays in chain([first], islice(batches, rows_per_shard // batch_size - 1)):
                     writer.write(arrays)
             shards.append(writer.summary())
             _write_index(folder / PROGRESS, shards)
         _write_index(folder / "shards.json", shards)
-        (folder / "metadata.json").write_text(metadata.model_dump_json(indent=1), encoding="utf-8")
+        with naming(path):
+            (folder / "metadata.json").write_text(metadata.model_dump_json(indent=1), encoding="utf-8")
         (folder / PROGRESS).unlink(missing_ok=True)
 
 
-def _resume_key(metadata: CodesMetadata, sizes: dict[str, int]) -> str:
-    return json.dumps([metadata.model_dump(mode="json"), sizes], sort_keys=True)
+def _resume_key(codes: Codes, metadata: CodesMetadata, sizes: dict[str, int]) -> str:
+    return json.dumps([metadata.model_dump(mode="json"), codes.made_from, sizes], sort_keys=True)
 
 
 def _choose_form(path: Path, codes: Codes, dtype: Dtype, sizes: dict[str, int]) -> tuple[Codes, CodesMetadata]:
     """The codes or their sparser form, whichever is the first to fit on the disk."""
     metadata = _describe(codes, dtype)
-    predicted, free = _predict(codes, metadata, sizes), _free_bytes(path, _resume_key(metadata, sizes))
+    predicted, free = _predict(codes, metadata, sizes), _free_bytes(path, _resume_key(codes, metadata, sizes))
     if predicted <= free:
         return codes, metadata
     found = f"{path}: {codes.format} {dtype} codes of {codes.n_rows} rows take {_gb(predicted)}, {_gb(free)} are free"
@@ -139,7 +143,7 @@ def _free_bytes(path: Path, resume: str) -> int:
     while not place.exists():
         place = place.parent
     begun = resumable_folder(path, resume)
-    mine = sum(file.stat().st_size for file in begun.iterdir()) if begun.is_dir() else 0
+    mine = sum(entry.lstat().st_size for entry in begun.iterdir()) if begun.is_dir() else 0
     return shutil.disk_usage(place).free + mine
 
 
@@ -148,14 +152,14 @@ def _gb(n_bytes: int) -> str:
 
 
 def _whole_shards(folder: Path, metadata: CodesMetadata) -> list[CodesShard]:
-    """The shards that an earlier call finished; every other file is removed."""
+    """The shards that an earlier call finished; everything else is removed."""
     shards: list[CodesShard] = []
     progress = folder / PROGRESS
     # One that was cut off as it was moved into place has its final index already.
     index = progress if progress.exists() else folder / "shards.json"
     if index.exists():
         try:
-            shards = validated(index, SHARDS, read_json(index))
+            shards = validated(index, SHARDS, read_json(folder, index.name))
             for number, shard in enumerate(shards):
                 check_shard(folder, metadata, number, shard)
                 _check_sums(folder, number, shard)
@@ -163,9 +167,11 @@ def _whole_shards(folder: Path, metadata: CodesMetadata) -> list[CodesShard]:
             logger.warning("what was begun of these codes is of no use, starting again: %s", error)
             shards = []
     whole = {file_name(name, number) for number in range(len(shards)) for name in metadata.arrays} | {PROGRESS}
-    for file in folder.iterdir():
-        if file.name not in whole:
-            file.unlink()
+    for entry in folder.iterdir():
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        elif entry.name not in whole:
+            entry.unlink()
     _write_index(progress, shards)
     if shards:
         logger.info("going on after %d rows in %d whole shards", sum(shard.rows for shard in shards), len(shards))
@@ -237,9 +243,13 @@ def _as_stored(tensors: dict[str, Tensor], metadata: CodesMetadata) -> Arrays:
 
 
 class _ShardWriter:
-    """The open files of one shard, hashed and counted as they are written, flushed to the device at the end."""
+    """The open files of one shard, hashed and counted as they are written, flushed to the device at the end.
 
-    def __init__(self, folder: Path, number: int, metadata: CodesMetadata) -> None:
+    A disk that is full is an OSError that names ``named``.
+    """
+
+    def __init__(self, folder: Path, number: int, metadata: CodesMetadata, named: Path) -> None:
+        self._named = named
         self._files: dict[str, BinaryIO] = {
             name: (folder / file_name(name, number)).open("wb") for name in metadata.arrays
         }
@@ -253,13 +263,17 @@ class _ShardWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for file in self._files.values():
-            file.close()
-            flush(file.name)
+        with naming(self._named, KEPT), ExitStack() as closing:
+            for file in self._files.values():
+                closing.callback(file.close)
+            for file in self._files.values():
+                file.flush()
+                os.fsync(file.fileno())
 
     def write(self, arrays: Arrays) -> None:
         for name, array in arrays.items():
-            self._files[name].write(array.data)
+            with naming(self._named, KEPT):
+                self._files[name].write(array.data)
             self._digests[name].update(array.data)
             self._bytes += array.nbytes
         self._rows += len(arrays["error"])

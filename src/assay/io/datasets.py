@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, Never, Protocol, get_args
 
@@ -18,7 +19,7 @@ from assay.io.codes_layout import Codes, Dtype
 from assay.io.codes_writer import write_codes
 from assay.io.images import ImageLayout, Images, write_images
 from assay.io.metadata import METADATA_NAME, Metadata
-from assay.io.publish import publishing_folder
+from assay.io.publish import discard_partials, publishing_folder
 from assay.io.saev_codes import CODES_NAME, METRICS_NAME, SaevCodes, read_metrics
 from assay.io.shards import Shards, write_shards
 from assay.io.tensors import fingerprint_tensors, read_tensors, write_tensors
@@ -188,6 +189,11 @@ class CodesDataset(AbstractDataset[Codes, StoredCodes]):
         write_codes(
             self.folder, data, batch_size=self._batch_size, rows_per_shard=self._rows_per_shard, dtype=self._dtype
         )
+
+    def forget_begun(self) -> None:
+        """Remove what an interrupted run began of these codes, so that saving them starts anew."""
+        with suppress(FileNotFoundError):  # there are no shards yet, so nothing was begun of their codes
+            discard_partials(self.folder)
 
     def _open(self) -> StoredCodes:
         return StoredCodes(self.folder)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Annotated, ClassVar
 
 import numpy as np
@@ -77,13 +77,20 @@ def list_files(folder: Path, layout: ImageLayout) -> list[Path]:
 
     Raises:
         FileNotFoundError: there is no such folder or list, or a listed file is missing.
-        ValueError: the pattern is not one.
+        ValueError: the pattern is not one, or it or the list leads out of the folder.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is no folder; wanted that of the {layout.things}, check the path")
     if layout.names is not None:
         lines = layout.names.read_text(encoding="utf-8").splitlines()
-        paths = [folder / line.strip() for line in lines if line.strip()]
+        names = [line.strip() for line in lines if line.strip()]
+        outside = next((name for name in names if _leads_out(name)), None)
+        if outside is not None:
+            raise ValueError(
+                f"{layout.names} lists {outside!r}; wanted paths inside {folder}, without ..: correct the list or name the folder that"
+                f" holds all {layout.things}"
+            )
+        paths = [folder / name for name in names]
         missing = next((path for path in paths if not path.is_file()), None)
         if missing is not None:
             raise FileNotFoundError(
@@ -91,12 +98,18 @@ def list_files(folder: Path, layout: ImageLayout) -> list[Path]:
             )
         return paths
     try:
+        if _leads_out(layout.pattern):
+            raise ValueError("it leads out of the folder")
         found = [path for path in folder.glob(layout.pattern) if path.is_file()]
     except (NotImplementedError, ValueError) as error:
         raise ValueError(
             f"pattern {layout.pattern!r}: {error}; wanted a glob inside the folder, as in '*.png'"
         ) from None
     return sorted(found, key=lambda path: path.relative_to(folder).parts)
+
+
+def _leads_out(path: str) -> bool:
+    return PurePath(path).is_absolute() or ".." in PurePath(path).parts
 
 
 class Images:

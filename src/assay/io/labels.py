@@ -145,12 +145,13 @@ def check_target(out: Path, shards: Path, *, force: bool) -> None:
 
     Raises:
         FileExistsError: `out` exists, and `force` is false.
-        ValueError: `out` lies in a folder of shards, and is not the `labels.bin` of these.
+        ValueError: `out` lies in a folder of shards or codes, however deep, and is not the `labels.bin` of these shards.
     """
     parent = Path(os.path.realpath(out.parent))
-    if os.path.lexists(parent / INDEX_NAME) and (parent, out.name) != (shards, LABELS_NAME):
+    published = next((folder for folder in (parent, *parent.parents) if os.path.lexists(folder / INDEX_NAME)), None)
+    if published is not None and (parent, out.name) != (shards, LABELS_NAME):
         raise ValueError(
-            f"{out} lies in a folder of shards, which are immutable; wanted {shards / LABELS_NAME} or another folder"
+            f"{out} lies in a folder of shards, which are immutable ({published}); wanted {shards / LABELS_NAME} or a place outside"
         )
     if os.path.lexists(out) and not force:
         raise FileExistsError(f"{out} exists already and is not replaced; choose another name, or --force")

@@ -31,6 +31,8 @@ METADATA_NAME = "metadata.json"
 INDEX_NAME = "shards.json"
 LABELS_NAME = "labels.bin"
 MAX_JSON_BYTES = 64 * 2**20
+MOST_FAULTS = 5
+COPY_AGAIN = "copy the folder of shards again, whole"
 REMEDY = "correct the file or record the activations again"
 
 # The names that saev's code writes, and those of its document and of older files.
@@ -194,8 +196,10 @@ def real_folder(path: str | os.PathLike[str]) -> Path:
     return folder
 
 
-def contained_file(folder: Path, name: str) -> tuple[Path, os.stat_result]:
-    """The real path and the status of a regular file that lies inside `folder`, itself a real path.
+def contained_file(folder: Path, name: str, remedy: str = COPY_AGAIN) -> tuple[Path, os.stat_result]:
+    """The real path and the status of a regular file that lies inside `folder`.
+
+    `remedy` says what to do where the file is missing.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -206,22 +210,32 @@ def contained_file(folder: Path, name: str) -> tuple[Path, os.stat_result]:
         real = Path(os.path.realpath(path, strict=True))
         info = real.stat()
     except FileNotFoundError:
-        raise FileNotFoundError(f"{path} is missing; copy the folder of shards again, whole") from None
+        raise FileNotFoundError(f"{path} is missing; {remedy}") from None
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}; restore it") from error
-    if folder not in real.parents:
+    if Path(os.path.realpath(folder)) not in real.parents:
         raise ValueError(f"{path} leads out of the folder to {real}; wanted a file inside it, put it there")
     if not stat.S_ISREG(info.st_mode):
         raise ValueError(f"{path} is not a regular file; restore it")
     return real, info
 
 
-def read_json_bytes(folder: Path, name: str) -> bytes:
-    """The bytes of a file of at most 64 MiB; raises FileNotFoundError, or ValueError if it is larger."""
-    path, info = contained_file(folder, name)
+def read_json_bytes(folder: Path, name: str, remedy: str = COPY_AGAIN) -> bytes:
+    """The bytes of a file of at most 64 MiB; raises FileNotFoundError, or ValueError if it is larger or cannot be read."""
+    path, info = contained_file(folder, name, remedy)
     if info.st_size > MAX_JSON_BYTES:
         raise ValueError(f"{path} has {info.st_size} bytes, wanted at most {MAX_JSON_BYTES}; restore the file")
-    return path.read_bytes()
+    return read_file(path)
+
+
+def read_file(path: Path) -> bytes:
+    """The bytes of a file; raises FileNotFoundError, or ValueError if it cannot be read."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror or error}; restore it") from error
 
 
 def read_metadata(folder: Path) -> Metadata:
@@ -287,14 +301,16 @@ def _validated(folder: Path, name: str, validate: Callable[[Any], T]) -> T:
     try:
         return validate(from_json(raw))
     except ValidationError as error:
-        raise ValueError(f"{folder / name}: {_explain(error)}; {REMEDY}") from error
+        raise ValueError(f"{folder / name}: {explain(error)}; {REMEDY}") from error
     except ValueError as error:
         raise ValueError(f"{folder / name} is not valid JSON: {error}; {REMEDY}") from error
 
 
-def _explain(error: ValidationError) -> str:
+def explain(error: ValidationError) -> str:
+    """What is wrong, where, and what was found there, in a line."""
     faults = [
         f"{'.'.join(map(str, fault['loc'])) or 'the whole'}: {fault['msg']}, found {reprlib.repr(fault['input'])}"
         for fault in error.errors(include_url=False)
     ]
-    return "; ".join(faults)
+    more = [f"and {len(faults) - MOST_FAULTS} more"] if len(faults) > MOST_FAULTS else []
+    return "; ".join(faults[:MOST_FAULTS] + more)

@@ -6,6 +6,7 @@ any batch. A permutation sorts PCG64's raw words: numpy promises that stream for
 
 import hashlib
 import os
+import re
 from pathlib import Path
 from typing import Protocol
 
@@ -163,22 +164,35 @@ def _permutation(n: int, seed: int, which: int) -> Numbers:
     return (words & low).astype(np.int64)
 
 
+# The header as numpy.save writes it. numpy's own reader evaluates it as Python, which fails in many ways on what is none.
+_HEADER = re.compile(rb"\{'descr': '<i8', 'fortran_order': (?:False|True), 'shape': \(([0-9]{1,18}),\), \} *\n")
+_MOST_HEADER_BYTES = 10_000
+
+
 def _npy_header(path: Path) -> tuple[int, int]:
-    """How many numbers a .npy file of int64 holds and where the first one lies. Nothing is unpickled."""
+    """How many numbers a .npy file of int64 holds and where the first one lies. Nothing is unpickled or evaluated."""
     wanted = "wanted a .npy file of a 1-D little-endian int64 array with at least one number, as numpy.save writes it"
-    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
     try:
         with open(path, "rb") as file:
-            version = np.lib.format.read_magic(file)
-            if version not in readers:
-                raise ValueError(f"version {version} of the format")
-            shape, _, dtype = readers[version](file)
-            offset = file.tell()
+            start = file.read(12)
+            # Version 1 says the header's length in two bytes, version 2 in four.
+            begin = {b"\x93NUMPY\1\0": 10, b"\x93NUMPY\2\0": 12}.get(start[:8], 0)
+            length = int.from_bytes(start[8:begin], "little")
+            file.seek(begin)
+            header = file.read(min(length, _MOST_HEADER_BYTES))
             size = os.fstat(file.fileno()).st_size
     except FileNotFoundError:
         raise FileNotFoundError(f"the order file {path} is missing; check the path") from None
-    except (OSError, ValueError) as error:
+    except OSError as error:
         raise ValueError(f"{path} cannot be read as an order: {error}; {wanted}") from error
-    if dtype != np.dtype("<i8") or len(shape) != 1 or shape[0] < 1 or size != offset + 8 * shape[0]:
-        raise ValueError(f"{path} holds {dtype} {shape} in {size} bytes; {wanted}")
-    return shape[0], offset
+    if not begin:
+        raise ValueError(f"{path} cannot be read as an order: it begins with {start[:8]!r}; {wanted}")
+    found = _HEADER.fullmatch(header) if len(header) == length else None
+    if found is None:
+        raise ValueError(
+            f"{path} cannot be read as an order: its header of {length} bytes is {header[:80]!r}; {wanted}"
+        )
+    n, offset = int(found[1]), begin + length
+    if n < 1 or size != offset + 8 * n:
+        raise ValueError(f"{path} says that it holds {n} numbers and has {size} bytes, not {offset + 8 * n}; {wanted}")
+    return n, offset

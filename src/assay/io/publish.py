@@ -13,7 +13,7 @@ import re
 import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 logger = logging.getLogger(__name__)
@@ -60,6 +60,14 @@ def resumable_folder(path: str | os.PathLike[str], resume: str) -> Path:
     return _partial(Path(os.path.abspath(path)), hashlib.sha256(resume.encode()).hexdigest()[:16])
 
 
+def discard_partials(path: str | os.PathLike[str]) -> None:
+    """Remove what interrupted writers of `path` left; raises ValueError if a live process is writing it."""
+    target = Path(os.path.abspath(path))
+    if target.parent.is_dir():
+        with _sole_writer(target):
+            logger.debug("nothing is left that was begun of %s", target)
+
+
 @contextmanager
 def publish_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield the path of a file to write, which replaces `path` when the block ends, and is deleted if the block raises.
@@ -74,7 +82,8 @@ def publish_file(path: str | os.PathLike[str]) -> Iterator[Path]:
             raise ValueError(f"{target} is a folder, wanted a file; choose another name or remove the folder")
         partial = _new_partial(target)
         try:
-            yield partial
+            with naming(target):
+                yield partial
             flush(partial)
             os.replace(partial, target)
             flush(target.parent)
@@ -134,8 +143,9 @@ def _acquire(lock: Path, target: Path) -> int:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # The previous holder unlinks the file before it lets go: a lock on an unlinked file guards nothing.
-            if lock.exists() and os.path.samestat(os.fstat(descriptor), os.stat(lock)):
-                return descriptor
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(descriptor), os.stat(lock)):
+                    return descriptor
         except BlockingIOError:
             os.close(descriptor)
             raise ValueError(f"{target} is being written by another live process; wait for it or stop it") from None
@@ -165,11 +175,23 @@ def _remove_stale(target: Path, spared: Path | None) -> None:
             entry.unlink(missing_ok=True)
 
 
+@contextmanager
+def naming(path: str | os.PathLike[str], note: str = "") -> Iterator[None]:
+    """Have an OSError that names no file, as that of a full disk does not, name `path`; `note` is added to what it says."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, f"{error.strerror}{note}", os.fspath(path)) from error
+
+
 def flush(path: str | os.PathLike[str]) -> None:
     """Have what was written to a file or folder on the device."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        with naming(path):
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
 

@@ -24,6 +24,7 @@ from assay.io.metadata import (
     METADATA_NAME,
     Metadata,
     contained_file,
+    read_file,
     read_index,
     read_json_bytes,
     read_metadata,
@@ -31,7 +32,7 @@ from assay.io.metadata import (
     sized_shard,
 )
 from assay.io.order import Order, OrderFile, Sequential, Shuffled
-from assay.io.publish import publishing_folder
+from assay.io.publish import naming, publishing_folder
 from assay.io.stream_reader import Batches, LayerBytes
 
 logger = logging.getLogger(__name__)
@@ -128,9 +129,15 @@ class Shards:
 
         Raises:
             FileNotFoundError: the folder has no labels.bin.
-            ValueError: labels.bin has changed its size since the folder was opened.
+            ValueError: labels.bin cannot be read, or has changed its size since the folder was opened.
         """
-        raw = np.fromfile(self._labels_file(), dtype=f"<u{self.metadata.labels_bytes}")
+        path, width = self._labels_file(), self.metadata.labels_bytes
+        content = read_file(path)
+        if len(content) != self.n_tokens * width:
+            raise ValueError(
+                f"{path} has {len(content)} bytes, wanted {self.n_tokens * width}: it changed while it was read; restore the file"
+            )
+        raw = np.frombuffer(content, dtype=f"<u{width}")
         return torch.from_numpy(raw.astype(np.int64))
 
     def layer(self, layer: int) -> "LayerActivations":
@@ -212,6 +219,7 @@ class LayerActivations:
             ValueError: at the call, for an option out of its bounds, options that exclude each other, an order file that
                 does not fit or a cursor of another pass; while reading, for a NaN, an infinity or a file that has
                 become shorter. Errors in reading threads are raised here.
+            OSError: the device does not give the bytes; it names the file and the place.
         """
         given = ReadOptions(**options)
         shuffle, seed, path = given.get("shuffle", False), given.get("seed", 0), given.get("order")
@@ -266,30 +274,33 @@ def write_shards(
         FileExistsError: that folder exists already: published shards are immutable.
         ValueError: a batch or the labels have another shape or dtype, hold a NaN or an infinity, or are not n_examples
             in all. Nothing is left behind.
+        OSError: the disk is full, say; it names the folder.
     """
     folder = Path(root) / metadata.hash
     per_shard = metadata.examples_per_shard
     with publishing_folder(folder) as partial:
         if labels is not None:
-            (partial / LABELS_NAME).write_bytes(_checked_labels(labels, metadata).tobytes())
+            with naming(folder):
+                (partial / LABELS_NAME).write_bytes(_checked_labels(labels, metadata).tobytes())
         n_written = 0
         for batch in examples:
             array = _checked_batch(batch, metadata, n_written)
             while len(array):
                 shard, row = divmod(n_written, per_shard)
                 part, array = array[: per_shard - row], array[per_shard - row :]
-                with open(partial / _shard_name(shard), "ab") as file:
+                with naming(folder), open(partial / _shard_name(shard), "ab") as file:
                     file.write(part.data)
                 n_written += len(part)
         if n_written != metadata.n_examples:
             raise ValueError(f"{n_written} examples came, wanted n_examples = {metadata.n_examples}; correct either")
         n_full, n_last = divmod(n_written, per_shard)
-        with open(partial / _shard_name(n_full), "ab") as file:
-            file.truncate(per_shard * metadata.example_bytes)
         counts = [per_shard] * n_full + [n_last]
         index = [{"name": _shard_name(shard), "n_examples": count} for shard, count in enumerate(counts)]
-        (partial / INDEX_NAME).write_text(json.dumps(index, indent=2), encoding="utf-8")
-        (partial / METADATA_NAME).write_text(metadata.to_json(), encoding="utf-8")
+        with naming(folder):
+            with open(partial / _shard_name(n_full), "ab") as file:
+                file.truncate(per_shard * metadata.example_bytes)
+            (partial / INDEX_NAME).write_text(json.dumps(index, indent=2), encoding="utf-8")
+            (partial / METADATA_NAME).write_text(metadata.to_json(), encoding="utf-8")
     logger.debug("published %d examples in %s", metadata.n_examples, folder)
     return folder
 

@@ -243,6 +243,7 @@ def _read(source: LayerBytes, numbers: Numbers, rows: Numbers, arrays: list[Rows
 
     Raises:
         ValueError: a file is gone or has become shorter since the folder was opened.
+        OSError: the device does not give the bytes.
     """
     width = source.d_model * 4
     ascending = numbers[rows]
@@ -297,9 +298,14 @@ def read_pieces(descriptor: int, pieces: Pieces, offset: int) -> int:
 
 
 def _read_run(descriptor: int, path: Path, pieces: Pieces, offset: int, left: int) -> None:
-    """Fill `pieces`, `left` bytes in all, one after the other from `offset` on."""
+    """Fill `pieces`, `left` bytes in all, one after the other from `offset` on; an error names the file and the place."""
     while left:
-        n = read_pieces(descriptor, pieces[:IOV_MAX], offset)
+        try:
+            n = read_pieces(descriptor, pieces[:IOV_MAX], offset)
+        except OSError as error:
+            raise OSError(
+                error.errno, f"{error.strerror}, reading {left} bytes from byte {offset} on", str(path)
+            ) from error
         if n == 0:
             raise ValueError(
                 f"{path} has {os.fstat(descriptor).st_size} bytes, wanted at least {offset + left}: it became shorter after it "

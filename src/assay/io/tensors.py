@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import re
 from pathlib import Path
 
 import torch
@@ -21,13 +23,23 @@ def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
 
 
 def write_with_header(path: Path, tensors: dict[str, Tensor], header: dict[str, str]) -> None:
-    """Write named tensors and a header of strings to ``path``, atomically."""
+    """Write named tensors and a header of strings to ``path``, atomically.
+
+    Raises:
+        OSError: the disk is full, say; it names ``path``.
+    """
     # Cloned, because the format refuses tensors that share memory.
     stored = {
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()
     }
     with publish_file(path) as partial:
-        save_file(stored, partial, metadata=header)
+        try:
+            save_file(stored, partial, metadata=header)
+        except SafetensorError as error:
+            system = re.search(r"os error ([0-9]+)", str(error))
+            if system is None:
+                raise
+            raise OSError(int(system[1]), os.strerror(int(system[1])), str(path)) from error
 
 
 def read_tensors(path: Path, *, any_schema: bool = False) -> dict[str, Tensor]:

@@ -112,11 +112,15 @@ class SelectedCodes:
         self.k = codes.k
 
     def batches(self, batch_size: int, start: int = 0) -> Iterator[Batch]:
-        """What is left of each batch of the other codes; none is empty."""
+        """What is left of each batch of the other codes; none is empty.
+
+        Raises ValueError for NaN and infinity, naming the row of the other codes: who reads these counts only what is left.
+        """
         if start >= self.n_rows:
             return
         first = int(self.rows.nonzero()[start])
         for batch in self.codes.batches(batch_size, first):
+            check_finite(batch, first)
             last = first + count_rows(batch)
             kept = self.rows[first:last]
             first = last
@@ -127,8 +131,9 @@ class SelectedCodes:
 class ComputedCodes:
     """Codes made on the fly: `stream(batch_size, start)` starts a fresh pass over the rows from `start` on, in order.
 
-    `provenance` says where they come from (JSON scalars), for whoever writes them down; `fallback` makes a sparser form of
-    them, for a disk that is too small.
+    `provenance` says where they come from (JSON scalars), for whoever writes them down, and `made_from` what else tells them from
+    others: files that have changed, say. `fallback` makes a sparser form of them, for a disk that is too small. `rounded` makes
+    them with the `error` that goes with values rounded to a dtype; None: it is the same.
     """
 
     def __init__(
@@ -140,7 +145,9 @@ class ComputedCodes:
         stream: Callable[[int, int], Iterator[Batch]],
         *,
         provenance: Mapping[str, object] | None = None,
+        made_from: str = "",
         fallback: Callable[[], "ComputedCodes"] | None = None,
+        rounded: Callable[[torch.dtype], "ComputedCodes"] | None = None,
     ) -> None:
         self.format: Format = code_format
         self.n_rows = n_rows
@@ -148,7 +155,9 @@ class ComputedCodes:
         self.k = k
         self.stream = stream
         self.provenance = provenance or {}
+        self.made_from = made_from
         self.fallback = fallback
+        self.rounded = rounded
 
     def batches(self, batch_size: int, start: int = 0) -> Iterator[Batch]:
         """A fresh pass."""
@@ -158,8 +167,9 @@ class ComputedCodes:
 class TopKCodes:
     """Top-K codes for a K below that of `codes`, which are sparse, by falling magnitude: the first `k` entries of each row.
 
-    Batch for batch they equal what the encoder at `k` gives, bit for bit, `error` too: it is the other codes' plus the squares
-    that are left out, added in the encoder's order. ValueError unless `codes` are sparse with a K of at least `k`.
+    Batch for batch PCA's equal what the encoder at `k` gives, bit for bit, `error` too: it is the other codes' plus the squares
+    that are left out, added in the encoder's order. Of a folder of rounded values they equal the folder written at `k`.
+    ValueError unless `codes` are sparse with a K of at least `k`.
     """
 
     format: Format = "sparse"
@@ -228,11 +238,12 @@ def checked_batches(codes: Codes, batch_size: int) -> Iterator[tuple[slice, Batc
 
 
 def check_finite(batch: Batch, first_row: int) -> None:
-    """Raise ValueError for NaN and infinity in a sparse batch, naming row, counted from `first_row`, and feature."""
-    finite = batch["values"].isfinite()
-    if not finite.all():
-        row, place = (~finite).nonzero()[0].tolist()
-        raise ValueError(not_finite(first_row + row, int(batch["indices"][row, place])))
+    """Raise ValueError for NaN and infinity in a batch of any format, naming row, counted from `first_row`, and feature."""
+    values = batch.get("values")
+    if values is None or bool(values.abs().sum(dtype=torch.float64).isfinite()):  # one pass, and no tensor of flags
+        return
+    row, place = (~values.isfinite()).nonzero()[0].tolist()
+    raise ValueError(not_finite(first_row + row, int(batch["indices"][row, place]) if "indices" in batch else place))
 
 
 def not_finite(row: int, feature: int) -> str:
@@ -255,13 +266,12 @@ def gather_columns(
     `wanted` has any number of (features (f,) int64, repeats and all, and k): of sparse codes the first k entries of each row
     are looked at, all with None. Gives a float32 (f, n_rows) for each. `progress` is told of the rows that are done.
 
-    Raises ValueError for NaN and infinity in sparse codes, and for an index that is not a feature.
+    Raises ValueError for NaN and infinity, and for an index that is not a feature.
     """
     gathered = [torch.empty(len(features), codes.n_rows, device=device) for features, _ in wanted]
     for rows, batch in checked_batches(codes, batch_size):
         batch = {name: tensor.to(device) for name, tensor in batch.items() if name in ("values", "indices")}
-        if codes.format == "sparse":
-            check_finite(batch, rows.start)
+        check_finite(batch, rows.start)
         for columns, (features, k) in zip(gathered, wanted, strict=True):
             if len(features):
                 part = {name: tensor[:, :k] for name, tensor in batch.items()} if codes.format == "sparse" else batch

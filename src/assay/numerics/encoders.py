@@ -24,7 +24,8 @@ class Encoder:
     """What one encoding makes of tokens: `encode` maps float32 (b, d) to a batch of `format` over `n_features` features.
 
     `k` is the entries a row. `zero_is_far` says that a code of 0 stands for what is far away or absent, so that small entries
-    may be left out.
+    may be left out. `encode_rounded` is for whoever rounds values to a dtype: it gives the same values, with the error that goes
+    with rounded ones; None: that is the same.
     """
 
     format: Format
@@ -32,6 +33,7 @@ class Encoder:
     k: int
     encode: Callable[[Tensor], Batch]
     zero_is_far: bool = False
+    encode_rounded: Callable[[Tensor, torch.dtype], Batch] | None = None
 
 
 def kmeans_onehot(state: Mapping[str, Tensor]) -> Encoder:
@@ -113,7 +115,8 @@ def pca_dense(state: Mapping[str, Tensor]) -> Encoder:
 def pca_topk(state: Mapping[str, Tensor], k: int) -> Encoder:
     """The k coefficients of largest magnitude, by falling magnitude; ties to the lower index.
 
-    The error is what all components leave plus the squares of the coefficients that are dropped.
+    The error is what all components leave plus the squares of the coefficients that are dropped. To go with values that are
+    rounded it has the squares of rounded ones, too: then the error at a smaller k follows from the values that were kept.
 
     Raises ValueError unless k is 1 to the number of components, and for whitened coefficients.
     """
@@ -127,13 +130,13 @@ def pca_topk(state: Mapping[str, Tensor], k: int) -> Encoder:
             "found a PCA that whitens, wanted coefficients whose squares are errors: fit it with whiten=False"
         )
 
-    def encode(x: Tensor) -> Batch:
+    def encode(x: Tensor, dtype: torch.dtype = torch.float32) -> Batch:
         z, left = pca.project(x)
         values, indices = top_k(z, n_components)
-        error = add_squares(left, values[:, k:])
+        error = add_squares(left, values[:, k:].to(dtype))
         return {"values": values[:, :k], "indices": indices[:, :k], "error": error}
 
-    return Encoder("sparse", n_components, k, encode)
+    return Encoder("sparse", n_components, k, encode, encode_rounded=encode)
 
 
 def make_encoder(encoding: str, state: Mapping[str, Tensor]) -> Encoder:

@@ -2,7 +2,8 @@
 
 The mean over rows of softplus(b + w x) - y (b + w x) takes of the labels y only the class's count n_c and sum s_jc of
 x, since they enter linearly. The rest is a sum over points: values and how often they occur, the same for every class. A
-sketch has some hundred, a one-hot feature has two, 0 and 1, and where nothing less will do every row is one.
+sketch has some hundred, a one-hot feature has two, 0 and 1. Where nothing less will do every row is one, with its label, and
+the terms are softplus(b + w x) or softplus(-b - w x), so that nothing cancels.
 """
 
 from __future__ import annotations
@@ -56,29 +57,25 @@ class Slab:
     """Some features as points, with what of the labels the loss needs."""
 
     points: Points  # of all rows, a line a feature
-    class_sums: Tensor  # (features, classes) float64: sum of (x - mean) over the class's rows
-    mean: Tensor  # (features,) float64, that `class_sums` are about
-    own: Points | None = None  # for class weights: of each class's own rows, a line for each (feature, class) ...
-    labels: Tensor | None = None  # ... or, where every row is a point, the rows' classes (points,) int64
-
-    def __getitem__(self, features: slice) -> Slab:
-        if self.points.cells is not None or self.own is not None:
-            raise TypeError("only rows can be cut")
-        return Slab(
-            Points(self.points.values[features]), self.class_sums[features], self.mean[features], labels=self.labels
-        )
+    class_sums: Tensor | None = None  # (features, classes) float64: sum of (x - centre) over the class's rows
+    centre: Tensor | None = None  # (features,) float64
+    own: Points | None = None  # for class weights: of each class's own rows, a line for each (feature, class)
+    labels: Tensor | None = (
+        None  # in the place of all that: every row is a point, and these are the rows' classes, int64
+    )
 
 
-def slab_of_rows(values: Tensor, labels: Tensor, n_classes: int) -> Slab:
-    """Every row a point: values (features, rows) float32."""
+def slab_of_rows(values: Tensor, labels: Tensor) -> Slab:
+    """Every row a point: values (features, rows) float32 and labels (rows,)."""
+    return Slab(Points(values), labels=labels)
+
+
+def moments_of_rows(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and population standard deviation of values (features, rows), float64 (features,); exactly 0 where all are one value."""
     mean = torch.stack([row.double().mean() for row in values])
-    class_sums = values.new_zeros(len(values), n_classes, dtype=torch.float64)
-    width = max(1, _BLOCK[values.device.type] // max(len(values), n_classes))
-    classes = torch.arange(n_classes, device=labels.device)
-    for start in range(0, len(labels), width):
-        rows = slice(start, start + width)
-        class_sums += (values[:, rows].double() - mean[:, None]) @ (labels[rows, None] == classes).double()
-    return Slab(Points(values), class_sums, mean, labels=labels)
+    std = torch.stack([(row.double() - m).square().mean().sqrt() for row, m in zip(values, mean, strict=True)])
+    constant = values.amin(1) == values.amax(1)
+    return torch.where(constant, values[:, 0].double(), mean), torch.where(constant, 0.0, std)
 
 
 def slab_of_table(table: Tensor, class_counts: Tensor, n_rows: int) -> Slab:
@@ -90,7 +87,7 @@ def slab_of_table(table: Tensor, class_counts: Tensor, n_rows: int) -> Slab:
     return Slab(
         points=Points(values.expand(len(table), 2), torch.stack([n_rows - ones, ones], 1)),
         class_sums=hits - mean[:, None] * class_counts,
-        mean=mean,
+        centre=mean,
         own=Points(values.expand(hits.numel(), 2), torch.stack([class_counts - hits, hits], -1).flatten(0, 1)),
     )
 
@@ -113,23 +110,29 @@ class PairLosses:
     def loss(self, pairs: Tensor, theta: Tensor) -> Tensor:
         """Mean CE in nats, float64 (pairs,), at theta (2, pairs), which holds b and w."""
         total = theta.new_zeros(len(pairs))
-        for block, z, _, weights in self._blocks(pairs, theta):
+        for block, z, _, weights, side in self._blocks(pairs, theta):
+            if side is not None:
+                z = z.mul_(side)
             softplus = z.abs().neg_().exp_().log1p_().add_(z.clamp_(min=0))
             total[block] += _row_sums(softplus, weights)
-        return (total - self._linear(pairs).mul_(theta).sum(0)) / self._norm(pairs)
+        return (total - (self._linear(pairs) * theta).sum(0)) / self._norm(pairs)
 
     def derivatives(self, pairs: Tensor, theta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Mean CE (pairs,), its gradient (2, pairs) and its Hessian (3, pairs): the bb, bw and ww entries."""
         total = theta.new_zeros(len(pairs))
         gradient = theta.new_zeros(2, len(pairs))
         hessian = theta.new_zeros(3, len(pairs))
-        for block, z, x, weights in self._blocks(pairs, theta):
+        for block, z, x, weights, side in self._blocks(pairs, theta):
+            if side is not None:
+                z = z.mul_(side)
             e = z.abs().neg_().exp_()
             upper = (1 + e).reciprocal_()  # sigma(|z|)
             lower = e * upper
             curvature = lower * upper
             sigma = torch.where(z > 0, upper, lower)
             total[block] += _row_sums(e.log1p_().add_(z.clamp_(min=0)), weights)
+            if side is not None:
+                sigma = sigma.mul_(side)
             gradient[0, block] += _row_sums(sigma, weights)
             gradient[1, block] += _row_sums(sigma.mul_(x), weights)
             hessian[0, block] += _row_sums(curvature, weights)
@@ -138,6 +141,10 @@ class PairLosses:
         linear, norm = self._linear(pairs), self._norm(pairs)
         loss = (total - (linear * theta).sum(0)) / norm
         return loss, (gradient - linear) / norm, hessian / norm
+
+    def rounding(self, pairs: Tensor, theta: Tensor) -> Tensor:
+        """How far `loss` can be off since it is a difference, nats, float64 (pairs,): of rows it is none."""
+        return 1e-15 * (self._linear(pairs) * theta).abs().sum(0) / self._norm(pairs)
 
     def bound(self, pairs: Tensor, theta: Tensor) -> Tensor:
         """How far `loss` can be from that of the rows that the points stand for, nats, float64 (pairs,): see `sketch`."""
@@ -181,42 +188,48 @@ class PairLosses:
         return total[pairs % len(counts)]
 
     def _linear(self, pairs: Tensor) -> Tensor:
-        """n_c and s_jc (2, pairs), what the labels contribute to the gradient; s_jc is of standardised values."""
+        """n_c and s_jc (2, pairs), what the labels contribute to the gradient; s_jc is of standardised values. 0 of rows."""
         features, classes = self._split(pairs)
         counts = self.class_counts[classes]
-        sums = self.slab.class_sums.flatten()[pairs] + (self.slab.mean - self.mean)[features] * counts
+        if self.slab.class_sums is None or self.slab.centre is None:
+            return counts.new_zeros(2, len(pairs))
+        sums = self.slab.class_sums.flatten()[pairs] + (self.slab.centre - self.mean)[features] * counts
         linear = torch.stack([counts, sums / self.scale[features]])
         return linear if self.class_weights is None else linear * self.class_weights.positive[classes]
 
-    def _blocks(self, pairs: Tensor, theta: Tensor) -> Iterator[tuple[slice, Tensor, Tensor, Tensor | None]]:
-        """Blocks of pairs and points: which pairs, b + w x and x (pairs, points) float64, and the points' weights."""
+    def _blocks(
+        self, pairs: Tensor, theta: Tensor
+    ) -> Iterator[tuple[slice, Tensor, Tensor, Tensor | None, Tensor | None]]:
+        """Blocks of pairs and points: which pairs, b + w x and x (pairs, points) float64, the points' weights, and of rows -1 for
+        those of the class and 1 for the others."""
         features, classes = self._split(pairs)
-        slab = self.slab
-        if self.class_weights is None:
-            yield from self._points(slab.points, features, features, theta)
-            return
-        positive, negative = self.class_weights.positive[classes, None], self.class_weights.negative[classes, None]
-        if slab.own is None:
-            assert slab.labels is not None, "class weights need the rows' classes"
-            yield from self._points(
-                slab.points, features, features, theta, (slab.labels, classes[:, None], positive, negative)
-            )
+        slab, weights = self.slab, self.class_weights
+        if slab.labels is not None:
+            for block, at, z, x, _ in self._points(slab.points, features, features, theta):
+                of_class = slab.labels[at] == classes[block, None]
+                side = torch.where(of_class, -1.0, 1.0).to(z.dtype)
+                if weights is None:
+                    yield block, z, x, None, side
+                else:
+                    positive, negative = weights.positive[classes[block], None], weights.negative[classes[block], None]
+                    yield block, z, x, torch.where(of_class, positive, negative), side
+        elif weights is None:
+            for block, _, z, x, weight in self._points(slab.points, features, features, theta):
+                yield block, z, x, weight, None
         else:  # all rows at the weight of a negative, and the class's own at what they weigh more
+            assert slab.own is not None, "class weights need the classes' own points"
+            positive, negative = weights.positive[classes, None], weights.negative[classes, None]
             for lines, points, factor in (
                 (features, slab.points, negative),
                 (pairs, slab.own, positive - negative),
             ):
-                for block, z, x, weights in self._points(points, lines, features, theta):
-                    yield block, z, x, factor[block] if weights is None else factor[block] * weights
+                for block, _, z, x, weight in self._points(points, lines, features, theta):
+                    yield block, z, x, factor[block] if weight is None else factor[block] * weight, None
 
     def _points(
-        self,
-        points: Points,
-        lines: Tensor,
-        features: Tensor,
-        theta: Tensor,
-        by_class: tuple[Tensor, Tensor, Tensor, Tensor] | None = None,
-    ) -> Iterator[tuple[slice, Tensor, Tensor, Tensor | None]]:
+        self, points: Points, lines: Tensor, features: Tensor, theta: Tensor
+    ) -> Iterator[tuple[slice, slice, Tensor, Tensor, Tensor | None]]:
+        """Blocks of lines and points: which lines and points, b + w x, x and the points' weights."""
         n_points = points.values.shape[1]
         # A table's two points are taken one after the other: work along an inner dimension of 2 is 10 times slower.
         width = 1 if n_points <= 4 else min(n_points, 1 << 13)
@@ -229,10 +242,7 @@ class PairLosses:
                 at = slice(start, start + width)
                 x = points.values[:, at][lines[block]].double().sub_(mean).div_(scale)
                 weights = None if points.weights is None else points.weights[:, at][lines[block]]
-                if by_class is not None:
-                    labels, classes, positive, negative = by_class
-                    weights = torch.where(labels[at] == classes[block], positive[block], negative[block])
-                yield block, (x * w).add_(b), x, weights
+                yield block, at, (x * w).add_(b), x, weights
 
 
 def _row_sums(terms: Tensor, weights: Tensor | None) -> Tensor:

@@ -13,6 +13,7 @@ codes need no sketch: a table of counts says all.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -32,7 +33,15 @@ from assay.numerics.codes import (
     checked_batches,
     gather_columns,
 )
-from assay.numerics.logistic import ClassWeights, PairLosses, Slab, minimise, slab_of_rows, slab_of_table
+from assay.numerics.logistic import (
+    ClassWeights,
+    PairLosses,
+    Slab,
+    minimise,
+    moments_of_rows,
+    slab_of_rows,
+    slab_of_table,
+)
 from assay.numerics.memory import free_bytes
 from assay.numerics.ranking import check_labels, count_classes, rank_features, rank_table
 from assay.numerics.scores import Judgement
@@ -154,9 +163,10 @@ class LogisticProbe1d:
         codes = as_codes(codes)
         if codes.format == "onehot":
             check_labels(labels, codes.n_rows, n_classes)
-            self._begin(codes, labels, n_classes)
+            counts = count_classes(labels, n_classes)
+            self._begin(codes.n_features, codes.n_rows, counts)
             table = count_table(codes, labels, n_classes, self.slab_rows, progress)
-            self._solve_table(table, count_classes(labels, n_classes), progress)
+            self._solve_table(table, counts, progress)
         else:
             _fit([(self, codes.k)], codes, labels, n_classes, progress)
         return self._finish()
@@ -170,6 +180,29 @@ class LogisticProbe1d:
         probes = {k: self._unfitted() for k in ks}
         _fit([(probe, k) for k, probe in probes.items()], codes, labels, n_classes, progress)
         return {k: probe._finish() for k, probe in probes.items()}
+
+    def sketch(
+        self, codes: Codes | Tensor, labels: Tensor, n_classes: int, like: FeatureSketch | None = None
+    ) -> FeatureSketch:
+        """One pass over some of the rows, for workers that share them: with the first one's sketch as `like`, the others' can be
+        merged with it, and `fit_sketch` fits what comes of it. Of dense or sparse codes; all features are held at once.
+        """
+        codes = as_codes(codes)
+        check_labels(labels, codes.n_rows, n_classes)
+        if codes.format == "onehot":
+            raise ValueError(
+                "found one-hot codes, which are counted and need no sketch: add up `count_table` of the parts"
+            )
+        columns, by_class = slice(0, codes.n_features), self.class_weight is not None
+        cells = None if like is None else like.cells
+        (sketch,) = _sketch(columns, [codes.k], codes, labels, n_classes, by_class, self.slab_rows, None, cells)
+        return sketch
+
+    def fit_sketch(self, sketch: FeatureSketch) -> LogisticProbe1d:
+        """Fit on a sketch alone. Pairs that it does not settle, by its bound, are not `converged_`: they want the rows."""
+        self._begin(len(sketch.low), sketch.n_rows, sketch.class_counts)
+        self._solve_sketch(slice(0, len(sketch.low)), sketch, None, len(sketch.low))
+        return self._finish()
 
     @staticmethod
     def judge_nested(
@@ -262,6 +295,31 @@ class LogisticProbe1d:
         certificate.check(bound)
         return certificate
 
+    def certify_loss(self, values: Tensor, features: Tensor, labels: Tensor, loss: Tensor) -> float:
+        """Largest difference in nats, or as a share of a loss above 1, between a loss that was reported and the rows themselves.
+
+        `loss` (features, classes) is that of these rows as `judge` gives it; it is held over every class's own feature: `features`
+        (classes,), and `values` (classes, rows) theirs.
+
+        Classes that are not fitted are left out. Raises CertificateError above the bound.
+        """
+        classes = self.fitted_classes_.nonzero().flatten()
+        error = 0.0
+        for c in classes.tolist():
+            losses = self._losses_of_rows(values[c : c + 1], features[c : c + 1], labels)
+            theta = torch.stack(
+                [matrix[features[c], c] for matrix in (self.intercept_standardized_, self.coef_standardized_)]
+            )
+            exact = losses.loss(classes.new_tensor([c]), theta[:, None])
+            off = (exact - loss[features[c], c]).abs() / exact.clamp(min=1)
+            error = max(error, float(off.nan_to_num(torch.inf)))
+        if error > CERTIFIED:
+            raise CertificateError(
+                f"the loss on rows that were not fitted differs by up to {error:.3g} nats from that of the rows, wanted at most "
+                f"{CERTIFIED:g}: are these the codes and labels that were judged?"
+            )
+        return error
+
     def state_dict(self) -> dict[str, Tensor]:
         """What was fitted, as tensors by name: float64 but for `n_iter` int64 and `converged` bool."""
         return {
@@ -301,17 +359,17 @@ class LogisticProbe1d:
             slab_rows=self.slab_rows,
         )
 
-    def _begin(self, codes: Codes, labels: Tensor, n_classes: int) -> None:
-        self._counts = count_classes(labels, n_classes).double()
-        self._n_rows = codes.n_rows
-        self.base_rate_ = self._counts / codes.n_rows
-        shape = (codes.n_features, n_classes)
+    def _begin(self, n_features: int, n_rows: int, counts: Tensor) -> None:
+        self._counts = counts.double()
+        self._n_rows = n_rows
+        self.base_rate_ = self._counts / n_rows
+        shape = (n_features, len(counts))
         self.coef_standardized_ = self.base_rate_.new_full(shape, torch.nan)
         self.intercept_standardized_ = self.base_rate_.new_full(shape, torch.nan)
         self.loss_ = self.base_rate_.new_full(shape, torch.nan)
-        self.feature_mean_, self.feature_std_, self.max_abs_ = self.base_rate_.new_zeros(3, codes.n_features)
-        self.n_iter_ = torch.zeros(shape, dtype=torch.int64, device=labels.device)
-        self.converged_ = torch.ones(shape, dtype=torch.bool, device=labels.device)
+        self.feature_mean_, self.feature_std_, self.max_abs_ = self.base_rate_.new_zeros(3, n_features)
+        self.n_iter_ = torch.zeros(shape, dtype=torch.int64, device=counts.device)
+        self.converged_ = torch.ones(shape, dtype=torch.bool, device=counts.device)
         self.n_refined_ = 0
 
     def _finish(self) -> LogisticProbe1d:
@@ -345,6 +403,7 @@ class LogisticProbe1d:
             self.max_abs_[here] = torch.maximum(statistics.low.abs(), statistics.high.abs())
             slabs = [some.slab(statistics, nodes=nodes) for nodes in (1, 3)]
             self._solve(here, slabs, self._fitted_pairs(here))
+            self.converged_[here] &= statistics.resolved[:, None] | ~self.fitted_classes_
             _tell(progress, "probes", here.stop, total)
 
     def _refine(self, features: Tensor, values: Tensor, labels: Tensor) -> None:
@@ -352,14 +411,15 @@ class LogisticProbe1d:
         n_classes = len(self.base_rate_)
         for part in _ranges(len(features), 32):
             here = features[part]
+            # The sketch's may be those of too wide cells.
+            self.feature_mean_[here], self.feature_std_[here] = moments_of_rows(values[part])
             if self.class_weight is None and len(labels) > FINE_ROWS:
-                sketch = FeatureSketch(CellMap.of_rows(values[part], FINE_BITS), n_classes)
+                sketch = FeatureSketch(CellMap.of_all_rows(values[part], FINE_BITS), n_classes)
                 sketch.add(values[part].T, labels)
-                slab = sketch.slab(sketch.statistics())
-                self._solve(here, [slab], (~self.converged_[here]).flatten().nonzero().squeeze(1))
-            left = (~self.converged_[here]).flatten().nonzero().squeeze(1)
+                self._solve(here, [sketch.slab(sketch.statistics())], self._open_pairs(here))
+            left = self._open_pairs(here)
             if len(left):
-                self._solve(here, [slab_of_rows(values[part], labels, n_classes)], left)
+                self._solve(here, [slab_of_rows(values[part], labels)], left)
 
     def _solve(self, features: slice | Tensor, slabs: list[Slab], pairs: Tensor) -> None:
         """Fit `pairs` of `features`, on one slab after the other, and keep what the last says.
@@ -413,6 +473,10 @@ class LogisticProbe1d:
         """Numbers of the slab's pairs whose class is fitted, int64 (pairs,)."""
         return self.fitted_classes_.expand(features.stop - features.start, -1).flatten().nonzero().squeeze(1)
 
+    def _open_pairs(self, features: Tensor) -> Tensor:
+        """Numbers of the pairs of some features that are not settled, int64 (pairs,)."""
+        return (~self.converged_[features] & self.fitted_classes_).flatten().nonzero().squeeze(1)
+
     def _losses(self, slab: Slab, features: slice | Tensor, counts: Tensor, n_rows: int) -> PairLosses:
         weights = None
         if self.class_weight == "balanced":
@@ -421,16 +485,27 @@ class LogisticProbe1d:
         return PairLosses(slab, self.feature_mean_[features], self._scale()[features], counts.double(), n_rows, weights)
 
     def _differences(self, values: Tensor, features: Tensor, pairs: Tensor, labels: Tensor) -> Tensor:
-        """Largest CE error and gradient over `pairs` (p, 2), all of `features` (f,), whose `values` are (f, rows)."""
-        n_classes = len(self.base_rate_)
-        slab = slab_of_rows(values, labels, n_classes)
+        """Largest CE error and gradient over `pairs` (p, 2), all of `features` (f,), whose `values` are (f, rows).
+
+        The features' mean and scale are the rows' own here, so that what the fit took for them is held against these too.
+        """
         feature, label = pairs.T.contiguous()
-        theta = torch.stack([self.intercept_standardized_[feature, label], self.coef_standardized_[feature, label]])
-        losses = self._losses(slab, features, count_classes(labels, n_classes), len(labels))
-        loss, gradient, _ = losses.derivatives(torch.searchsorted(features, feature) * n_classes + label, theta)
+        place = torch.searchsorted(features, feature)
+        mean, std = moments_of_rows(values)
+        scale = torch.where(std > 0, std, 1.0)
+        w = self.coef_standardized_[feature, label] / self._scale()[feature]
+        b = self.intercept_standardized_[feature, label] + w * (mean[place] - self.feature_mean_[feature])
+        theta = torch.stack([b, w * scale[place]])
+        losses = dataclasses.replace(self._losses_of_rows(values, features, labels), mean=mean, scale=scale)
+        loss, gradient, _ = losses.derivatives(place * len(self.base_rate_) + label, theta)
         gradient += self.ridge * (theta - self._centre()[:, label])
         error = (loss - self.loss_[feature, label]).abs()
         return torch.stack([error, gradient.norm(dim=0)]).nan_to_num(torch.inf).amax(1).cpu()
+
+    def _losses_of_rows(self, values: Tensor, features: slice | Tensor, labels: Tensor) -> PairLosses:
+        """The losses of features, whose `values` are (features, rows), on every row."""
+        counts = count_classes(labels, len(self.base_rate_))
+        return self._losses(slab_of_rows(values, labels), features, counts, len(labels))
 
     def _loss(self, slab: Slab, columns: slice, counts: Tensor, n_rows: int) -> Tensor:
         pairs = self._fitted_pairs(columns)
@@ -454,14 +529,15 @@ class LogisticProbe1d:
                 if len(pairs) == 0 or (bits == FINE_BITS and by_class):
                     continue
                 if bits is None:
-                    slab = slab_of_rows(some, labels, n_classes)
+                    losses = self._losses_of_rows(some, here, labels)
                 else:
-                    sketch = FeatureSketch(CellMap.of_rows(some, bits), n_classes, by_class=by_class)
+                    cells = CellMap.of_rows(some, bits) if bits != FINE_BITS else CellMap.of_all_rows(some, bits)
+                    sketch = FeatureSketch(cells, n_classes, by_class=by_class)
                     sketch.add(some.T, labels, first_feature=here.start)
-                    slab = sketch.slab(sketch.statistics())
-                losses = self._losses(slab, here, counts, len(labels))
+                    losses = self._losses(sketch.slab(sketch.statistics()), here, counts, len(labels))
                 matrix[part].view(-1)[pairs] = losses.loss(pairs, mine[:, pairs])
-                pairs = pairs[losses.bound(pairs, mine[:, pairs]) > 10 * CE_ERROR]
+                missed = losses.bound(pairs, mine[:, pairs]) + losses.rounding(pairs, mine[:, pairs])
+                pairs = pairs[missed > 10 * CE_ERROR]
         return matrix
 
     def _choose(self, ranked: Tensor, columns: slice, counts: Tensor, n_rows: int) -> Tensor:
@@ -474,7 +550,8 @@ class LogisticProbe1d:
 
     def _width(self, feature_bytes: int, device: torch.device) -> int:
         """Features worked on together, each of which takes so much memory."""
-        return self.slab_features or max(1, free_bytes(device) // 4 // feature_bytes)
+        fits = max(1, free_bytes(device) // 4 // feature_bytes)
+        return min(self.slab_features or fits, fits)
 
 
 def _fit(
@@ -487,7 +564,7 @@ def _fit(
     """Fit probes to the first k entries of each row, for each its own k, in the same passes over the codes."""
     check_labels(labels, codes.n_rows, n_classes)
     for probe, _ in probes:
-        probe._begin(codes, labels, n_classes)
+        probe._begin(codes.n_features, codes.n_rows, count_classes(labels, n_classes))
     first = probes[0][0]
     by_class = first.class_weight is not None
     feature_bytes = len(probes) * FeatureSketch.bytes_per_feature(n_classes, by_class=by_class)
@@ -610,8 +687,9 @@ def _sketch(
     by_class: bool,
     slab_rows: int,
     progress: Progress | None,
+    cells: CellMap | None = None,
 ) -> list[FeatureSketch]:
-    """Sketches of some features, of the first k entries of each row for every k, from one pass."""
+    """Sketches of some features, of the first k entries of each row for every k, from one pass; on `cells`, if they are given."""
     order = sorted(range(len(ks)), key=lambda i: ks[i] or 0)
     sketches: list[FeatureSketch] = []
     for rows, batch in checked_batches(codes, slab_rows):
@@ -619,14 +697,14 @@ def _sketch(
         if codes.format == "dense":
             x = batch["values"][:, columns].float()
             if not sketches:
-                sketches = [FeatureSketch(CellMap.of_rows(x.T), n_classes, by_class=by_class)]
+                sketches = [FeatureSketch(cells or CellMap.of_rows(x.T), n_classes, by_class=by_class)]
             sketches[0].add(x, labels[rows], rows.start, columns.start)
         else:
             check_indices(batch["indices"], codes.n_features)
             check_finite(batch, rows.start)
             if not sketches:
                 feature, value, _, _ = _events(batch, columns, labels[rows])
-                cells = CellMap.of_events(feature, value, columns.stop - columns.start)
+                cells = cells or CellMap.of_events(feature, value, columns.stop - columns.start)
                 sketches = [FeatureSketch(cells, n_classes, by_class=by_class) for _ in ks]
             # An entry beyond the first k of a row is of the sketches with a larger k alone.
             begin: int | None = 0

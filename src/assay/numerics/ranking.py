@@ -123,7 +123,10 @@ def rank_table(table: Tensor, class_counts: Tensor, n_rows: int, thresholds: Ten
 
 def top_rows(values: Tensor, k: int) -> Tensor:
     """The k rows (all, if there are fewer) with the highest of values (rows,), highest first, ties to the lower row."""
-    return values.argsort(descending=True, stable=True)[:k]
+    if k < len(values):
+        candidates = (values >= values.topk(k).values[-1]).nonzero().flatten()  # sorting them all takes far longer
+        return candidates[values[candidates].argsort(descending=True, stable=True)][:k]
+    return values.argsort(descending=True, stable=True)
 
 
 def strongest_examples(values: Tensor, counted: Tensor, patches: int, k: int) -> dict[str, Tensor]:

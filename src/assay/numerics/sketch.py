@@ -33,7 +33,10 @@ _BLOCK = {
 }  # features and rows: on a CPU what a block needs stays in cache
 _SAMPLE = 4096
 _POWERS = 6
+_OCTAVES, _MOST_OCTAVES = 16, 64
 _SPAN = 1e50  # times the unit: further out the fifth power is no longer a float64
+_RESOLVED = 1e-4  # units: a spread below this is lost beside the 1 that is added to |t|
+_MATRICES = 1 << 14  # cuSOLVER takes no larger batch
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,7 @@ class CellMap:
     centre: Tensor
     scale: Tensor
     bits: int = 5
-    octaves: int = 16
+    octaves: int = _OCTAVES
 
     @property
     def n_cells(self) -> int:
@@ -61,15 +64,25 @@ class CellMap:
 
     @classmethod
     def of_rows(cls, sample: Tensor, bits: int = 5) -> CellMap:
-        """About the median of (features, rows), with half the distance of the quartiles as the unit."""
+        """About the median of (features, rows), with the median distance of the other values from it as the unit."""
         stride = -(-sample.shape[1] // _SAMPLE)
         ordered = sample[:, ::stride].double().sort(dim=1).values
-        last = ordered.shape[1] - 1
-        low, centre, high = (ordered[:, round(share * last)] for share in (0.25, 0.5, 0.75))
-        spread = (high - low) / 2
-        away = torch.maximum(ordered[:, -1] - centre, centre - ordered[:, 0])
-        # Most are one value: then the farthest. All are: whatever comes next is in its own cell, or not far from it.
-        return cls(centre, _first_positive(spread, away, centre.abs()), bits)
+        n = ordered.shape[1]
+        centre = ordered[:, round((n - 1) / 2)]
+        away = (ordered - centre[:, None]).abs().sort(dim=1).values
+        # Half may be one value, as the zeros of an autoencoder's codes are: the unit is that of the rest.
+        same = (away == 0).sum(1)
+        unit = away.gather(1, ((same + n - 1) // 2).clamp(max=n - 1)[:, None])[:, 0]
+        # All are one value: whatever comes next is in its own cell, or not far from it.
+        return cls(centre, _first_positive(unit, centre.abs()), bits)
+
+    @classmethod
+    def of_all_rows(cls, values: Tensor, bits: int) -> CellMap:
+        """As `of_rows`, where these (features, rows) are all there are: no cell is open."""
+        cells = cls.of_rows(values, bits)
+        farthest = ((values.double() - cells.centre[:, None]).abs().amax(1) / cells.scale).amax()
+        octaves = math.frexp(float(farthest) + 1)[1] if bool(farthest.isfinite()) else _OCTAVES
+        return dataclasses.replace(cells, octaves=min(max(octaves, _OCTAVES), _MOST_OCTAVES))
 
     @classmethod
     def of_events(cls, features: Tensor, values: Tensor, n_features: int, bits: int = 5) -> CellMap:
@@ -146,9 +159,9 @@ class FeatureSketch:
         self.n_rows = 0
 
     @staticmethod
-    def bytes_per_feature(n_classes: int, *, by_class: bool = False, bits: int = 5, octaves: int = 16) -> int:
-        """Memory of a feature in a sketch and in the points that are made of it."""
-        return 5 * 8 * _POWERS * (octaves << bits) * (n_classes + 1 if by_class else 1)
+    def bytes_per_feature(n_classes: int, *, by_class: bool = False, bits: int = 5, octaves: int = _OCTAVES) -> int:
+        """Memory of a feature in a sketch and in the points that are made of it, as it was measured."""
+        return 14 * 8 * _POWERS * (octaves << bits) * (n_classes + 1 if by_class else 1)
 
     def add(self, x: Tensor, labels: Tensor, first_row: int = 0, first_feature: int = 0) -> None:
         """Add rows x (rows, features) with labels (rows,) int64.
@@ -238,7 +251,7 @@ class FeatureSketch:
     def slab(self, statistics: Statistics, *, nodes: int = 3) -> Slab:
         """What the losses need; with `nodes` 1 every cell is its mean alone, for a first approximation."""
         own = self.points(by_class=True, nodes=nodes) if self.groups > 1 else None
-        return Slab(self.points(nodes=nodes), statistics.class_sums, statistics.mean, own)
+        return Slab(self.points(nodes=nodes), statistics.class_sums, statistics.centre, own)
 
     def statistics(self) -> Statistics:
         """Mean, spread and class sums of x; what no event told of counts as 0."""
@@ -256,17 +269,15 @@ class FeatureSketch:
         variance = (spread + zeros * (origin - mean).square()) / self.n_rows
         constant = low == high
         scale = self.cells.scale
-        x_mean = torch.where(constant, low, self.cells.centre + scale * mean)
-        about = (self.cells.centre - x_mean)[:, None]
         return Statistics(
-            mean=x_mean,
+            mean=torch.where(constant, low, self.cells.centre + scale * mean),
             std=torch.where(constant, 0.0, scale * variance.sqrt()),
             low=low,
             high=high,
-            # Of the zeros' t only their number enters here: events are of maps about 0.
-            class_sums=torch.where(
-                constant[:, None], 0.0, scale[:, None] * self.class_sums + about * self.class_counts
-            ),
+            # The zeros' t are 0, since events are of maps about 0. Not about the mean, which may be a single row's.
+            centre=torch.where(constant, low, self.cells.centre),
+            class_sums=torch.where(constant[:, None], 0.0, scale[:, None] * self.class_sums),
+            resolved=constant | (variance.sqrt() > _RESOLVED),
         )
 
     def points(self, *, by_class: bool = False, nodes: int = 3) -> Points:
@@ -322,16 +333,18 @@ class FeatureSketch:
 
 @dataclass(frozen=True)
 class Statistics:
-    """Of the rows of each feature, float64 (features,); `class_sums` (features, classes) are sums of x less its mean.
+    """Of the rows of each feature, float64 (features,); `class_sums` (features, classes) are sums of x less the `centre`.
 
-    A constant feature's std is exactly 0.
+    A constant feature's std is exactly 0. What is not `resolved`, bool, has a spread too small for its cells.
     """
 
     mean: Tensor
     std: Tensor
     low: Tensor
     high: Tensor
+    centre: Tensor
     class_sums: Tensor
+    resolved: Tensor
 
 
 def _ranges(stop: int, width: int) -> Iterator[slice]:
@@ -347,7 +360,7 @@ def _signs(n_cells: int, like: Tensor) -> Tensor:
 
 
 def _gauss(moments: list[Tensor], nodes: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Nodes and weights (nodes, ...) with these raw moments 1 to 5 of a distribution on about [-1, 1], and its variance.
+    """Nodes and weights (nodes, ...) with these raw moments 1 to 5 of a distribution on about [-1, 1], and what its variance is at most.
 
     The eigenvalues of the Jacobi matrix, whose entries are those of the orthogonal polynomials of the distribution; where
     it has one point or two, so do the nodes, the rest has weight 0.
@@ -355,9 +368,11 @@ def _gauss(moments: list[Tensor], nodes: int) -> tuple[Tensor, Tensor, Tensor]:
     p1, p2, p3, p4, p5 = moments
     m = p1
     variance = (p2 - m * m).clamp(min=0)
-    variance = torch.where(variance > 1e-14 * (p2 + 1), variance, 0.0)
+    lost = 1e-14 * (p2 + 1)  # what rounding may hide
+    bounded = variance + lost
+    variance = torch.where(variance > lost, variance, 0.0)
     if nodes == 1:
-        return m[None], torch.ones_like(m)[None], variance
+        return m[None], torch.ones_like(m)[None], bounded
     std = torch.where(variance > 0, variance, 1.0).sqrt()
     m2 = m * m
     skew = (p3 - 3 * m * p2 + 2 * m2 * m) / std**3
@@ -373,8 +388,9 @@ def _gauss(moments: list[Tensor], nodes: int) -> tuple[Tensor, Tensor, Tensor]:
     jacobi[..., 1, 2] = jacobi[..., 2, 1] = torch.where(three, second.sqrt(), 0.0)
     jacobi[..., 2, 2] = torch.where(three, centre, 0.0)
     jacobi[variance == 0] = 0
-    y, vectors = torch.linalg.eigh(jacobi)
-    weights = vectors[..., 0, :].square()
+    parts = [torch.linalg.eigh(part) for part in torch.split(jacobi.flatten(0, -3), _MATRICES)]
+    y = torch.cat([values for values, _ in parts]).view(*m.shape, 3)
+    weights = torch.cat([vectors[..., 0, :] for _, vectors in parts]).square().view(*m.shape, 3)
     # In exact arithmetic these sum to 1; a weight is then as exact as the sum of all rows is.
     weights /= weights.sum(-1, keepdim=True)
-    return (m[..., None] + std[..., None] * y).movedim(-1, 0), weights.movedim(-1, 0), variance
+    return (m[..., None] + std[..., None] * y).movedim(-1, 0), weights.movedim(-1, 0), bounded

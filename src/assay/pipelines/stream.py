@@ -12,7 +12,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from assay.io.shards import OrderOptions, Shards
-from assay.numerics.moments import standardize
+from assay.numerics.moments import check_statistics, standardize
+
+SAMPLE = 2048
+"""Tokens that are looked at, to see whether statistics can belong to them."""
 
 
 def pick_device(device: str) -> torch.device:
@@ -87,6 +90,34 @@ def standardized_tokens(
         )
     for batch in raw_tokens(shards, layer, batch_size, device, doing=doing, start=start, **order):
         yield standardize(batch, mean, std)
+
+
+def judged_tokens(
+    shards: Shards,
+    layer: int,
+    statistics: dict[str, Tensor],
+    batch_size: int,
+    device: torch.device,
+    *,
+    doing: str,
+    start: int = 0,
+) -> Generator[Tensor]:
+    """As :func:`standardized_tokens`, in order, of a split that the statistics were not fitted to.
+
+    A random sample of it is looked at first, since all that follows would be meaningless.
+
+    Raises:
+        ValueError: the statistics plainly are of another layer or model than the tokens.
+    """
+    with shards.batches(layer=layer, batch_size=SAMPLE, shuffle=True, max_tokens=SAMPLE) as batches:
+        sample = next(batches)
+    try:
+        check_statistics(sample, statistics["mean"], statistics["std"], same_data=False)
+    except ValueError as error:
+        raise ValueError(
+            f"{shards.path}, layer {layer}, does not go with the statistics of shards.fit: {error} Name shards of one model"
+        ) from None
+    yield from standardized_tokens(shards, layer, statistics, batch_size, device, doing=doing, start=start)
 
 
 @contextmanager

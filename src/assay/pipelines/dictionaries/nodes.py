@@ -16,7 +16,8 @@ from assay.numerics.codes import Batch, ComputedCodes
 from assay.numerics.errors import sum_errors
 from assay.numerics.sae import SparseAutoencoder
 from assay.parameters import DictionaryParameters, KMeansParameters
-from assay.pipelines.stream import pick_device, standardized_tokens
+from assay.pipelines.encode.nodes import made_from
+from assay.pipelines.stream import judged_tokens, pick_device, standardized_tokens
 
 
 def measure_sae(
@@ -32,7 +33,7 @@ def measure_sae(
     """NMSE of an autoencoder on the validation tokens, both in the standardised space and raw."""
     place = pick_device(device)
     sae = _autoencoder(weights, statistics, dictionary, place)
-    tokens = standardized_tokens(shards, layer, statistics, dictionary.batch_size, place, doing=f"{name}, NMSE")
+    tokens = judged_tokens(shards, layer, statistics, dictionary.batch_size, place, doing=f"{name}, NMSE")
     sums = sum_errors(lambda x: sae.reconstruction_errors(x, statistics["std"]), tokens)
     rows = [{"k": k, "nmse": each.nmse, "nmse_raw": each.nmse_raw} for k, each in sums.items()]
     return {"layer": layer, "method": name, "n_tokens": shards.n_tokens, "rows": rows}
@@ -53,7 +54,7 @@ def encode_with_sae(
     sae = _autoencoder(weights, statistics, dictionary, place)
 
     def stream(batch_size: int, start: int) -> Iterator[Batch]:
-        for tokens in standardized_tokens(shards, layer, statistics, batch_size, place, doing=encoding, start=start):
+        for tokens in judged_tokens(shards, layer, statistics, batch_size, place, doing=encoding, start=start):
             yield sae.encode(tokens)
 
     provenance = {
@@ -65,7 +66,9 @@ def encode_with_sae(
         "parameters": json.dumps(dictionary.model_dump(mode="json"), sort_keys=True),
         "seed": None,
     }
-    return ComputedCodes("sparse", shards.n_tokens, sae.n_features, sae.k, stream, provenance=provenance)
+    return ComputedCodes(
+        "sparse", shards.n_tokens, sae.n_features, sae.k, stream, provenance=provenance, made_from=made_from(shards)
+    )
 
 
 def adopt_saev_metrics(metrics: dict[str, float], codes: Any, *, layer: int, name: str) -> dict[str, Any]:

@@ -120,8 +120,8 @@ def record_split(model: VisionTransformer, parameters: DigitsParameters, split: 
         raise ValueError(f"found split {split!r}, want one of {', '.join(SOURCE_SHARES)}")
     canvases = _draw_canvases(parameters, split)
     metadata = {
-        "family": "digits-vit",
-        "ckpt": f"digits-vit-{parameters.fingerprint()}",
+        "family": parameters.model_family,
+        "ckpt": parameters.model_ckpt,
         "layers": list(parameters.layers),
         "content_tokens_per_example": parameters.n_patches,
         "cls_token": True,

@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from assay.io.shards import Shards
@@ -15,7 +16,15 @@ from assay.numerics.codes import Batch, ComputedCodes, sparsify
 from assay.numerics.encoders import make_encoder
 from assay.parameters import KMeansParameters, PCAParameters, SparsityParameters
 from assay.pipelines.fitting import NOT_FITTED
-from assay.pipelines.stream import pick_device, standardized_tokens
+from assay.pipelines.stream import judged_tokens, pick_device
+
+FORMAT = 2
+"""Raised whenever the same tokens and model would give other codes: what was begun of older ones is not gone on with."""
+
+
+def made_from(shards: Shards) -> str:
+    """What codes of these shards are made of, beside their provenance: a shard that was recorded again has its old name."""
+    return f"{FORMAT} {shards.fingerprint()}"
 
 
 def encode_with_kmeans(
@@ -70,9 +79,9 @@ def _encode(
     place = pick_device(device)
     encoder = make_encoder(encoding, {name: tensor.to(place) for name, tensor in model.items()})
 
-    def stream(batch_size: int, start: int) -> Iterator[Batch]:
-        for tokens in standardized_tokens(shards, layer, statistics, batch_size, place, doing=encoding, start=start):
-            yield encoder.encode(tokens)
+    def stream(batch_size: int, start: int, encode: Callable[[Tensor], Batch] = encoder.encode) -> Iterator[Batch]:
+        for tokens in judged_tokens(shards, layer, statistics, batch_size, place, doing=encoding, start=start):
+            yield encode(tokens)
 
     provenance = {
         "encoding": encoding,
@@ -83,13 +92,21 @@ def _encode(
         "parameters": json.dumps(fitted_with, sort_keys=True),
         "seed": seed,
     }
-    codes = functools.partial(ComputedCodes, n_rows=shards.n_tokens, n_features=encoder.n_features)
-    return codes(
-        encoder.format,
-        k=encoder.k,
+    codes = functools.partial(
+        ComputedCodes, n_rows=shards.n_tokens, n_features=encoder.n_features, made_from=made_from(shards)
+    )
+    whole = functools.partial(codes, encoder.format, k=encoder.k, provenance=provenance)
+
+    encode_rounded = encoder.encode_rounded
+
+    def rounded(dtype: torch.dtype) -> ComputedCodes:
+        assert encode_rounded is not None
+        return whole(stream=functools.partial(stream, encode=lambda tokens: encode_rounded(tokens, dtype)))
+
+    return whole(
         stream=stream,
-        provenance=provenance,
         fallback=_sparser(codes, stream, sparsity, provenance) if sparsity and encoder.zero_is_far else None,
+        rounded=rounded if encode_rounded else None,
     )
 
 

@@ -14,7 +14,7 @@ from assay.numerics.errors import sum_errors
 from assay.numerics.kmeans import MiniBatchKMeans, adjusted_rand_index
 from assay.parameters import KMeansParameters
 from assay.pipelines.fitting import NOT_FITTED, Fit
-from assay.pipelines.stream import pick_device, progress_bar, standardized_tokens
+from assay.pipelines.stream import judged_tokens, pick_device, progress_bar, standardized_tokens
 
 
 def fit_kmeans(
@@ -111,7 +111,7 @@ def measure_kmeans(
     place = pick_device(device)
     kmeans = MiniBatchKMeans.from_state({name: tensor.to(place) for name, tensor in model.items()})
     std = statistics["std"]
-    batches = standardized_tokens(shards, layer, statistics, parameters.batch_size, place, doing="k-means, NMSE")
+    batches = judged_tokens(shards, layer, statistics, parameters.batch_size, place, doing="k-means, NMSE")
     (sums,) = sum_errors(lambda x: kmeans.reconstruction_errors(x, std), batches).values()
     row = {"k": kmeans.n_clusters, "nmse": sums.nmse, "nmse_raw": sums.nmse_raw}
     return {"layer": layer, "method": method, "n_tokens": sums.n_tokens, "rows": [row]}
@@ -139,9 +139,7 @@ def compare_seeds(
     ]
     labels: list[list[Tensor]] = [[], []]
     inertia = [0.0, 0.0]
-    for x in standardized_tokens(
-        shards, layer, statistics, parameters.batch_size, place, doing="k-means, seeds compared"
-    ):
+    for x in judged_tokens(shards, layer, statistics, parameters.batch_size, place, doing="k-means, seeds compared"):
         for i, kmeans in enumerate(fits):
             nearest, squared = kmeans.assign(x)
             labels[i].append(nearest.to(torch.int32).cpu())

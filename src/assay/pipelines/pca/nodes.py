@@ -12,7 +12,7 @@ from assay.numerics.errors import sum_errors
 from assay.numerics.pca import Convergence, StreamingPCA
 from assay.parameters import PCAParameters
 from assay.pipelines.fitting import NOT_FITTED, Fit
-from assay.pipelines.stream import pick_device, standardized_tokens
+from assay.pipelines.stream import judged_tokens, pick_device, standardized_tokens
 
 
 def fit_pca(
@@ -81,7 +81,7 @@ def measure_pca(
     place = pick_device(device)
     pca = StreamingPCA.from_state({name: tensor.to(place) for name, tensor in model.items()})
     std = statistics["std"]
-    batches = standardized_tokens(shards, layer, statistics, parameters.batch_size, place, doing="PCA, NMSE")
+    batches = judged_tokens(shards, layer, statistics, parameters.batch_size, place, doing="PCA, NMSE")
     sums = sum_errors(lambda x: pca.reconstruction_errors(x, std, ks), batches)
     rows = [{"k": k, "nmse": sums[k].nmse, "nmse_raw": sums[k].nmse_raw} for k in ks]
     return {"layer": layer, "method": method, "n_tokens": sums[ks[0]].n_tokens, "rows": rows}

@@ -64,12 +64,13 @@ def fit_probes(
         probes = _fit(train, train_classes, n_classes, parameters, [k for _, k in rows], progress)
         judged = LogisticProbe1d.judge_nested(probes, val, val_classes, progress)
         best = {k: best_features(probe.loss_).clamp(min=0) for k, probe in probes.items()}
+        by_val = {k: best_features(judgement.loss).clamp(min=0) for k, judgement in judged.items()}
         every = torch.arange(n_classes, device=place)
         certificates = LogisticProbe1d.certify_nested(
             probes,
             train,
             train_classes,
-            {k: torch.stack([features, every], 1) for k, features in best.items()},
+            {k: torch.cat([torch.stack([of[k], every], 1) for of in (best, by_val)]) for k in probes},
             parameters.certified_pairs,
         )
         strongest = gather_columns(codes_val, [(best[k], k) for k in probes], parameters.slab_rows, place)
@@ -77,6 +78,7 @@ def fit_probes(
     for (encoding, k), values in zip(rows, strongest, strict=True):
         certificates[k].check()
         probe, judgement = probes[k], judged[k]
+        val_error = probe.certify_loss(values[:, counted], best[k], val_classes, judgement.loss)
         scores = score_encoding(
             train_ce=probe.loss_,
             coef=probe.coef_standardized_,
@@ -103,6 +105,7 @@ def fit_probes(
                 "certified_pairs": certificates[k].pairs,
                 "certificate_ce": certificates[k].ce_error,
                 "certificate_gradient": certificates[k].gradient,
+                "certificate_val_ce": val_error,
             },
             tabulate_pairs(tensors, first),
             _show_examples(probe, best[k], values, counted, shards_val, parameters.examples, first),

@@ -73,7 +73,7 @@ def draw_layers(baselines: pd.DataFrame) -> go.Figure:
     layers = [str(layer) for layer in sorted(baselines["layer"].unique())]
     figure.update_xaxes(type="category", categoryorder="array", categoryarray=layers)
     figure.update_xaxes(title_text="layer", row=len(METRICS), col=1)
-    return _styled(figure, "Metrics over layers").update_layout(height=220 * len(METRICS) + 120, legend_y=-0.06)
+    return _styled(figure, "Metrics over layers").update_layout(height=220 * len(METRICS) + 120)
 
 
 def draw_prevalence(baselines: pd.DataFrame, classes: pd.DataFrame) -> go.Figure:
@@ -108,10 +108,10 @@ def draw_spectrum(curves: list[dict[str, Any]]) -> go.Figure:
             figure.add_scatter(
                 x=places + 1, y=values[places], showlegend=row == 1, row=row, col=1, **_layer_line(number, curve)
             )
-    figure.update_yaxes(LOG, title_text="variance (sigma²)", row=1, col=1)
+    figure.update_yaxes(LOG | {"dtick": 1}, title_text="variance (sigma²)", row=1, col=1)  # many decades
     figure.update_yaxes(title_text="cumulative share", row=2, col=1)
     figure.update_xaxes(LOG).update_xaxes(title_text="component", row=2, col=1)
-    return _styled(figure, "PCA's spectrum").update_layout(height=640, legend_y=-0.12)
+    return _styled(figure, "PCA's spectrum").update_layout(height=640)
 
 
 def draw_clusters(curves: list[dict[str, Any]]) -> go.Figure:
@@ -186,6 +186,7 @@ def _styled(figure: go.Figure, title: str) -> go.Figure:
         template="plotly_white",
         font={"family": "system-ui, sans-serif", "size": 13},
         margin={"l": 60, "r": 16, "t": 48, "b": 48},
-        legend={"orientation": "h", "yanchor": "top", "y": -0.16, "x": 0},
+        # At the picture's lower edge; the page makes room for as many lines as it has there (page.html.jinja).
+        legend={"orientation": "h", "yref": "container", "yanchor": "bottom", "y": 0, "x": 0, "maxheight": 4000},
         height=480,
     )
