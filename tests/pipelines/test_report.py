@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from assay.pipelines.report.figures import draw_convergence_pca
 from assay.pipelines.report.nodes import (
     COLUMNS,
     FIGURES,
@@ -378,6 +379,12 @@ def test_the_pictures_show_the_tables_numbers():
     drift, left = figures["convergence_pca"].data[:2]
     assert (list(drift.x), list(drift.y)) == ([2, 4, 8], [0.5, 0.25, 0.125])  # the first look has no drift
     assert (list(left.x), list(left.y)) == ([1, 2, 4, 8], [0.5, 0.6, 0.6, 0.6])
+
+
+def test_a_pca_of_one_step_has_a_legend_though_it_has_no_drift():
+    one = {"layer": 3, "settled": [{"step": 1.0, "reconstruction_error": 0.5}]}
+    shown = [trace for trace in draw_convergence_pca([one]).data if trace.showlegend]
+    assert [list(trace.y) for trace in shown] == [[0.5]]
 
 
 def test_long_curves_are_thinned_and_keep_their_ends():

@@ -143,15 +143,15 @@ def draw_convergence_pca(curves: list[dict[str, Any]]) -> go.Figure:
             figure.add_scatter(
                 x=[look["step"] for look in looks],
                 y=[look[name] for look in looks],
-                showlegend=row == 1,
+                showlegend=row == 2,  # a fit of one step has no drift, and plotly no legend for what is not there
                 row=row,
                 col=1,
                 **_layer_line(number, curve) | {"mode": "lines+markers"},
             )
-    figure.update_yaxes(LOG, title_text="drift (mean sin²)", row=1, col=1)
+    figure.update_yaxes(LOG | {"dtick": 1}, title_text="drift (mean sin²)", row=1, col=1)  # many decades
     figure.update_yaxes(title_text="variance left", row=2, col=1)
     figure.update_xaxes(LOG).update_xaxes(title_text="step", row=2, col=1)
-    return _styled(figure, "Convergence of PCA").update_layout(height=640, legend_y=-0.12)
+    return _styled(figure, "Convergence of PCA").update_layout(height=640)
 
 
 def _layer_line(number: int, curve: dict[str, Any]) -> dict[str, Any]:
