@@ -17,6 +17,7 @@ import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import numpy as np
@@ -109,6 +110,11 @@ def test_nmse_of_every_k_equals_an_explicit_float64_reconstruction(whole_run, pl
             )
 
 
+def utilisation(run: str, layer: int, method: str) -> dict[str, Any]:
+    """What a run says of how a fit uses its clusters."""
+    return mlflow.artifacts.load_dict(f"runs:/{run}/layer_{layer}/{method}-utilisation.json")
+
+
 def test_mlflow_holds_a_parent_and_a_child_for_each_row(whole_run):
     project, _ = whole_run
     mlflow.set_tracking_uri(f"sqlite:///{project / 'mlflow.db'}")
@@ -151,6 +157,16 @@ def test_mlflow_holds_a_parent_and_a_child_for_each_row(whole_run):
     assert {item.path for item in client.list_artifacts(parent)} >= {"baselines.csv"}
     kmeans = children[children["tags.mlflow.runName"] == "layer_5/kmeans-onehot"]["run_id"].item()
     assert len(client.get_metric_history(kmeans, "inertia")) > 1
+    pca = children[children["tags.mlflow.runName"] == "layer_5/pca-topk-00016"]["run_id"].item()
+    looks = json.loads(latest(project / "data/06_models/layer_5/pca-history.json").read_text())
+    points = client.get_metric_history(pca, "reconstruction_error")
+    assert [(point.step, point.value) for point in points] == [
+        (look["step"], look["reconstruction_error"]) for look in looks
+    ]
+    used = utilisation(parent, 5, "kmeans")
+    assert sum(used["clusters"].values()) == 8
+    assert used["decay"] == 0.1
+    assert "decay" in used["counts"]
     assert client.get_run(parent).data.params["kmeans.n_clusters"] == "8"
 
 
@@ -489,6 +505,9 @@ def test_other_dictionaries_are_rows_of_the_table(new_project, run_command, plan
     assert agreement[["layer", "seed"]].to_numpy().tolist() == [[5, 1]]
     mlflow.set_tracking_uri(f"sqlite:///{project / 'mlflow.db'}")
     runs = mlflow.search_runs(experiment_names=["assay"]).set_index("tags.mlflow.runName")
+    parent = runs.loc["layer_5/mine", "tags.mlflow.parentRunId"]
+    for fit in ("kmeans", "kmeans-seed-1"):
+        assert sum(utilisation(parent, 5, fit)["clusters"].values()) == 8
     again = runs.loc["layer_5/kmeans-seed-1-onehot"]
     assert (again["params.method"], again["params.encoding"], again["params.seed"]) == ("kmeans", "kmeans-onehot", "1")
     assert again["metrics.adjusted_rand_index"] == pytest.approx(agreement.loc[0, "adjusted_rand_index"])

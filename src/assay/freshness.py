@@ -23,15 +23,15 @@ from pydantic import BaseModel
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 10
+FORMAT = 11
 """Raised whenever the same inputs and parameters would give other results: everything older is then made again."""
 
 UNHASHED = frozenset({"params:device"})
 """Inputs that choose where the work is done, not what it is."""
 
 SHAPING = {
-    "params:kmeans": {"encodings", "sparsity", "checkpoint_steps", "seed", "more_seeds"},
-    "params:pca": {"topk", "checkpoint_steps"},
+    "params:kmeans": {"encodings", "sparsity", "checkpoint_steps", "checkpoint_minutes", "seed", "more_seeds"},
+    "params:pca": {"topk", "checkpoint_steps", "checkpoint_minutes"},
     "params:probe": {"slab_features"},
 }
 """Parameters that change no result: they say which nodes there are, each bound to its own part of them, or how often to save."""

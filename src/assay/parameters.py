@@ -142,6 +142,10 @@ class KMeansParameters(_Section):
         0.1, gt=0, le=1, description="of the counts before each further pass; 1: learning rate 1/n over all tokens ever"
     )
     checkpoint_steps: PositiveInt = Field(500, description="steps from one checkpoint to the next")
+    checkpoint_minutes: PositiveFloat = Field(
+        1.0,
+        description="minutes from one checkpoint to the next at the most, seeding included; a fit that is killed loses no more",
+    )
     encodings: Choices[
         Literal[
             "kmeans-onehot",
@@ -184,6 +188,9 @@ class PCAParameters(_Section):
         None, description="tokens that it is fitted on, a random sample; null: all of them"
     )
     checkpoint_steps: PositiveInt = Field(100, description="batches from one checkpoint to the next")
+    checkpoint_minutes: PositiveFloat = Field(
+        1.0, description="minutes from one checkpoint to the next at the most; a fit that is killed loses no more"
+    )
 
 
 class ProbeParameters(_Section):

@@ -103,8 +103,9 @@ class TrackingHook:
         if not self._run:
             return
         self._run.seconds[node.name] = time.perf_counter() - self._run.started[node.name]
-        if dataset_name.endswith(".kmeans_model"):
-            self._run.log_utilisation(dataset_name.partition(".")[0], data["counts"])
+        layer, _, name = dataset_name.partition(".")
+        if name.endswith("_model") and seedless(name) == "kmeans_model":
+            self._run.log_utilisation(layer, name.removesuffix("_model"), data["counts"])
         elif dataset_name.endswith("_agreement"):
             self._run.log_agreement(data)
         elif dataset_name.endswith("_history"):
@@ -237,12 +238,16 @@ class _Run:
             for start in range(0, len(steps), BATCH):
                 self._client.log_batch(self._parent.run_id, metrics=steps[start : start + BATCH], synchronous=False)
 
-    def log_utilisation(self, layer: str, counts: Any) -> None:
-        """Log how many clusters hold 0, 1, 2-3, 4-7, ... tokens of the counts that the fit ended with."""
+    def log_utilisation(self, layer: str, method: str, counts: Any) -> None:
+        """Log how many clusters of a fit hold 0, 1, 2-3, 4-7, ... tokens of the counts that it ended with."""
         if self._parent:
             octaves = Counter(int(count).bit_length() for count in counts.tolist())
-            histogram = {str(2**octave // 2): octaves[octave] for octave in range(max(octaves) + 1)}
-            self._client.log_dict(self._parent.run_id, histogram, f"{layer}/kmeans-utilisation.json")
+            histogram = {
+                "counts": "tokens of a cluster, multiplied by the decay before each further pass and rounded up: late ones weigh more",
+                "decay": self._parameters["kmeans"]["decay"],
+                "clusters": {str(2**octave // 2): octaves[octave] for octave in range(max(octaves) + 1)},
+            }
+            self._client.log_dict(self._parent.run_id, histogram, f"{layer}/{method}-utilisation.json")
 
     def log_agreement(self, agreement: Mapping[str, Any]) -> None:
         """Log how far a seed's fit agrees with the first to its children."""
@@ -259,8 +264,10 @@ class _Run:
             # A dictionary but PCA has one row, whose k may be that of an older version that was asked for.
             k, values = (row.k, found[row.k]) if row.k in found else next(iter(found.items()))
             child = self._child(layer, row.name, k)
-            for step, metrics in enumerate(self._histories.get((layer, method), [])):
-                child.add(metrics, step)
+            for number, metrics in enumerate(self._histories.get((layer, method), [])):
+                known = dict(metrics)
+                # PCA's record is of some steps only, and says which.
+                child.add(known, int(known.pop("step", number)))
             self._log(child, values)
 
     def log_scores(self, scores: Mapping[str, Any]) -> None:

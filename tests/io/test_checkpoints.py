@@ -1,6 +1,8 @@
 """Checkpoints: round trips, two kept, damage passed over, and other fits refused."""
 
+import os
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -30,9 +32,9 @@ def test_what_was_saved_last_is_loaded_and_two_are_kept(tmp_path: Path) -> None:
     assert found.state == {"cursor": {"batch": 300}, "least": None}
     assert found.tensors["step"] == 300
     assert torch.equal(found.tensors["centers"], TENSORS["centers"])
-    checkpoints.clear()
+    checkpoints.clear(ABOUT)
     assert not (tmp_path / "kmeans").exists()
-    checkpoints.clear()
+    checkpoints.clear(ABOUT)
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "schema", "no json"])
@@ -94,3 +96,22 @@ def test_other_files_in_the_folder_are_left_alone(tmp_path: Path) -> None:
         ]
     )
     assert checkpoints.load(ABOUT) is not None
+
+
+def test_a_fit_that_is_done_leaves_others_checkpoints_until_they_are_forgotten(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path)
+    interrupted, forgotten = ABOUT | {"d": 16_384}, ABOUT | {"d": 8}
+    folders = {}
+    for name, about in (("own", ABOUT), ("interrupted", interrupted), ("forgotten", forgotten)):
+        before = set(tmp_path.iterdir())
+        checkpoints.save(about, 7, TENSORS, {})
+        (folders[name],) = set(tmp_path.iterdir()) - before
+    (tmp_path / "notes").mkdir()
+    for name, days in (("interrupted", 29), ("forgotten", 31), ("notes", 99)):
+        folder = folders.get(name, tmp_path / name)
+        for path in (*folder.iterdir(), folder):
+            os.utime(path, (time.time() - days * 24 * 3600,) * 2)
+    checkpoints.clear(ABOUT)
+    assert {path.name for path in tmp_path.iterdir()} == {folders["interrupted"].name, "notes"}
+    assert checkpoints.load(ABOUT) is None
+    assert checkpoints.load(interrupted) is not None

@@ -1,18 +1,28 @@
 """The nearest centre against brute force in float64, in every precision and on data made to break it."""
 
+import functools
+import importlib.util
 import itertools
+import os
+import subprocess
 import sys
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from assay.numerics import distances as module
 from assay.numerics.distances import NearestCenters, chunked_distances, nearest_in_float64
 
 PRECISIONS = [(torch.bfloat16, torch.float32), (torch.bfloat16,), (torch.float32,), ()]
-KINDS = ("gaussian", "offset", "duplicates", "repeated", "norms", "clusters", "tiny", "huge", "integers")
+KINDS = (
+    *("gaussian", "offset", "duplicates", "repeated", "norms", "clusters", "tiny", "huge", "integers"),
+    *("two scales", "far", "far and tiny"),
+)
 
 
 def randn(generator, *shape):
@@ -39,6 +49,13 @@ def make(kind, n, n_clusters, d, seed):
         return x * scale, centers * scale
     if kind == "integers":
         return x.round(), centers.round()
+    if kind == "two scales":
+        far = torch.arange(n_clusters)[:, None] < n_clusters // 2
+        axis = torch.eye(1, d)
+        return 1e-4 * x / x.norm(dim=1, keepdim=True), torch.where(far, 1e4 * (axis + 0.1 * centers), 1e-4 * centers)
+    if kind.startswith("far"):
+        centers[n_clusters // 2] = 1e4 if kind == "far" else 1e20  # whose square is no float32
+        return (x, centers) if kind == "far" else (x * 1e-18, centers * 1e-18)
     return x, centers
 
 
@@ -48,11 +65,11 @@ def brute_force(x, centers):
 
 
 def assert_nearest(found, x, centers):
-    """The nearest where the two best differ by more than 1e-5 relative, one of the best anywhere, the lower of equals."""
+    """The nearest where the two best differ by more than 1e-12 relative, one of the best anywhere, the lower of equals."""
     squared = brute_force(x, centers)
     least = squared.amin(1, keepdim=True)
-    assert bool((squared.gather(1, found[:, None]) <= least * (1 + 1e-5)).all())
-    clear = ((squared <= least * (1 + 1e-5) ** 2).sum(1) == 1) & (least[:, 0] > 0)
+    assert bool((squared.gather(1, found[:, None]) <= least * (1 + 1e-12)).all())
+    clear = ((squared <= least * (1 + 1e-12) ** 2).sum(1) == 1) & (least[:, 0] > 0)
     assert torch.equal(found[clear], squared.argmin(1)[clear])
     firsts = {tuple(center.tolist()): k for k, center in reversed(list(enumerate(centers)))}
     assert found.tolist() == [firsts[tuple(centers[k].tolist())] for k in found.tolist()], "a duplicate's lower index"
@@ -156,6 +173,47 @@ def test_the_fused_kernel_is_torch(n, n_clusters, d):
     torch.testing.assert_close(second, wanted[1], rtol=1e-4, atol=1e-4)
 
 
+INTERPRETED = """
+import torch
+from assay.numerics.fused import two_best
+generator = torch.Generator().manual_seed(0)
+for n, n_clusters, d in ((1, 1, 1), (130, 257, 70), (64, 300, 128), (129, 128, 132), (0, 5, 3)):
+    # As the interpreter does not multiply bfloat16: its values, as float32, in rows that are apart.
+    x, c = (torch.randn(rows, 192, generator=generator).bfloat16().float()[:, :d] for rows in (n, n_clusters))
+    best, second, where = two_best(x, c)
+    scores = torch.cat([x @ c.T, torch.full((n, 1), -torch.inf)], dim=1)
+    wanted, places = scores.topk(2, dim=1)
+    torch.testing.assert_close(torch.stack([best, second], dim=1), wanted, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(where, places[:, 0])
+print("as torch")
+"""
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs Triton")
+def test_the_fused_kernels_logic_is_torch_in_tritons_interpreter():
+    source = Path(module.__file__).parents[2]
+    paths = os.pathsep.join(filter(None, [str(source), os.environ.get("PYTHONPATH")]))
+    environment = os.environ | {"PYTHONPATH": paths, "TRITON_INTERPRET": "1"}
+    program = [sys.executable, "-c", INTERPRETED]
+    ended = subprocess.run(program, env=environment, capture_output=True, text=True, check=False)
+    assert ended.stdout.strip() == "as torch", ended.stderr
+
+
+@pytest.mark.parametrize("d", [1, 60, 384, 1024])
+def test_rows_that_tensor_cores_load_begin_at_multiples_of_128_bytes(monkeypatch, d):
+    given = []
+    monkeypatch.setattr(
+        module, "fused_kernel", lambda _: lambda x, c: (given.extend([x, c]), two_best_in_torch(x, c))[1]
+    )
+    x, centers = make("gaussian", 5, 70, d, 0)
+    assert_nearest(NearestCenters(centers, (torch.bfloat16,)).find(x), x, centers)
+    for matrix in given:
+        assert matrix.stride(0) % 64 == 0
+        assert matrix.stride(1) == 1
+        assert matrix.shape[1] % 8 == 0
+        assert d + 4 <= matrix.shape[1] < d + 12
+
+
 def test_few_candidates_are_left_and_few_rows_are_asked_again():
     x, centers = make("gaussian", 2000, 1000, 64, 0)
     finder = NearestCenters(centers, (torch.bfloat16,))
@@ -164,25 +222,198 @@ def test_few_candidates_are_left_and_few_rows_are_asked_again():
     assert len(rows) < 4 * len(rows.unique())
 
 
-def test_products_below_float32_are_not_trusted(monkeypatch):
-    centers = torch.eye(3)
-    assert torch.float32 in NearestCenters(centers)._dtypes
-    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "medium")
-    assert (
-        torch.float32 not in NearestCenters(centers, None)._dtypes or module.fast_dtype(centers.device) == torch.float32
-    )
+def count_in_float64(monkeypatch):
+    """How many rows are settled in float64, call by call."""
+    counts = []
+    real = module.nearest_in_float64
+    monkeypatch.setattr(module, "nearest_in_float64", lambda x, c: (counts.append(len(x)), real(x, c))[1])
+    return counts
+
+
+@pytest.mark.parametrize("length", [1e2, 1e4, 1e8, 1e20])
+def test_a_far_centre_costs_the_others_nothing(monkeypatch, length):
+    """Its own bounds are wide, and nobody else's; neither does it draw the origin off."""
+    x, centers = make("gaussian", 2000, 2048, 96, 5)
+    counts = count_in_float64(monkeypatch)
+    rows = {}
+    for far in (False, True):
+        if far:
+            centers[77] = length
+        finder = NearestCenters(centers, (torch.bfloat16,))
+        rows[far] = module._Product(finder._shifted, torch.bfloat16).candidates(x - finder._origin)[0]
+        finder.find(x)
+    assert sum(counts) < 20
+    assert len(rows[True]) < 1.1 * len(rows[False])
+
+
+@contextmanager
+def torch_setting(path, value):
+    """A setting of torch's within the block: its owners have no attributes that monkeypatch would put back."""
+    *path, name = path.split(".")
+    owner = functools.reduce(getattr, path, torch)
+    before = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, before)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("backends.cuda.matmul.fp32_precision", "tf32"),
+        ("backends.fp32_precision", "tf32"),
+        ("backends.mkldnn.matmul.fp32_precision", "bf16"),
+        ("backends.cuda.matmul.allow_tf32", True),
+        ("get_float32_matmul_precision", lambda: "medium"),
+    ],
+)
+@pytest.mark.parametrize("dtypes", [None, (torch.float32,)])
+def test_products_below_float32_are_not_trusted(monkeypatch, setting, value, dtypes):
+    x, centers = make("gaussian", 50, 40, 8, 0)
+    monkeypatch.setattr(module, "fast_dtype", lambda _: torch.float32)
+    finder = NearestCenters(centers, dtypes)
+    counts = count_in_float64(monkeypatch)
+    with torch_setting(setting, value):
+        assert not module.float32_is_exact()
+        found = finder.find(x)
+    assert counts == [50]
+    assert not finder._products
+    assert_nearest(found, x, centers)
+    assert module.float32_is_exact()
+    assert torch.equal(finder.find(x), found)
+    assert torch.float32 in finder._products
+
+
+@pytest.mark.parametrize("name", ["ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE"])
+def test_onednns_own_setting_counts_too(monkeypatch, name):
+    monkeypatch.setenv(name, "BF16")
+    assert not module.float32_is_exact()
+    monkeypatch.setenv(name, "STRICT")
+    assert module.float32_is_exact()
+
+
+def test_torch_without_onednn_multiplies_in_float32(monkeypatch):
+    ask = module._cpu_multiplies_bfloat16.__wrapped__
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False, raising=False)
+    assert ask() is False
+
+    def absent():
+        raise AttributeError("'_OpNamespace' 'mkldnn' object has no attribute '_is_mkldnn_bf16_supported'")
+
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", absent)
+    assert ask() is False
+
+
+REDUCTION = "allow_bf16_reduced_precision_reduction"
+
+
+def sums_may_be_rounded():
+    return getattr(torch.backends.cuda.matmul, REDUCTION)
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_partial_sums_of_bfloat16_stay_in_float32_within_a_product_and_nowhere_else(monkeypatch, before):
+    seen = []
+    real = Tensor.__matmul__
+    monkeypatch.setattr(Tensor, "__matmul__", lambda *pair: (seen.append(sums_may_be_rounded()), real(*pair))[1])
+    finder = NearestCenters(torch.eye(3), (torch.bfloat16,))
+    with torch_setting(f"backends.cuda.matmul.{REDUCTION}", before):
+        finder.find(torch.ones(2, 3))
+        assert seen == [False]
+        assert sums_may_be_rounded() == before
+        monkeypatch.setattr(Tensor, "__matmul__", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            finder.find(torch.ones(2, 3))
+        assert sums_may_be_rounded() == before
+
+
+def test_the_last_of_several_threads_puts_the_setting_back():
+    first, last = ExitStack(), ExitStack()
+    with torch_setting(f"backends.cuda.matmul.{REDUCTION}", True):
+        for thread in (first, last):
+            thread.enter_context(module.sums_in_float32())
+        first.close()
+        assert not sums_may_be_rounded()
+        last.close()
+        assert sums_may_be_rounded()
 
 
 def test_nothing_is_nearest_to_no_tokens():
     assert NearestCenters(torch.eye(3)).find(torch.empty(0, 3)).shape == (0,)
 
 
-@pytest.mark.parametrize("kind", ["gaussian", "offset", "norms"])
-def test_distances_in_float64(kind):
-    x, centers = make(kind, 30, 20, 9, 3)
-    ((squared, tie),) = chunked_distances(x, centers)
-    torch.testing.assert_close(squared, brute_force(x, centers), rtol=1e-8, atol=float(tie.max()))
-    assert torch.equal(nearest_in_float64(x, centers), brute_force(x, centers).argmin(1))
+@settings(deadline=None, max_examples=60)
+@given(
+    st.sampled_from(KINDS),
+    st.integers(0, 40),
+    st.integers(1, 100),
+    st.sampled_from([1, 3, 64]),
+    st.integers(0, 99),
+    st.sampled_from([1, 2**20]),
+    st.sampled_from([0, 1 / 32, 1]),
+)
+def test_distances_are_right_to_a_float32_however_small_they_are(kind, n, n_clusters, d, seed, pairs, many):
+    x, centers = make(kind, n, n_clusters, d, seed)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_PAIRS", pairs)
+        patch.setattr(module, "_MANY", many)
+        (squared,) = chunked_distances(x, centers)
+        found = nearest_in_float64(x, centers)
+    if n:
+        torch.testing.assert_close(squared, brute_force(x, centers), rtol=2.0**-24, atol=0)
+        assert_nearest(found, x, centers)
+
+
+@pytest.mark.parametrize("scale", [1e-25, 1.0, 1e25])
+@pytest.mark.parametrize("dtypes", PRECISIONS)
+def test_many_centres_of_mixed_lengths_are_told_apart(monkeypatch, scale, dtypes):
+    """More groups of them than are looked into, at lengths of 1e-4 and 1e4: what a product rounds is larger than all the small ones."""
+    x, centers = make("two scales", 200, 1500, 16, 0)
+    x, centers = x * scale, centers * scale
+    counts = count_in_float64(monkeypatch)
+    found = NearestCenters(centers, dtypes).find(x)
+    assert counts == [200]
+    assert len(found.unique()) > 10
+    assert_nearest(found, x, centers)
+    (squared,) = chunked_distances(x, centers)
+    torch.testing.assert_close(squared, brute_force(x, centers), rtol=2.0**-24, atol=0)
+
+
+def test_what_float64_looks_at_together_is_bounded(monkeypatch):
+    monkeypatch.setattr(module, "_PAIRS", 600)
+    monkeypatch.setattr(module, "_DISTANCE_BYTES", 8 * 100 * 50)
+    largest = []
+    real = module._nearest_of_candidates
+    monkeypatch.setattr(
+        module,
+        "_nearest_of_candidates",
+        lambda x, rows, c, pairs: (largest.append(len(pairs)), real(x, rows, c, pairs))[1],
+    )
+    x, centers = make("repeated", 120, 50, 4, 0)[0], torch.ones(50, 4)
+    assert nearest_in_float64(x, centers).tolist() == [0] * 120
+    assert max(largest) <= 600
+
+
+def test_the_origin_is_amid_the_most_centres():
+    centers = torch.randn(99, 5, generator=torch.Generator().manual_seed(0)) + 7
+    alone = module._origin(centers)
+    torch.testing.assert_close(alone, centers.double().mean(0))
+    torch.testing.assert_close(module._origin(torch.cat([centers, torch.full((1, 5), 1e9)])), alone)
+    assert module._origin(torch.ones(1, 3)).tolist() == [1, 1, 1]
+    assert bool(module._origin(torch.full((2, 3), torch.nan)).isnan().all())
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_a_row_without_a_nearest_centre_leaves_the_others_alone(bad):
+    x, centers = make("gaussian", 30, 1500, 4, 3)
+    whole = NearestCenters(centers).find(x)
+    x[7, 2] = bad
+    found = NearestCenters(centers).find(x)
+    rest = torch.arange(30) != 7
+    assert torch.equal(found[rest], whole[rest])
+    assert 0 <= int(found[7]) < 1500
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -16,6 +16,7 @@ from assay.numerics.errors import sum_errors
 from assay.numerics.kmeans import (
     MiniBatchKMeans,
     adjusted_rand_index,
+    collapsed_clusters,
     kmeans_plus_plus,
     low_count_clusters,
     mini_batch_step,
@@ -83,7 +84,7 @@ def test_predict_assign_and_transform_are_brute_force(seed, n, d, n_clusters, of
     assert transformed.dtype == torch.float32
     assert transformed.shape == (n, n_clusters)
     assert bool((transformed >= 0).all())
-    np.testing.assert_allclose(transformed, np.sqrt(squares), rtol=1e-6, atol=1e-5)
+    np.testing.assert_allclose(transformed, np.sqrt(squares), rtol=1.2e-7)
 
 
 def test_what_is_a_tie_but_for_a_hair_goes_to_the_nearer_one():
@@ -109,7 +110,7 @@ def test_the_distances_held_at_once_are_bounded_and_the_bound_changes_nothing(mo
     model = with_centers(centers)
     before = model.predict(x), model.transform(x)
     monkeypatch.setattr(distances_module, "_DISTANCE_BYTES", 8 * 8 * 10)
-    sizes = [len(part) for part, _ in distances_module.chunked_distances(x, centers)]
+    sizes = [len(part) for part in distances_module.chunked_distances(x, centers)]
     assert sizes == [10] * 10 + [1]
     assert torch.equal(model.predict(x), before[0])
     np.testing.assert_allclose(model.transform(x), before[1], atol=1e-6)
@@ -243,6 +244,75 @@ def test_reassignment_waits_for_ten_tokens_a_cluster_or_a_count_of_zero():
     for _ in range(6):
         never.partial_fit(x)
     assert float(never.cluster_centers_[1]) == 1e3
+
+
+def planes(seed, n_clusters, d, kind):
+    """Honest centres, however they lie."""
+    centers = randn(seed, n_clusters, d)
+    if kind == "offset":
+        return centers + 1e6
+    if kind == "two scales":
+        return torch.where(torch.arange(n_clusters)[:, None] % 2 == 0, 1e4 * (1 + 0.1 * centers), 1e-4 * centers)
+    if kind == "close":
+        return 1 + 1e-4 * centers
+    if kind == "along an axis":
+        return centers[:, :1] * torch.eye(1, d)
+    return centers * 1e25 if kind == "huge" else centers
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "offset", "two scales", "close", "along an axis", "huge"])
+@pytest.mark.parametrize(("n_clusters", "d"), [(1, 3), (2, 1), (300, 2), (900, 48)])
+@pytest.mark.parametrize("radius", [0.0, 1.0, math.inf])
+def test_centres_in_one_place_are_found_and_no_others(kind, n_clusters, d, radius):
+    centers = planes(0, n_clusters, d, kind)
+    # Three copies of every fifth, and of the last more than are compared.
+    copies = torch.arange(n_clusters).repeat_interleave(torch.where(torch.arange(n_clusters) % 5 == 0, 3, 1))
+    copies = torch.cat([copies, torch.full((20,), n_clusters - 1)])
+    copies = copies[torch.randperm(len(copies), generator=torch.Generator().manual_seed(1))]
+    centers = centers[copies]
+    found = collapsed_clusters(centers, radius, torch.Generator().manual_seed(2))
+    exact = centers.double()
+    lengths = torch.minimum(exact.norm(dim=1), (exact - centers.mean(0)).norm(dim=1)).clamp(max=radius)
+    apart = torch.cdist(exact, exact, compute_mode="donot_use_mm_for_euclid_dist")
+    may = (apart <= 1.0001 * 2**-10 * torch.minimum(lengths, lengths[:, None])).tril(-1).any(1)
+    must = (apart == 0).tril(-1).any(1)
+    assert bool(must.any())
+    assert bool(found[must].all())
+    assert not bool(found[~may].any())
+
+
+@pytest.mark.parametrize(("apart", "wanted"), [(1e-6, True), (1e-4, True), (1e-2, False)])
+def test_centres_a_hair_apart_are_in_one_place_and_those_that_share_a_cluster_are_not(apart, wanted):
+    centers = randn(0, 300, 32)
+    difference = randn(1, 300, 32)
+    again = centers + apart * difference / difference.norm(dim=1, keepdim=True)
+    both = torch.cat([centers, again])
+    found = torch.zeros(600, dtype=torch.bool)
+    for look in range(3):  # what others part along one direction is found along another
+        found |= collapsed_clusters(both, 1.0, torch.Generator().manual_seed(look))
+    assert found.tolist() == [False] * 300 + [wanted] * 300
+    assert not collapsed_clusters(both, apart, torch.Generator().manual_seed(0)).any()
+
+
+def test_a_centre_that_has_fallen_on_another_is_moved_however_high_its_count():
+    x = mixture(0, 4000, 6, 3)
+    centers = MiniBatchKMeans(6, max_iter=3).fit(shuffled(x, 100)).cluster_centers_
+    centers = torch.cat([centers[:3], centers])  # the fourth to sixth are copies of the first three
+
+    def go_on(count, batch):
+        model = with_centers(centers, torch.full((9,), count))
+        for part in x[:300].split(batch):
+            model.partial_fit(part)
+        return model.cluster_centers_
+
+    # Ten small steps, in which those of lower index moved on a little; and one large step.
+    for count, batch in ((100_000, 30), (1000, 300)):
+        found = go_on(count, batch)
+        moved = (found - centers).norm(dim=1) > 0.2
+        assert moved.tolist() == [False] * 3 + [True] * 3 + [False] * 3
+        assert torch.equal(go_on(count, batch), found)
+    alone = with_centers(centers[3:], torch.full((6,), 100_000)).partial_fit(x[:300])
+    assert bool(((alone.cluster_centers_ - centers[3:]).norm(dim=1) < 0.2).all())
 
 
 # ---- seeding
@@ -576,6 +646,58 @@ def test_a_resumed_fit_equals_the_uninterrupted_one_bit_for_bit(stop, decay, tol
     assert torch.equal(broken.counts_, whole.counts_)
     assert broken.history_ == whole.history_
     assert (broken.n_steps_, broken.inertia_) == (whole.n_steps_, whole.inertia_)
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(1, 24), st.sampled_from([1, 3]), st.integers(0, 99))
+def test_a_seeding_that_is_broken_off_anywhere_goes_on_to_the_same_bits(stop, n_init, seed):
+    x = mixture(seed, 200, 9, 3)
+    parameters = {"n_clusters": 7, "seed": seed, "n_init": n_init, "init_size": 60, "max_iter": 2}
+    whole = MiniBatchKMeans(**parameters).fit(shuffled(x, 32))
+    calls, saved = [], {}
+    broken = MiniBatchKMeans(**parameters)
+
+    def on_seed(tried, centres):
+        calls.append((tried, centres))
+        assert not broken.is_seeded_
+        if len(calls) == stop:
+            saved.update({name: tensor.clone() for name, tensor in broken.checkpoint().items()})
+            raise Stop
+
+    every = [(tried + (centres == 0), centres) for tried in range(n_init) for centres in (*range(2, 8), 0)]
+    try:
+        broken.seed_from(shuffled(x, 32)(0), on_seed)
+    except Stop:
+        assert calls == every[:stop]
+        rest = []
+        broken = MiniBatchKMeans(**parameters).resume(saved)
+        with pytest.raises(ValueError, match="without centres"):
+            broken.predict(x)
+        broken.seed_from(shuffled(x, 32)(0), lambda *call: rest.append(call))
+        assert calls + rest == every
+    assert broken.is_seeded_
+    broken = MiniBatchKMeans(**parameters).resume(broken.checkpoint()).go_on(shuffled(x, 32))
+    assert torch.equal(broken.cluster_centers_, whole.cluster_centers_)
+    assert torch.equal(broken.counts_, whole.counts_)
+    assert broken.history_ == whole.history_
+    # What is fitted anew is seeded anew.
+    assert torch.equal(broken.fit(shuffled(x, 32)).cluster_centers_, whole.cluster_centers_)
+
+
+def test_a_seeding_on_other_tokens_or_of_other_clusters_is_refused():
+    x, saved = randn(0, 90, 2), {}
+    model = MiniBatchKMeans(4, n_init=2, init_size=30)
+    with pytest.raises(Stop):
+        model.seed_from([x], lambda tried, centres: (saved.update(model.checkpoint()), _raise(tried == 1 and centres)))
+    with pytest.raises(ValueError, match="found 20 tokens, wanted the 30 that the seeding was begun on"):
+        MiniBatchKMeans(4, n_init=2, init_size=20).resume(saved).seed_from([x])
+    with pytest.raises(ValueError, match="found a checkpoint of 4 clusters, wanted 5"):
+        MiniBatchKMeans(5, n_init=2, init_size=30).resume(saved)
+
+
+def _raise(whether):
+    if whether:
+        raise Stop
 
 
 def test_a_checkpoint_of_other_clusters_is_refused():

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from assay.numerics.errors import ErrorSums, error_sums, sum_errors
-from assay.numerics.pca import StreamingPCA, orient, subspace_drift, top_k
+from assay.numerics.pca import Convergence, StreamingPCA, orient, subspace_drift, top_k
 
 
 def correlated(seed, n, d, offset=0.0):
@@ -317,6 +317,19 @@ def test_a_resumed_fit_equals_the_uninterrupted_one_bit_for_bit(cut):
     assert torch.equal(checkpoint["scatter"], broken.checkpoint()["scatter"]), "the checkpoint was written to"
 
 
+def test_a_pca_lives_on_its_device_from_the_first_batch_a_checkpoint_or_a_merge_on():
+    x = correlated(0, 30, 4)
+    checkpoint = fitted(x).checkpoint()
+    for model in (
+        StreamingPCA(device="meta").partial_fit(x),
+        StreamingPCA(device="meta").resume(checkpoint),
+        StreamingPCA(device="meta").resume(checkpoint).partial_fit(x),
+        StreamingPCA(device="meta").merge(fitted(x)),
+    ):
+        assert {tensor.device.type for name, tensor in model.checkpoint().items() if name != "count"} == {"meta"}
+    assert {tensor.device.type for tensor in StreamingPCA().resume(checkpoint).checkpoint().values()} == {"cpu"}
+
+
 def test_checkpoints_that_cannot_be_are_refused():
     with pytest.raises(ValueError, match="without sums"):
         StreamingPCA().checkpoint()
@@ -336,6 +349,56 @@ def test_whitened_coefficients_have_unit_variance_and_come_back():
     np.testing.assert_allclose(white.inverse_transform(z), x, atol=1e-5)
     assert torch.equal(StreamingPCA.from_state(white.state_dict()).transform(x), z)
     np.testing.assert_allclose(white.squared_errors(x, 2), plain.squared_errors(x, 2), atol=1e-12)
+
+
+@settings(deadline=None, max_examples=30)
+@given(cut=st.integers(0, 21), whiten=st.booleans(), n_components=st.sampled_from([None, 3]))
+def test_a_resumed_record_of_convergence_equals_the_uninterrupted_one_bit_for_bit(cut, whiten, n_components):
+    """Also where the checkpoint was taken before the look at its step."""
+    batches = correlated(9, 210, 9, offset=5.0).split(10)
+
+    def go_on(convergence, pca, first):
+        convergence.look(first)
+        for step, x in enumerate(batches[first:], first + 1):
+            pca.partial_fit(x)
+            yield step
+            convergence.look(step)
+        convergence.look(len(batches), last=True)
+
+    whole = Convergence(StreamingPCA(n_components, whiten))
+    for _ in go_on(whole, whole._pca, 0):
+        pass
+    assert [look["step"] for look in whole.history_] == [1, 2, 4, 8, 16, 21]
+    assert all(0 <= look["reconstruction_error"] <= 1 for look in whole.history_)
+    broken = Convergence(StreamingPCA(n_components, whiten))
+    for step in go_on(broken, broken._pca, 0):
+        if step == max(1, cut):
+            checkpoint = {name: tensor.clone() for name, tensor in broken.checkpoint().items()}
+            break
+    resumed = Convergence(StreamingPCA(n_components, whiten)).resume(checkpoint)
+    for _ in go_on(resumed, resumed._pca, max(1, cut)):
+        pass
+    assert resumed.history_ == whole.history_
+    for name, tensor in whole.checkpoint().items():
+        torch.testing.assert_close(resumed.checkpoint()[name], tensor, rtol=0, atol=0, equal_nan=True)
+
+
+def test_convergence_looks_at_no_more_than_a_quarter_and_waits_for_as_many_tokens():
+    x = correlated(0, 40, 8)
+    pca = StreamingPCA()
+    convergence = Convergence(pca)
+    assert convergence.look(1, last=True) == {}
+    pca.partial_fit(x[:2])
+    assert convergence.look(1) == {}
+    pca.partial_fit(x[2:])
+    assert convergence.look(3) == {}
+    assert set(convergence.look(2)) == {"reconstruction_error"}
+    assert convergence.checkpoint()["leading"].shape == (2, 8)
+    again = convergence.look(4, last=True)
+    assert again["reconstruction_error"] == convergence.history_[0]["reconstruction_error"]
+    assert again["subspace_drift"] == pytest.approx(0, abs=1e-12)
+    same = StreamingPCA().partial_fit(torch.ones(5, 8))
+    assert Convergence(same).look(1)["reconstruction_error"] == 0
 
 
 def test_drift_of_subspaces():

@@ -58,7 +58,7 @@ def fitted(planted, tmp_path_factory):
     kmeans, _ = fit_kmeans(shards, statistics, PARAMETERS["kmeans"], checkpoints, "cpu", layer=5)
     return statistics, {
         "kmeans": kmeans,
-        "pca": fit_pca(shards, statistics, PCAParameters(), checkpoints, "cpu", layer=5),
+        "pca": fit_pca(shards, statistics, PCAParameters(), checkpoints, "cpu", layer=5)[0],
     }
 
 

@@ -12,6 +12,8 @@ from safetensors.torch import load_file, save_file
 
 from assay.io.checkpoints import Checkpoints
 from assay.io.shards import Shards
+from assay.numerics.kmeans import MiniBatchKMeans
+from assay.numerics.pca import Convergence
 from assay.parameters import KMeansParameters, PCAParameters, StandardizeParameters
 from assay.pipelines import fitting, stopping
 from assay.pipelines.kmeans.nodes import fit_kmeans
@@ -38,8 +40,7 @@ def fit(planted, statistics):
 
     def run(method, checkpoints, *, layer=5, shards=0, statistics=statistics, parameters=None):
         parameters = parameters or PARAMETERS[method]
-        made = FITS[method](Shards(planted[shards]), statistics, parameters, checkpoints, "cpu", layer=layer)
-        return made[0] if method == "kmeans" else made
+        return FITS[method](Shards(planted[shards]), statistics, parameters, checkpoints, "cpu", layer=layer)[0]
 
     return run
 
@@ -60,10 +61,10 @@ def cut_after(monkeypatch, steps):
     """Have a fit end in the middle of its step after so many."""
     step = fitting.Fit.step
 
-    def cutting(self, metrics):
+    def cutting(self, *metrics):
         if self._step == steps:
             raise Cut
-        step(self, metrics)
+        step(self, *metrics)
 
     monkeypatch.setattr(fitting.Fit, "step", cutting)
 
@@ -89,7 +90,8 @@ def test_a_fit_goes_on_from_its_last_checkpoint_to_the_same_bits(fit, cut, tmp_p
     assert not (tmp_path / "whole").exists()
     del seen[:]
     cut(method, checkpoints, steps)
-    assert len(list((tmp_path / "cut").rglob("*.safetensors"))) == min(2, steps // 4)
+    seeded = method == "kmeans"  # is saved at step 0
+    assert len(list((tmp_path / "cut").rglob("*.safetensors"))) == min(2, steps // 4 + seeded)
     again = fit(method, checkpoints)
     assert all(torch.equal(again[name], whole[name]) for name in whole)
     assert not (tmp_path / "cut").exists(), "checkpoints go when the fit is done"
@@ -108,7 +110,8 @@ def test_checkpoint_steps_is_how_often_a_fit_is_saved_and_changes_nothing_else(f
     for steps in (4, 15):
         parameters = PARAMETERS[method].model_copy(update={"checkpoint_steps": steps})
         models.append(fit(method, Checkpoints(tmp_path), parameters=parameters))
-        assert saved == list(range(steps, STEPS[method] + 1, steps))
+        after_each_seeding = [0] * PARAMETERS["kmeans"].n_init if method == "kmeans" else []
+        assert saved == [*after_each_seeding, *range(steps, STEPS[method] + 1, steps)]
         del saved[:]
     assert all(torch.equal(models[0][name], models[1][name]) for name in models[0])
 
@@ -129,6 +132,9 @@ def test_another_fits_checkpoint_is_not_gone_on_with(fit, cut, tmp_path, method,
     assert seen[0][2] == 1, "from the beginning"
     wanted = fit(method, Checkpoints(tmp_path / "fresh"), **other)
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+    del seen[:]
+    fit(method, checkpoints)
+    assert seen[0][2] == 9, "the other fit has left this one's checkpoints alone"
 
 
 def test_a_checkpoint_of_another_width_put_in_its_place_is_refused(fit, cut, tmp_path):
@@ -149,14 +155,171 @@ def test_observers_are_told_of_rates_and_of_what_is_fitted(fit, tmp_path, seen):
     always = {"tokens_per_second", "data_wait"}
     for *_, metrics in kmeans:
         assert set(metrics) == always | {"inertia", "ewa_inertia", "learning_rate", "dead_clusters"}
-    for _, _, step, metrics in pca:
-        watched = {"reconstruction_error", "subspace_drift"} if step > 4 else {"reconstruction_error"}
-        assert set(metrics) == always | (watched if step % 4 == 0 else set())
+    for _, _, step, metrics in pca:  # of 16 tokens each; a look takes more than 20
+        watched = {"reconstruction_error", "subspace_drift"} if step > 2 else {"reconstruction_error"}
+        assert set(metrics) == always | (watched if step in (2, 4, 8, 16, 32) else set())
     for *_, metrics in seen:
         assert metrics["tokens_per_second"] > 0
         assert 0 <= metrics["data_wait"] <= 1
     drifts = [metrics["subspace_drift"] for *_, metrics in pca if "subspace_drift" in metrics]
     assert 0 <= drifts[-1] < drifts[0] < 1
+
+
+class Clock:
+    """Seconds that go on by hand."""
+
+    def __init__(self, monkeypatch):
+        self.now = 0.0
+        monkeypatch.setattr(fitting, "clock", lambda: self.now)
+
+
+@pytest.mark.parametrize("method", FITS)
+def test_checkpoint_minutes_is_the_longest_that_a_fit_goes_unsaved_and_changes_nothing_else(
+    fit, tmp_path, method, monkeypatch
+):
+    """A step takes 20 s here, and the checkpoints that are due by their number reset the clock."""
+    whole = fit(method, Checkpoints(tmp_path / "whole"))
+    time_goes_by, saved = Clock(monkeypatch), []
+    save = Checkpoints.save
+    monkeypatch.setattr(
+        Checkpoints, "save", lambda self, about, step, *rest: (saved.append(step), save(self, about, step, *rest))[1]
+    )
+    step = fitting.Fit.step
+
+    def slow(self, *metrics):
+        time_goes_by.now += 20
+        step(self, *metrics)
+
+    monkeypatch.setattr(fitting.Fit, "step", slow)
+    parameters = PARAMETERS[method].model_copy(update={"checkpoint_minutes": 1.5, "checkpoint_steps": 7})
+    again = fit(method, Checkpoints(tmp_path), parameters=parameters)
+    assert [step for step in saved if 0 < step <= 30] == [5, 7, 12, 14, 19, 21, 26, 28]
+    assert all(torch.equal(again[name], whole[name]) for name in whole)
+
+
+@pytest.fixture
+def cut_seeding(fit, monkeypatch):
+    """Fits k-means and ends it when it looks for the `number`-th time; of 2 seedings of 8 centres each has 7 looks."""
+
+    def run(checkpoints, number, how):
+        looks = [0]
+        look = fitting.Fit.look
+
+        def counting(self):
+            looks[0] += 1
+            if looks[0] == number:
+                how(self)
+            look(self)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(fitting.Fit, "look", counting)
+            with stopping.sigterm_stops(), pytest.raises((Cut, KeyboardInterrupt)):
+                fit("kmeans", checkpoints)
+
+    return run
+
+
+def centres_made(monkeypatch):
+    """Counts the looks of a fit: one a centre."""
+    looks = []
+    look = fitting.Fit.look
+    monkeypatch.setattr(fitting.Fit, "look", lambda self: (looks.append(1), look(self))[1])
+    return looks
+
+
+def die(_):
+    raise Cut
+
+
+@pytest.mark.parametrize("number", [1, 4, 7, 8, 11, 14])
+def test_sigterm_while_the_centres_are_seeded_loses_none(fit, cut_seeding, tmp_path, number, monkeypatch, seen):
+    whole = fit("kmeans", Checkpoints(tmp_path / "whole"))
+    checkpoints = Checkpoints(tmp_path / "cut")
+    cut_seeding(checkpoints, number, lambda _: os.kill(os.getpid(), signal.SIGTERM))
+    assert len(list((tmp_path / "cut").rglob("step000000000.safetensors"))) == 1
+    looks = centres_made(monkeypatch)
+    del seen[:]
+    again = fit("kmeans", checkpoints)
+    assert len(looks) == 14 - number
+    assert all(torch.equal(again[name], whole[name]) for name in whole)
+    assert seen[0][2] == 1
+
+
+@pytest.mark.parametrize(("number", "left"), [(1, 14), (7, 14), (8, 7), (14, 7)])
+def test_a_fit_killed_while_the_centres_are_seeded_goes_on_after_the_last_whole_seeding(
+    fit, cut_seeding, tmp_path, number, left, monkeypatch
+):
+    whole = fit("kmeans", Checkpoints(tmp_path / "whole"))
+    checkpoints = Checkpoints(tmp_path / "cut")
+    cut_seeding(checkpoints, number, die)
+    looks = centres_made(monkeypatch)
+    again = fit("kmeans", checkpoints)
+    assert len(looks) == left
+    assert all(torch.equal(again[name], whole[name]) for name in whole)
+
+
+def test_a_seeding_that_takes_long_is_saved_by_the_minute(fit, cut_seeding, tmp_path, monkeypatch):
+    time_goes_by = Clock(monkeypatch)
+    whole = fit("kmeans", Checkpoints(tmp_path / "whole"))
+
+    def wait_then_die(fit):
+        time_goes_by.now += 61
+        fit.look()  # which is counted: the next look is the 5th
+        raise Cut
+
+    cut_seeding(Checkpoints(tmp_path / "cut"), 4, wait_then_die)
+    looks = centres_made(monkeypatch)
+    again = fit("kmeans", Checkpoints(tmp_path / "cut"))
+    assert len(looks) == 14 - 4
+    assert all(torch.equal(again[name], whole[name]) for name in whole)
+
+
+def test_a_fit_killed_at_its_first_step_keeps_its_seeds(fit, cut, tmp_path, monkeypatch):
+    whole = fit("kmeans", Checkpoints(tmp_path / "whole"))
+    cut("kmeans", Checkpoints(tmp_path / "cut"), 0)
+    monkeypatch.setattr(MiniBatchKMeans, "seed_from", None)  # there is nothing to seed
+    again = fit("kmeans", Checkpoints(tmp_path / "cut"))
+    assert all(torch.equal(again[name], whole[name]) for name in whole)
+
+
+@pytest.mark.parametrize("method", FITS)
+def test_sigterm_is_answered_by_saving_before_anything_that_takes_long(fit, tmp_path, method, monkeypatch):
+    """PCA's look is an eigendecomposition; the record of the resumed fit has it all the same."""
+    order = []
+    save, look = Checkpoints.save, Convergence.look
+    monkeypatch.setattr(Checkpoints, "save", lambda *args: (order.append("save"), save(*args))[1])
+    monkeypatch.setattr(Convergence, "look", lambda *args, **last: (order.append("look"), look(*args, **last))[1])
+
+    def stop(*told):
+        if told[2] == 7:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch, stopping.sigterm_stops():
+        patch.setattr(fitting, "observers", [stop])
+        with pytest.raises(KeyboardInterrupt):
+            fit(method, Checkpoints(tmp_path))
+    assert order[-1] == "save"
+    saved = max(int(path.stem[4:]) for path in tmp_path.rglob("step*.safetensors"))
+    assert saved == 8, "the next step, a power of 2"
+
+
+def test_the_record_of_a_pca_that_was_stopped_at_a_look_is_whole(planted, statistics, tmp_path, monkeypatch):
+    def run(name):
+        return fit_pca(Shards(planted[0]), statistics, PARAMETERS["pca"], Checkpoints(tmp_path / name), "cpu", layer=5)
+
+    _, whole = run("whole")
+    assert [look["step"] for look in whole] == [2, 4, 8, 16, 32, 48]
+    for stop in (1, 7, 15, 47):
+
+        def observe(*told, stop=stop):
+            if told[2] == stop:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        with monkeypatch.context() as patch, stopping.sigterm_stops():
+            patch.setattr(fitting, "observers", [observe])
+            with pytest.raises(KeyboardInterrupt):
+                run(f"cut {stop}")
+        assert run(f"cut {stop}")[1] == whole
 
 
 def in_a_child(work):

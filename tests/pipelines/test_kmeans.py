@@ -151,6 +151,7 @@ def test_encodings_is_the_parameter_that_says_which_codes_are_made():
         "order",
         "sparsity",
         "checkpoint_steps",
+        "checkpoint_minutes",
         "more_seeds",
     }  # also in test_encode.py and test_fitting.py
     assert set(KMeansParameters.model_fields) == {*CHANGES, *elsewhere}

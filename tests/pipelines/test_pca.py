@@ -6,7 +6,9 @@ import torch
 
 from assay.io.checkpoints import Checkpoints
 from assay.io.shards import Shards
+from assay.numerics.pca import StreamingPCA
 from assay.parameters import PCAParameters, parse_parameters
+from assay.pipelines.pca import nodes
 from assay.pipelines.pca.nodes import fit_pca, measure_pca
 from assay.pipelines.pca.pipeline import create_pipeline
 from assay.pipelines.stream import SAMPLE
@@ -46,7 +48,7 @@ def standardized(planted, layer, statistics):
 def test_components_are_the_right_singular_vectors_of_the_centred_tokens(
     planted, layer, statistics, standardized, batch_size, tmp_path
 ):
-    model = fit_pca(
+    model, _ = fit_pca(
         Shards(planted[0]), statistics, PCAParameters(batch_size=batch_size), Checkpoints(tmp_path), "cpu", layer=layer
     )
     train, _ = standardized
@@ -62,7 +64,7 @@ def test_components_are_the_right_singular_vectors_of_the_centred_tokens(
 
 
 def test_nmse_at_every_k_is_that_of_an_explicit_reconstruction(planted, layer, statistics, standardized, tmp_path):
-    model = fit_pca(Shards(planted[0]), statistics, PCAParameters(), Checkpoints(tmp_path), "cpu", layer=layer)
+    model, _ = fit_pca(Shards(planted[0]), statistics, PCAParameters(), Checkpoints(tmp_path), "cpu", layer=layer)
     found = measure_pca(Shards(planted[1]), statistics, model, PCAParameters(batch_size=50), "cpu", layer=layer, ks=KS)
     rows = found.pop("rows")
     assert found == {"layer": layer, "method": "pca", "n_tokens": 24 * TOKENS}
@@ -86,14 +88,48 @@ def test_batch_size_is_the_tokens_read_at_once(planted, layer, statistics, monke
     monkeypatch.setattr(Shards, "batches", lambda *a, **k: (seen.append(k["batch_size"]), batches(*a, **k))[1])
     for batch_size in (70, 640):
         parameters = PCAParameters(batch_size=batch_size)
-        model = fit_pca(Shards(planted[0]), statistics, parameters, Checkpoints(tmp_path), "cpu", layer=layer)
+        model, _ = fit_pca(Shards(planted[0]), statistics, parameters, Checkpoints(tmp_path), "cpu", layer=layer)
         measure_pca(Shards(planted[1]), statistics, model, parameters, "cpu", layer=layer, ks=(1,))
     assert seen == [70, SAMPLE, 70, 640, SAMPLE, 640]  # a sample is looked at first
 
 
+@pytest.mark.parametrize("layer", [5], indirect=True)
+@pytest.mark.parametrize(("batch_size", "steps"), [(30, [1, 2, 4, 8, 16, 26]), (48, [1, 2, 4, 8, 16]), (768, [1])])
+def test_the_record_says_how_the_leading_subspace_settled(
+    planted, layer, statistics, standardized, batch_size, steps, tmp_path
+):
+    """At powers of 2 and at the last step, of 20 components, a quarter of the dimensions."""
+    parameters = PCAParameters(batch_size=batch_size)
+    _, history = fit_pca(Shards(planted[0]), statistics, parameters, Checkpoints(tmp_path), "cpu", layer=layer)
+    assert [look["step"] for look in history] == steps
+    before = None
+    for look in history:
+        train = standardized[0][: int(look["step"]) * batch_size]
+        centred = train - train.mean(axis=0)
+        _, singular, components = np.linalg.svd(centred, full_matrices=False)
+        left = 1 - (singular[:20] ** 2).sum() / (singular**2).sum()
+        assert look["reconstruction_error"] == pytest.approx(left, rel=1e-4)
+        assert ("subspace_drift" in look) == (before is not None)
+        if before is not None:
+            drift = 1 - ((components[:20] @ before.T) ** 2).sum() / 20
+            assert look["subspace_drift"] == pytest.approx(drift, rel=1e-4)
+        before = components[:20]
+
+
+@pytest.mark.parametrize("layer", [3], indirect=True)
+def test_the_fit_lives_on_the_device_that_is_asked_for_also_when_it_is_gone_on_with(
+    planted, layer, statistics, monkeypatch, tmp_path
+):
+    made = []
+    monkeypatch.setattr(nodes, "StreamingPCA", lambda **options: (made.append(options), StreamingPCA(**options))[1])
+    monkeypatch.setattr(nodes, "pick_device", lambda name: {"the GPU": torch.device("cpu")}[name])
+    fit_pca(Shards(planted[0]), statistics, PCAParameters(), Checkpoints(tmp_path), "the GPU", layer=layer)
+    assert made == [{"device": torch.device("cpu")}]
+
+
 def test_max_tokens_is_a_random_sample(planted, layer, statistics, tmp_path):
     shards = Shards(planted[0])
-    model = fit_pca(
+    model, _ = fit_pca(
         shards, statistics, PCAParameters(batch_size=50, max_tokens=120), Checkpoints(tmp_path), "cpu", layer=layer
     )
     sample = torch.cat(list(shards.batches(layer=layer, batch_size=50, shuffle=True, max_tokens=120))).double()
@@ -114,11 +150,12 @@ def test_topk_is_the_parameter_that_says_which_k_are_measured():
         "batch_size",
         "max_tokens",
         "checkpoint_steps",
+        "checkpoint_minutes",
     }  # that is all of them
 
 
 @pytest.mark.parametrize("layer", [3], indirect=True)
 def test_a_k_above_the_width_is_refused(planted, layer, statistics, tmp_path):
-    model = fit_pca(Shards(planted[0]), statistics, PCAParameters(), Checkpoints(tmp_path), "cpu", layer=layer)
+    model, _ = fit_pca(Shards(planted[0]), statistics, PCAParameters(), Checkpoints(tmp_path), "cpu", layer=layer)
     with pytest.raises(ValueError, match="found K = 81, wanted 1 to 80"):
         measure_pca(Shards(planted[1]), statistics, model, PCAParameters(), "cpu", layer=layer, ks=(81,))

@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from assay.pipelines.report.figures import draw_convergence_pca
 from assay.pipelines.report.nodes import (
     COLUMNS,
     FIGURES,
@@ -299,7 +300,7 @@ def test_the_agreement_of_seeds_is_a_table():
     table = tabulate_agreement({"agreements": rows[:2]}, {"agreements": rows[2:]})
     assert table[["layer", "seed"]].to_numpy().tolist() == [[3, 1], [5, 1], [5, 2]]
     fits = {"explained_variance": torch.ones(1)}, {"counts": torch.ones(1)}
-    assert summarise_fits(*fits, [], *rows[:2], layer=5)["agreements"] == rows[:2]
+    assert summarise_fits(fits[0], [], fits[1], [], *rows[:2], layer=5)["agreements"] == rows[:2]
 
 
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="needs pdflatex")
@@ -316,7 +317,10 @@ def test_the_latex_compiles(tmp_path):
 
 def curves(layer, n=50):
     fits = {"explained_variance": torch.arange(float(n), 0, -1)}, {"counts": torch.arange(n)}
-    return summarise_fits(*fits, [{"ewa_inertia": 1 / (1 + i), "inertia": 9.0} for i in range(n)], layer=layer)
+    settled = [{"step": 1.0, "reconstruction_error": 0.5}]
+    settled += [{"step": 2.0**i, "reconstruction_error": 0.6, "subspace_drift": 0.5**i} for i in range(1, 4)]
+    steps = [{"ewa_inertia": 1 / (1 + i), "inertia": 9.0} for i in range(n)]
+    return summarise_fits(fits[0], settled, fits[1], steps, layer=layer)
 
 
 def drawn(layers=None, size=50):
@@ -330,6 +334,7 @@ def test_the_fits_are_summed_up_for_the_pictures():
     assert curves(3, 3) == {
         "layer": 3,
         "spectrum": [3.0, 2.0, 1.0],
+        "settled": curves(5, 9)["settled"],
         "cluster_counts": [2, 1, 0],
         "inertia": [1.0, 1 / 2, 1 / 3],
         "agreements": [],
@@ -371,6 +376,15 @@ def test_the_pictures_show_the_tables_numbers():
     assert all(trace.y[-1] == pytest.approx(1) for trace in shares)
     assert [trace.name for trace in figures["clusters"].data] == ["layer 3", "layer 5"]
     assert min(figures["clusters"].data[0].y) == 0.5  # an empty cluster still has a place on the axis
+    drift, left = figures["convergence_pca"].data[:2]
+    assert (list(drift.x), list(drift.y)) == ([2, 4, 8], [0.5, 0.25, 0.125])  # the first look has no drift
+    assert (list(left.x), list(left.y)) == ([1, 2, 4, 8], [0.5, 0.6, 0.6, 0.6])
+
+
+def test_a_pca_of_one_step_has_a_legend_though_it_has_no_drift():
+    one = {"layer": 3, "settled": [{"step": 1.0, "reconstruction_error": 0.5}]}
+    shown = [trace for trace in draw_convergence_pca([one]).data if trace.showlegend]
+    assert [list(trace.y) for trace in shown] == [[0.5]]
 
 
 def test_long_curves_are_thinned_and_keep_their_ends():

@@ -10,11 +10,13 @@ parameters), and `state`, JSON scalars beside the tensors such as the reader's c
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
 import re
 import shutil
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +30,8 @@ logger = logging.getLogger(__name__)
 
 SCHEMA = {"schema": "assay.checkpoint", "version": "1"}
 KEPT = 2
+EXPIRE = 30 * 24 * 3600.0
+"""Seconds after which an interrupted fit's checkpoints are taken for forgotten."""
 
 State = dict[str, Any]
 
@@ -76,7 +80,7 @@ class Checkpoints:
                 )
             logger.info("going on from %s", path)
             return Checkpoint(tensors, state)
-        if self.folder.is_dir() and any(path.is_dir() for path in self.folder.iterdir()):
+        if self._fits():
             logger.warning(
                 "%s holds no whole checkpoint of this fit, but of others (other shards, layer, statistics or parameters); "
                 "starting from the beginning",
@@ -84,9 +88,22 @@ class Checkpoints:
             )
         return None
 
-    def clear(self) -> None:
-        """Remove all checkpoints, those of other fits too: what they were for is done."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+    def clear(self, about: Mapping[str, Any]) -> None:
+        """Remove the checkpoints of the fit that `about` describes, which is done, and those that nobody has written to for 30 days.
+
+        Other fits' are kept till then: a quick one must not cost an interrupted one that took days.
+        """
+        own = self._folder(about)
+        for folder in self._fits():
+            if folder == own or time.time() - _last_written(folder) > EXPIRE:
+                shutil.rmtree(folder, ignore_errors=True)
+        with contextlib.suppress(OSError):  # it is not there, or not empty
+            self.folder.rmdir()
+
+    def _fits(self) -> list[Path]:
+        """The folders of fits: others' files are no concern of ours."""
+        found = self.folder.iterdir() if self.folder.is_dir() else ()
+        return [path for path in found if path.is_dir() and re.fullmatch(r"[0-9a-f]{16}", path.name)]
 
     def _folder(self, about: Mapping[str, Any]) -> Path:
         return self.folder / hashlib.sha256(_canonical(about).encode()).hexdigest()[:16]
@@ -99,6 +116,14 @@ def _canonical(about: Mapping[str, Any]) -> str:
 def _newest_first(folder: Path) -> list[Path]:
     files = [path for path in folder.glob("step*.safetensors") if re.fullmatch(r"step\d{9,}\.safetensors", path.name)]
     return sorted(files, key=lambda path: int(path.stem.removeprefix("step")), reverse=True)
+
+
+def _last_written(folder: Path) -> float:
+    """When a fit last saved anything, or made its folder; seconds since the epoch. Now, where it goes while we look."""
+    try:
+        return max(path.stat().st_mtime for path in [folder, *folder.iterdir()])
+    except OSError:
+        return time.time()
 
 
 def _difference(found: Any, wanted: Mapping[str, Any]) -> str:

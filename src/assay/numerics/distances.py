@@ -8,7 +8,10 @@ the next higher precision. Only tiles of the (n, K) scores are ever held.
 
 import logging
 import math
-from collections.abc import Callable, Iterator
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 
 import torch
@@ -22,6 +25,10 @@ _TILE_BYTES = {"cpu": 8 * 2**20, "cuda": 512 * 2**20}
 # Centres are looked at in so many groups first, by the best score of each: only groups with a candidate are looked into.
 _GROUP = 64
 _MOST_GROUPS = 16
+# In float64, pairs of a row and a centre that are looked at together; and the share of them above which all are taken by differences:
+# a pair picked out costs some thirty times as much.
+_PAIRS = 2**20
+_MANY = 1 / 32
 
 
 def fast_dtype(device: torch.device) -> torch.dtype:
@@ -34,7 +41,10 @@ def fast_dtype(device: torch.device) -> torch.dtype:
 @cache
 def _cpu_multiplies_bfloat16() -> bool:
     # oneDNN takes bfloat16 wherever there is AVX-512, and multiplies it faster only with instructions of its own: ask the clock.
-    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    try:
+        if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+            return False
+    except AttributeError:  # torch without oneDNN
         return False
     from time import perf_counter
 
@@ -47,6 +57,46 @@ def _cpu_multiplies_bfloat16() -> bool:
             x @ x
         times[dtype] = perf_counter() - began
     return times[torch.bfloat16] < 0.7 * times[torch.float32]
+
+
+def float32_is_exact() -> bool:
+    """Whether torch multiplies float32 as float32: the user may have let it round to TF32 or bfloat16 first, where no bound holds."""
+    try:
+        exact = torch.get_float32_matmul_precision() == "highest"
+    except RuntimeError:  # one of torch's newer settings, by backend, is not the default
+        return False
+    # oneDNN's own, which torch does not see.
+    mode = os.environ.get("ONEDNN_DEFAULT_FPMATH_MODE", os.environ.get("DNNL_DEFAULT_FPMATH_MODE", "strict"))
+    return exact and mode.lower() == "strict"
+
+
+_REDUCTION = "allow_bf16_reduced_precision_reduction"
+_reduction_lock = threading.Lock()
+_within = 0
+_before: bool | tuple[bool, bool] = True
+
+
+@contextmanager
+def sums_in_float32() -> Iterator[None]:
+    """Within the block cuBLAS keeps the partial sums of bfloat16 products in float32, which torch by default lets it round.
+
+    The setting is the process's: the last thread to leave the block puts it back.
+    """
+    global _within, _before
+    settings = torch.backends.cuda.matmul
+    with _reduction_lock:
+        if _within == 0:
+            split = getattr(settings, f"{_REDUCTION}_split_k", None)  # set together in newer versions of torch
+            _before = getattr(settings, _REDUCTION) if split is None else (getattr(settings, _REDUCTION), split)
+            setattr(settings, _REDUCTION, False if split is None else (False, split))
+        _within += 1
+    try:
+        yield
+    finally:
+        with _reduction_lock:
+            _within -= 1
+            if _within == 0:
+                setattr(settings, _REDUCTION, _before)
 
 
 TwoBest = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
@@ -84,11 +134,9 @@ class NearestCenters:
 
     def __init__(self, centers: Tensor, dtypes: tuple[torch.dtype, ...] | None = None) -> None:
         self._centers = centers
-        # Where the user lets float32 products be less than that, their bound does not hold.
-        exact = (torch.float32,) if torch.get_float32_matmul_precision() == "highest" else ()
-        wanted = (fast_dtype(centers.device), *exact) if dtypes is None else dtypes
+        wanted = (fast_dtype(centers.device), torch.float32) if dtypes is None else dtypes
         # A large common offset would cancel away the digits that matter. As float32, it is the same for tokens and centres.
-        self._origin = centers.mean(0, dtype=torch.float64).float()
+        self._origin = _origin(centers).float()
         self._shifted = centers - self._origin
         self._dtypes = tuple(dict.fromkeys(wanted))
         self._products: dict[torch.dtype, _Product] = {}
@@ -100,7 +148,10 @@ class NearestCenters:
         """
         labels = torch.full((len(x),), -1, dtype=torch.int64, device=x.device)
         left = torch.arange(len(x), device=x.device)
+        exact = float32_is_exact()
         for dtype in self._dtypes:
+            if dtype == torch.float32 and not exact:
+                continue
             if dtype not in self._products:
                 self._products[dtype] = _Product(self._shifted, dtype)
             for rows in torch.split(left, max(1, _TILE_BYTES[x.device.type] // (2 * len(self._centers)))):
@@ -120,11 +171,30 @@ class NearestCenters:
         labels[rows[settled]] = nearest
 
 
+def _origin(centers: Tensor) -> Tensor:
+    """A point amid centers (K, d), float64 (d,): their mean, without those that lie far from the others.
+
+    Any would do; bounds are tight about one that is near most tokens, which a single centre far away would draw off.
+    """
+    mean = centers.mean(0, dtype=torch.float64)
+    lengths = (centers - mean.float()).norm(dim=1)
+    near = lengths <= 4 * lengths.median()
+    return mean if bool(near.all()) or not bool(near.any()) else centers[near].mean(0, dtype=torch.float64)
+
+
 class _Product:
     """Scores of shifted centres c (K, d), float32, by a product in `dtype`: how large they may be, and where they may be the largest.
 
-    Rounding x to x' and c to c' changes x.c by at most |x - x'| |c| + |x'| |c - c'| (Cauchy-Schwarz). These norms ride along as two
-    more dimensions of the product, after two for the halved norm of c: what comes out is the most that a score may be.
+    What comes out is no score but the most that it may be: bounds ride along as more dimensions of the product, a centre's own each, so
+    that a far centre widens no other's. With x' and c' as rounded to `dtype`, the score is off by
+
+    - |x - x'| |c| + |x'| |c - c'| at most, by rounding (Cauchy-Schwarz);
+    - g (|x'| |c| + |c|^2 / 2) at most, by summing d + 4 terms in float32, in any order, whether sums are rounded or cut off: m terms want
+      m 2^-23 times the sum of their magnitudes, and g = (d + 8) 2^-23 leaves enough for x and c, which the shift has rounded.
+
+    So |x - x'| + g |x'| meets |c|, |x'| meets |c - c'|, and g |c|^2 / 2 and whatever rounding takes off are added to the halved norm. All
+    are raised by `_margin`, for the rounding of the bounds themselves and of norms in float32. Where b seems the best, with p(b), twice
+    what b may be too large is `_slack`: p(c) >= s(c) >= s(b) >= p(b) - slack for the c that is nearest.
     """
 
     def __init__(self, centers: Tensor, dtype: torch.dtype) -> None:
@@ -132,20 +202,30 @@ class _Product:
         self._n_groups = -(-n_clusters // _GROUP)
         self._dtype = dtype
         self._unit = float(torch.finfo(dtype).eps) / 2  # the relative error of one rounding
-        halves = -0.5 * centers.double().square_().sum(1)
-        high = halves.to(dtype)
-        low = (halves - high.double()).to(dtype)
+        self._sums = (self._d + 8) * 2.0**-23
+        self._margin = 1 + 2.0**-6 + 2 * self._sums
+        norms = centers.norm(dim=1, dtype=torch.float64)
+        halves = -0.5 * norms.square()
+        # A score that would overflow may seem larger than it is: then it is asked again, and no other centre's is lost.
+        most = (halves * (1 - self._margin * self._sums)).clamp(min=-1e38)
+        high = most.to(dtype)
+        low = most - high.double()
+        low = (low + 2 * self._unit * low.abs()).to(dtype)  # rounded up
         # What fills the last group up is never near.
-        matrix = torch.zeros(self._n_groups * _GROUP, self._d + 4, dtype=dtype, device=centers.device)
+        matrix = self._allocate(self._n_groups * _GROUP, 0.0, centers.device)
         matrix[:, self._d] = -torch.finfo(dtype).max
         matrix[:n_clusters, : self._d] = centers
         kept = matrix[:n_clusters, : self._d].float()
-        norms, lost = centers.norm(dim=1), (centers - kept).norm(dim=1)
-        matrix[:n_clusters, self._d :] = torch.stack([high, low, self._round_up(norms), self._round_up(lost)], dim=1)
+        lost = (centers - kept).norm(dim=1, dtype=torch.float64) + math.sqrt(self._d) * 2.0**-126  # and of underflow
+        bounds = torch.stack([high, low, self._round_up(norms), self._round_up(lost)], dim=1)
+        matrix[:n_clusters, self._d : self._d + 4] = bounds
         self._rows, self._matrix = matrix, matrix.T
-        self._norms = torch.stack([norms, lost], dim=1)
-        self._largest = float(norms.max())
-        self._lost_halves = float((halves - high.double() - low.double()).abs().max())
+        self._bounds = torch.stack([norms, lost, high.double() + low.double() - halves], dim=1).float()
+
+    def _allocate(self, rows: int, value: float, device: torch.device) -> Tensor:
+        """(rows, d + 4 or a little more) of `value`; every row begins at a multiple of 128 bytes, as tensor cores load it fastest."""
+        columns = -(-(self._d + 4) // 8) * 8
+        return torch.full((rows, -(-columns // 64) * 64), value, dtype=self._dtype, device=device)[:, :columns]
 
     def _round_up(self, values: Tensor) -> Tensor:
         return (values * (1 + 4 * self._unit)).to(self._dtype)
@@ -155,12 +235,14 @@ class _Product:
 
         Rows with candidates in too many groups have none. Overflow makes a bound infinite or a score NaN: such a row has none, too.
         """
-        n = len(x)
-        tokens = torch.ones(n, self._d + 4, dtype=self._dtype, device=x.device)
+        tokens = self._allocate(len(x), 1.0, x.device)
         tokens[:, : self._d] = x
         kept = tokens[:, : self._d].float()
-        norms = kept.norm(dim=1)
-        lost = (x - kept).norm(dim=1) + 2.0**-23 * norms  # of the conversion; of the shift
+        # A square below the least float32 is lost: a norm may be so much larger.
+        underflow = math.sqrt(self._d) * 2.0**-62
+        norms = self._margin * kept.norm(dim=1)
+        lost = self._margin * (x - kept).norm(dim=1) + self._sums * norms + underflow
+        norms = norms + underflow
         tokens[:, self._d + 2] = self._round_up(lost)
         tokens[:, self._d + 3] = self._round_up(norms)
         two_best = fused_kernel(x.device) if self._dtype == torch.bfloat16 else None
@@ -169,7 +251,7 @@ class _Product:
         # The kernel settles the rows in which no second centre is near; only the others' scores are ever written down.
         best, second, seeming = two_best(tokens, self._rows)
         least = self._least(best, seeming, norms, lost)
-        single = (second < least) & least.isfinite() & (seeming < len(self._norms))
+        single = (second < least) & least.isfinite() & (seeming < len(self._bounds))
         several = (~single).nonzero()[:, 0]
         rows, centers = self._among_all(tokens[several], norms[several], lost[several])
         rows, centers = torch.cat([single.nonzero()[:, 0], several[rows]]), torch.cat([seeming[single], centers])
@@ -179,7 +261,9 @@ class _Product:
     def _among_all(self, tokens: Tensor, norms: Tensor, lost: Tensor) -> tuple[Tensor, Tensor]:
         """The candidates by all scores of the tokens, as the product takes them."""
         n = len(tokens)
-        most = (tokens @ self._matrix).view(n, _GROUP, self._n_groups)  # centre j * n_groups + g is the j-th of group g
+        with sums_in_float32():
+            scores = tokens @ self._matrix
+        most = scores.view(n, _GROUP, self._n_groups)  # centre j * n_groups + g is the j-th of group g
         most_of_group = most.amax(1)
         best, group = most_of_group.max(1)
         seeming = most.gather(2, group[:, None, None].expand(n, _GROUP, 1)).argmax(1)[:, 0] * self._n_groups + group
@@ -195,17 +279,14 @@ class _Product:
     def _least(self, best: Tensor, seeming: Tensor, norms: Tensor, lost: Tensor) -> Tensor:
         """What a score must seem at least to be the largest in truth, float32 (n,), by the best and the centre whose it is."""
         # What fills up can only seem the best where all is lost.
-        norm_of_best, lost_of_best = self._norms[seeming.clamp(max=len(self._norms) - 1)].unbind(1)
-        # The best may be less than it seems, by twice the bound that was added.
-        return best - self._slack(best, norms, lost * norm_of_best + norms * lost_of_best)
+        norm_of_best, lost_of_best, raised = self._bounds[seeming.clamp(max=len(self._bounds) - 1)].unbind(1)
+        return best - self._slack(best, lost * norm_of_best + norms * lost_of_best + raised)
 
-    def _slack(self, best: Tensor, norms: Tensor, error: Tensor) -> Tensor:
-        """How far below the best seeming score one may be that is larger in truth, float32 (n,)."""
-        # Of sums in float32, and of the centres' shift, which is less; of the halves; and of underflow.
-        sums = (self._d + 6) * 2.0**-23 * (norms * self._largest + 0.5 * self._largest**2) + (self._d + 6) * 2.0**-120
-        # A score is rounded to `dtype`, and so is one as far below the best as this.
+    def _slack(self, best: Tensor, error: Tensor) -> Tensor:
+        """How far below the best seeming score one may seem that is larger in truth, float32 (n,). `error`: what was added to the best."""
+        # A score is rounded to `dtype`, and so is one as far below the best as this. What underflows is lost without a relative bound.
         rounding = self._unit * (best.abs() + 3 * error)
-        slack: Tensor = 2.02 * (error * (1 + 8 * self._unit) + rounding + sums + self._lost_halves)
+        slack: Tensor = 2.02 * (error * (1 + 8 * self._unit) + rounding + (self._d + 8) * 2.0**-120)
         return slack
 
 
@@ -241,31 +322,77 @@ def paired_distances(x: Tensor, rows: Tensor, centers: Tensor, pairs: Tensor) ->
     )
 
 
-def chunked_distances(x: Tensor, centers: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Squared distances of x (n, d) to centers (K, d), rows in order, at most about 64 MiB of them at once.
+def _by_product(x: Tensor, centers: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor, float]]:
+    """Squared distances of x (n, d) to centers (K, d) by |x|^2 - 2 x.c + |c|^2, rows in order, at most about 64 MiB at once.
 
-    Yields float64 (rows, K), at least 0, and (rows, 1), how much rounding may tell equal distances among the nearest
-    apart. Both sides are centred on the mean of the centres before |x|^2 - 2 x.c + |c|^2, or a large common offset
-    would cancel away the digits that matter.
+    Yields rows of x, their distances, float64 (rows, K), at least 0, the lengths |x| (rows,) and |c| (K,) about a common origin, without
+    which a large offset would cancel away the digits that matter, and g: no distance is off by more than g (|x| + |c|)^2.
+
+    A sum of m terms is off by at most m eps / 2 times the sum of their magnitudes, in any order: 2 |x| |c| + |x|^2 + |c|^2 here. Its d
+    products and three sums, and what the shift to the origin rounds, want (d + 8) eps / 2; g is twice that, for |x| and |c| as computed.
     """
-    centers = centers.double()
-    origin = centers.mean(0)
-    centers = centers - origin
+    origin = _origin(centers)
+    centers = centers.double() - origin
     center_norms = centers.square().sum(1)
+    center_lengths = center_norms.sqrt()
     n_clusters, d = centers.shape
-    rounding = 8 * math.sqrt(d) * torch.finfo(torch.float64).eps
+    g = (d + 8) * torch.finfo(torch.float64).eps
     for chunk in torch.split(x, max(1, _DISTANCE_BYTES // (8 * max(n_clusters, d)))):
         rows = chunk.double() - origin
-        row_norms = rows.square().sum(1, keepdim=True)
-        distances = torch.addmm(center_norms, rows, centers.T, alpha=-2).add_(row_norms).clamp_(min=0)
-        # A nearest centre is no longer than the token and its distance together, so these bound all the terms.
-        yield distances, rounding * (row_norms + distances.amin(1, keepdim=True))
+        norms = rows.square().sum(1)
+        distances = torch.addmm(center_norms, rows, centers.T, alpha=-2).add_(norms[:, None]).clamp_(min=0)
+        yield chunk, distances, norms.sqrt(), center_lengths, g
+
+
+def _by_differences(x: Tensor, centers: Tensor) -> Tensor:
+    """All |x - c|^2 by differences, float64 (n, K): no more than (d + 4) eps off, relative. Some five times as long as by a product."""
+    return torch.cdist(x.double(), centers.double(), compute_mode="donot_use_mm_for_euclid_dist").square_()
+
+
+def _parts(rows: Tensor, n_clusters: int) -> Sequence[Tensor]:
+    """Numbers of rows, so many together that all pairs of a row and a centre are no burden."""
+    return torch.split(rows, max(1, _PAIRS // n_clusters))
+
+
+def chunked_distances(x: Tensor, centers: Tensor) -> Iterator[Tensor]:
+    """Squared distances of x (n, d) to centers (K, d), rows in order, at most about 64 MiB of them at once: float64 (rows, K).
+
+    Each is right to 2^-24, relative, so that its root is a right float32: what a product cannot give so exactly, the distances that
+    are small beside the lengths, are taken by differences.
+    """
+    for rows, distances, lengths, center_lengths, g in _by_product(x, centers):
+        trusted = g * 2.0**24
+        # By the longest centre first, which is a look at each row's least distance only: as a rule there is nothing to do.
+        doubtful = (distances.amin(1) < trusted * (lengths + center_lengths.max()).square()).nonzero()[:, 0]
+        for part in _parts(doubtful, len(centers)):
+            near = distances[part] < trusted * (lengths[part][:, None] + center_lengths).square_()
+            crowded = near.sum(1) > _MANY * len(centers)
+            distances[part[crowded]] = _by_differences(rows[part[crowded]], centers)
+            near[crowded] = False
+            found, pairs = near.nonzero(as_tuple=True)
+            distances[part[found], pairs] = paired_distances(rows, part[found], centers, pairs)
+        yield distances
 
 
 def nearest_in_float64(x: Tensor, centers: Tensor) -> Tensor:
-    """Index of the nearest of centers (K, d) to each row of x (n, d): int64 (n,); ties to rounding: the lower index."""
-    labels = [
-        (distances <= distances.amin(1, keepdim=True) + tie).to(torch.uint8).argmax(1)
-        for distances, tie in chunked_distances(x, centers)
-    ]
+    """Index of the nearest of centers (K, d) to each row of x (n, d), by differences in float64: int64 (n,); ties: the lower index.
+
+    A product says which centres may be the nearest. Where b is its nearest, at D off by e(b) = g (|x| + |b|)^2, the true one, c, is no
+    farther than D + e(b), hence no longer than |x| and the root of that, and seems at most D + e(b) + e(c).
+    """
+    labels = [torch.empty(0, dtype=torch.int64, device=x.device)]
+    for rows, distances, lengths, center_lengths, g in _by_product(x, centers):
+        least, seeming = distances.min(1)
+        least += g * (lengths + center_lengths[seeming]).square()
+        least += g * (2 * lengths + least.sqrt()).square()
+        nearest = torch.zeros_like(seeming)  # NaN has no candidates
+        for part in _parts(torch.arange(len(rows), device=x.device), len(centers)):
+            near = distances[part] <= least[part, None]
+            if int(near.sum()) > _MANY * near.numel():
+                squared = _by_differences(rows[part], centers)
+                near &= squared <= squared.amin(1, keepdim=True) * (1 + 4 * g)
+            found, candidates = near.nonzero(as_tuple=True)
+            settled, those = _nearest_of_candidates(rows, part[found], centers, candidates)
+            nearest[settled] = those
+        labels.append(nearest)
     return torch.cat(labels)

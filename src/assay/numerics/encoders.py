@@ -3,7 +3,6 @@
 Every batch of codes carries `error` (b,) float64, the squared error of the dictionary's reconstruction of each token.
 """
 
-import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,12 +17,6 @@ from assay.numerics.pca import StreamingPCA, top_k
 
 DISTANCE_FLOOR = 1e-6
 """Added to a distance before it is inverted."""
-
-NEAR = 1e-3
-"""Distances below this share of a token's length, from the mean of the centres, are taken by differences.
-
-The product that all others are from rounds d^2 by some 1e-13 of that length squared, which is 1e-7 of d^2 at this distance.
-"""
 
 
 @dataclass(frozen=True)
@@ -78,18 +71,11 @@ def kmeans_distances(state: Mapping[str, Tensor], transform: Callable[[Tensor], 
     """`transform` of the euclidean distances to every centre, float32."""
     kmeans = MiniBatchKMeans.from_state(state)
     centers = kmeans.cluster_centers_
-    origin = centers.double().mean(0)
 
     def encode(x: Tensor) -> Batch:
         distances = kmeans.transform(x)
-        x = x.to(centers.device)
-        # Rounding is as large as the floor where a token is on a centre, and there may be several centres in one place.
-        near = distances < NEAR * (x - origin).norm(dim=1, keepdim=True).float()
-        near.scatter_(1, distances.argmin(dim=1, keepdim=True), True)
-        rows, pairs = near.nonzero(as_tuple=True)
-        squared = paired_distances(x, rows, centers, pairs)
-        distances[rows, pairs] = squared.sqrt().float()
-        error = squared.new_full((len(x),), math.inf).scatter_reduce_(0, rows, squared, "amin")
+        rows = torch.arange(len(x), device=centers.device)
+        error = paired_distances(x.to(centers.device), rows, centers, distances.argmin(1))
         return {"values": transform(distances), "error": error}
 
     return Encoder("dense", kmeans.n_clusters, kmeans.n_clusters, encode, zero_is_far)

@@ -8,12 +8,13 @@ Vassilvitskii (2007), "k-means++: the advantages of careful seeding".
 import logging
 import math
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Self
 
 import torch
 from torch import Tensor
 
-from assay.numerics.distances import NearestCenters, chunked_distances
+from assay.numerics.distances import NearestCenters, chunked_distances, paired_distances
 from assay.numerics.errors import ErrorSums, error_sums
 from assay.numerics.moments import batch_moments, check_batch
 
@@ -26,14 +27,38 @@ METRICS = ("inertia", "ewa_inertia", "learning_rate", "dead_clusters")
 _ROWS = 1024
 # Squared distances below this share of the squared norms have lost most of their digits to cancellation in float32.
 _CLOSE = 1e-4
+# Centres this share of the tokens' distance apart lie in one place; so many that follow each other along a line are compared.
+_SAME = 2.0**-10
+_LOOKED_AT = 16
 
 
-def kmeans_plus_plus(x: Tensor, n_clusters: int, generator: torch.Generator) -> Tensor:
+@dataclass
+class Seeding:
+    """Where seedings stand that are not done: `tried`, and the `least` inertia among them.
+
+    Of the one under way: the numbers of the tokens `chosen` so far, and the squared distance of every token to the `closest` of
+    them, float32 (n,).
+    """
+
+    tried: int = 0
+    least: float = math.inf
+    chosen: list[int] = field(default_factory=list)
+    closest: Tensor | None = None
+
+
+def kmeans_plus_plus(
+    x: Tensor,
+    n_clusters: int,
+    generator: torch.Generator,
+    seeding: Seeding | None = None,
+    on_centre: Callable[[], None] | None = None,
+) -> Tensor:
     """Seed centres among the tokens x (n, d) by greedy k-means++: float32 (n_clusters, d).
 
     Each next centre is the best of 2 + floor(ln n_clusters) tokens drawn with probability proportional to the squared
     distance to the nearest centre so far. Draws are made on the CPU, so that one seed gives one result on any device.
-    ValueError where x has fewer distinct tokens than clusters.
+    `on_centre` is called after each centre; with `seeding` as it then was, and the generator, the rest can be made later, to the bit.
+    ValueError where x has fewer distinct tokens than clusters, or is not what `seeding` was begun on.
     """
     n = x.shape[0]
     if n < n_clusters:
@@ -44,8 +69,15 @@ def kmeans_plus_plus(x: Tensor, n_clusters: int, generator: torch.Generator) -> 
     n_trials = 2 + int(math.log(n_clusters))
     tokens = (x.double() - x.double().mean(0)).float()
     norms = tokens.square().sum(1)
-    chosen = [int(torch.randint(n, (1,), generator=generator))]
-    closest = (x.double() - x[chosen[0]].double()).square().sum(1).float()
+    seeding = seeding or Seeding()
+    chosen, closest = seeding.chosen, seeding.closest
+    if closest is None:
+        chosen.append(int(torch.randint(n, (1,), generator=generator)))
+        closest = seeding.closest = (x.double() - x[chosen[0]].double()).square().sum(1).float()
+    elif len(closest) != n:
+        raise ValueError(
+            f"found {n} tokens, wanted the {len(closest)} that the seeding was begun on: give the same stream"
+        )
     while len(chosen) < n_clusters:
         cumulative = closest.cpu().double().cumsum(0)
         if cumulative[-1] == 0:
@@ -61,7 +93,9 @@ def kmeans_plus_plus(x: Tensor, n_clusters: int, generator: torch.Generator) -> 
         # A token equal to a centre must be at exactly 0, or it could be drawn again: by differences where it is close.
         close = distances[best] <= _CLOSE * (norms + norms[chosen[-1]])
         distances[best, close] = (x[close].double() - x[chosen[-1]].double()).square().sum(1).float()
-        closest = torch.minimum(closest, distances[best])
+        closest = seeding.closest = torch.minimum(closest, distances[best])
+        if on_centre is not None:
+            on_centre()
     return x[chosen].float()
 
 
@@ -109,6 +143,33 @@ def low_count_clusters(counts: Tensor, reassignment_ratio: float) -> Tensor:
     return (counts < reassignment_ratio * counts.double().mean()) | (counts == 0)
 
 
+def collapsed_clusters(centers: Tensor, radius: float, generator: torch.Generator) -> Tensor:
+    """Which of centers (K, d) lie in the place of one of lower index: bool (K,).
+
+    That is closer by 2^-10 than tokens lie about centres, `radius` in the root mean square, and than either centre's length, from 0 and
+    from the mean: so near are no two that share the tokens of one place, and where clusters differ much in size, no two small ones.
+    What is so near is nearer still along a random direction, by the root of d. Along one each is held against the 16 that follow it,
+    in place of all, where it is near along some others too; what more part is found another time. Equal centres are always found.
+    """
+    directions = torch.randn(centers.shape[1], 8, generator=generator, dtype=torch.float64).to(centers.device)
+    along = centers.double() @ (directions / directions.norm(dim=0))
+    order = along[:, 0].argsort(stable=True)
+    along = along[order]
+    lengths = centers.norm(dim=1, dtype=torch.float64)[order]
+    spread = (centers - centers.mean(0)).norm(dim=1, dtype=torch.float64)[order]
+    near = _SAME * torch.minimum(lengths, spread).clamp(max=radius)
+    rounding = 4 * torch.finfo(torch.float64).eps * centers.shape[1] * lengths
+    collapsed = torch.zeros(len(centers), dtype=torch.bool, device=centers.device)
+    for step in range(1, min(_LOOKED_AT, len(centers) - 1) + 1):
+        most = torch.minimum(near[step:], near[:-step])
+        gaps = (along[step:] - along[:-step]).abs_().amax(1)
+        pairs = (gaps <= most + rounding[step:]).nonzero()[:, 0]
+        one, other = order[pairs], order[pairs + step]
+        same = paired_distances(centers, one, centers, other).sqrt() <= most[pairs]
+        collapsed[torch.maximum(one, other)[same]] = True
+    return collapsed
+
+
 def reassign_centers(
     x: Tensor, squared: Tensor, centers: Tensor, counts: Tensor, low: Tensor, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
@@ -117,13 +178,13 @@ def reassign_centers(
     A token is drawn with probability proportional to `squared` (n,), its squared distance to its centre: far ones, but not the
     outliers alone (the D^2 sampling of k-means++, Arthur and Vassilvitskii 2007). At most half as many as there are tokens off their
     centres, the clusters of lowest count first (ties to the lower index), each to a token of its own. They take the lowest count
-    among the others, so that they neither jump about nor are at once low again. Two centres that have fallen together are low
-    in time: the token goes to the one of lower index.
+    among the others, so that they neither jump about nor are at once low again. Of two centres that have fallen together the one of
+    higher index gets no more tokens, but its count may be high and stay so: `collapsed_clusters` finds it.
     """
     n_moved = min(int(low.sum()), int((squared > 0).sum()) // 2)
     if n_moved == 0:
         return centers, counts
-    moved = counts.argsort(stable=True)[:n_moved]
+    moved = torch.where(low, counts, torch.iinfo(counts.dtype).max).argsort(stable=True)[:n_moved]
     stays = torch.ones_like(low)
     stays[moved] = False
     # Largest of u^(1/w) (Efraimidis and Spirakis 2006), as logarithms: a weighted draw without replacement, of any size.
@@ -147,15 +208,15 @@ class MiniBatchKMeans:
     tol: stop when a step moves the centres by a summed squared distance of at most tol times the mean variance of a
         dimension among the seeding tokens; 0 never stops so.
     max_no_improvement: stop after as many steps on end without a new least smoothed inertia; None never stops so.
-    reassignment_ratio: clusters with a count below this share of the mean are moved to far tokens (see
-        `reassign_centers`), every 10 n_clusters tokens and after any step that leaves a count of 0; 0 never moves any.
+    reassignment_ratio: clusters with a count below this share of the mean, and those in the place of another, are moved to far tokens
+        (see `reassign_centers`), every 10 n_clusters tokens and after any step that leaves a count of 0; 0 never moves any.
 
     decay: what the counts are multiplied by before each further pass of `fit` (and rounded up). With 1 the learning rate is 1/n
         over all tokens ever seen, and early ones, which were nearest to other centres, hold centres back; below 1 centres are
         exponential moving averages over passes.
 
     Fitted: `cluster_centers_` float32 (n_clusters, d); `counts_` int64 (n_clusters,), the n of the learning rate 1/n;
-    `n_steps_`, and of them `steps_of_pass_` in the pass under way; `inertia_`, the last batch's mean squared distance
+    `is_seeded_`; `n_steps_`, and of them `steps_of_pass_` in the pass under way; `inertia_`, the last batch's mean squared distance
     before its step; and `history_`, a dict of floats a step: `inertia`, `ewa_inertia` (smoothed), `learning_rate` (mean over
     the clusters hit of the share of the way they went) and `dead_clusters` (count 0 or below reassignment_ratio times the
     mean, before they are moved).
@@ -205,6 +266,7 @@ class MiniBatchKMeans:
         self.reassignment_ratio = reassignment_ratio
         self.decay = decay
         self._ready: tuple[Tensor, NearestCenters] | None = None
+        self._seeding: Seeding | None = None
 
     def fit(
         self, stream: Callable[[int], Iterable[Tensor]], on_step: Callable[[dict[str, float]], None] | None = None
@@ -215,13 +277,24 @@ class MiniBatchKMeans:
         `on_step` is called after each step with its entry of `history_`. ValueError for a pass without tokens, fewer
         tokens or distinct tokens than clusters, and parameters out of range.
         """
+        self._seeding = None
         return self.seed_from(stream(0)).go_on(stream, on_step)
 
-    def seed_from(self, batches: Iterable[Tensor]) -> Self:
-        """Start a fit anew: seed the centres from the first tokens of `batches`; `go_on` then makes the passes."""
+    @property
+    def is_seeded_(self) -> bool:
+        """Whether there are centres to go on with: not before the last seeding is done."""
+        return self._seeding is None and hasattr(self, "cluster_centers_")
+
+    def seed_from(self, batches: Iterable[Tensor], on_seed: Callable[[int, int], None] | None = None) -> Self:
+        """Start a fit anew: seed the centres from the first tokens of `batches`; `go_on` then makes the passes.
+
+        A seeding that was broken off, or resumed, is gone on with, bit for bit; `batches` must then begin with the same tokens. `on_seed`
+        is called with the number of seedings tried and of centres of the one under way, after each centre, and with 0 centres
+        after a whole seeding: moments at which a `checkpoint` can be taken.
+        """
         self._check_parameters()
         tokens, held_out = self._seeding_tokens(batches)
-        self._seed_centers(tokens, held_out)
+        self._seed_centers(tokens, held_out, on_seed)
         sample = batch_moments(tokens)
         self._at_rest = self.tol * float(sample.second.mean()) / sample.count
         return self
@@ -274,7 +347,7 @@ class MiniBatchKMeans:
 
         ValueError when d changes, or when it must seed from fewer (distinct) rows than clusters.
         """
-        fitted = hasattr(self, "cluster_centers_")
+        fitted = self.is_seeded_
         check_batch(x, self.cluster_centers_.shape[1] if fitted else None)
         if x.shape[0] == 0:
             return self
@@ -289,6 +362,9 @@ class MiniBatchKMeans:
         due = bool((counts == 0).any()) or self._tokens_since_reassignment >= 10 * self.n_clusters
         if self.reassignment_ratio > 0 and due:
             self._tokens_since_reassignment = 0
+            # A generator of its own: where none has collapsed, a fit is what it would be without the look.
+            look = torch.Generator().manual_seed(self._tokens_seen)
+            low |= collapsed_clusters(self.cluster_centers_, math.sqrt(self.inertia_), look)
             centers, counts = reassign_centers(x, distances, centers, counts, low, self._generator)
         self.cluster_centers_, self.counts_ = centers, counts
         return self
@@ -339,24 +415,35 @@ class MiniBatchKMeans:
         tokens = torch.cat(found)
         return tokens[:size], tokens[size : 2 * size] if n > size else None
 
-    def _seed_centers(self, tokens: Tensor, held_out: Tensor | None) -> None:
-        """Start afresh from the best of n_init seedings, judged on the held-out tokens or, without any, on `tokens`."""
-        self._start(torch.Generator().manual_seed(self.seed))
-        judges = tokens if held_out is None else held_out
-        least = math.inf
-        for _ in range(self.n_init):
-            centers = kmeans_plus_plus(tokens, self.n_clusters, self._generator)
+    def _seed_centers(
+        self, tokens: Tensor, held_out: Tensor | None, on_seed: Callable[[int, int], None] | None = None
+    ) -> None:
+        """Seed from the best of n_init seedings, judged on the held-out tokens or, without any, on `tokens`."""
+        if self._seeding is None:
+            self._start(torch.Generator().manual_seed(self.seed))
+            self._seeding = Seeding()
+        seeding, judges = self._seeding, tokens if held_out is None else held_out
+
+        def tell() -> None:
+            if on_seed is not None:
+                on_seed(seeding.tried, len(seeding.chosen))
+
+        while seeding.tried < self.n_init:
+            centers = kmeans_plus_plus(tokens, self.n_clusters, self._generator, seeding, tell)
+            inertia = -math.inf
             if self.n_init > 1:
                 labels = NearestCenters(centers).find(judges.float())
                 inertia = float(pull_centers(judges, centers, labels)[1].sum())
-                if inertia >= least:
-                    continue
-                least = inertia
-            self.cluster_centers_ = centers
+            if inertia < seeding.least or seeding.tried == 0:
+                seeding.least, self.cluster_centers_ = inertia, centers
+            seeding.tried, seeding.chosen, seeding.closest = seeding.tried + 1, [], None
+            tell()
         self.counts_ = torch.zeros(self.n_clusters, dtype=torch.int64, device=tokens.device)
+        self._seeding = None
 
     def _start(self, generator: torch.Generator) -> None:
         self._generator = generator
+        self._seeding = None
         self._tokens_seen = 0
         self._tokens_since_reassignment = 0
         self._pass_size = None
@@ -366,7 +453,7 @@ class MiniBatchKMeans:
         self.history_ = []
 
     def _prepare(self, x: Tensor) -> Tensor:
-        if not hasattr(self, "cluster_centers_"):
+        if not self.is_seeded_:
             raise ValueError("found a k-means without centres, wanted a fitted one: call fit or partial_fit first")
         check_batch(x, self.cluster_centers_.shape[1])
         return x.to(self.cluster_centers_.device)
@@ -390,8 +477,13 @@ class MiniBatchKMeans:
 
     def transform(self, x: Tensor) -> Tensor:
         """Euclidean distances of x (batch, d) to every centre: float32 (batch, n_clusters), never negative or NaN."""
-        chunks = chunked_distances(self._prepare(x), self.cluster_centers_)
-        return torch.cat([distances.sqrt().float() for distances, _ in chunks])
+        x = self._prepare(x)
+        found = torch.empty(len(x), self.n_clusters, device=x.device)
+        start = 0
+        for squared in chunked_distances(x, self.cluster_centers_):
+            found[start : start + len(squared)] = squared.sqrt_()
+            start += len(squared)
+        return found
 
     def reconstruction_errors(self, x: Tensor, std: Tensor) -> dict[int, ErrorSums]:
         """Errors of a batch (batch, d) of standardised tokens put on their centres, under K = 1: one latent is active.
@@ -409,8 +501,11 @@ class MiniBatchKMeans:
         """What `resume` needs to go on exactly.
 
         The `state_dict`, the random `generator`'s state uint8 (n,), `history` float64 (steps, 4), `counters` int64 (7,) and
-        `levels` float64 (2,).
+        `levels` float64 (2,). Before the last seeding is done: `generator`; `tried` int64 (), `least` float64 (), `chosen` int64 (m,)
+        and `closest` float32 (n,), of 0 tokens between two seedings; and the best centres so far.
         """
+        if self._seeding is not None:
+            return self._seeding_checkpoint(self._seeding)
         counters = [
             *(self._tokens_seen, self._tokens_since_reassignment, self._pass_size or 0),
             *(self._epoch, self.steps_of_pass_, self._stalled, self._rests),
@@ -424,14 +519,25 @@ class MiniBatchKMeans:
             "levels": torch.tensor([self._least, self._at_rest], dtype=torch.float64),
         }
 
+    def _seeding_checkpoint(self, seeding: Seeding) -> dict[str, Tensor]:
+        return {
+            "generator": self._generator.get_state(),
+            "tried": torch.tensor(seeding.tried),
+            "least": torch.tensor(seeding.least, dtype=torch.float64),
+            "chosen": torch.tensor(seeding.chosen, dtype=torch.int64),
+            "closest": torch.empty(0) if seeding.closest is None else seeding.closest,
+            **({"cluster_centers": self.cluster_centers_} if seeding.tried else {}),
+        }
+
     def resume(self, checkpoint: Mapping[str, Tensor]) -> Self:
         """Take up what `checkpoint` returned, on this one's parameters; then `go_on`, or `partial_fit`.
 
-        ValueError for other shapes, or another number of clusters.
+        Where it `is_seeded_` not yet, `seed_from` goes on first. ValueError for other shapes, or another number of clusters.
         """
+        if "tried" in checkpoint:
+            return self._resume_seeding(checkpoint)
         restored = self.from_state(checkpoint)
-        if restored.n_clusters != self.n_clusters:
-            raise ValueError(f"found a checkpoint of {restored.n_clusters} clusters, wanted {self.n_clusters}")
+        self._check_clusters(restored.n_clusters)
         self._start(torch.Generator())
         self._generator.set_state(checkpoint["generator"])
         place = restored.cluster_centers_.device if self.device is None else self.device
@@ -446,6 +552,21 @@ class MiniBatchKMeans:
         self._rests = bool(rests)
         self._least, self._at_rest = checkpoint["levels"].tolist()
         return self
+
+    def _resume_seeding(self, checkpoint: Mapping[str, Tensor]) -> Self:
+        tried, chosen, closest = int(checkpoint["tried"]), checkpoint["chosen"].tolist(), checkpoint["closest"]
+        place = closest.device if self.device is None else self.device
+        self._start(torch.Generator())
+        self._generator.set_state(checkpoint["generator"])
+        self._seeding = Seeding(tried, float(checkpoint["least"]), chosen, closest.to(place) if chosen else None)
+        if tried:
+            self.cluster_centers_ = checkpoint["cluster_centers"].to(place)
+            self._check_clusters(len(self.cluster_centers_))
+        return self
+
+    def _check_clusters(self, n_clusters: int) -> None:
+        if n_clusters != self.n_clusters:
+            raise ValueError(f"found a checkpoint of {n_clusters} clusters, wanted {self.n_clusters}")
 
     @classmethod
     def from_state(cls, state: Mapping[str, Tensor]) -> Self:

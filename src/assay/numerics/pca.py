@@ -1,5 +1,6 @@
 """Principal components of a stream of activations, exactly, and their top-K codes."""
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple, Self
 
@@ -102,17 +103,21 @@ def subspace_drift(components: Tensor, others: Tensor) -> float:
 class StreamingPCA:
     """PCA from the exact covariance of a stream: one (d, d) matrix in float64, whatever the number of tokens.
 
-    The eigendecomposition is made when a fitted attribute is first read after a batch was added. Computed on the
-    device of the first batch; later inputs are moved there. Reading raises ValueError before 2 tokens were seen.
+    The eigendecomposition is made when a fitted attribute is first read after a batch was added. Reading raises ValueError
+    before 2 tokens were seen.
 
     n_components: how many to keep, at most d; None keeps all d. More than d is a ValueError at the first batch.
+    device: where the model lives, by default that of its first batch or checkpoint; inputs are moved there.
     whiten: coefficients are divided by their standard deviation over the train tokens, and multiplied again by
         `inverse_transform`; a component without variance is left as it is. Errors of reconstruction do not change.
     """
 
-    def __init__(self, n_components: int | None = None, whiten: bool = False) -> None:
+    def __init__(
+        self, n_components: int | None = None, whiten: bool = False, *, device: torch.device | str | None = None
+    ) -> None:
         self.n_components = n_components
         self.whiten = whiten
+        self.device = device
         self._moments: Moments | None = None
         self._axes: _Axes | None = None
 
@@ -127,7 +132,7 @@ class StreamingPCA:
             return self
         self._axes = None
         if seen is None:
-            mean = x.double().mean(0)
+            mean = x.to(self.device or x.device).double().mean(0)
             seen = Moments(0, mean, torch.zeros(len(mean), len(mean), dtype=mean.dtype, device=mean.device))
         self._moments = scatter_step(seen, x.to(seen.mean.device))
         return self
@@ -144,12 +149,12 @@ class StreamingPCA:
             return self
         self._check_n_components(len(theirs.mean))
         self._axes = None
-        if mine is None:
-            self._moments = Moments(theirs.count, theirs.mean, theirs.second.clone())
-            return self
-        check_batch(theirs.mean[None], len(mine.mean))
-        place = mine.mean.device
-        self._moments = merge_moments(mine, Moments(theirs.count, theirs.mean.to(place), theirs.second.to(place)))
+        place = mine.mean.device if mine is not None else self.device or theirs.mean.device
+        moved = Moments(theirs.count, theirs.mean.to(place), theirs.second.to(place, copy=True))
+        if mine is not None:
+            check_batch(moved.mean[None], len(mine.mean))
+            moved = merge_moments(mine, moved)
+        self._moments = moved
         return self
 
     def _check_n_components(self, d: int) -> None:
@@ -264,8 +269,11 @@ class StreamingPCA:
                 f"found mean {tuple(mean.shape)}, scatter {tuple(scatter.shape)} and count {int(checkpoint['count'])}, "
                 "wanted (d,), (d, d) and at least 1: is it a PCA's checkpoint?"
             )
+        place = self.device or mean.device
         self._axes = None
-        self._moments = Moments(int(checkpoint["count"]), mean.double(), scatter.double().clone())
+        self._moments = Moments(
+            int(checkpoint["count"]), mean.to(place, torch.float64), scatter.to(place, torch.float64, copy=True)
+        )
         return self
 
     @classmethod
@@ -279,3 +287,62 @@ class StreamingPCA:
         restored = cls(r, whiten=bool(state["whiten"]) if "whiten" in state else False)
         restored._axes = axes
         return restored
+
+
+class Convergence:
+    """How a PCA settles while it is fitted: its leading subspace at steps 1, 2, 4, 8, ... and at the last one.
+
+    pca: that is fitted; a checkpoint is of both.
+    watched: leading components that are looked at, and no more than a quarter of the dimensions: the whole space would never drift.
+
+    `history_` has a dict of floats for each look: `step`; `reconstruction_error`, the share of the variance of the tokens so far that the
+    leading components leave; and `subspace_drift` since the look before, which the first has not. There is none before there are more
+    tokens than components.
+    """
+
+    def __init__(self, pca: StreamingPCA, watched: int = 64) -> None:
+        self.history_: list[dict[str, float]] = []
+        self._pca = pca
+        self._watched = watched
+        self._leading: Tensor | None = None
+
+    def look(self, step: int, last: bool = False) -> dict[str, float]:
+        """What there is to say after `step` steps, also in `history_`; nothing where it is not time, or was said already.
+
+        It follows from the sums alone: a fit that is gone on with from its checkpoint of a step can take this look later.
+        """
+        due = step > 0 and (last or step & (step - 1) == 0)
+        moments = self._pca._moments
+        if not due or moments is None or (self.history_ and self.history_[-1]["step"] >= step):
+            return {}
+        watched = min(self._watched, max(1, len(moments.mean) // 4))
+        if moments.count <= watched:
+            return {}
+        leading = self._pca.components_[:watched].clone()
+        total = float(moments.second.diagonal().sum()) / (moments.count - 1)
+        kept = float(self._pca.explained_variance_[:watched].sum())
+        found = {"reconstruction_error": max(0.0, 1 - kept / total) if total > 0 else 0.0}
+        if self._leading is not None:
+            found["subspace_drift"] = subspace_drift(leading, self._leading)
+        self._leading = leading
+        self.history_.append({"step": float(step), **found})
+        return found
+
+    def checkpoint(self) -> dict[str, Tensor]:
+        """The PCA's, `history` float64 (looks, 3), NaN for the drift of the first, and `leading` float64 (components, d), or (0, 0)."""
+        names = ("step", "reconstruction_error", "subspace_drift")
+        rows = [[look.get(name, torch.nan) for name in names] for look in self.history_]
+        leading = torch.empty(0, 0, dtype=torch.float64) if self._leading is None else self._leading
+        history = torch.tensor(rows, dtype=torch.float64).reshape(-1, len(names))
+        return {**self._pca.checkpoint(), "history": history, "leading": leading}
+
+    def resume(self, checkpoint: Mapping[str, Tensor]) -> Self:
+        """Go on from what `checkpoint` returned, the PCA too, bit for bit as if there had been no break."""
+        self._pca.resume(checkpoint)
+        leading = checkpoint["leading"]
+        self._leading = leading.to(self._pca._moments.mean.device) if len(leading) and self._pca._moments else None
+        self.history_ = []
+        for step, error, drift in checkpoint["history"].tolist():
+            known = {} if math.isnan(drift) else {"subspace_drift": drift}
+            self.history_.append({"step": step, "reconstruction_error": error, **known})
+        return self

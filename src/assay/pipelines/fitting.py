@@ -1,4 +1,4 @@
-"""What the long fits share: they are watched step by step, saved every so many steps and on SIGTERM, and gone on with."""
+"""What the long fits share: they are watched step by step, saved every so many steps and minutes and on SIGTERM, and gone on with."""
 
 from __future__ import annotations
 
@@ -13,14 +13,23 @@ from assay.io.shards import Shards
 from assay.io.tensors import fingerprint_tensors
 from assay.pipelines.stopping import fit_in_progress, stop_is_asked
 
-FORMAT = 1
+FORMAT = 2
 """Raised whenever a fit would go on otherwise than the one that saved the checkpoint."""
+
+NOT_FITTED = {
+    "kmeans": {"encodings", "sparsity", "checkpoint_steps", "checkpoint_minutes", "more_seeds"},
+    "pca": {"topk", "checkpoint_steps", "checkpoint_minutes"},
+}
+"""Parameters of a method that do not change its fit."""
 
 Observer = Callable[[int, str, int, dict[str, float]], None]
 """Called with layer, method, step and metrics."""
 
 observers: list[Observer] = []
 """Who wants to know of the steps of a fit: MLflow's hook."""
+
+clock = time.monotonic
+"""Seconds."""
 
 
 class Estimator(Protocol):
@@ -37,6 +46,7 @@ class Fit:
         estimator: that is fitted.
         checkpoints: the folder of the fit's checkpoints.
         every: steps from one checkpoint to the next.
+        minutes: the most that pass from one checkpoint to the next step, or the next `look`, that is saved whatever its number.
         method: `kmeans` or `pca`.
         shards, layer, statistics: what it is fitted to.
         parameters: JSON; what changes the result.
@@ -47,6 +57,7 @@ class Fit:
         estimator: Estimator,
         checkpoints: Checkpoints,
         every: int,
+        minutes: float,
         *,
         method: str,
         shards: Shards,
@@ -57,6 +68,8 @@ class Fit:
         self._estimator = estimator
         self._checkpoints = checkpoints
         self._every = every
+        self._seconds = 60 * minutes
+        self._saved = clock()
         self._layer = layer
         self._method = method
         self._about = {
@@ -73,6 +86,11 @@ class Fit:
         self._waited = 0.0
         self._began = time.perf_counter()
 
+    @property
+    def steps(self) -> int:
+        """Steps made, those before a break too."""
+        return self._step
+
     def resume(self) -> int:
         """Take up the last checkpoint of this very fit; the steps that it has seen, 0 if there is none."""
         found = self._checkpoints.load(self._about)
@@ -84,6 +102,7 @@ class Fit:
     def watch(self, batches: Iterable[Tensor]) -> Iterator[Tensor]:
         """The batches, with an eye on how long they let the fit wait."""
         iterator = iter(batches)
+        self._tokens, self._waited, self._began = 0, 0.0, time.perf_counter()  # whatever came before was no step
         while True:
             asked = time.perf_counter()
             batch = next(iterator, None)
@@ -93,18 +112,18 @@ class Fit:
             self._tokens += len(batch)
             yield batch
 
-    def step(self, metrics: Callable[[bool], dict[str, float]]) -> None:
-        """Note a step; `metrics` gives what is known of it, and is told whether it is saved.
+    def step(self, metrics: Mapping[str, float], more: Callable[[int], Mapping[str, float]] | None = None) -> None:
+        """Note a step with its `metrics`; `more`, called with its number, takes a while, and is left for later where the fit has to stop.
 
         Raises:
             KeyboardInterrupt: SIGTERM has come; the step is saved.
         """
         self._step += 1
         asked = stop_is_asked()
-        saved = asked or self._step % self._every == 0
-        found = metrics(saved)
-        if saved:
-            self._save()
+        # First of all: whoever asks does not wait for long.
+        if asked or self._step % self._every == 0 or self._is_due():
+            self.save()
+        found = {**metrics, **(more(self._step) if more is not None and not asked else {})}
         now = time.perf_counter()
         found |= {
             "tokens_per_second": self._tokens / max(now - self._began, 1e-9),
@@ -116,14 +135,31 @@ class Fit:
         if asked:
             raise KeyboardInterrupt
 
+    def look(self) -> None:
+        """Save where it is time to, and stop where that is asked for: between two pieces of work that are not yet a step.
+
+        Raises:
+            KeyboardInterrupt: SIGTERM has come; what there is is saved.
+        """
+        asked = stop_is_asked()
+        if asked or self._is_due():
+            self.save()
+        if asked:
+            raise KeyboardInterrupt
+
+    def save(self) -> None:
+        """Save where the estimator stands."""
+        self._checkpoints.save(self._about, self._step, self._estimator.checkpoint(), {"step": self._step})
+        self._saved = clock()
+
+    def _is_due(self) -> bool:
+        return clock() - self._saved >= self._seconds
+
     def run(self, work: Callable[[], object]) -> None:
-        """Do the fit's `work`, which calls `step` after every step; then its checkpoints are of no more use."""
+        """Do the fit's `work`, which calls `step` after every step, and `look` in between; then its checkpoints are of no more use."""
         with fit_in_progress():
             work()
             if stop_is_asked():  # since the last step: nobody else would look
-                self._save()
+                self.save()
                 raise KeyboardInterrupt
-        self._checkpoints.clear()
-
-    def _save(self) -> None:
-        self._checkpoints.save(self._about, self._step, self._estimator.checkpoint(), {"step": self._step})
+        self._checkpoints.clear(self._about)

@@ -15,10 +15,10 @@ from assay.io.tensors import fingerprint_tensors
 from assay.numerics.codes import Batch, ComputedCodes, sparsify
 from assay.numerics.encoders import make_encoder
 from assay.parameters import KMeansParameters, PCAParameters, SparsityParameters
-from assay.pipelines.kmeans.nodes import NOT_FITTED
+from assay.pipelines.fitting import NOT_FITTED
 from assay.pipelines.stream import judged_tokens, pick_device
 
-FORMAT = 1
+FORMAT = 2
 """Raised whenever the same tokens and model would give other codes: what was begun of older ones is not gone on with."""
 
 
@@ -44,7 +44,7 @@ def encode_with_kmeans(
     Where the catalog gives the codes a folder they are written there, on a disk that is too small with `sparsity`; where it
     gives them memory, each reader computes them. ``seed`` is the model's.
     """
-    made_with = parameters.model_dump(mode="json", exclude=NOT_FITTED | {"seed"}), seed
+    made_with = parameters.model_dump(mode="json", exclude=NOT_FITTED["kmeans"] | {"seed"}), seed
     return _encode(shards, statistics, model, *made_with, device, layer=layer, encoding=encoding, sparsity=sparsity)
 
 
@@ -60,7 +60,7 @@ def encode_with_pca(
     seed: int | None = None,
 ) -> ComputedCodes:
     """As `encode_with_kmeans`, by PCA."""
-    made_with = parameters.model_dump(mode="json", exclude={"topk", "checkpoint_steps"}), seed
+    made_with = parameters.model_dump(mode="json", exclude=NOT_FITTED["pca"]), seed
     return _encode(shards, statistics, model, *made_with, device, layer=layer, encoding=encoding)
 
 

@@ -13,11 +13,8 @@ from assay.io.shards import Shards
 from assay.numerics.errors import sum_errors
 from assay.numerics.kmeans import MiniBatchKMeans, adjusted_rand_index
 from assay.parameters import KMeansParameters
-from assay.pipelines.fitting import Fit
-from assay.pipelines.stream import judged_tokens, pick_device, standardized_tokens
-
-NOT_FITTED = {"encodings", "sparsity", "checkpoint_steps", "more_seeds"}
-"""Parameters that do not change a fit."""
+from assay.pipelines.fitting import NOT_FITTED, Fit
+from assay.pipelines.stream import judged_tokens, pick_device, progress_bar, standardized_tokens
 
 
 def fit_kmeans(
@@ -54,11 +51,12 @@ def fit_kmeans(
         kmeans,
         checkpoints,
         parameters.checkpoint_steps,
+        parameters.checkpoint_minutes,
         method=method,
         shards=shards,
         layer=layer,
         statistics=statistics,
-        parameters=parameters.model_dump(mode="json", exclude=NOT_FITTED) | {"seed": seed},
+        parameters=parameters.model_dump(mode="json", exclude=NOT_FITTED["kmeans"]) | {"seed": seed},
     )
 
     def one_pass(epoch: int, batches_seen: int) -> Iterator[Tensor]:
@@ -76,14 +74,26 @@ def fit_kmeans(
             max_tokens=parameters.max_tokens,
         )
 
-    if fit.resume() == 0:
-        kmeans.seed_from(one_pass(0, 0))
-    fit.run(
-        lambda: kmeans.go_on(
-            lambda epoch: fit.watch(one_pass(epoch, kmeans.steps_of_pass_)),
-            lambda metrics: fit.step(lambda _: dict(metrics)),
-        )
-    )
+    def seed_centers() -> None:
+        with progress_bar(f"layer {layer}: k-means") as tell:
+
+            def on_seed(tried: int, centres: int) -> None:
+                if centres > 0:
+                    tell(f"seeding {tried + 1} of {parameters.n_init}", centres, parameters.n_clusters)
+                    fit.look()
+                elif tried < parameters.n_init:
+                    fit.save()
+
+            kmeans.seed_from(one_pass(0, 0), on_seed)
+        fit.save()
+
+    def work() -> None:
+        if not kmeans.is_seeded_:
+            seed_centers()
+        kmeans.go_on(lambda epoch: fit.watch(one_pass(epoch, kmeans.steps_of_pass_)), fit.step)
+
+    fit.resume()
+    fit.run(work)
     return kmeans.state_dict(), kmeans.history_
 
 

@@ -9,13 +9,10 @@ from torch import Tensor
 from assay.io.checkpoints import Checkpoints
 from assay.io.shards import Shards
 from assay.numerics.errors import sum_errors
-from assay.numerics.pca import StreamingPCA, subspace_drift
+from assay.numerics.pca import Convergence, StreamingPCA
 from assay.parameters import PCAParameters
-from assay.pipelines.fitting import Fit
+from assay.pipelines.fitting import NOT_FITTED, Fit
 from assay.pipelines.stream import judged_tokens, pick_device, standardized_tokens
-
-WATCHED = 64
-"""Leading components whose drift and reconstruction are watched while PCA is fitted."""
 
 
 def fit_pca(
@@ -26,53 +23,47 @@ def fit_pca(
     device: str,
     *,
     layer: int,
-) -> dict[str, Tensor]:
+) -> tuple[dict[str, Tensor], list[dict[str, float]]]:
     """Mean (d,), oriented components (d, d) and spectrum (d,), float64, from one pass over all tokens or a random sample.
 
-    A fit that was cut off is gone on with from its last checkpoint.
+    With them a record of how the leading subspace settled (`Convergence`). A fit that was cut off is gone on with from its last checkpoint.
     """
-    pca = StreamingPCA()
+    place = pick_device(device)
+    pca = StreamingPCA(device=place)
+    convergence = Convergence(pca)
     fit = Fit(
-        pca,
+        convergence,
         checkpoints,
         parameters.checkpoint_steps,
+        parameters.checkpoint_minutes,
         method="pca",
         shards=shards,
         layer=layer,
         statistics=statistics,
-        parameters=parameters.model_dump(mode="json", exclude={"topk", "checkpoint_steps"}),
+        parameters=parameters.model_dump(mode="json", exclude=NOT_FITTED["pca"]),
     )
+    step = fit.resume()
     tokens = standardized_tokens(
         shards,
         layer,
         statistics,
         parameters.batch_size,
-        pick_device(device),
+        place,
         doing="PCA",
-        start=fit.resume() * parameters.batch_size,
+        start=step * parameters.batch_size,
         shuffle=parameters.max_tokens is not None,  # the first examples of a data set are seldom like the rest
         max_tokens=parameters.max_tokens,
     )
 
     def work() -> None:
-        before: Tensor | None = None
+        convergence.look(step)  # where a checkpoint was taken first
         for x in fit.watch(tokens):
             pca.partial_fit(x)
-
-            def metrics(saved: bool, x: Tensor = x) -> dict[str, float]:
-                nonlocal before
-                if not saved or pca.n_samples_seen_ < 2:
-                    return {}
-                leading = pca.components_[:WATCHED]
-                drift = {} if before is None else {"subspace_drift": subspace_drift(leading, before)}
-                before = leading
-                left = float(pca.squared_errors(x, len(leading)).sum())
-                return {"reconstruction_error": left / float(x.double().square().sum()), **drift}
-
-            fit.step(metrics)
+            fit.step({}, convergence.look)
+        convergence.look(fit.steps, last=True)
 
     fit.run(work)
-    return pca.state_dict()
+    return pca.state_dict(), convergence.history_
 
 
 def measure_pca(

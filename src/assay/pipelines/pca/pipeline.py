@@ -12,7 +12,7 @@ def create_pipeline(layer: int, *, ks: tuple[int, ...], codes: str) -> Pipeline:
             node(
                 bind(fit_pca, layer=layer),
                 ["shards_fit", "statistics", "params:pca", "pca_checkpoints", "params:device"],
-                "pca_model",
+                ["pca_model", "pca_history"],
                 name="pca.fit",
             ),
             node(

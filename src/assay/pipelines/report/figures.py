@@ -134,6 +134,26 @@ def draw_convergence(curves: list[dict[str, Any]]) -> go.Figure:
     return figure
 
 
+def draw_convergence_pca(curves: list[dict[str, Any]]) -> go.Figure:
+    """How far PCA's leading subspace moved from one look to the next, and what it left of the variance, a line for each layer."""
+    figure = make_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.06)
+    for number, curve in enumerate(curves):
+        for row, name in enumerate(("subspace_drift", "reconstruction_error"), 1):
+            looks = [look for look in curve["settled"] if name in look]  # the first has no drift
+            figure.add_scatter(
+                x=[look["step"] for look in looks],
+                y=[look[name] for look in looks],
+                showlegend=row == 2,  # a fit of one step has no drift, and plotly no legend for what is not there
+                row=row,
+                col=1,
+                **_layer_line(number, curve) | {"mode": "lines+markers"},
+            )
+    figure.update_yaxes(LOG | {"dtick": 1}, title_text="drift (mean sin²)", row=1, col=1)  # many decades
+    figure.update_yaxes(title_text="variance left", row=2, col=1)
+    figure.update_xaxes(LOG).update_xaxes(title_text="step", row=2, col=1)
+    return _styled(figure, "Convergence of PCA").update_layout(height=640)
+
+
 def _layer_line(number: int, curve: dict[str, Any]) -> dict[str, Any]:
     name = f"layer {curve['layer']}"
     line = {"color": _colour(number), "dash": DASHES[number % len(DASHES)]}

@@ -21,7 +21,7 @@ from assay.pipelines.report.tables import (
     to_markdown,
 )
 
-FIGURES = ("nmse_against_l0", "layers", "prevalence", "spectrum", "clusters", "convergence")
+FIGURES = ("nmse_against_l0", "layers", "prevalence", "spectrum", "clusters", "convergence", "convergence_pca")
 """The pictures' names, in the order of the page."""
 
 COLUMNS = (
@@ -80,15 +80,18 @@ def tabulate_baselines(*layers: list[dict[str, Any]]) -> pd.DataFrame:
 
 def summarise_fits(
     pca: dict[str, Tensor],
+    settled: list[dict[str, float]],
     kmeans: dict[str, Tensor],
     history: list[dict[str, float]],
     *agreements: dict[str, Any],
     layer: int,
 ) -> dict[str, Any]:
-    """What the report says of a layer's fits: PCA's spectrum, tokens a cluster by falling number, inertia by step, seeds' agreement."""
+    """What the report says of a layer's fits: PCA's spectrum and how it settled, tokens a cluster by falling number, inertia by step,
+    seeds' agreement."""
     return {
         "layer": layer,
         "spectrum": pca["explained_variance"].tolist(),
+        "settled": settled,
         "cluster_counts": sorted(kmeans["counts"].tolist(), reverse=True),
         "inertia": [step["ewa_inertia"] for step in history],
         "agreements": list(agreements),
@@ -121,6 +124,7 @@ def draw_figures(baselines: pd.DataFrame, classes: pd.DataFrame, *curves: dict[s
         figures.draw_spectrum(by_layer),
         figures.draw_clusters(by_layer),
         figures.draw_convergence(by_layer),
+        figures.draw_convergence_pca(by_layer),
     )
 
 

@@ -21,6 +21,7 @@ LEGENDS = {
     "spectrum": "Variance along each principal component, and the share of all variance up to it.",
     "clusters": "How many tokens each k-means cluster holds. A flat line is an even use of the dictionary.",
     "convergence": "Mean squared distance of a token to its centre while k-means was fitted.",
+    "convergence_pca": "How far PCA's leading subspace moved since the look before, and the share of the variance so far outside it.",
 }
 
 

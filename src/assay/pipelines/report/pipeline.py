@@ -31,7 +31,7 @@ def create_layer_pipeline(
             ),
             node(
                 bind(summarise_fits, layer=layer),
-                ["pca_model", "kmeans_model", "kmeans_history", *agreements],
+                ["pca_model", "pca_history", "kmeans_model", "kmeans_history", *agreements],
                 "curves",
                 name="report.summarise",
             ),
