@@ -309,11 +309,11 @@ def test_several_parameters_nested_keys_lists_and_filters(new_project, run_comma
     )
     assert ended.returncode == 0, ended.stderr
     models = project / "data/06_models"
-    assert [path.name for path in models.iterdir()] == ["layer_5"]
+    assert [path.name for path in models.glob("[!.]*")] == ["layer_5"]
     assert load_file(latest(models / "layer_5/kmeans.safetensors"))["cluster_centers"].shape == (6, 80)
     ended = run_command("kedro run -p kmeans --namespaces=layer_3", project)
     assert ended.returncode == 0, ended.stderr
-    assert sorted(path.name for path in models.iterdir()) == ["layer_3", "layer_5"]
+    assert sorted(path.name for path in models.glob("[!.]*")) == ["layer_3", "layer_5"]
     assert load_file(latest(models / "layer_3/kmeans.safetensors"))["cluster_centers"].shape == (8, 80)
     ended = run_command(
         "kedro run --from-nodes=layer_3.kmeans.measure --to-nodes=layer_3.kmeans.measure --force", project

@@ -259,6 +259,14 @@ def test_more_clusters_than_tokens_are_refused(shards, tmp_path):
         check_shards(parse(shards, kmeans={"n_clusters": 769}), tmp_path)
 
 
+def test_two_rows_of_one_name_are_refused():
+    dictionaries = {"a": {"random": "centres"}, "a-onehot": {"weights": "a.safetensors", "activation": "relu"}}
+    with pytest.raises(
+        ValueError, match="two rows would be called `a-onehot`; give one of the dictionaries another name"
+    ):
+        make_plan(parse(DIGITS, dictionaries=dictionaries))
+
+
 def photograph(folder: Path, n: int, shape: tuple[int, int], suffix: str = "jpg") -> None:
     folder.mkdir()
     for number in range(n):
@@ -294,6 +302,11 @@ def test_images_that_are_not_those_of_the_shards_are_refused(shards, tmp_path):
         check_shards(parse(shards, images=images | {"pattern": "*.png"}), tmp_path)
     with pytest.raises(ValueError, match=r"0\.jpg: 8 x 8 pixels; wanted 64 x 64, 4 x 4 patches of 16"):
         check_shards(parse(shards, images={"path": "photos"}), tmp_path)
+    (tmp_path / "photos/9.jpg").write_bytes(b"damaged")
+    with pytest.raises(
+        ValueError, match=r"9\.jpg: .*; wanted the image of example 23"
+    ):  # not only the first is looked at
+        check_shards(parse(shards, images=images), tmp_path)
     with pytest.raises(FileNotFoundError, match="nowhere is no folder; wanted that of the images"):
         check_shards(parse(shards, images={"path": "nowhere"}), tmp_path)
 

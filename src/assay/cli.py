@@ -21,6 +21,7 @@ from kedro.io import DataCatalog, DatasetError
 from kedro.pipeline import Pipeline
 from kedro.runner import AbstractRunner
 from kedro.utils import load_obj
+from mlflow.exceptions import MlflowException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import GrammarParseError, OmegaConfBaseException
 from rich import box
@@ -166,7 +167,7 @@ def _ended_cleanly(session: KedroSession, pipeline: Pipeline, catalog: DataCatal
     except KeyboardInterrupt:
         close_interrupted_runs(session._hook_manager, pipeline, catalog)
         raise
-    except (ValueError, OSError, DatasetError) as error:
+    except (ValueError, OSError, DatasetError, MlflowException) as error:
         raise click.ClickException(str(error)) from error
 
 

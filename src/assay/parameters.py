@@ -30,11 +30,12 @@ T = TypeVar("T")
 
 
 def _check_name(name: str) -> str:
-    if re.fullmatch(r"[a-z][a-z0-9-]*", name) and not name.startswith(("kmeans", "pca")) and seedless(name) == name:
+    taken = name.startswith(("kmeans", "pca")) or name in ("rows", "curves", "examples")
+    if re.fullmatch(r"[a-z][a-z0-9-]*", name) and not taken and seedless(name) == name:
         return name
     raise ValueError(
-        f"found {name!r}, want lower-case letters, digits and hyphens, another start than kmeans and pca, and no -seed-N, "
-        "which `seeds` adds"
+        f"found {name!r}, want lower-case letters, digits and hyphens, another start than kmeans and pca, no -seed-N, "
+        "which `seeds` adds, and not rows, curves or examples"
     )
 
 

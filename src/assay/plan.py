@@ -85,7 +85,21 @@ def make_plan(parameters: Parameters, d_model: int | None = None) -> Plan:
     Args:
         parameters: typed parameters.
         d_model: width of the activations; None where it is not known, and then every K is kept.
+
+    Raises:
+        ValueError: two rows of the table would have one name.
     """
+    plan = _make_plan(parameters, d_model)
+    names = [row.name for row in plan.encodings] + [row.name for each in plan.dictionaries for row in each.encodings]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise ValueError(
+            f"dictionaries: two rows would be called `{twice}`; give one of the dictionaries another name."
+        )
+    return plan
+
+
+def _make_plan(parameters: Parameters, d_model: int | None) -> Plan:
     ks = [k for k in parameters.pca.topk if d_model is None or k <= d_model]
     if parameters.latent_topk is not None:
         ks = sorted({*ks, parameters.latent_topk})
@@ -246,7 +260,7 @@ def _check_images(parameters: Parameters, project: Path, shards: Shards) -> None
             f"images.path: {images.folder} has {len(images)} images of {images.layout.pattern}, shards.probe_val "
             f"{shards.n_examples} examples: name the folder that they were recorded from, or set images.pattern or images.names."
         )
-    images.read(0, shards.metadata.content_tokens_per_example)
+    images.check(shards.metadata.content_tokens_per_example)
 
 
 def _check_digits(parameters: Parameters, splits: tuple[str, ...]) -> None:

@@ -13,6 +13,8 @@ os.environ.setdefault("DO_NOT_TRACK", "true")
 os.environ.setdefault("KEDRO_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+# A tracking server that is down holds a run up for seconds, not for the four minutes of MLflow's seven tries.
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
 
 # Threads that spin while they wait make torch many times slower where cores are shared, and gain nothing where they are not.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")

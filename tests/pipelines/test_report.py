@@ -152,7 +152,8 @@ def rows_of(layer, ces, n_classes=3):
     rows = layer_of(layer, ces)
     for number, row in enumerate(rows):
         row["classes"] = [
-            dict.fromkeys(CLASSES[5:], 0.1 * (number + 1)) | {"label": c + 1, "n_train": 50, "n_val": 10 * (c + 1)}
+            dict.fromkeys(CLASSES[5:], 0.1 * (number + 1))
+            | {"label": c + 1, "n_train": 50, "n_val": 10 * (c + 1), "feature": number, "feature_by_val": number}
             for c in range(n_classes)
         ]
         row |= {"absent_in_train": [8], "absent_in_val": [7, 8]}
@@ -182,6 +183,8 @@ def test_every_class_has_a_row_and_the_absent_are_named():
     assert mine.loc[2, "n_val"] == 20
     assert mine.loc[2, "average_precision"] == pytest.approx(0.4)
     assert mine.loc[7, "average_precision"] != mine.loc[7, "average_precision"]  # missing, not 0
+    for name in ("n_train", "n_val", "feature", "feature_by_val"):
+        assert classes[name].dtype == "Int64"  # whole numbers in the file, also beside classes that have none
 
 
 def test_a_row_is_matched_with_the_pca_row_of_its_layer_whose_l0_is_nearest_by_ratio():
@@ -392,6 +395,15 @@ def test_long_curves_are_thinned_and_keep_their_ends():
         for trace in figure.data:
             assert len(trace.x) <= 2000
             assert (trace.x[0], trace.x[-1]) == (1, 10_000)
+
+
+def test_an_nmse_that_is_rounding_does_not_stretch_the_axis():
+    """With as many components as dimensions it is 1e-30 or so."""
+    layers = [[row | {"nmse": 1e-30} if row["k"] == 16 else row for row in layer] for layer in both_layers()]
+    figure = drawn(layers)["nmse_against_l0"]
+    assert min(value for trace in figure.data for value in trace.y) == 1e-6
+    shown = {(trace.marker.symbol, trace.line.color) for trace in figure.data}
+    assert len(shown) == len(figure.data) == 4  # two methods, two layers: each has a look of its own
 
 
 def test_a_row_without_nmse_is_in_every_picture_but_the_one_of_nmse():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePath
 from typing import Annotated, ClassVar
 
@@ -131,18 +133,31 @@ class Images:
     def __len__(self) -> int:
         return len(self._paths)
 
+    def check(self, n_patches: int) -> None:
+        """Look at the size of every image, which is in its first bytes; raises ValueError as `read`."""
+        for example in range(len(self)):
+            with self._opened(example, n_patches):
+                pass
+
     def read(self, example: int, n_patches: int) -> npt.NDArray[np.uint8]:
         """One image as the model saw it, uint8 (height, width, 3), resized (bicubic) and cropped to its patches.
 
         Raises:
             ValueError: the file is no image, or does not come to the grid; it is named.
         """
+        with self._opened(example, n_patches) as (image, resized, (top, left), (height, width)):
+            pixels = image.convert("RGB").resize(resized[::-1], Image.Resampling.BICUBIC)
+        return np.asarray(pixels)[top : top + height, left : left + width]
+
+    @contextmanager
+    def _opened(
+        self, example: int, n_patches: int
+    ) -> Iterator[tuple[Image.Image, tuple[int, int], tuple[int, int], tuple[int, int]]]:
         path = self._paths[example]
         grid = self.layout.grid_of(n_patches)
         try:
             with Image.open(path) as image:
-                resized, (top, left), (height, width) = self.layout.resized((image.height, image.width), grid)
-                pixels = image.convert("RGB").resize(resized[::-1], Image.Resampling.BICUBIC)
+                yield image, *self.layout.resized((image.height, image.width), grid)
         except (
             OSError,
             SyntaxError,
@@ -151,7 +166,6 @@ class Images:
             Image.DecompressionBombWarning,
         ) as error:
             raise ValueError(f"{path}: {error}; wanted the image of example {example}") from None
-        return np.asarray(pixels)[top : top + height, left : left + width]
 
     def fingerprint(self) -> str:
         """SHA-256 (64 hex digits) of every file's name, size and time, and of the layout."""

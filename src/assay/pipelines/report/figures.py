@@ -24,29 +24,33 @@ METRICS = {
 }
 LOG = {"type": "log", "dtick": "D2", "minor": {"showgrid": False}, "exponentformat": "power"}
 MOST_POINTS = 2000
+EXACT = 1e-6
+"""An NMSE below this is drawn here: with as many components as dimensions it is rounding, and would take up the whole axis."""
 
 
 def draw_nmse_against_l0(baselines: pd.DataFrame) -> go.Figure:
     """NMSE against L0, a point for each row of pooled seeds; a line joins the values of k of a method and layer."""
-    figure = _figure("Reconstruction against sparsity", "L0 (nonzeros a patch)", "NMSE (1: no better than the mean)")
+    figure = _figure("Reconstruction against sparsity", "L0 (nonzeros a patch)", "NMSE (1: as the mean)")
     methods = list(dict.fromkeys(baselines["method"]))
+    layers = sorted(set(baselines["layer"]))
     for (method, layer), rows in baselines.dropna(subset=["nmse"]).groupby(["method", "layer"], sort=False):
         number = methods.index(method)
         best = bool(rows["best_layer"].any())
         by_l0 = rows.sort_values("l0")
         figure.add_scatter(
             x=by_l0["l0"],
-            y=by_l0["nmse"],
+            y=by_l0["nmse"].clip(lower=EXACT),
             mode="lines+markers" if len(set(by_l0["k"])) > 1 else "markers",
             name=f"{method}, layer {layer}",
             text=by_l0["encoding"],
             legendgroup=method,
-            line={"color": _colour(number), "dash": DASHES[0] if best else DASHES[2]},
-            marker={"symbol": SYMBOLS[number % len(SYMBOLS)], "size": 9 if best else 6},
+            line={"color": _colour(number), "dash": "solid" if best else "dot"},
+            # A method has a colour, a layer a symbol; the best layer's are large, and its line is whole.
+            marker={"symbol": SYMBOLS[layers.index(layer) % len(SYMBOLS)], "size": 10 if best else 7},
             error_y=_spread(by_l0, "nmse"),
             hovertemplate="%{text}<br>L0 %{x:.3g}<br>NMSE %{y:.4g}<extra>layer " + str(layer) + "</extra>",
         )
-    return figure.update_xaxes(LOG).update_yaxes(LOG)
+    return figure.update_xaxes(LOG).update_yaxes(LOG | {"dtick": 1})
 
 
 def draw_layers(baselines: pd.DataFrame) -> go.Figure:
@@ -81,7 +85,7 @@ def draw_prevalence(baselines: pd.DataFrame, classes: pd.DataFrame) -> go.Figure
     figure = _figure(
         "Average precision over prevalence", "patches of the class in validation", "AP of the best feature"
     )
-    best = baselines[baselines["best_layer"]].drop_duplicates(["layer", "encoding"])  # the seeds' points go together
+    best = baselines[baselines["best_layer"]]
     seen = set(best.loc[best.groupby("method")["map"].idxmax(), "encoding"])
     for number, row in enumerate(best.itertuples()):
         mine = classes[(classes["layer"] == row.layer) & (classes["encoding"] == row.encoding)].dropna(subset=["n_val"])

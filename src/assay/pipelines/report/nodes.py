@@ -120,7 +120,7 @@ def draw_figures(baselines: pd.DataFrame, classes: pd.DataFrame, *curves: dict[s
     return (
         figures.draw_nmse_against_l0(pooled),
         figures.draw_layers(pooled),
-        figures.draw_prevalence(baselines, classes),
+        figures.draw_prevalence(pooled, classes),
         figures.draw_spectrum(by_layer),
         figures.draw_clusters(by_layer),
         figures.draw_convergence(by_layer),

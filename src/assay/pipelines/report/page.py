@@ -15,7 +15,8 @@ from plotly.offline import get_plotlyjs
 from assay.pipelines.report.tables import show, show_paper, title_of
 
 LEGENDS = {
-    "nmse_against_l0": "What is lost of the standardised activations, against the entries used for a patch. Lower left is better.",
+    "nmse_against_l0": "What is lost of the standardised activations, against the entries used for a patch. Lower left is better; what is "
+    "below 1e-6 is drawn there.",
     "layers": "Each metric of each encoding over the layers. NMSE: lower is better; all others: higher.",
     "prevalence": "A class is a point. Click an encoding in the legend to show or hide it.",
     "spectrum": "Variance along each principal component, and the share of all variance up to it.",

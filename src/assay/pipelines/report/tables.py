@@ -105,7 +105,9 @@ def tabulate_classes(*layers: list[dict[str, Any]]) -> pd.DataFrame:
             where = [name for name, labels in (("train", in_train), ("val", in_val)) if label in labels]
             found.append(about | {"label": label, "absent_in": " and ".join(where)})
     table = pd.DataFrame(found).sort_values(["layer", "encoding", "seed", "label"], ignore_index=True)
-    return table.astype({"seed": "Int64"})
+    return table.assign(
+        **{name: pd.to_numeric(table[name]).astype("Int64") for name in COUNTS if name in table.columns}
+    )
 
 
 def match_budgets(baselines: pd.DataFrame) -> pd.DataFrame:

@@ -1,0 +1,97 @@
+"""What Kedro calls."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import mlflow
+from kedro.framework.hooks import hook_impl
+from kedro.io import AbstractVersionedDataset, DataCatalog
+from kedro.pipeline import Pipeline
+from kedro.pipeline.node import Node
+from mlflow.tracking import MlflowClient
+
+from assay.configuration import current_configuration
+from assay.parameters import seedless
+from assay.pipelines import fitting
+from assay.plan import find_d_model, make_plan
+from assay.tracking.run import Run
+
+REPORT = ("paper", "paper_markdown", "paper_latex", "matched", "agreement", "classes", "report_page")
+
+
+class InterruptedRunError(Exception):
+    """Somebody, or the queue, ended the run."""
+
+
+def close_interrupted_runs(hooks: Any, pipeline: Pipeline, catalog: DataCatalog) -> None:
+    """Mark the runs that are open in MLflow as killed. Kedro calls no hook for an interrupt, and MLflow would say finished."""
+    active = mlflow.active_run()
+    if active is None:
+        return
+    error = InterruptedRunError("the run was interrupted")
+    hooks.hook.on_pipeline_error(error=error, run_params={}, pipeline=pipeline, catalog=catalog)
+    MlflowClient().set_terminated(active.info.run_id, "KILLED")  # kedro-mlflow knows only failures
+
+
+class TrackingHook:
+    """Logs the parent's manifest, and every layer's results to children named like ``layer_23/pca-topk-00064``."""
+
+    def __init__(self) -> None:
+        self._run: Run | None = None
+
+    @hook_impl(trylast=True)
+    def before_pipeline_run(self, run_params: dict[str, Any], catalog: DataCatalog) -> None:
+        project, parameters = current_configuration()
+        plan = make_plan(parameters, find_d_model(parameters, project))
+        self._run = Run(project, run_params, parameters.model_dump(mode="json"), catalog, plan.rows)
+        fitting.observers.append(self._run.watch_step)
+
+    @hook_impl
+    def before_node_run(self, node: Node) -> None:
+        if self._run:
+            self._run.started[node.name] = time.perf_counter()
+
+    @hook_impl
+    def after_dataset_saved(self, dataset_name: str, data: Any, node: Node) -> None:
+        if not self._run:
+            return
+        self._run.seconds[node.name] = time.perf_counter() - self._run.started[node.name]
+        layer, _, name = dataset_name.partition(".")
+        if name.endswith("_model") and seedless(name) == "kmeans_model":
+            self._run.log_utilisation(layer, name.removesuffix("_model"), data["counts"])
+        elif dataset_name.endswith("_agreement"):
+            self._run.log_agreement(data)
+        elif dataset_name.endswith("_errors"):
+            self._run.log_errors(data)
+        elif ".scores_" in dataset_name:
+            self._run.log_scores(data)
+        elif dataset_name.startswith("rows_"):
+            self._run.complete_children(data)
+
+    @hook_impl(tryfirst=True)
+    def after_pipeline_run(self, pipeline: Pipeline, catalog: DataCatalog) -> None:
+        if self._run:
+            self._run.finish("FINISHED", kept=_kept(pipeline, catalog))
+        self._run = None
+
+    @hook_impl(tryfirst=True)
+    def on_pipeline_error(self, error: Exception) -> None:
+        if self._run:
+            status = "KILLED" if isinstance(error, InterruptedRunError) else "FAILED"
+            self._run.finish(status, error=error)
+        self._run = None
+
+
+def _kept(pipeline: Pipeline, catalog: DataCatalog) -> list[Path]:
+    """The files of the report that this run made: the tables, the figures and the page."""
+    made = pipeline.all_outputs()
+    found = []
+    for name in ("baselines", *REPORT, *sorted(each for each in made if each.startswith("figure_"))):
+        if name in made:
+            dataset: Any = catalog.get(name)
+            versioned = isinstance(dataset, AbstractVersionedDataset) and dataset._version is not None
+            found.append(Path(str(dataset._get_load_path() if versioned else dataset._filepath)))
+    return found

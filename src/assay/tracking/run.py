@@ -1,0 +1,325 @@
+"""What one `kedro run` logs."""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+import time
+import traceback
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import mlflow
+from kedro.io import DataCatalog
+from mlflow.entities import DatasetInput, Metric, Param, RunTag
+from mlflow.tracking import MlflowClient
+
+from assay.io.publish import publish_file
+from assay.io.shards import Shards
+from assay.parameters import seeded
+from assay.pipelines import fitting
+from assay.plan import Encoding
+from assay.tracking.describe import describe, flat_params, git_state, lineage, params_of, sum_by_stage, versions
+from assay.tracking.writer import Writer
+
+METRICS = ("nmse", "nmse_raw", "l0", "probe_r", "map", "purity_at_16", "coverage_at_0.3")
+"""The table's, which are the parent's curves over layers as well."""
+
+DETAILS = (
+    "mean_train_ce",
+    "mean_val_ce",
+    "mean_feature_ce",
+    "mean_margin",
+    "negative_weights",
+    "f1",
+    "purity_at_64",
+    "purity_at_256",
+    "max_abs_activation",
+    "refined_pairs",
+    "certificate_ce",
+    "certificate_gradient",
+    "certificate_val_ce",
+)
+"""What else is known of an encoding: the child's alone."""
+
+MANIFESTS = Path("data/08_reporting/manifests")
+BATCH = 1000  # MLflow takes so many metrics in one request
+LIVE_SECONDS = 5.0  # between two batches of a fit's steps
+
+
+class Child:
+    """What one run of MLflow is to say of an encoding of a layer: gathered here, and written now and then."""
+
+    def __init__(self, layer: int, row: Encoding, k: int) -> None:
+        self.layer = layer
+        self.row = row
+        self.k = k
+        self.name = f"layer_{layer}/{row.name}"
+        self.run_id = ""
+        self.begun = False
+        self.closed = False
+        self.known: set[str] = set()
+        self._metrics: list[Metric] = []
+
+    def add(self, values: Mapping[str, float], step: int = 0) -> None:
+        """Add metrics of a step."""
+        now = int(time.time() * 1000)
+        self._metrics += [Metric(name, value, now, step) for name, value in values.items()]
+        self.known.update(values)
+
+    def take(self) -> list[Metric]:
+        """What has been added since it was last asked for."""
+        taken, self._metrics = self._metrics, []
+        return taken
+
+
+class Run:
+    """What one `kedro run` logs."""
+
+    def __init__(
+        self,
+        project: Path,
+        run_params: Mapping[str, Any],
+        parameters: dict[str, Any],
+        catalog: DataCatalog,
+        rows: Mapping[str, Encoding],
+    ) -> None:
+        self.started: dict[str, float] = {}
+        self.seconds: dict[str, float] = {}
+        self._project = project
+        self._parameters = parameters
+        self._catalog = catalog
+        self._shards: dict[str, Any] = {split: catalog.get(f"shards_{split}") for split in parameters["shards"]}
+        self._rows = rows
+        self._children: dict[tuple[int, str], Child] = {}
+        self._curves: list[Metric] = []
+        self._writer = Writer()
+        self._lock = threading.Lock()
+        self._steps: list[Metric] = []
+        self._sent = time.time()
+        self._began = time.perf_counter()
+        self._client = MlflowClient()
+        active = mlflow.active_run()
+        self._parent = active.info if active else None
+        self._manifest = {
+            "run_id": run_params["run_id"],
+            "command": sys.argv[1:],
+            "environment": run_params["env"],
+            "parameters": parameters,
+            "versions": versions(),
+            "git": git_state(project),
+        }
+        if self._parent:
+            tags = [RunTag("command", " ".join(["kedro", *sys.argv[1:]]))]
+            self._writer.submit(self._client.log_batch, self._parent.run_id, params=flat_params(parameters), tags=tags)
+
+    def watch_step(self, layer: int, method: str, step: int, metrics: Mapping[str, float]) -> None:
+        """Take a step of a fit for the parent's live curves; they are sent now and then, beside the fit."""
+        now = time.time()
+        with self._lock:
+            self._steps += [
+                Metric(f"layer_{layer}/{method}/{name}", value, int(now * 1000), step)
+                for name, value in metrics.items()
+            ]
+            if now - self._sent < LIVE_SECONDS and len(self._steps) < BATCH - 20:
+                return
+        self.send_steps()
+
+    def send_steps(self) -> None:
+        """Have what steps there are written."""
+        with self._lock:
+            steps, self._steps, self._sent = self._steps, [], time.time()
+        self._log_to_parent(steps)
+
+    def log_utilisation(self, layer: str, method: str, counts: Any) -> None:
+        """Log how many clusters of a fit hold 0, 1, 2-3, 4-7, ... tokens of the counts that it ended with."""
+        if self._parent is None:
+            return
+        octaves = Counter(int(count).bit_length() for count in counts.tolist())
+        histogram = {
+            "counts": "tokens of a cluster, multiplied by the decay before each further pass and rounded up: late ones weigh more",
+            "decay": self._parameters["kmeans"]["decay"],
+            "clusters": {str(2**octave // 2): octaves[octave] for octave in range(max(octaves) + 1)},
+        }
+        self._writer.submit(self._client.log_dict, self._parent.run_id, histogram, f"{layer}/{method}-utilisation.json")
+
+    def log_errors(self, errors: Mapping[str, Any]) -> None:
+        """Log the NMSE of every K to the parent; the children, which are made when they are probed, find it in the catalog."""
+        for row in self._rows.values():
+            if row.method == errors["method"]:
+                self._add_to_curves(errors["layer"], row, _of_k(errors, row.k))
+
+    def log_agreement(self, agreement: Mapping[str, Any]) -> None:
+        """Log how far a seed's fit agrees with the first to those of its children that are there already."""
+        for child in self._children.values():
+            if (child.layer, child.row.method) == (agreement["layer"], seeded("kmeans", agreement["seed"])):
+                child.add(_agreement_metrics(agreement))
+
+    def log_scores(self, scores: Mapping[str, Any]) -> None:
+        """Make the child of an encoding that was probed: what the probes say, and the fit's steps, errors and agreement."""
+        layer, row = scores["layer"], self._rows[scores["encoding"]]
+        child = Child(layer, row, scores["k"])
+        for number, metrics in enumerate(self._load(layer, f"{row.method}_history") or []):
+            known = dict(metrics)
+            child.add(known, int(known.pop("step", number)))  # PCA's record is of some steps only, and says which
+        errors = self._load(layer, f"{row.method}_errors")
+        if errors is not None:
+            child.add(_known(_of_k(errors, row.k)))
+        agreement = self._load(layer, f"{row.method}_agreement")
+        if agreement is not None:
+            child.add(_agreement_metrics(agreement))
+        child.add(_known(scores))
+        with self._lock:
+            self._children[layer, row.name] = child
+        self._add_to_curves(layer, row, scores)
+        self._write(child)
+
+    def complete_children(self, rows: list[dict[str, Any]]) -> None:
+        """Close the children of a layer whose rows are whole."""
+        for row in rows:
+            child = self._children.get((row["layer"], row["name"]))
+            if child is not None:
+                child.add({name: value for name, value in _known(row).items() if name not in child.known})
+                self._write(child, status="FINISHED")
+        self._write_curves()
+
+    def finish(self, status: str, *, kept: Sequence[Path] = (), error: Exception | None = None) -> None:
+        """Close the children and write the manifest, also as an artifact of the parent beside the table."""
+        fitting.observers.remove(self.watch_step)
+        self.send_steps()
+        for child in self._children.values():
+            if not child.closed:
+                self._write(child, status=status)
+        self._write_curves()
+        if self._parent:
+            parent = self._parent.run_id
+            if error:
+                self._writer.submit(self._client.set_tag, parent, "failure", f"{type(error).__name__}: {error}"[:5000])
+            for each in kept:
+                self._writer.submit(self._client.log_artifact, parent, str(each))
+                if each.suffix == ".md":  # the table for a paper, where MLflow shows a run's description
+                    self._writer.submit(self._client.set_tag, parent, "mlflow.note.content", each.read_text())
+            path = self._write_manifest(status, "".join(traceback.format_exception(error)) if error else None)
+            self._writer.submit(self._client.log_artifact, parent, str(path))
+        self._writer.finish()
+        # Once more: it says by now whether MLflow took everything.
+        self._write_manifest(status, "".join(traceback.format_exception(error)) if error else None)
+
+    def _load(self, layer: int, name: str) -> Any:
+        """A result of a layer, made in this run or before; None where there is none."""
+        name = f"layer_{layer}.{name}"
+        return self._catalog.load(name) if name in self._catalog and self._catalog.exists(name) else None
+
+    def _add_to_curves(self, layer: int, row: Encoding, values: Mapping[str, Any]) -> None:
+        """Note the table's metrics for the parent, under the encoding's name with step = layer: a curve over layers."""
+        now = int(time.time() * 1000)
+        found = {name: value for name, value in _known(values).items() if name in METRICS}
+        with self._lock:
+            self._curves += [Metric(f"{row.name}/{name}", value, now, layer) for name, value in found.items()]
+
+    def _write(self, child: Child, status: str | None = None) -> None:
+        """Have what is new of a child written, and the child closed where there is a status."""
+        child.closed = child.closed or status is not None
+        if self._parent is None:
+            return
+        metrics = child.take()
+        about = None
+        if not child.begun:
+            child.begun = True
+            shards = {split: dataset.load() for split, dataset in self._shards.items()}
+            about = self._tags_of(child, shards), params_of(child.layer, child.row, child.k), lineage(shards)
+        self._writer.submit(self._send, child, about, metrics, status)
+
+    def _send(
+        self,
+        child: Child,
+        about: tuple[dict[str, str], list[Param], list[DatasetInput]] | None,
+        metrics: list[Metric],
+        status: str | None,
+    ) -> None:
+        """In the thread that writes: begin the child with what it is `about`, log to it, close it."""
+        assert self._parent is not None
+        params: list[Param] = []
+        if about is not None:
+            tags, params, inputs = about
+            created = self._client.create_run(self._parent.experiment_id, run_name=child.name, tags=tags)
+            child.run_id = created.info.run_id
+            self._client.log_inputs(child.run_id, inputs)
+        for start in range(0, max(len(metrics), len(params)), BATCH):
+            part = metrics[start : start + BATCH]
+            self._client.log_batch(child.run_id, metrics=part, params=params if start == 0 else [])
+        if status is not None:
+            self._client.set_terminated(child.run_id, status)
+
+    def _write_curves(self) -> None:
+        with self._lock:
+            curves, self._curves = self._curves, []
+        self._log_to_parent(curves)
+
+    def _log_to_parent(self, metrics: list[Metric]) -> None:
+        if self._parent is not None:
+            for start in range(0, len(metrics), BATCH):
+                part = metrics[start : start + BATCH]
+                self._writer.submit(self._client.log_batch, self._parent.run_id, metrics=part)
+
+    def _tags_of(self, child: Child, shards: Mapping[str, Shards]) -> dict[str, str]:
+        assert self._parent is not None
+        return {
+            "mlflow.parentRunId": self._parent.run_id,
+            "model_family": shards["fit"].metadata.family,
+            "model_ckpt": shards["fit"].metadata.ckpt,
+            **{f"shards.{split}": handle.name for split, handle in shards.items()},
+            "dictionary": self._source_of(child.layer, child.row.method),
+            "mlflow.note.content": describe(child.layer, child.row, shards),
+        }
+
+    def _source_of(self, layer: int, method: str) -> str:
+        """Where a dictionary lies: the version of the fitted model, the weights, or saev's folder; relative where it is the project's."""
+        kept = self._catalog.keys()
+        name = next(
+            (name for kind in ("weights", "metrics") if (name := f"layer_{layer}.{kind}_{method}") in kept), None
+        )
+        dataset: Any = self._catalog.get(name or f"layer_{layer}.{method}_model")
+        path = dataset.folder if hasattr(dataset, "folder") else Path(str(dataset._get_load_path()))
+        return str(path.relative_to(self._project) if path.is_relative_to(self._project) else path)
+
+    def _write_manifest(self, status: str, reason: str | None) -> Path:
+        shards = {split: dataset.load() for split, dataset in self._shards.items() if dataset.exists()}
+        manifest = self._manifest | {
+            "status": status,
+            "failure": reason,
+            "not_logged": self._writer.failure,
+            "shards": {
+                split: {"name": handle.name, "fingerprint": handle.fingerprint(), "ckpt": handle.metadata.ckpt}
+                for split, handle in shards.items()
+            },
+            "seconds": {name: round(value, 3) for name, value in self.seconds.items()},
+            "seconds_by_stage": {name: round(value, 3) for name, value in sum_by_stage(self.seconds).items()},
+            "seconds_in_all": round(time.perf_counter() - self._began, 3),
+        }
+        path = self._project / MANIFESTS / f"{self._manifest['run_id']}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with publish_file(path) as partial:
+            partial.write_text(json.dumps(manifest, indent=1))
+        return path
+
+
+def _known(values: Mapping[str, Any]) -> dict[str, float]:
+    """Those of the metrics that there are."""
+    return {name: float(values[name]) for name in METRICS + DETAILS if values.get(name) is not None}
+
+
+def _of_k(errors: Mapping[str, Any], k: int | None) -> Mapping[str, Any]:
+    """A dictionary but PCA has one row of errors, whose k may be that of an older version that was asked for."""
+    found = {row["k"]: row for row in errors["rows"]}
+    return found[k] if k in found else next(iter(found.values()))
+
+
+def _agreement_metrics(agreement: Mapping[str, Any]) -> dict[str, float]:
+    return {
+        "validation_inertia": agreement["inertia"],
+        "adjusted_rand_index": agreement["adjusted_rand_index"],
+    }

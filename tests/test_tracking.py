@@ -1,0 +1,92 @@
+"""The thread that writes to MLflow, and runs whose tracking server goes away."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+
+import mlflow
+import pytest
+
+from assay.tracking.writer import Writer
+
+
+def test_requests_are_done_in_order_by_one_thread():
+    writer, done = Writer(), []
+    for number in range(50):
+        writer.submit(
+            lambda n, *, thread: done.append((n, thread == threading.current_thread().name)), number, thread="x"
+        )
+    writer.finish()
+    assert [number for number, _ in done] == list(range(50))
+    assert writer.failure is None
+
+
+def test_after_a_failure_nothing_more_is_asked_of_the_server_and_nothing_is_raised(caplog):
+    writer, done = Writer(), []
+
+    def fails():
+        time.sleep(0.05)
+        raise ConnectionError("the server is down")
+
+    writer.submit(done.append, 1)
+    writer.submit(fails)
+    for _ in range(100):
+        writer.submit(done.append, 2)
+    with caplog.at_level(logging.ERROR):
+        writer.finish()
+    assert done == [1]
+    assert writer.failure == "ConnectionError: the server is down"
+    (record,) = caplog.records
+    assert "kedro run --force" in record.getMessage()
+
+
+@pytest.fixture
+def project(new_project):
+    return new_project()
+
+
+def children(project):
+    mlflow.set_tracking_uri(f"sqlite:///{project / 'mlflow.db'}")
+    runs = mlflow.search_runs(experiment_names=["assay"])
+    return runs[runs["tags.mlflow.parentRunId"].notna()] if "tags.mlflow.parentRunId" in runs else runs.iloc[:0]
+
+
+def test_what_is_made_in_parts_has_one_whole_child_a_row(project, run_command):
+    """The fit alone has none; the probes have the fit's errors and steps also where these were made before."""
+    small = "--params=layers:[5],pca.topk:[4]"
+    assert run_command(f"kedro run --pipeline=kmeans {small}", project).returncode == 0
+    assert len(children(project)) == 0
+    mlflow.set_tracking_uri(f"sqlite:///{project / 'mlflow.db'}")
+    (parent,) = mlflow.search_runs(experiment_names=["assay"]).to_dict("records")
+    assert 0 < parent["metrics.kmeans-onehot/nmse"] < 1
+    assert run_command(f"kedro run --pipeline=probe {small}", project).returncode == 0
+    found = children(project)
+    assert sorted(found["params.encoding"]) == ["kmeans-invdist", "kmeans-onehot", "pca-topk-00004"]
+    assert sorted(found["params.k"]) == ["4", "8", "8"]  # one name for all methods
+    measured = found.set_index("params.encoding")["metrics.nmse"].notna().to_dict()
+    assert measured == {
+        "kmeans-invdist": True,
+        "kmeans-onehot": True,
+        "pca-topk-00004": False,
+    }  # nobody has asked for PCA's
+    assert found["metrics.map"].notna().all()
+    onehot = found[found["params.encoding"] == "kmeans-onehot"]["run_id"].item()
+    assert len(mlflow.MlflowClient().get_metric_history(onehot, "inertia")) > 1
+    assert set(found["status"]) == {"FINISHED"}
+    assert run_command(f"kedro run {small}", project).returncode == 0
+    assert len(children(project)) == 3  # the report makes no rows again
+
+
+def test_artifacts_that_cannot_be_kept_cost_no_result(project, run_command):
+    """The place of MLflow's files is one that nobody can write to: the run goes on, and says so."""
+    (project / "mlruns").write_text("a file, not a folder")
+    ended = run_command("kedro run --params=layers:[5],pca.topk:[4]", project)
+    assert ended.returncode == 0, ended.stderr
+    assert "MLflow does not take what this run logs" in " ".join((ended.stdout + ended.stderr).split())
+    assert (project / "data/08_reporting/baselines.csv").exists()
+    assert "Nothing to do" in run_command("kedro run --params=layers:[5],pca.topk:[4]", project).stdout
+    manifest = max((project / "data/08_reporting/manifests").iterdir()).read_text()
+    assert '"status": "FINISHED"' in manifest
+    assert '"not_logged": null' not in manifest
