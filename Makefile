@@ -33,6 +33,7 @@ bench: run
 	$(BIN)/python benchmarks/kmeans.py
 	$(BIN)/python benchmarks/pca.py
 	$(BIN)/python benchmarks/probe.py
+	$(BIN)/python benchmarks/tracking.py
 
 format: install
 	$(BIN)/ruff check --fix .

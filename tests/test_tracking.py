@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import threading
 import time
@@ -9,6 +10,7 @@ import time
 import mlflow
 import pytest
 
+from assay.tracking.run import thinned
 from assay.tracking.writer import Writer
 
 
@@ -40,6 +42,16 @@ def test_after_a_failure_nothing_more_is_asked_of_the_server_and_nothing_is_rais
     assert writer.failure == "ConnectionError: the server is down"
     (record,) = caplog.records
     assert "kedro run --force" in record.getMessage()
+
+
+@pytest.mark.parametrize(("n", "most"), [(0, 5), (1, 5), (5, 5), (6, 5), (12_000, 40)])
+def test_a_long_record_is_thinned_evenly_and_keeps_its_ends(n, most):
+    places = thinned(n, most)
+    assert len(places) == min(n, most)
+    assert places == sorted(set(places))
+    if n:
+        assert (places[0], places[-1]) == (0, n - 1)
+        assert max((b - a for a, b in itertools.pairwise(places)), default=0) <= -(-n // (most - 1))
 
 
 @pytest.fixture

@@ -48,6 +48,8 @@ DETAILS = (
 MANIFESTS = Path("data/08_reporting/manifests")
 BATCH = 1000  # MLflow takes so many metrics in one request
 LIVE_SECONDS = 5.0  # between two batches of a fit's steps
+STEP_SECONDS = 0.5  # between two steps that are shown live: a database takes a quarter of a millisecond for each number
+STEPS = 40  # of a fit that each of its children is told
 
 
 class Child:
@@ -99,6 +101,7 @@ class Run:
         self._writer = Writer()
         self._lock = threading.Lock()
         self._steps: list[Metric] = []
+        self._shown: dict[tuple[int, str], float] = {}
         self._sent = time.time()
         self._began = time.perf_counter()
         self._client = MlflowClient()
@@ -117,9 +120,12 @@ class Run:
             self._writer.submit(self._client.log_batch, self._parent.run_id, params=flat_params(parameters), tags=tags)
 
     def watch_step(self, layer: int, method: str, step: int, metrics: Mapping[str, float]) -> None:
-        """Take a step of a fit for the parent's live curves; they are sent now and then, beside the fit."""
+        """Take a step of a fit for the parent's live curves, two a second at the most; they are sent now and then, beside the fit."""
         now = time.time()
         with self._lock:
+            if now - self._shown.get((layer, method), 0.0) < STEP_SECONDS:
+                return
+            self._shown[layer, method] = now
             self._steps += [
                 Metric(f"layer_{layer}/{method}/{name}", value, int(now * 1000), step)
                 for name, value in metrics.items()
@@ -162,8 +168,9 @@ class Run:
         """Make the child of an encoding that was probed: what the probes say, and the fit's steps, errors and agreement."""
         layer, row = scores["layer"], self._rows[scores["encoding"]]
         child = Child(layer, row, scores["k"])
-        for number, metrics in enumerate(self._load(layer, f"{row.method}_history") or []):
-            known = dict(metrics)
+        history = self._load(layer, f"{row.method}_history") or []
+        for number in thinned(len(history), STEPS):
+            known = dict(history[number])
             child.add(known, int(known.pop("step", number)))  # PCA's record is of some steps only, and says which
         errors = self._load(layer, f"{row.method}_errors")
         if errors is not None:
@@ -305,6 +312,13 @@ class Run:
         with publish_file(path) as partial:
             partial.write_text(json.dumps(manifest, indent=1))
         return path
+
+
+def thinned(n: int, most: int) -> list[int]:
+    """At most so many of n places, evenly, with the first and the last."""
+    if n <= most:
+        return list(range(n))
+    return sorted({round(place * (n - 1) / (most - 1)) for place in range(most)})
 
 
 def _known(values: Mapping[str, Any]) -> dict[str, float]:
