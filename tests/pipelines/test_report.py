@@ -4,6 +4,7 @@ import copy
 import random
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 import torch
@@ -173,6 +174,24 @@ def test_the_papers_table_has_each_method_at_its_best_layer():
     assert paper["method"].tolist() == ["kmeans", "kmeans", "pca", "pca"]
     other = baselines.assign(method=baselines["method"].replace("kmeans", "a-sae"))
     assert tabulate_paper(other)["method"].tolist() == ["pca", "pca", "a-sae", "a-sae"]  # the baselines come first
+
+
+def test_the_columns_of_the_other_tables_are_those_that_the_readme_names():
+    assert ",".join(PAPER) == (
+        "method,encoding,k,layer,seeds,nmse,l0,probe_r,map,purity_at_16,coverage_at_0.3,"
+        "nmse_sd,l0_sd,probe_r_sd,map_sd,purity_at_16_sd,coverage_at_0.3_sd"
+    )
+    assert ",".join(tabulate_classes(*both_layers()).columns) == (
+        "layer,encoding,seed,label,n_train,n_val,feature,train_ce,margin,val_ce,base_ce,average_precision,precision,recall,f1,"
+        "purity_at_16,purity_at_64,purity_at_256,feature_by_val,val_ce_by_val,average_precision_by_val,absent_in"
+    )
+    assert ",".join(match_budgets(tabulate_baselines(*both_layers())).columns) == (
+        "layer,encoding,l0,nmse,probe_r,map,pca_encoding,pca_l0,pca_nmse,pca_probe_r,pca_map"
+    )
+    text = (Path(__file__).parents[2] / "README.md").read_text()
+    for column in (*CLASSES[3:], "absent_in", "inertia_first", "adjusted_rand_index", "seeds"):
+        if not column.startswith("purity"):
+            assert f"`{column}`" in text, column
 
 
 def test_every_class_has_a_row_and_the_absent_are_named():
