@@ -66,7 +66,7 @@ def work(path: Path, out: Path) -> None:
     checkpoints = Checkpoints(out / "checkpoints")
     models = {
         "kmeans": fit_kmeans(shards, statistics, parameters["kmeans"], checkpoints, "cpu", layer=LAYER)[0],
-        "pca": fit_pca(shards, statistics, parameters["pca"], checkpoints, "cpu", layer=LAYER),
+        "pca": fit_pca(shards, statistics, parameters["pca"], checkpoints, "cpu", layer=LAYER)[0],
     }
     for encoding in ("kmeans-onehot", "kmeans-invdist", "pca-topk-00016"):
         method = encoding.partition("-")[0]

@@ -117,7 +117,7 @@ def direct(n_rows: int, n_features: int, n_classes: int, device: str) -> dict[st
     losses: list[Tensor] = []
 
     def solve() -> None:
-        slab = slab_of_rows(values.T.contiguous(), labels, n_classes)
+        slab = slab_of_rows(values.T.contiguous(), labels)
         counts = count_classes(labels, n_classes).double()
         on_rows = PairLosses(slab, probe.feature_mean_, probe.feature_std_, counts, n_rows)
         pairs = torch.arange(n_features * n_classes, device=place)
