@@ -21,12 +21,10 @@ from assay.io.publish import publish_file
 from assay.io.shards import Shards
 from assay.parameters import seeded
 from assay.pipelines import fitting
+from assay.pipelines.report.tables import MEASURES
 from assay.plan import Encoding
 from assay.tracking.describe import describe, flat_params, git_state, lineage, params_of, sum_by_stage, versions
 from assay.tracking.writer import Writer
-
-METRICS = ("nmse", "nmse_raw", "l0", "probe_r", "map", "purity_at_16", "coverage_at_0.3")
-"""The table's, which are the parent's curves over layers as well."""
 
 DETAILS = (
     "mean_train_ce",
@@ -195,6 +193,7 @@ class Run:
 
     def finish(self, status: str, *, kept: Sequence[Path] = (), error: Exception | None = None) -> None:
         """Close the children and write the manifest, also as an artifact of the parent beside the table."""
+        reason = "".join(traceback.format_exception(error)) if error else None
         fitting.observers.remove(self.watch_step)
         self.send_steps()
         for child in self._children.values():
@@ -209,11 +208,11 @@ class Run:
                 self._writer.submit(self._client.log_artifact, parent, str(each))
                 if each.suffix == ".md":  # the table for a paper, where MLflow shows a run's description
                     self._writer.submit(self._client.set_tag, parent, "mlflow.note.content", each.read_text())
-            path = self._write_manifest(status, "".join(traceback.format_exception(error)) if error else None)
+            path = self._write_manifest(status, reason)
             self._writer.submit(self._client.log_artifact, parent, str(path))
         self._writer.finish()
         # Once more: it says by now whether MLflow took everything.
-        self._write_manifest(status, "".join(traceback.format_exception(error)) if error else None)
+        self._write_manifest(status, reason)
 
     def _load(self, layer: int, name: str) -> Any:
         """A result of a layer, made in this run or before; None where there is none."""
@@ -223,7 +222,7 @@ class Run:
     def _add_to_curves(self, layer: int, row: Encoding, values: Mapping[str, Any]) -> None:
         """Note the table's metrics for the parent, under the encoding's name with step = layer: a curve over layers."""
         now = int(time.time() * 1000)
-        found = {name: value for name, value in _known(values).items() if name in METRICS}
+        found = {name: value for name, value in _known(values).items() if name in MEASURES}
         with self._lock:
             self._curves += [Metric(f"{row.name}/{name}", value, now, layer) for name, value in found.items()]
 
@@ -323,7 +322,7 @@ def thinned(n: int, most: int) -> list[int]:
 
 def _known(values: Mapping[str, Any]) -> dict[str, float]:
     """Those of the metrics that there are."""
-    return {name: float(values[name]) for name in METRICS + DETAILS if values.get(name) is not None}
+    return {name: float(values[name]) for name in MEASURES + DETAILS if values.get(name) is not None}
 
 
 def _of_k(errors: Mapping[str, Any], k: int | None) -> Mapping[str, Any]:

@@ -78,14 +78,15 @@ def fit_probes(
     for (encoding, k), values in zip(rows, strongest, strict=True):
         certificates[k].check()
         probe, judgement = probes[k], judged[k]
-        val_error = probe.certify_loss(values[:, counted], best[k], val_classes, judgement.loss)
+        of_classes = values[:, counted]
+        val_error = probe.certify_loss(of_classes, best[k], val_classes, judgement.loss)
         scores = score_encoding(
             train_ce=probe.loss_,
             coef=probe.coef_standardized_,
             val=judgement,
             base_ce=probe.base_loss(val_classes),
             purity=torch.tensor(
-                [[purity_at_k(row[counted], val_classes, n) for n in PURITY] for row in values], dtype=torch.float64
+                [[purity_at_k(row, val_classes, n) for n in PURITY] for row in of_classes], dtype=torch.float64
             ),
             train_counts=count_classes(train_classes, n_classes),
             fitted=probe.fitted_classes_,

@@ -13,6 +13,7 @@ from assay.parameters import seedless
 from assay.pipelines.report import figures
 from assay.pipelines.report.page import render_page
 from assay.pipelines.report.tables import (
+    MEASURES,
     match_budgets,
     pool_seeds,
     tabulate_classes,
@@ -24,21 +25,7 @@ from assay.pipelines.report.tables import (
 FIGURES = ("nmse_against_l0", "layers", "prevalence", "spectrum", "clusters", "convergence", "convergence_pca")
 """The pictures' names, in the order of the page."""
 
-COLUMNS = (
-    "layer",
-    "method",
-    "encoding",
-    "k",
-    "seed",
-    "nmse",
-    "nmse_raw",
-    "l0",
-    "probe_r",
-    "map",
-    "purity_at_16",
-    "coverage_at_0.3",
-    "best_layer",
-)
+COLUMNS = ("layer", "method", "encoding", "k", "seed", *MEASURES, "best_layer")
 
 
 def merge_layer(*metrics: dict[str, Any], seeds: dict[str, int | None]) -> list[dict[str, Any]]:
