@@ -36,11 +36,14 @@ def statistics(planted):
 
 @pytest.fixture
 def fit(planted, statistics):
-    """Fits a method on layer 5, or another, and gives its model's tensors."""
+    """Fits a method on layer 5, or another, and gives its model's tensors, as if they were saved."""
 
-    def run(method, checkpoints, *, layer=5, shards=0, statistics=statistics, parameters=None):
+    def run(method, checkpoints, *, layer=5, shards=0, statistics=statistics, parameters=None, saved=True):
         parameters = parameters or PARAMETERS[method]
-        return FITS[method](Shards(planted[shards]), statistics, parameters, checkpoints, "cpu", layer=layer)[0]
+        model, _ = FITS[method](Shards(planted[shards]), statistics, parameters, checkpoints, "cpu", layer=layer)
+        if saved:
+            checkpoints.clear_finished()
+        return model
 
     return run
 
@@ -94,9 +97,20 @@ def test_a_fit_goes_on_from_its_last_checkpoint_to_the_same_bits(fit, cut, tmp_p
     assert len(list((tmp_path / "cut").rglob("*.safetensors"))) == min(2, steps // 4 + seeded)
     again = fit(method, checkpoints)
     assert all(torch.equal(again[name], whole[name]) for name in whole)
-    assert not (tmp_path / "cut").exists(), "checkpoints go when the fit is done"
+    assert not (tmp_path / "cut").exists(), "checkpoints go when the fit is done and saved"
     first = steps // 4 * 4 + 1
     assert [step for _, _, step, _ in seen] == [*range(1, steps + 1), *range(first, STEPS[method] + 1)]
+
+
+@pytest.mark.parametrize("method", FITS)
+def test_a_fit_whose_model_could_not_be_saved_goes_on_from_its_last_checkpoint(fit, tmp_path, method, seen):
+    unsaved = fit(method, Checkpoints(tmp_path / "fit"), saved=False)
+    assert list((tmp_path / "fit").rglob("*.safetensors"))
+    del seen[:]
+    again = fit(method, Checkpoints(tmp_path / "fit"))
+    assert all(torch.equal(again[name], unsaved[name]) for name in unsaved)
+    assert len(seen) < 4, "no more than was done since it was last saved"
+    assert not (tmp_path / "fit").exists()
 
 
 @pytest.mark.parametrize("method", FITS)

@@ -62,7 +62,9 @@ def fit(planted, statistics, tmp_path):
     def run(layer=5, **changes):
         parameters = KMeansParameters(**SMALL | changes)
         checkpoints = Checkpoints(tmp_path / "checkpoints")
-        return fit_kmeans(Shards(planted[0]), statistics, parameters, checkpoints, "cpu", layer=layer)
+        made = fit_kmeans(Shards(planted[0]), statistics, parameters, checkpoints, "cpu", layer=layer)
+        checkpoints.clear_finished()
+        return made
 
     return run
 

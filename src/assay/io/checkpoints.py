@@ -49,6 +49,7 @@ class Checkpoints:
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
+        self._finished: list[Mapping[str, Any]] = []
 
     def save(self, about: Mapping[str, Any], step: int, tensors: dict[str, Tensor], state: Mapping[str, Any]) -> None:
         """Write where the fit that `about` (JSON) describes stands after `step` steps; the last two are kept."""
@@ -87,6 +88,15 @@ class Checkpoints:
                 self.folder,
             )
         return None
+
+    def finish(self, about: Mapping[str, Any]) -> None:
+        """Note that the fit that `about` describes is done; its checkpoints stay until `clear_finished`, when what it made is saved."""
+        self._finished.append(about)
+
+    def clear_finished(self) -> None:
+        """Clear what was noted by `finish`."""
+        while self._finished:
+            self.clear(self._finished.pop())
 
     def clear(self, about: Mapping[str, Any]) -> None:
         """Remove the checkpoints of the fit that `about` describes, which is done, and those that nobody has written to for 30 days.

@@ -156,10 +156,13 @@ class Fit:
         return clock() - self._saved >= self._seconds
 
     def run(self, work: Callable[[], object]) -> None:
-        """Do the fit's `work`, which calls `step` after every step, and `look` in between; then its checkpoints are of no more use."""
+        """Do the fit's `work`, which calls `step` after every step, and `look` in between.
+
+        Its checkpoints are kept until what it made is saved and recorded: a save that fails does not cost the fit.
+        """
         with fit_in_progress():
             work()
             if stop_is_asked():  # since the last step: nobody else would look
                 self.save()
                 raise KeyboardInterrupt
-        self._checkpoints.clear(self._about)
+        self._checkpoints.finish(self._about)
