@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import textwrap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -281,12 +282,30 @@ def test_codes_are_saved_loaded_and_exist(tmp_path: Path, shards: Path) -> None:
         "encoding": "kmeans-onehot",
         "layer": "layer_23",
         "dtype": "float32",
+        "fingerprint": None,
     }
     dataset.save(MadeCodes(n_features=3))
     assert_coded(dataset.load(), MadeCodes(n_features=3))
     with pytest.raises(DatasetError, match="ended after 15 rows; 16 were promised"):
         dataset.save(MadeCodes(n_rows=16))
     assert_coded(dataset.load(), MadeCodes(n_features=3))
+
+
+def test_codes_of_another_fingerprint_have_a_folder_of_their_own_and_are_not_loaded(tmp_path, shards):
+    first, second = (make_dataset(tmp_path, shards, fingerprint=digit * 64) for digit in "ab")
+    first.save(MadeCodes())
+    assert first.load().provenance["fingerprint"] == "a" * 64
+    assert first.folder == tmp_path / "inference" / shards.name / "kmeans-onehot" / "layer_23" / ("a" * 16)
+    assert not second.exists()
+    second.save(MadeCodes())
+    assert first.fingerprint() != second.fingerprint()
+    shutil.rmtree(first.folder)
+    shutil.move(second.folder, first.folder)  # somebody mixes them up
+    assert not first.exists()
+    with pytest.raises(
+        DatasetError, match=f"codes of fingerprint {'b' * 64}, wanted {'a' * 64}: they were made from another"
+    ):
+        first.load()
 
 
 def test_codes_are_written_a_batch_at_a_time(tmp_path: Path, shards: Path) -> None:

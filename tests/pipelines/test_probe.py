@@ -433,3 +433,16 @@ def test_codes_of_a_larger_k_serve_every_row_of_a_sweep(split, probe):
         assert (scores["encoding"], scores["k"], len(pairs)) == (encoding, k, len(table))
         for name in ("train_ce", "val_ce", "val_ap", "base_ce"):
             torch.testing.assert_close(found[name], wanted[name], rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", ["model", "statistics", "encoding", "layer"])
+def test_codes_of_two_models_are_refused(split, probe, name):
+    about = {"model": "ab", "statistics": "cd", "encoding": "pca-dense", "layer": 5, "shards": "train"}
+    train, val = (TensorCodes(values) for values in split[0])
+    train.provenance, val.provenance = about, about | {"shards": "val"}
+    probe([train, val], rows=(("pca-dense", 6),))
+    val.provenance = about | {name: "other"}
+    with pytest.raises(
+        ValueError, match=f"codes of the two splits are of different models: their {name} is .* and other"
+    ):
+        probe([train, val])

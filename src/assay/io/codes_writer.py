@@ -12,7 +12,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from itertools import chain, islice
 from pathlib import Path
@@ -49,7 +49,13 @@ Arrays = dict[str, npt.NDArray[Any]]
 
 
 def write_codes(
-    path: Path, codes: Codes, *, batch_size: int, rows_per_shard: int = 2**20, dtype: Dtype = "float32"
+    path: Path,
+    codes: Codes,
+    *,
+    batch_size: int,
+    rows_per_shard: int = 2**20,
+    dtype: Dtype = "float32",
+    about: Mapping[str, Any] | None = None,
 ) -> None:
     """Stream ``codes`` into the folder ``path``, which appears whole or not at all and replaces an older one.
 
@@ -62,6 +68,7 @@ def write_codes(
         batch_size: rows held in memory at once.
         rows_per_shard: rows a ``.bin`` file at the most, rounded down to whole batches.
         dtype: of the values on disk.
+        about: JSON scalars that the metadata are to say beside the codes' own provenance.
 
     Raises:
         ValueError: neither the codes nor their sparser form fit on the disk, and nothing was written. Or there are more or fewer
@@ -74,7 +81,7 @@ def write_codes(
             raise ValueError(f"{name} is {size}: wanted at least 1")
     batch_size = min(batch_size, rows_per_shard)
     sizes = {"batch_size": batch_size, "rows_per_shard": rows_per_shard}
-    codes, metadata = _choose_form(path, codes, dtype, sizes)
+    codes, metadata = _choose_form(path, codes, dtype, sizes, about or {})
     if codes.rounded is not None:
         codes = codes.rounded(TORCH_DTYPES[dtype])
     with publishing_folder(path, replace=True, resume=_resume_key(codes, metadata, sizes)) as folder:
@@ -97,9 +104,11 @@ def _resume_key(codes: Codes, metadata: CodesMetadata, sizes: dict[str, int]) ->
     return json.dumps([metadata.model_dump(mode="json"), codes.made_from, sizes], sort_keys=True)
 
 
-def _choose_form(path: Path, codes: Codes, dtype: Dtype, sizes: dict[str, int]) -> tuple[Codes, CodesMetadata]:
+def _choose_form(
+    path: Path, codes: Codes, dtype: Dtype, sizes: dict[str, int], about: Mapping[str, Any]
+) -> tuple[Codes, CodesMetadata]:
     """The codes or their sparser form, whichever is the first to fit on the disk."""
-    metadata = _describe(codes, dtype)
+    metadata = _describe(codes, dtype, about)
     predicted, free = _predict(codes, metadata, sizes), _free_bytes(path, _resume_key(codes, metadata, sizes))
     if predicted <= free:
         return codes, metadata
@@ -111,10 +120,10 @@ def _choose_form(path: Path, codes: Codes, dtype: Dtype, sizes: dict[str, int]) 
         )
     sparser = codes.fallback()
     logger.warning("%s; writing their sparser form", found)
-    return _choose_form(path, sparser, dtype, sizes)
+    return _choose_form(path, sparser, dtype, sizes, about)
 
 
-def _describe(codes: Codes, dtype: Dtype) -> CodesMetadata:
+def _describe(codes: Codes, dtype: Dtype, about: Mapping[str, Any]) -> CodesMetadata:
     return CodesMetadata(
         schema_name=SCHEMA,
         version=VERSION,
@@ -123,7 +132,7 @@ def _describe(codes: Codes, dtype: Dtype) -> CodesMetadata:
         n_features=codes.n_features,
         k=codes.k,
         dtype=dtype,
-        provenance=dict(codes.provenance),
+        provenance={**codes.provenance, **about},
     )
 
 

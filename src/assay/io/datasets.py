@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
@@ -121,6 +122,9 @@ class ShardsDataset(AbstractDataset[Recording, Shards]):
 class CodesDataset(AbstractDataset[Codes, StoredCodes]):
     """The codes of one shard folder's patches in one encoding and layer: ``<filepath>/<shard hash>/<encoding>/<layer>/``.
 
+    Codes of different models or parameters have each a folder of their own inside it, by the first 16 digits of the ``fingerprint`` of
+    what they were made from. A run sets it (`place`); the metadata say it in full, and codes of another are not loaded.
+
     Args:
         filepath: the folder of all codes.
         shards: ``{"path": ...}``: the shard folder that the codes are of (Kedro makes a ``path`` absolute).
@@ -129,6 +133,7 @@ class CodesDataset(AbstractDataset[Codes, StoredCodes]):
         batch_size: rows held in memory while writing.
         rows_per_shard: rows a file at the most; what an interrupted run wrote is kept by whole files.
         dtype: of the values on disk: float32, float16 or bfloat16.
+        fingerprint: of what the codes are made from, hex; None: they lie in the layer's folder itself.
         metadata: for plugins, unused here.
 
     Examples:
@@ -163,6 +168,7 @@ class CodesDataset(AbstractDataset[Codes, StoredCodes]):
         batch_size: int = 4096,
         rows_per_shard: int = 2**18,
         dtype: Dtype = "float32",
+        fingerprint: str | None = None,
         metadata: dict[str, Any] | None = None,
     ) -> None:
         if dtype not in get_args(Dtype):
@@ -174,21 +180,45 @@ class CodesDataset(AbstractDataset[Codes, StoredCodes]):
         self._batch_size = batch_size
         self._rows_per_shard = rows_per_shard
         self._dtype: Dtype = dtype
+        self._fingerprint = fingerprint
         self.metadata = metadata
+
+    @property
+    def dtype(self) -> Dtype:
+        """Of the values on disk."""
+        return self._dtype
+
+    def place(self, fingerprint: str) -> None:
+        """Settle what the codes are made from, and with it their folder."""
+        self._fingerprint = fingerprint
 
     @property
     def folder(self) -> Path:
         """Where the codes lie. Raises FileNotFoundError where the shards do not, ValueError where several do."""
         shards = find_shards(self._shards).resolve()  # two links may have one name
-        return self._filepath / shards.name / self._encoding / self._layer
+        layer = self._filepath / shards.name / self._encoding / self._layer
+        return layer if self._fingerprint is None else layer / self._fingerprint[:16]
 
     def load(self) -> StoredCodes:
         return self._open()
 
     def save(self, data: Codes) -> None:
+        about = {} if self._fingerprint is None else {"fingerprint": self._fingerprint}
         write_codes(
-            self.folder, data, batch_size=self._batch_size, rows_per_shard=self._rows_per_shard, dtype=self._dtype
+            self.folder,
+            data,
+            batch_size=self._batch_size,
+            rows_per_shard=self._rows_per_shard,
+            dtype=self._dtype,
+            about=about,
         )
+
+    def fingerprint(self) -> str:
+        """What the codes are: SHA-256 of their metadata and of their index, which holds that of every file."""
+        digest = hashlib.sha256()
+        for name in ("metadata.json", "shards.json"):
+            digest.update((self.folder / name).read_bytes())
+        return digest.hexdigest()
 
     def forget_begun(self) -> None:
         """Remove what an interrupted run began of these codes, so that saving them starts anew."""
@@ -196,7 +226,14 @@ class CodesDataset(AbstractDataset[Codes, StoredCodes]):
             discard_partials(self.folder)
 
     def _open(self) -> StoredCodes:
-        return StoredCodes(self.folder)
+        codes = StoredCodes(self.folder)
+        found = codes.provenance.get("fingerprint")
+        if found != self._fingerprint:
+            raise ValueError(
+                f"{self.folder} holds codes of fingerprint {found}, wanted {self._fingerprint}: they were made from another"
+                " model or other parameters; remove the folder, and the next run makes it again"
+            )
+        return codes
 
     def _exists(self) -> bool:
         try:
@@ -211,6 +248,7 @@ class CodesDataset(AbstractDataset[Codes, StoredCodes]):
             "encoding": self._encoding,
             "layer": self._layer,
             "dtype": self._dtype,
+            "fingerprint": self._fingerprint,
         }
 
 

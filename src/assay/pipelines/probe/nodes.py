@@ -49,10 +49,11 @@ def fit_probes(
           fitted, `label` and `feature` int64 (n,), and `example`, `patch`, `strength` as `strongest_examples` has them.
 
     Raises:
-        ValueError: every patch of a split is void, codes and labels differ in number, no class is in both splits, or values
-            are not finite.
+        ValueError: every patch of a split is void, codes and labels differ in number, the two splits' codes are of different
+            models, no class is in both splits, or values are not finite.
         CertificateError: a loss is not that of the data.
     """
+    _check_alike(codes_train, codes_val)
     place = pick_device(device)
     train_labels, val_labels = _read_labels(shards_train).to(place), _read_labels(shards_val).to(place)
     first = 0 if parameters.void == "class" else 1
@@ -112,6 +113,17 @@ def fit_probes(
             _show_examples(probe, best[k], values, counted, shards_val, parameters.examples, first),
         ]
     return tuple(results)
+
+
+def _check_alike(train: Codes, val: Codes) -> None:
+    """The codes of both splits are of one model, as far as they say what they are of."""
+    of_train, of_val = (getattr(codes, "provenance", {}) for codes in (train, val))
+    for name in ("encoding", "layer", "model", "statistics"):
+        if of_train.get(name) != of_val.get(name):
+            raise ValueError(
+                f"the codes of the two splits are of different models: their {name} is {of_train.get(name)} and"
+                f" {of_val.get(name)}; encode the patches of both again"
+            )
 
 
 def _fit(
