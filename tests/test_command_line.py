@@ -272,7 +272,7 @@ def test_a_second_run_makes_nothing_and_says_so(whole_run, run_command):
 def test_damaged_results_are_made_again(whole_run, run_command, planted):
     project, _ = whole_run
     before = (project / "data/08_reporting/baselines.csv").read_bytes()
-    folder = project / f"data/07_model_output/inference/{planted[0].name}/kmeans-onehot/layer_3"
+    (folder,) = (project / f"data/07_model_output/inference/{planted[0].name}/kmeans-onehot/layer_3").iterdir()
     indices = folder / "indices000000.bin"
     indices.write_bytes(indices.read_bytes()[:-4])
     ended = run_command("kedro run --runner=ThreadRunner", project)
@@ -291,14 +291,16 @@ def test_the_pca_pipeline_leaves_codes_of_both_probe_splits(new_project, run_com
     for shards in planted:
         assert [path.name for path in (inference / shards.name).iterdir()] == ["pca-topk-00064"]
         for layer in (3, 5):
-            codes = StoredCodes(inference / shards.name / "pca-topk-00064" / f"layer_{layer}")
+            (folder,) = (inference / shards.name / "pca-topk-00064" / f"layer_{layer}").iterdir()
+            codes = StoredCodes(folder)
             assert (codes.format, codes.n_rows, codes.n_features) == ("sparse", Shards(shards).n_tokens, 80)
             assert codes.provenance["layer"] == layer
     again = run_command("kedro run --pipeline=pca --params=latent_topk=64", project)
     assert "Nothing to do" in again.stdout
     dense = run_command("kedro run --pipelines=pca", project)
     assert dense.returncode == 0, dense.stderr
-    codes = StoredCodes(inference / planted[1].name / "pca-dense" / "layer_5")
+    (folder,) = (inference / planted[1].name / "pca-dense" / "layer_5").iterdir()
+    codes = StoredCodes(folder)
     assert (codes.format, codes.n_rows, codes.n_features) == ("dense", 24 * 16, 80)
 
 
@@ -377,7 +379,9 @@ def test_a_run_that_fails_is_marked_failed_with_its_reason(new_project, run_comm
 def test_a_run_that_is_interrupted_is_marked_killed_and_goes_on_next_time(new_project, run_command, start_command):
     project = new_project()
     process = start_command("exec kedro run", project)
-    while not (project / "data/.fingerprints/layer_3.kmeans_history.json").exists():  # the last that the fit leaves
+    while not list(
+        (project / "data/.fingerprints/layer_3.kmeans_history").glob("*.json")
+    ):  # the last that the fit leaves
         time.sleep(0.05)
         assert process.poll() is None
     process.send_signal(signal.SIGTERM)
@@ -398,18 +402,26 @@ def test_a_run_that_is_interrupted_is_marked_killed_and_goes_on_next_time(new_pr
     assert children["metrics.nmse"].notna().all()  # also where the errors were up to date already
 
 
-def test_an_older_version_is_used_where_it_is_asked_for_and_only_there(new_project, run_command):
+def test_an_older_version_is_used_where_it_is_asked_for_and_stays_until_it_is_pruned(new_project, run_command):
     project = new_project()
     few = "kedro run --pipeline=kmeans --params=layers:[3],kmeans.n_clusters:"
     for k in (4, 6):
         assert run_command(f"{few}{k}", project).returncode == 0
     older = min(path.name for path in (project / "data/06_models/layer_3/kmeans.safetensors").iterdir())
     errors = project / "data/08_reporting/metrics/layer_3/kmeans-errors.json"
-    for command, k in ((f"{few}6 --load-versions=layer_3.kmeans_model:{older}", 4), (f"{few}6", 6)):
-        ended = run_command(command, project)
-        assert ended.returncode == 0, ended.stderr
-        assert made_last(project) == ["layer_3.kmeans.measure"]
-        assert json.loads(latest(errors).read_text())["rows"][0]["k"] == k
+    ended = run_command(f"{few}6 --load-versions=layer_3.kmeans_model:{older}", project)
+    assert ended.returncode == 0, ended.stderr
+    assert made_last(project) == ["layer_3.kmeans.measure"]
+    assert json.loads(latest(errors).read_text())["rows"][0]["k"] == 4
+    for k in (6, 4):  # neither fit nor errors have been lost
+        assert "Nothing to do" in run_command(f"{few}{k}", project).stdout
+    models = project / "data/06_models/layer_3/kmeans.safetensors"
+    ended = run_command("kedro prune --params=layers:[3],kmeans.n_clusters:6", project)
+    assert ended.returncode == 0, ended.stderr
+    assert f"data/06_models/layer_3/kmeans.safetensors/{older}" in ended.stdout
+    assert re.search(r"\d MB in \d+ places removed$", ended.stdout.strip())
+    assert len(list(models.iterdir())) == 1
+    assert "Nothing to do" in run_command(f"{few}6", project).stdout
 
 
 def test_statistics_of_the_users_own_are_adopted(new_project, run_command, planted, tmp_path):

@@ -1,23 +1,33 @@
 """Nothing is made twice from the same inputs, and nothing made from other inputs passes for up to date."""
 
 import functools
+import json
 import logging
+import os
+import shutil
 import tempfile
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kedro.framework.hooks.manager import _create_hook_manager
-from kedro.io import AbstractDataset, DataCatalog, DatasetError, MemoryDataset
+from kedro.io import AbstractDataset, DataCatalog, DatasetError, MemoryDataset, Version
 from kedro.pipeline import Pipeline, node
 from kedro.pipeline.node import Node
 from kedro.runner import SequentialRunner, ThreadRunner
 from kedro_datasets.json import JSONDataset
 
-from assay import freshness
-from assay.freshness import Freshness, FreshnessHook
+from assay import freshness, work
+from assay.freshness import Freshness
+from assay.io.checkpoints import Checkpoints
+from assay.io.datasets import CheckpointsDataset
+from assay.io.locks import Locks
 from assay.parameters import KMeansParameters, PCAParameters, ProbeParameters, SparsityParameters
+from assay.prune import find_leftovers, remove
+from assay.work import FOLDER as LOCKS
+from assay.work import WorkHook, taken_on
 
 KEPT = ("statistics", "kmeans_model", "pca_model", "errors", "probes", "scores", "table")
 SETTINGS = {
@@ -94,39 +104,53 @@ class Project:
 
     def __init__(self, folder):
         self.folder = folder
+        self.data = folder / "data"
         self.settings = dict(SETTINGS)
         (folder / "shards.txt").write_text("tokens")
 
     def catalog(self):
-        entries = {name: JSONDataset(filepath=str(self.folder / f"{name}.json")) for name in KEPT}
+        """The table lies where people point at it, the recording in one place for all settings; the rest has versions."""
+        versioned = Version(None, None)
+        entries = {
+            name: JSONDataset(filepath=str(self.data / f"{name}.json"), version=None if name == "table" else versioned)
+            for name in KEPT
+        }
         entries |= {name: MemoryDataset(value) for name, value in self.settings.items()}
         return DataCatalog({"shards": Source(self.folder / "shards.txt"), "codes": MemoryDataset(), **entries})
 
-    def freshness(self):
-        return Freshness(self.folder, self.catalog(), PIPELINE)
+    def freshness(self, **options):
+        """The results under the settings in force, placed."""
+        catalog = self.catalog()
+        freshness = Freshness(self.folder, catalog, PIPELINE, **options)
+        freshness.place(catalog)
+        return freshness
 
     def stale(self, pipeline=PIPELINE):
         return {node.name for node in self.freshness().stale(pipeline).nodes}
 
-    def run(self, pipeline, runner=None):
-        """Run nodes in a session of their own, with the hook."""
-        catalog, hooks, hook = self.catalog(), _create_hook_manager(), FreshnessHook()
-        hooks.register(hook)
-        hook.before_pipeline_run(run_params={"project_path": str(self.folder)}, pipeline=pipeline, catalog=catalog)
-        (runner or SequentialRunner()).run(pipeline, catalog, hooks)
+    def run(self, pipeline=PIPELINE, runner=None, *, force=True, **options):
+        """Run nodes as the command line does, with the hook; gives the names of those that were run."""
+        hooks, freshness = _create_hook_manager(), self.freshness(**options)
+        hooks.register(WorkHook())
+        with taken_on(freshness, pipeline, force=force) as work:
+            if work.todo.nodes:
+                (runner or SequentialRunner()).run(work.todo, freshness.catalog, hooks)
+            work.publish(pipeline.all_outputs())
+            return {node.name for node in work.todo.nodes}
 
-    def run_stale(self, pipeline=PIPELINE):
-        todo = self.freshness().stale(pipeline)
-        self.freshness().check_inputs(todo)
-        if todo.nodes:
-            self.run(todo)
+    def run_stale(self, pipeline=PIPELINE, **options):
+        return self.run(pipeline, force=False, **options)
 
     def results(self):
-        catalog = self.catalog()
+        catalog = self.freshness().catalog
         return {name: catalog.load(name) for name in KEPT}
 
+    def path(self, name):
+        """The file of a result under the settings in force."""
+        return Path(self.freshness().catalog.get(name)._get_load_path())
+
     def delete(self, name):
-        (self.folder / f"{name}.json").unlink(missing_ok=True)
+        self.path(name).unlink(missing_ok=True)
 
     def expected(self):
         """The results, told without any files."""
@@ -136,18 +160,11 @@ class Project:
         return {name: values[name] for name in KEPT}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _registered():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("kedro.framework.project.pipelines", {"__default__": PIPELINE})
-        yield
-
-
 @pytest.fixture
 def project(tmp_path):
     """A project after a whole run."""
     made = Project(tmp_path)
-    made.run(PIPELINE)
+    made.run()
     return made
 
 
@@ -158,7 +175,7 @@ def test_everything_is_stale_before_the_first_run(tmp_path):
 @pytest.mark.parametrize("runner", [SequentialRunner, ThreadRunner])
 def test_nothing_is_stale_after_a_run(tmp_path, runner):
     project = Project(tmp_path)
-    project.run(PIPELINE, runner())
+    project.run(runner=runner())
     assert project.stale() == set()
     assert project.results() == project.expected()
 
@@ -170,9 +187,11 @@ def test_a_change_makes_exactly_what_depends_on_it_stale(project, name):
     else:
         project.settings[name] = CHANGED[name]
     assert project.stale() == FED_BY[name]
-    project.run_stale()
+    assert project.run_stale() == FED_BY[name]
     assert project.stale() == set()
     assert project.results() == project.expected()
+    shown = json.loads((project.data / "table.json").read_text())
+    assert shown == project.expected()["table"]
 
 
 def test_the_device_changes_nothing(project):
@@ -223,41 +242,254 @@ def test_a_deleted_result_is_made_again_and_what_feeds_it_from_memory(project, n
 
 @pytest.mark.parametrize("text", [None, "", "[]", "{}", "not json", '{"fingerprint": "other"}'])
 def test_a_result_without_a_good_record_is_made_again(project, text):
-    record = project.folder / freshness.FOLDER / "errors.json"
+    (record,) = (project.folder / freshness.FOLDER / "errors").iterdir()
     if text is None:
         record.unlink()
     else:
         record.write_text(text)
     assert project.stale() == {"measure"}
+    project.run_stale()
+    assert project.results() == project.expected()
+
+
+def test_records_of_older_versions_count_as_missing_and_are_left(tmp_path):
+    (tmp_path / freshness.FOLDER).mkdir(parents=True)
+    older = tmp_path / freshness.FOLDER / "errors.json"
+    older.write_text('{"fingerprint": "x", "file": ["2026", 3], "node": "measure", "inputs": {}}')
+    project = Project(tmp_path)
+    assert "measure" in project.run_stale()
+    assert project.stale() == set()
+    assert older.exists()
 
 
 def test_what_memory_holds_leaves_no_record(project):
-    assert {path.name for path in (project.folder / freshness.FOLDER).iterdir()} == {f"{name}.json" for name in KEPT}
+    assert {path.name for path in (project.folder / freshness.FOLDER).iterdir()} == set(KEPT)
 
 
-def test_a_result_saved_from_stale_inputs_is_not_taken_for_current(project):
+@pytest.mark.parametrize(
+    ("nodes", "missing"), [({"measure"}, "fit_kmeans"), ({"encode", "probe", "report"}, "(fit_kmeans|measure)")]
+)
+def test_what_was_made_from_other_parameters_is_not_there(project, nodes, missing):
+    """Nor is it where it comes through memory."""
     project.settings["params:kmeans"] = CHANGED["params:kmeans"]
-    project.run(PIPELINE.only_nodes("measure"))
+    with pytest.raises(
+        FileNotFoundError, match=f"does not exist for these shards and parameters: run `{missing}` first"
+    ):
+        project.run(PIPELINE.only_nodes(*nodes))
     assert project.stale() == FED_BY["params:kmeans"]
     project.run_stale()
     assert project.results() == project.expected()
 
 
-def test_nor_is_one_that_came_from_them_through_memory(project):
+def test_a_file_of_unknown_origin_is_not_loaded(project):
+    shutil.rmtree(project.folder / freshness.FOLDER / "kmeans_model")
+    other = project.data / "kmeans_model.json/2999-01-01T00.00.00.000Z/kmeans_model.json"
+    other.parent.mkdir()
+    other.write_text('"somebody else\'s model"')
+    with pytest.raises(FileNotFoundError, match="run `fit_kmeans` first"):
+        project.run(PIPELINE.only_nodes("measure"))
+    assert project.run_stale() == {"fit_kmeans"}
+    assert project.results() == project.expected()
+
+
+def test_a_version_that_is_dated_in_the_future_shadows_nothing(tmp_path):
+    """As by a clock that was a day ahead."""
+    project = Project(tmp_path)
+    project.run(timestamp="2999-01-01T00.00.00.000Z")
     project.settings["params:kmeans"] = CHANGED["params:kmeans"]
-    project.run(PIPELINE.only_nodes("encode", "probe", "report"))
-    assert project.stale() == FED_BY["params:kmeans"]
+    assert project.run_stale(timestamp="2026-01-01T00.00.00.000Z") == FED_BY["params:kmeans"]
+    assert project.results() == project.expected()
+    assert json.loads((tmp_path / "data/table.json").read_text()) == project.expected()["table"]
+    assert project.run_stale() == set()
+    project.run(timestamp="2026-01-02T00.00.00.000Z")  # by force
+    assert "2026-01-02" in str(project.path("kmeans_model"))
+    assert project.results() == project.expected()
+
+
+def test_what_was_made_before_is_found_again_and_shown_again(project):
+    first = project.expected()
+    project.settings["params:kmeans"] = CHANGED["params:kmeans"]
+    project.run_stale()
+    second = project.expected()
+    assert first["table"] != second["table"]
+    for chosen, wanted in ((SETTINGS, first), (CHANGED, second), (SETTINGS, first)):
+        project.settings["params:kmeans"] = chosen["params:kmeans"]
+        assert project.run_stale() == set()
+        assert project.results() == wanted
+        assert json.loads((project.data / "table.json").read_text()) == wanted["table"]
+
+
+def test_what_is_shown_already_is_not_written_again(project):
+    shown = project.data / "table.json"
+    before = shown.stat().st_mtime_ns
+    project.run_stale()
+    assert shown.stat().st_mtime_ns == before
+    shown.write_text('"edited"')
+    project.run_stale()
+    assert json.loads(shown.read_text()) == project.expected()["table"]
+
+
+def test_what_only_other_settings_have_is_withdrawn_and_comes_back_with_them(project):
+    """As the agreement of seeds does, beside a table of one seed."""
+    whole = PIPELINE + Pipeline([make("compare", "kmeans_model", "agreement")])
+    shown = project.data / "agreement.json"
+
+    def run(pipeline, selected=None):
+        catalog, hooks = project.catalog(), _create_hook_manager()
+        catalog["agreement"] = JSONDataset(filepath=str(shown))
+        freshness = Freshness(project.folder, catalog, pipeline)
+        freshness.place(catalog)
+        hooks.register(WorkHook())
+        with taken_on(freshness, selected or pipeline) as taken:
+            SequentialRunner().run(taken.todo, catalog, hooks)
+            taken.publish((selected or pipeline).all_outputs())
+
+    run(whole)
+    assert shown.exists()
+    run(PIPELINE, PIPELINE.only_nodes("fit_pca"))  # this shows nothing, and touches nothing
+    assert shown.exists()
+    run(PIPELINE)
+    assert not shown.exists()
+    run(whole)
+    assert shown.exists()
+    shown.write_text('"somebody\'s own"')
+    run(PIPELINE)
+    assert shown.exists()
+
+
+def test_a_run_that_stands_still_while_another_writes_keeps_its_own(tmp_path, monkeypatch):
+    """The first is stopped between a fit and its save, and the second, of other parameters, runs from beginning to end."""
+    project, run = Project(tmp_path), Node.run
+    other = Project(tmp_path)
+    other.settings["params:kmeans"] = CHANGED["params:kmeans"]
+    project.run(PIPELINE.only_nodes("standardize", "fit_pca"))  # what both read; else the second would wait for it
+
+    def stand_still(node, inputs):
+        made = run(node, inputs)
+        if node.name == "fit_kmeans":
+            with monkeypatch.context() as patch:
+                patch.setattr(Node, "run", run)
+                in_the_first = work._Current.work
+                assert other.run_stale() >= {"fit_kmeans", "report"}
+                work._Current.work = in_the_first  # they are two processes
+        return made
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Node, "run", stand_still)
+        project.run_stale()
+    assert project.results() == project.expected()
+    assert other.results() == other.expected()
+    assert json.loads((tmp_path / "data/table.json").read_text()) == project.expected()["table"]
+    assert (project.run_stale(), other.run_stale()) == (set(), set())
+
+
+@pytest.mark.parametrize("keep_time", [True, False])
+def test_bytes_that_are_not_those_that_were_saved_are_not_believed(project, keep_time):
+    """One letter is another, the size is the same: seen before anything is done where the time tells, and as it is loaded where not."""
+    path = project.path("kmeans_model")
+    stat = path.stat()
+    path.write_text(path.read_text().replace("kmeans", "kmeanz"))
+    if keep_time:
+        os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+        with pytest.raises(ValueError, match=r"kmeans_model.json is not what `fit_kmeans` saved.*remove it"):
+            project.run(PIPELINE.only_nodes("measure"))
+        path.unlink()
+    assert project.stale() == {"fit_kmeans"}
     project.run_stale()
     assert project.results() == project.expected()
 
 
-def test_nor_is_one_made_from_inputs_of_unknown_origin(project):
-    (project.folder / freshness.FOLDER / "kmeans_model.json").unlink()
-    (project.folder / "kmeans_model.json").write_text('"somebody else\'s model"')
-    project.run(PIPELINE.only_nodes("measure"))
-    assert project.stale() >= {"fit_kmeans", "measure"}
+def test_a_copy_is_as_good_as_what_was_copied(project, tmp_path_factory):
+    """Its times are others; its bytes are the same."""
+    copy = tmp_path_factory.mktemp("copies") / "copy"
+    shutil.copytree(project.folder, copy, copy_function=shutil.copyfile)
+    copied = Project(copy)
+    assert copied.stale() == set()
+    assert copied.results() == project.results()
+
+
+def test_a_result_that_another_run_is_making_is_awaited_and_not_made_twice(project, monkeypatch, caplog):
+    project.settings["params:kmeans"] = CHANGED["params:kmeans"]
+    theirs = Locks(project.folder / LOCKS)
+    freshness = project.freshness()
+    lock = freshness.lock_of(next(node for node in PIPELINE.nodes if node.name == "fit_kmeans"))
+    assert theirs.take(lock)
+    other = freshness.lock_of(freshness.made_by["table"])
+    assert theirs.take(other)
+    waited = []
+
+    def meanwhile(seconds):
+        waited.append(seconds)
+        if len(waited) == 3:  # they are done, and go on to read it
+            node = freshness.made_by["kmeans_model"]
+            inputs = {name: freshness.catalog.load(name) for name in node.inputs}
+            freshness.catalog.save("kmeans_model", node.run(inputs)["kmeans_model"])
+            freshness.record("kmeans_model", node)
+            theirs.share(lock)
+        if len(waited) == 5:
+            theirs.release(other)  # which they have not made after all
+
+    monkeypatch.setattr(work.time, "sleep", meanwhile)
+    with caplog.at_level(logging.INFO):
+        assert project.run_stale() == FED_BY["params:kmeans"] - {"fit_kmeans"}
+    (said,) = [record.getMessage() for record in caplog.records if "waiting" in record.getMessage()]
+    assert said.startswith(f"waiting for `fit_kmeans` and whatever else is in the hands of process {os.getpid()} on ")
+    assert len(waited) == 5
+    assert project.results() == project.expected()
+
+
+def test_a_run_of_other_parameters_and_one_of_other_nodes_wait_for_nobody(project):
+    theirs = Locks(project.folder / LOCKS)
+    for each in PIPELINE.nodes:
+        lock = project.freshness().lock_of(each)
+        assert lock is None or theirs.take(lock)
+    project.settings["params:kmeans"] = CHANGED["params:kmeans"]
+    # What they hold as well, and has been made, is read at the same time once they do no more than read it.
+    for name in ("standardize", "fit_pca"):
+        theirs.share(project.freshness().lock_of(next(node for node in PIPELINE.nodes if node.name == name)))
     project.run_stale()
     assert project.results() == project.expected()
+
+
+def test_no_lock_is_left_of_a_run_or_of_one_that_fails(project, monkeypatch):
+    project.settings["params:kmeans"] = CHANGED["params:kmeans"]
+    with monkeypatch.context() as patch:
+        patch.setattr(JSONDataset, "save", None)
+        with pytest.raises(TypeError):
+            project.run_stale()
+    assert list((project.folder / LOCKS).iterdir()) == []
+    project.run_stale()
+    assert list((project.folder / LOCKS).iterdir()) == []
+
+
+def test_a_file_in_the_way_is_named_before_any_work(project):
+    project.settings["params:kmeans"] = CHANGED["params:kmeans"]
+    shutil.rmtree(project.data / "kmeans_model.json")
+    (project.data / "kmeans_model.json").write_text("a file")
+    with pytest.raises(
+        ValueError, match=r"kmeans_model.json is a file, wanted the folder of the versions of `kmeans_model`"
+    ):
+        project.run_stale()
+
+
+def test_a_version_that_is_asked_for_is_loaded_and_only_then(project):
+    older = project.path("kmeans_model").parent.name
+    project.settings["params:kmeans"] = CHANGED["params:kmeans"]
+    project.run_stale()
+    wanted, errors = project.expected(), SETTINGS["params:kmeans"]
+    for version, seen in ((older, True), (None, False)):
+        pins = {"kmeans_model": version} if version else {}
+        project.run_stale(load_versions=pins)
+        loaded = project.freshness(load_versions=pins).catalog
+        assert (str(errors) in loaded.load("errors")) is seen
+        assert (str(errors) in json.loads((project.data / "table.json").read_text())) is seen
+    assert project.results() == wanted
+    faults = {"kmeans_model": "no version", "codes": "has no versions"}
+    for name, fault in faults.items():
+        with pytest.raises((FileNotFoundError, ValueError), match=fault):
+            project.run_stale(load_versions={name: "2000-01-01T00.00.00.000Z"})
+    with pytest.raises(ValueError, match="is to be made, and --load-versions asks for"):
+        project.run(load_versions={"kmeans_model": older})
 
 
 @pytest.mark.parametrize("reader", ["standardize", "fit_pca"])
@@ -272,7 +504,7 @@ def test_a_source_that_changes_while_it_is_read_leaves_results_that_are_out_of_d
 
     with monkeypatch.context() as patch:
         patch.setattr(Node, "run", change_after)
-        project.run(PIPELINE)
+        project.run()
     assert project.stale() == FED_BY["shards"]
     project.run_stale()
     assert project.stale() == set()
@@ -281,7 +513,9 @@ def test_a_source_that_changes_while_it_is_read_leaves_results_that_are_out_of_d
 
 def test_a_save_that_dies_midway_counts_as_missing(project, monkeypatch):
     def die(self, data):
-        Path(self._filepath).write_text(f'"half of {data}')
+        path = Path(self._get_save_path())
+        path.parent.mkdir(parents=True)
+        path.write_text(f'"half of {data}')
         raise OSError("no space left on device")
 
     project.settings["params:pca"] = CHANGED["params:pca"]
@@ -289,9 +523,11 @@ def test_a_save_that_dies_midway_counts_as_missing(project, monkeypatch):
         patch.setattr(JSONDataset, "save", die)
         with pytest.raises((OSError, DatasetError)):
             project.run(PIPELINE.only_nodes("fit_pca"))
-    project.settings["params:pca"] = SETTINGS["params:pca"]  # the older record would agree with this
-    assert project.stale() == {"fit_pca"}
+    assert project.stale() == FED_BY["params:pca"]
     project.run_stale()
+    assert project.results() == project.expected()
+    project.settings["params:pca"] = SETTINGS["params:pca"]  # of this nothing was lost
+    assert project.stale() == set()
     assert project.results() == project.expected()
 
 
@@ -311,17 +547,17 @@ def test_a_node_without_results_always_runs(project):
 def test_a_missing_input_is_named_with_the_node_that_makes_it(tmp_path):
     project = Project(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"`kmeans_model` does not exist .*run `fit_kmeans` first"):
-        project.freshness().check_inputs(PIPELINE.only_nodes("encode"))
-    project.run(PIPELINE)
+        project.freshness().check(PIPELINE.only_nodes("encode"))
+    project.run()
     with pytest.raises(FileNotFoundError, match=r"`codes` does not exist .*run `encode` first"):
-        project.freshness().check_inputs(PIPELINE.only_nodes("probe"))
+        project.freshness().check(PIPELINE.only_nodes("probe"))
 
 
 def test_a_missing_source_is_named_with_its_path(project):
     (project.folder / "shards.txt").unlink()
     todo = project.freshness().stale(PIPELINE)
     with pytest.raises(FileNotFoundError, match=r"`shards` does not exist .*shards\.txt.*: correct its path"):
-        project.freshness().check_inputs(todo)
+        project.freshness().check(todo)
 
 
 def test_a_source_that_cannot_be_read_is_named_with_the_reason(project):
@@ -330,15 +566,221 @@ def test_a_source_that_cannot_be_read_is_named_with_the_reason(project):
         project.freshness().stale(PIPELINE)
 
 
-def test_a_stale_input_is_warned_of_and_used(project, caplog):
-    project.freshness().check_inputs(PIPELINE.only_nodes("measure"))
-    assert not caplog.records
+def test_pruning_leaves_what_the_settings_in_force_name_and_what_a_run_is_at_work_on(project):
+    first = project.expected()
+    half = project.data / "scores.json/2026-01-01T00.00.00.000Z.01234567/scores.json"
+    half.parent.mkdir()
+    half.write_text("half of it")
+    (project.folder / freshness.FOLDER / "scores.json").write_text("of an older version")
     project.settings["params:kmeans"] = CHANGED["params:kmeans"]
-    with caplog.at_level(logging.WARNING):
-        project.freshness().check_inputs(PIPELINE.only_nodes("measure"))
-    (record,) = caplog.records
-    assert "`kmeans_model` was made from other inputs" in record.message
-    assert "run `fit_kmeans` first" in record.message
+    project.run_stale()
+    freshly = project.freshness()
+    found = find_leftovers(freshly)
+    places = {path.parent.name.removesuffix(".json") for path in paths_of(found)}
+    assert places == {"kmeans_model", "errors", "probes", "scores", "table", ".fingerprints"}
+    assert half.parent in paths_of(found)
+    theirs = Locks(project.folder / LOCKS)
+    (busy,) = [each for each in found if each.path.parent.name == "kmeans_model.json"]
+    assert all(theirs.take(lock, shared=True) for lock in busy.locks)
+    assert {each.path for each in found if not remove(freshly, each)} == {busy.path}
+    assert project.results() == project.expected()
+    assert project.stale() == set()
+    theirs.release()
+    assert paths_of(find_leftovers(freshly)) == {busy.path}
+    assert remove(freshly, busy)
+    assert find_leftovers(freshly) == []
+    project.settings["params:kmeans"] = SETTINGS["params:kmeans"]
+    assert project.run_stale() == FED_BY["params:kmeans"]
+    assert project.results() == first
+
+
+def paths_of(leftovers):
+    return {each.path for each in leftovers}
+
+
+def test_pruning_touches_nothing_raw_and_nothing_outside_whatever_a_record_says(project, tmp_path_factory):
+    outside = tmp_path_factory.mktemp("outside")
+    (project.folder / "data/01_raw/digits").mkdir(parents=True)
+    (record,) = (project.folder / freshness.FOLDER / "errors").iterdir()
+    said = json.loads(record.read_text())
+    for number, path in enumerate((str(outside), "data/01_raw/digits", "data/../../outside", "data/gone")):
+        other = said | {"fingerprint": f"{number:064}", "path": path, "version": None}
+        record.with_name(f"{number:064}.json").write_text(json.dumps(other))
+    assert find_leftovers(project.freshness()) == []
+
+
+class Recording(AbstractDataset):
+    """Lies in one place for all settings, as the digits do, and cannot say what it is."""
+
+    def __init__(self, path):
+        self._filepath = path
+
+    def load(self):
+        return self._filepath.read_text()
+
+    def save(self, data):
+        self._filepath.parent.mkdir(exist_ok=True)
+        self._filepath.write_text(data)
+
+    def _exists(self):
+        return self._filepath.exists()
+
+    def _describe(self):
+        return {"path": str(self._filepath)}
+
+
+class KnownRecording(Recording):
+    """One that can."""
+
+    def fingerprint(self):
+        return self.load()
+
+
+RECORDED = Pipeline(
+    [make("record", "params:probe", "recording"), make("look", ["recording", "params:pca"], "errors")],
+)
+
+
+class RecordedProject(Project):
+    """A project that makes its own shards."""
+
+    kind = KnownRecording
+
+    def freshness(self, **options):
+        catalog = self.catalog()
+        catalog["recording"] = self.kind(self.data / "recording.txt")
+        freshness = Freshness(self.folder, catalog, RECORDED, **options)
+        freshness.place(catalog)
+        return freshness
+
+    def errors(self):
+        return self.freshness().catalog.load("errors")
+
+
+@pytest.mark.parametrize("kind", [Recording, KnownRecording])
+def test_a_recording_has_one_place_for_all_settings_and_one_record(tmp_path, kind):
+    project = RecordedProject(tmp_path)
+    project.kind = kind
+    assert project.run_stale(RECORDED) == {"record", "look"}
+    first = project.errors()
+    project.settings["params:probe"] = CHANGED["params:probe"]
+    assert project.run_stale(RECORDED) == {"record", "look"}
+    assert "class" in project.errors()
+    project.settings["params:probe"] = SETTINGS["params:probe"]
+    assert project.errors() == first
+    assert project.stale(RECORDED) == {"record"}  # what was made of it is found again
+    project.settings["params:pca"] = CHANGED["params:pca"]
+    assert project.run_stale(RECORDED) == {"record", "look"}
+    (tmp_path / "data/recording.txt").write_text("somebody's own")
+    assert project.stale(RECORDED) == ({"record"} if kind is KnownRecording else set())
+
+
+def test_whoever_reads_a_recording_keeps_its_maker_waiting_and_no_other_reader(tmp_path, monkeypatch):
+    project = RecordedProject(tmp_path)
+    project.run_stale(RECORDED)
+    theirs = Locks(tmp_path / LOCKS)
+    assert theirs.take("record", shared=True)
+    waited = []
+    monkeypatch.setattr(work.time, "sleep", lambda _: waited.append(theirs.release()))
+    project.settings["params:pca"] = CHANGED["params:pca"]
+    assert project.run_stale(RECORDED) == {"look"}
+    assert waited == []
+    project.settings["params:probe"] = CHANGED["params:probe"]
+    assert project.run_stale(RECORDED) == {"record", "look"}
+    assert len(waited) == 1
+
+
+@pytest.mark.parametrize("failing", [None, "kmeans_model", "kmeans_history"])
+def test_a_fits_checkpoints_go_when_all_that_it_left_is_recorded(tmp_path, monkeypatch, failing):
+    about = {"method": "kmeans"}
+
+    def fit(checkpoints):
+        checkpoints.save(about, 1, {"centers": torch.zeros(2)}, {"step": 1})
+        checkpoints.finish(about)
+        return ["centers", "steps"]
+
+    pipeline = Pipeline([node(fit, "checkpoints", ["kmeans_model", "kmeans_history"], name="fit")])
+    versioned = {
+        name: JSONDataset(filepath=str(tmp_path / f"data/{name}.json"), version=Version(None, None))
+        for name in ("kmeans_model", "kmeans_history")
+    }
+    catalog = DataCatalog({"checkpoints": CheckpointsDataset(filepath=str(tmp_path / "fit")), **versioned})
+    freshness, hooks, save = Freshness(tmp_path, catalog, pipeline), _create_hook_manager(), JSONDataset.save
+    freshness.place(catalog)
+    hooks.register(WorkHook())
+
+    def save_most(self, data):
+        if failing and Path(self._filepath).stem == failing:
+            raise OSError("no space left on device")
+        save(self, data)
+
+    monkeypatch.setattr(JSONDataset, "save", save_most)
+    with taken_on(freshness, pipeline):
+        try:
+            SequentialRunner().run(pipeline, catalog, hooks)
+        except (OSError, DatasetError):
+            assert failing
+    found = Checkpoints(tmp_path / "fit").load(about)
+    assert (found is None) is (failing is None)
+
+
+@pytest.fixture
+def in_a_notebook(project, monkeypatch):
+    """Makes a catalog as `kedro ipython` does; gives it with the hook."""
+    monkeypatch.setattr(work, "current_configuration", lambda: (project.folder, None))
+    monkeypatch.setattr("kedro.framework.project.pipelines", {"__default__": PIPELINE})
+    monkeypatch.setattr(work._Current, "freshness", None)
+
+    def make_catalog():
+        catalog, hook = project.catalog(), WorkHook()
+        hook.after_catalog_created(catalog=catalog, save_version=None, load_versions=None)
+        return catalog, hook
+
+    return make_catalog
+
+
+def test_a_catalog_in_a_notebook_loads_what_belongs_to_its_settings_and_not_the_newest(project, in_a_notebook):
+    project.settings["params:kmeans"] = CHANGED["params:kmeans"]
+    project.run_stale()
+    for chosen in (SETTINGS, CHANGED):
+        project.settings["params:kmeans"] = chosen["params:kmeans"]
+        catalog, _ = in_a_notebook()
+        assert {name: catalog.load(name) for name in KEPT} == project.expected()
+    project.settings["params:pca"] = CHANGED["params:pca"]  # of this nothing is made
+    catalog, _ = in_a_notebook()
+    assert not catalog.exists("pca_model")
+    with pytest.raises(DatasetError, match="No such file"):
+        catalog.load("pca_model")
+    (project.folder / "shards.txt").write_bytes(b"\xff")  # what cannot be told is not guessed
+    catalog, _ = in_a_notebook()
+    with pytest.raises(DatasetError, match=r"No such file.*unknown"):
+        catalog.load("statistics")
+
+
+@pytest.mark.parametrize("failing", [False, True])
+def test_a_session_that_runs_in_a_notebook_makes_all_of_it_under_locks(project, in_a_notebook, monkeypatch, failing):
+    catalog, hook = in_a_notebook()
+    hooks, fit = _create_hook_manager(), PIPELINE.only_nodes("fit_pca", "measure", "encode", "probe", "report")
+    hooks.register(hook)
+    before = project.path("pca_model")
+    shown = project.data / "table.json"
+    shown.unlink()
+    hook.before_pipeline_run(pipeline=fit)
+    (lock,) = (project.freshness().lock_of(each) for each in fit.nodes if each.name == "fit_pca")
+    assert not Locks(project.folder / LOCKS).take(lock)
+    try:
+        if failing:
+            monkeypatch.setattr(JSONDataset, "save", None)
+        SequentialRunner().run(fit, catalog, hooks)
+        hook.after_pipeline_run(pipeline=fit)
+        assert not failing
+    except TypeError:
+        hook.on_pipeline_error()
+        assert failing
+    assert (project.path("pca_model") == before) is failing
+    assert shown.exists() is not failing
+    assert project.results() == project.expected()
+    assert list((project.folder / LOCKS).iterdir()) == []
 
 
 ACTIONS = st.one_of(
@@ -354,7 +796,7 @@ ACTIONS = st.one_of(
 def test_whatever_came_before_a_run_leaves_what_a_first_run_would(actions):
     with tempfile.TemporaryDirectory() as folder:
         project = Project(Path(folder))
-        project.run(PIPELINE)
+        project.run()
         for action, *what in actions:
             if action == "set":
                 name, changed = what
@@ -371,3 +813,4 @@ def test_whatever_came_before_a_run_leaves_what_a_first_run_would(actions):
         project.run_stale()
         assert project.stale() == set()
         assert project.results() == project.expected()
+        assert json.loads((project.data / "table.json").read_text()) == project.expected()["table"]

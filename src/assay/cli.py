@@ -7,7 +7,7 @@ import re
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +30,13 @@ from rich.table import Table
 from yaml import YAMLError
 
 from assay.configuration import current_configuration
-from assay.freshness import Freshness
 from assay.io.datasets import CodesDataset
 from assay.pipelines.report.tables import pool_seeds
 from assay.pipelines.stopping import sigterm_stops
 from assay.plan import check_shards
+from assay.prune import prune
 from assay.tracking import close_interrupted_runs
+from assay.work import Work, current_freshness, taken_on
 
 FILTERS = ("tags", "from_nodes", "to_nodes", "node_names", "from_inputs", "to_outputs")
 
@@ -108,19 +109,23 @@ def _run(force: bool, **options: Any) -> None:
     began = time.perf_counter()
     runner = _runner(options["runner"], options["runner_params"], is_async=options["is_async"])
     names = _pipeline_names(options["pipeline"], options["pipelines"])
-    with KedroSession.create(
-        env=options["env"], conf_source=options["conf_source"], runtime_params=options["params"]
-    ) as session:
+    with (
+        KedroSession.create(
+            env=options["env"], conf_source=options["conf_source"], runtime_params=options["params"]
+        ) as session,
+        ExitStack() as stack,
+    ):
         assert isinstance(session, KedroSession)
         try:
-            catalog = session.load_context()._get_catalog(load_versions=options["load_versions"])
+            catalog = session.load_context()._get_catalog(
+                save_version=session.session_id, load_versions=options["load_versions"]
+            )
             assert isinstance(catalog, DataCatalog)
             selected = _select(names, options)
             project, parameters = current_configuration()
             check_shards(parameters, project)
-            freshness = Freshness(project, catalog, registered["__default__"] + selected, options["load_versions"])
-            todo = selected if force else freshness.stale(selected)
-            freshness.check_inputs(todo)
+            work = stack.enter_context(taken_on(current_freshness(), selected, force=force))
+            todo = work.todo
             if force:
                 _forget_begun(todo, catalog)
         except (ValueError, OSError, MissingConfigException, DatasetError) as error:
@@ -146,7 +151,9 @@ def _run(force: bool, **options: Any) -> None:
                 f"Nothing to do: all {kept} steps are up to date (same shards, parameters and version); --force makes them again.",
                 highlight=False,
             )
-        _say_results(console, selected, catalog, project, time.perf_counter() - began)
+        with _ended_cleanly(session, todo, catalog):
+            work.publish(selected.all_outputs())
+            _say_results(console, selected, catalog, work, time.perf_counter() - began)
 
 
 def _forget_begun(pipeline: Pipeline, catalog: DataCatalog) -> None:
@@ -173,6 +180,14 @@ def _ended_cleanly(session: KedroSession, pipeline: Pipeline, catalog: DataCatal
 
 cli.add_command(click.Command("run", params=_options(), callback=_run, help=_run.__doc__))
 run = cli.commands["run"]
+
+
+def _prune_options() -> list[click.Parameter]:
+    kept = [option for option in _options() if option.name in ("env", "params")]
+    return [*kept, click.Option(["--dry-run"], is_flag=True, help="Only say what would be removed.")]
+
+
+cli.add_command(click.Command("prune", params=_prune_options(), callback=prune, help=prune.__doc__))
 
 
 def _pipeline_names(pipeline: str | None, pipelines: Sequence[str]) -> list[str]:
@@ -206,13 +221,13 @@ def _select(names: list[str], options: dict[str, Any]) -> Pipeline:
     return whole.filter(**filters, node_namespaces=options["namespaces"] or None)
 
 
-def _say_results(console: Console, selected: Pipeline, catalog: DataCatalog, project: Path, seconds: float) -> None:
+def _say_results(console: Console, selected: Pipeline, catalog: DataCatalog, work: Work, seconds: float) -> None:
     if "baselines" in selected.all_outputs():
+        work.freshness.verify("baselines")
         console.print(render_table(catalog.load("baselines")))
-        table: Any = catalog.get("baselines")
-        console.print(f"Table:   {_relative(Path(str(table._filepath)), project)}", soft_wrap=True)
-        page: Any = catalog.get("report_page")
-        console.print(f"Report:  {_relative(Path(str(page._filepath)), project)}", soft_wrap=True)
+        for what, name in {"Table:": "baselines", "Report:": "report_page"}.items():
+            path = work.freshness.published(name)
+            console.print(f"{what:8} {_relative(path, work.freshness.project)}", soft_wrap=True)
     else:
         console.print(f"Results: {', '.join(sorted(selected.outputs()))}", soft_wrap=True, highlight=False)
     console.print("Runs:    mlflow ui          Graph:   kedro viz", highlight=False)

@@ -1,8 +1,10 @@
-"""What is up to date: a fingerprint beside every result, so that nothing is made twice from the same inputs.
+"""What is up to date, and where it lies: a fingerprint for every result, known before anything is made.
 
 The fingerprint of a result is a hash over the node that makes it (its name and what its function is bound to), the values of
-its parameters, the fingerprints of its inputs and the format version. It is recorded when the result has been saved whole. A node is
-run again when one of its results is missing or was recorded with another fingerprint.
+its parameters, the fingerprints of its inputs down to the shards, and the format version. Results of different fingerprints lie in
+different places, so those of one setting never meet another's: nothing is loaded because it is the newest. A record says where the
+result of a fingerprint lies and what its bytes were, and is written when they have been saved whole. A node is run again
+when one of its results has no record for the fingerprint that is wanted, or is not as its record says.
 """
 
 from __future__ import annotations
@@ -10,20 +12,21 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from kedro.framework.hooks import hook_impl
-from kedro.io import AbstractVersionedDataset, DataCatalog, DatasetError
+from kedro.io import AbstractVersionedDataset, DataCatalog, DatasetError, Version
+from kedro.io.core import generate_timestamp
 from kedro.pipeline import Pipeline
 from kedro.pipeline.node import Node
 from pydantic import BaseModel
 
-logger = logging.getLogger(__name__)
+from assay.io.datasets import CodesDataset
+from assay.io.publish import publish_file
+from assay.io.records import Record, Records
 
-FORMAT = 11
+FORMAT = 12
 """Raised whenever the same inputs and parameters would give other results: everything older is then made again."""
 
 UNHASHED = frozenset({"params:device"})
@@ -38,14 +41,22 @@ SHAPING = {
 
 FOLDER = Path("data/.fingerprints")
 
+VERSIONS = ".versions"
+"""Beside a file whose path people point at: the folder of what was ever published there."""
+
+UNKNOWN = "unknown"
+"""The version of what cannot be told, because its sources cannot be read. There is none of that name."""
+
 
 class Freshness:
-    """The fingerprints of a project's results.
+    """The results of a project under the configuration in force: what they are to be, what of them is there, and where.
 
     Args:
         project: the project's root folder.
         catalog: the datasets.
         pipeline: every node there is, so that inputs can be followed to their sources.
+        load_versions: versions that are asked for by the datasets' names, whatever they were made from.
+        timestamp: begins the names of the versions that are made; now, if it is not given.
     """
 
     def __init__(
@@ -54,90 +65,219 @@ class Freshness:
         catalog: DataCatalog,
         pipeline: Pipeline,
         load_versions: Mapping[str, str] | None = None,
+        timestamp: str | None = None,
     ) -> None:
-        self._folder = project / FOLDER
-        self._catalog = catalog
-        self._made_by = {output: node for node in pipeline.nodes for output in node.outputs}
+        self.project = project
+        self.catalog = catalog
+        self.records = Records(project / FOLDER)
+        self.made_by = {output: node for node in pipeline.nodes for output in node.outputs}
         self._wanted: dict[str, str] = {}
+        self._versions: dict[str, str] = {}
+        self._published: dict[str, Path] = {}
         self._pinned = load_versions or {}
+        self._timestamp = timestamp or generate_timestamp()
 
     def stale(self, pipeline: Pipeline) -> Pipeline:
         """The part of ``pipeline`` that has to run: results missing or out of date, and what feeds them from memory alone."""
         needed: set[str] = set()
         fed: set[str] = set()
         for node in reversed(pipeline.nodes):
-            kept = [output for output in node.outputs if self._is_kept(output)]
+            kept = [output for output in node.outputs if self.is_kept(output)]
             passed_on = fed.intersection(node.outputs) - set(kept)
-            if passed_on or not all(self._is_current(output) for output in kept) or not node.outputs:
+            if passed_on or not all(self.is_current(output) for output in kept) or not node.outputs:
                 needed.add(node.name)
                 fed.update(node.inputs)
         return pipeline.only_nodes(*needed) if needed else Pipeline([])
 
-    def check_inputs(self, pipeline: Pipeline) -> None:
-        """Check that what ``pipeline`` reads and does not make is there; warn where it is out of date.
+    def check(self, pipeline: Pipeline) -> None:
+        """Check that what ``pipeline`` reads and does not make is there, and that what it makes can be put in its place.
 
         Raises:
             FileNotFoundError: naming what is missing and the node that makes it.
+            ValueError: a version is asked for of what has none or is to be made, or a file is in the way.
         """
+        self._check_pinned(pipeline)
+        for name in sorted(pipeline.inputs()):
+            if _is_parameter(name) or name in self._pinned:
+                continue
+            maker = self.made_by.get(name)
+            if maker is None and not self.catalog.exists(name):
+                raise FileNotFoundError(f"`{name}` does not exist ({self.catalog.get(name)!r}): correct its path.")
+            if maker is not None and not (self.is_kept(name) and self.is_current(name)):
+                raise FileNotFoundError(
+                    f"`{name}` does not exist for these shards and parameters: run `{maker.name}` first, or leave the filters out."
+                )
+        for name in sorted(pipeline.all_outputs()):
+            dataset = self._kept(name)
+            if isinstance(dataset, AbstractVersionedDataset) and folder_of(dataset).is_file():
+                raise ValueError(
+                    f"{folder_of(dataset)} is a file, wanted the folder of the versions of `{name}`: move it away."
+                )
+
+    def _check_pinned(self, pipeline: Pipeline) -> None:
         for name, version in self._pinned.items():
-            if not self._catalog.exists(name):
+            versioned = isinstance(self.catalog.get(name), AbstractVersionedDataset)
+            if not versioned:
+                raise ValueError(f"`{name}` has no versions: leave --load-versions out.")
+            if name in self.made_by and not self.is_current(name):
                 raise FileNotFoundError(
                     f"`{name}` has no version {version}: leave --load-versions out, or name one it has."
                 )
-        for name in sorted(pipeline.inputs()):
-            if _is_parameter(name):
-                continue
-            maker = self._made_by.get(name)
-            remedy = f"run `{maker.name}` first, or leave the filters out" if maker else "correct its path"
-            if not self._catalog.exists(name):
-                raise FileNotFoundError(f"`{name}` does not exist ({self._catalog.get(name)!r}): {remedy}.")
-            if maker and not self._is_current(name):
-                logger.warning("`%s` was made from other inputs or parameters, and is used as it is: %s.", name, remedy)
+            if name in pipeline.all_outputs():
+                raise ValueError(
+                    f"`{name}` is to be made, and --load-versions asks for {version} of it: leave one out."
+                )
 
-    def note_sources(self, pipeline: Pipeline) -> None:
-        """Take the fingerprints of what ``pipeline`` reads and no node makes, for all that is recorded from now on.
+    def place(self, catalog: DataCatalog, renewed: Collection[str] = ()) -> None:
+        """Point every result in ``catalog`` at its place: where its record says, or where it is to be made.
 
-        A source that changes while it is read then leaves results that are out of date, not results of what it has become.
+        What is in ``renewed`` is to be made whether it is there or not.
         """
-        for name in sorted(pipeline.inputs()):
-            if name not in self._made_by:
-                self._fingerprint(name)
+        for name in self.made_by:
+            dataset: Any = catalog.get(name) if self.is_kept(name) else None
+            if isinstance(dataset, CodesDataset):
+                dataset.place(self._told(name))
+            elif isinstance(dataset, AbstractVersionedDataset):
+                if catalog is self.catalog or name not in self._versions:
+                    self._versions[name] = self._choose_version(name, name in renewed)
+                if dataset._version is None:  # its path is what people point at
+                    self._published[name] = Path(dataset._filepath)
+                    dataset._filepath = type(dataset._filepath)(folder_of(dataset))
+                dataset._version = Version(self._versions[name], self._versions[name])
+                dataset._clear_version_cache()
+
+    def _choose_version(self, name: str, renewed: bool) -> str:
+        if name in self._pinned:
+            return self._pinned[name]
+        wanted = self._told(name)
+        record = self.records.read(name, wanted)
+        if record is not None and record.version is not None and not renewed and self.is_current(name):
+            return record.version
+        return wanted if wanted == UNKNOWN else f"{self._timestamp}.{wanted[:8]}"
+
+    def _told(self, name: str) -> str:
+        """The fingerprint of a result, or that it cannot be told: whoever needs it is told why elsewhere."""
+        try:
+            return self.fingerprint(name)
+        except (ValueError, OSError, DatasetError):
+            return UNKNOWN
+
+    def publish(self, names: Collection[str]) -> None:
+        """Put those of the results whose paths people point at in place, each whole; withdraw those that these settings do not have."""
+        for target, made in self.unpublished(names).items():
+            if made is None:
+                target.unlink(missing_ok=True)
+            else:
+                with publish_file(target) as partial:
+                    partial.write_bytes(made)
+
+    def unpublished(self, names: Collection[str]) -> dict[Path, bytes | None]:
+        """What is to lie where people look, and does not; None for what lies there and is another setting's alone.
+
+        The latter only where all is published that these settings have, and only what is kept as a version.
+        """
+        mine = self._published.keys() & set(names)
+        found: dict[Path, bytes | None] = {}
+        for name in sorted(mine):
+            record = self.records.read(name, self.fingerprint(name))
+            made = (self.project / record.path).read_bytes() if record is not None and self.is_current(name) else None
+            if made is not None and _bytes_of(self._published[name]) != made:
+                found[self._published[name]] = made
+        others = self.catalog.keys() - self.made_by.keys() if mine == self._published.keys() else set()
+        for dataset in map(self.catalog.get, others):
+            if isinstance(dataset, AbstractVersionedDataset) and dataset._version is None:
+                shown = Path(dataset._filepath)
+                kept = map(_bytes_of, folder_of(dataset).glob(f"*/{shown.name}"))
+                if shown.is_file() and shown.read_bytes() in kept:
+                    found[shown] = None
+        return found
+
+    def published(self, name: str) -> Path:
+        """The path of a result that people point at."""
+        return self._published[name]
+
+    def lock_of(self, node: Node) -> str | None:
+        """What whoever runs a node locks; None where it leaves nothing.
+
+        Of what has one place for all settings it is the node, of everything else the node and its fingerprint.
+        """
+        kept = [output for output in node.outputs if self.is_kept(output)]
+        if not kept:
+            return None
+        if any(self._is_fixed(output) for output in kept):
+            return node.name
+        return f"{node.name}@{self._of_node(node)[:16]}"
 
     def record(self, name: str, node: Node) -> None:
-        """Note that ``node`` has saved ``name`` whole, from its inputs: sources as they were noted, results as they are now."""
-        if not self._is_kept(name):
+        """Note that ``node`` has saved ``name`` whole, from inputs of the fingerprints that were told when it was placed."""
+        dataset = self._kept(name)
+        if dataset is None:
             return
-        inputs = {source: self._found(source) for source in node.inputs}
         path = self._path(name)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
-        record = {
-            "fingerprint": _combine(node, inputs),
-            "file": _file_of(self._catalog.get(name)),
-            "node": node.name,
-            "inputs": inputs,
-        }
-        partial.write_text(json.dumps(record, indent=1))
-        partial.replace(path)
-
-    def forget(self, name: str) -> None:
-        """Note that ``name`` is about to be overwritten: until it is saved whole it counts as missing."""
-        self._path(name).unlink(missing_ok=True)
-
-    def _is_kept(self, name: str) -> bool:
-        return name in self._catalog and type(self._catalog.get(name)).__name__ != "MemoryDataset"
-
-    def _is_current(self, name: str) -> bool:
-        if name in self._pinned:
-            return self._catalog.exists(name)
-        found = self._record(name)
-        return (
-            found.get("fingerprint") == self._fingerprint(name)
-            and self._catalog.exists(name)
-            and found.get("file") == _file_of(self._catalog.get(name))
+        stat = path.stat() if path.is_file() else None
+        self.records.write(
+            name,
+            Record(
+                fingerprint=self.fingerprint(name),
+                node=node.name,
+                lock=self.lock_of(node) or "",
+                path=str(path.relative_to(self.project) if path.is_relative_to(self.project) else path),
+                version=self._versions.get(name),
+                content=_content_of(dataset, path),
+                size=stat.st_size if stat else None,
+                mtime_ns=stat.st_mtime_ns if stat else None,
+                inputs={source: self.fingerprint(source) for source in node.inputs},
+            ),
         )
 
-    def _fingerprint(self, name: str) -> str:
+    def forget(self, name: str) -> None:
+        """Note that ``name`` is about to be overwritten, if it is: until it is saved whole it counts as missing."""
+        if self._is_fixed(name):
+            self.records.forget_all(name)
+        elif isinstance(self._kept(name), CodesDataset):
+            self.records.forget(name, self.fingerprint(name))
+
+    def verify(self, name: str) -> None:
+        """Check that a result, which is about to be loaded, is what was saved.
+
+        Raises:
+            ValueError: it is not.
+        """
+        dataset = self._kept(name)
+        if dataset is None or name not in self.made_by:
+            return
+        record = self._record(name)
+        path = self._path(name)
+        if record is not None and record.content is not None and _content_of(dataset, path) != record.content:
+            raise ValueError(
+                f"{path} is not what `{record.node}` saved (its SHA-256 is another): it is damaged, or somebody else's; remove"
+                " it, and the next run makes it again"
+            )
+
+    def is_kept(self, name: str) -> bool:
+        """Whether a result is more than memory."""
+        return self._kept(name) is not None
+
+    def is_current(self, name: str) -> bool:
+        """Whether a result is there, as its record says, for the fingerprint that is wanted."""
+        record = self._record(name)
+        dataset = self._kept(name)
+        if name in self._pinned and record is None:
+            return self._path(name).is_file()
+        if record is None or dataset is None:
+            return False
+        if not isinstance(dataset, AbstractVersionedDataset):
+            return self._exists(dataset, name) and _content_of(dataset, Path()) == record.content
+        path = folder_of(dataset) / str(record.version) / folder_of(dataset).name
+        try:
+            stat = path.stat()
+        except OSError:
+            return False
+        if stat.st_size != record.size:
+            return False
+        return stat.st_mtime_ns == record.mtime_ns or _content_of(dataset, path) == record.content
+
+    def fingerprint(self, name: str) -> str:
         """The fingerprint that ``name`` has when it is made from the inputs and parameters as they are now."""
         if name in self._pinned:
             return f"version {self._pinned[name]}"
@@ -145,91 +285,80 @@ class Freshness:
             self._wanted[name] = self._compute(name)
         return self._wanted[name]
 
-    def _found(self, name: str) -> str:
-        """The fingerprint that ``name`` has as it is: not the one above where it was made from other inputs."""
-        node = self._made_by.get(name)
-        if node is None or name in self._pinned:
-            return self._fingerprint(name)
-        if self._is_kept(name):
-            return str(self._record(name).get("fingerprint", "unknown"))
-        return _combine(node, {source: self._found(source) for source in node.inputs})
-
     def _compute(self, name: str) -> str:
         if name in UNHASHED:
             return ""
         if _is_parameter(name):
-            values = _plain(self._catalog.load(name))
+            values = _plain(self.catalog.load(name))
             return _digest({key: values[key] for key in values.keys() - SHAPING[name]} if name in SHAPING else values)
-        if name in self._made_by:
-            node = self._made_by[name]
-            return _combine(node, {source: self._fingerprint(source) for source in node.inputs})
-        if not self._catalog.exists(name):
+        if name in self.made_by:
+            made = self._of_node(self.made_by[name])
+            dataset = self._kept(name)
+            # Codes that are rounded as they are saved are not those of the node.
+            rounded = isinstance(dataset, CodesDataset) and dataset.dtype != "float32"
+            return _digest([made, dataset.dtype]) if rounded else made
+        if not self.catalog.exists(name):
             return "missing"
-        source: Any = self._catalog.get(name)
+        source: Any = self.catalog.get(name)
         try:
             return str(source.fingerprint())
         except DatasetError as error:
             raise ValueError(f"`{name}` cannot be read: {error.__cause__ or error}") from error
 
-    def _record(self, name: str) -> dict[str, Any]:
-        """What was recorded of a result; nothing where it was not, or not whole."""
-        try:
-            record = json.loads(self._path(name).read_text())
-        except (OSError, ValueError):
-            return {}
-        return record if isinstance(record, dict) else {}
+    def _of_node(self, node: Node) -> str:
+        bound = node.func.keywords if isinstance(node.func, functools.partial) else {}
+        inputs = {source: self.fingerprint(source) for source in node.inputs}
+        return _digest({"format": FORMAT, "node": node.name, "bound": bound, "inputs": inputs})
+
+    def _record(self, name: str) -> Record | None:
+        if name not in self._pinned:
+            return self.records.read(name, self.fingerprint(name))
+        return next((found for found in self.records.of_name(name) if found.version == self._pinned[name]), None)
+
+    def _kept(self, name: str) -> Any:
+        """The dataset of a result that is more than memory."""
+        dataset = self.catalog.get(name) if name in self.catalog else None
+        return None if type(dataset).__name__ == "MemoryDataset" else dataset
+
+    def _is_fixed(self, name: str) -> bool:
+        """Whether a result has one place for all settings."""
+        dataset = self._kept(name)
+        return dataset is not None and not isinstance(dataset, AbstractVersionedDataset | CodesDataset)
+
+    def _exists(self, dataset: Any, name: str) -> bool:
+        if isinstance(dataset, CodesDataset):
+            dataset.place(self.fingerprint(name))
+        return bool(dataset.exists())
 
     def _path(self, name: str) -> Path:
-        return self._folder / f"{name}.json"
-
-
-class FreshnessHook:
-    """Takes the sources' fingerprints before a run, and records that of every result as soon as it has been saved."""
-
-    def __init__(self) -> None:
-        self._freshness: Freshness | None = None
-
-    @hook_impl
-    def before_pipeline_run(self, run_params: dict[str, Any], pipeline: Pipeline, catalog: DataCatalog) -> None:
-        from kedro.framework.project import pipelines
-
-        self._freshness = Freshness(
-            Path(run_params["project_path"]),
-            catalog,
-            pipelines["__default__"] + pipeline,
-            run_params.get("load_versions"),
-        )
-        self._freshness.note_sources(pipeline)
-
-    @hook_impl
-    def before_dataset_saved(self, dataset_name: str) -> None:
-        if self._freshness:
-            self._freshness.forget(dataset_name)
-
-    @hook_impl
-    def after_dataset_saved(self, dataset_name: str, node: Node) -> None:
-        if self._freshness:
-            self._freshness.record(dataset_name, node)
+        """The file or folder of a result, once it is placed."""
+        dataset = self._kept(name)
+        if isinstance(dataset, AbstractVersionedDataset):
+            version = self._pinned.get(name) or self._versions[name]
+            return folder_of(dataset) / version / folder_of(dataset).name
+        return Path(dataset.folder if isinstance(dataset, CodesDataset) else dataset._filepath)
 
 
 def _is_parameter(name: str) -> bool:
     return name == "parameters" or name.startswith("params:")
 
 
-def _file_of(dataset: Any) -> list[Any] | None:
-    """Version and bytes of a dataset that is one file, so that a cut file, or the loss of the newest version, is seen."""
+def _bytes_of(path: Path) -> bytes | None:
+    return path.read_bytes() if path.is_file() else None
+
+
+def folder_of(dataset: Any) -> Path:
+    """The folder of a dataset's versions."""
+    path = Path(dataset._filepath)
+    return path if dataset._version is not None else path.parent / VERSIONS / path.name
+
+
+def _content_of(dataset: Any, path: Path) -> str | None:
+    """What tells a result's bytes from others: SHA-256 of a file, or what a dataset says of its folder; None where there is no telling."""
     if not isinstance(dataset, AbstractVersionedDataset):
-        return None
-    try:
-        path = Path(dataset._get_load_path())
-        return [path.parent.name, path.stat().st_size]
-    except (DatasetError, OSError):
-        return None
-
-
-def _combine(node: Node, inputs: dict[str, str]) -> str:
-    bound = node.func.keywords if isinstance(node.func, functools.partial) else {}
-    return _digest({"format": FORMAT, "node": node.name, "bound": bound, "inputs": inputs})
+        return str(dataset.fingerprint()) if hasattr(dataset, "fingerprint") else None
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _plain(value: Any) -> Any:

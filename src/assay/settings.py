@@ -29,10 +29,10 @@ with warnings.catch_warnings(record=True):
     import kedro_mlflow.mlflow  # noqa: F401
 
 from assay.configuration import ConfigurationHook  # noqa: E402
-from assay.freshness import FreshnessHook  # noqa: E402
 from assay.tracking import TrackingHook  # noqa: E402
+from assay.work import WorkHook  # noqa: E402
 
-HOOKS = (ConfigurationHook(), FreshnessHook(), TrackingHook())
+HOOKS = (ConfigurationHook(), WorkHook(), TrackingHook())
 DISABLE_HOOKS_FOR_PLUGINS = ("kedro-telemetry",)
 CONFIG_LOADER_ARGS = {
     "base_env": "base",

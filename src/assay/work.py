@@ -1,0 +1,201 @@
+"""What a run has to make, settled and locked before it begins, so that two at once neither mix nor do the same work twice.
+
+A run holds the lock of every node that it is to run, and shares those of the nodes whose results it only reads. Locks are
+by node and fingerprint: runs of other settings, or of other layers, go on side by side. What another process holds is waited for,
+and then it is looked again at what is to do. A lock is shared as soon as its results are recorded.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from kedro.framework.hooks import hook_impl
+from kedro.io import DataCatalog
+from kedro.pipeline import Pipeline
+from kedro.pipeline.node import Node
+
+from assay.configuration import current_configuration
+from assay.freshness import Freshness
+from assay.io.checkpoints import Checkpoints
+from assay.io.locks import Locks
+
+logger = logging.getLogger(__name__)
+
+FOLDER = Path("data/.locks")
+PUBLISHING = "publishing"
+POLL = 0.2
+"""Seconds between two looks at a lock that another process holds."""
+
+
+@dataclass
+class Work:
+    """What a run has to make: ``todo``, whose results and inputs are locked, and the places of everything."""
+
+    todo: Pipeline
+    freshness: Freshness
+    locks: Locks
+    unrecorded: dict[str, set[str]] = field(default_factory=dict)
+    """The outputs of each node that are not yet recorded."""
+    checkpoints: dict[str, list[Checkpoints]] = field(default_factory=dict)
+    """The checkpoints that each node was given."""
+
+    def note_saved(self, name: str, node: Node) -> None:
+        """Record a result; with a node's last, its fit's checkpoints are of no more use, and others may read what it left."""
+        self.freshness.record(name, node)
+        left = self.unrecorded.setdefault(node.name, set(node.outputs))
+        left.discard(name)
+        if left:
+            return
+        for checkpoints in self.checkpoints.pop(node.name, []):
+            checkpoints.clear_finished()
+        lock = self.freshness.lock_of(node)
+        if lock is not None and self.locks.holds(lock):
+            self.locks.share(lock)
+
+    def publish(self, names: set[str]) -> None:
+        """Put what was made where people look for it, all of a run's files at once."""
+        if not self.freshness.unpublished(names):
+            return
+        _await(self.locks, PUBLISHING, False, lambda: False, set())
+        try:
+            self.freshness.publish(names)
+        finally:
+            self.locks.release(PUBLISHING)
+
+
+class _Current:
+    """The catalog that was made last, and the work in hand: one run at a time in a process."""
+
+    freshness: Freshness | None = None
+    work: Work | None = None
+
+
+def current_freshness() -> Freshness:
+    """Of the catalog that was made last."""
+    assert _Current.freshness is not None
+    return _Current.freshness
+
+
+@contextmanager
+def taken_on(freshness: Freshness, selected: Pipeline, *, force: bool = False) -> Iterator[Work]:
+    """Settle what of ``selected``, all of it with ``force``, has to run; yield it with its locks held.
+
+    Raises:
+        FileNotFoundError: something that it reads is missing.
+        ValueError: something cannot be read, or is in the way.
+    """
+    locks = Locks(freshness.project / FOLDER)
+    try:
+        todo = _settle(freshness, locks, selected, force)
+        freshness.place(freshness.catalog, renewed=todo.all_outputs())
+        _Current.work = Work(todo, freshness, locks)
+        yield _Current.work
+    finally:
+        _Current.work = None
+        locks.release()
+
+
+def _settle(freshness: Freshness, locks: Locks, selected: Pipeline, force: bool) -> Pipeline:
+    """What has to run; its locks are held when it is given."""
+    told: set[str] = set()
+    while True:
+        todo = selected if force else freshness.stale(selected)
+        freshness.check(todo)
+        makers = {freshness.lock_of(node): node for node in todo.nodes}
+        readers = {freshness.lock_of(freshness.made_by[name]) for name in todo.inputs() & freshness.made_by.keys()}
+        wanted = {lock: lock not in makers for lock in makers.keys() | readers if lock is not None}
+        if all(locks.holds(lock, shared=shared) for lock, shared in wanted.items()):
+            return todo
+        locks.release()
+        for lock, shared in sorted(wanted.items()):
+            node = makers.get(lock)
+
+            def is_made(node: Node | None = node) -> bool:
+                if force or node is None or freshness.stale(Pipeline([node])).nodes:
+                    return False
+                return node not in freshness.stale(selected).nodes  # or it is run for what it leaves in memory
+
+            if not _await(locks, lock, shared, is_made, told):
+                break
+
+
+def _await(locks: Locks, lock: str, shared: bool, is_made: Callable[[], bool], told: set[str]) -> bool:
+    """Take a lock, waiting for whoever holds it; False where that has made what was to do."""
+    while not locks.take(lock, shared=shared):
+        if is_made():
+            return False
+        holder = locks.holder(lock)
+        process = holder.partition(" (")[0]
+        if process not in told:  # one line for each, however many locks it holds
+            told.add(process)
+            logger.info("waiting for `%s` and whatever else is in the hands of %s", lock.partition("@")[0], holder)
+        time.sleep(POLL)
+    return True
+
+
+class WorkHook:
+    """Points a catalog's results at their places, checks what is loaded and records what is saved."""
+
+    def __init__(self) -> None:
+        self._own: Any = None
+
+    @hook_impl(trylast=True)  # when everything is in the catalog
+    def after_catalog_created(
+        self, catalog: DataCatalog, save_version: str | None, load_versions: dict[str, str] | None
+    ) -> None:
+        from kedro.framework.project import pipelines
+
+        if _Current.work is not None:
+            _Current.work.freshness.place(catalog)
+            return
+        project, _ = current_configuration()
+        _Current.freshness = Freshness(project, catalog, pipelines["__default__"], load_versions, save_version)
+        _Current.freshness.place(catalog)
+
+    @hook_impl
+    def before_pipeline_run(self, pipeline: Pipeline) -> None:
+        """Take on what runs without the command line, in a notebook: all of it."""
+        if _Current.work is None:
+            self._own = taken_on(current_freshness(), pipeline, force=True)
+            self._own.__enter__()
+
+    @hook_impl(tryfirst=True)
+    def before_dataset_loaded(self, dataset_name: str) -> None:
+        if _Current.work is not None:
+            _Current.work.freshness.verify(dataset_name)
+
+    @hook_impl
+    def after_dataset_loaded(self, data: Any, node: Node) -> None:
+        if _Current.work is not None and isinstance(data, Checkpoints):
+            _Current.work.checkpoints.setdefault(node.name, []).append(data)
+
+    @hook_impl
+    def before_dataset_saved(self, dataset_name: str) -> None:
+        if _Current.work is not None:
+            _Current.work.freshness.forget(dataset_name)
+
+    @hook_impl(tryfirst=True)
+    def after_dataset_saved(self, dataset_name: str, node: Node) -> None:
+        if _Current.work is not None:
+            _Current.work.note_saved(dataset_name, node)
+
+    @hook_impl(trylast=True)
+    def after_pipeline_run(self, pipeline: Pipeline) -> None:
+        if self._own is not None and _Current.work is not None:
+            _Current.work.publish(pipeline.all_outputs())
+        self._let_go()
+
+    @hook_impl(trylast=True)
+    def on_pipeline_error(self) -> None:
+        self._let_go()
+
+    def _let_go(self) -> None:
+        own, self._own = self._own, None
+        if own is not None:
+            own.__exit__(None, None, None)
