@@ -18,7 +18,14 @@ from torch import Tensor
 from assay.numerics import distances as module
 from assay.numerics.distances import NearestCenters, chunked_distances, nearest_in_float64
 
-PRECISIONS = [(torch.bfloat16, torch.float32), (torch.bfloat16,), (torch.float32,), ()]
+PRECISIONS = [
+    (torch.float16, torch.bfloat16, torch.float32),
+    (torch.float16,),
+    (torch.bfloat16, torch.float32),
+    (torch.bfloat16,),
+    (torch.float32,),
+    (),
+]
 KINDS = (
     *("gaussian", "offset", "duplicates", "repeated", "norms", "clusters", "tiny", "huge", "integers"),
     *("two scales", "far", "far and tiny"),
@@ -118,7 +125,7 @@ def test_precision_and_threads_do_not_change_the_answer(kind):
     st.sampled_from(KINDS),
     st.sampled_from([1, 5, 64, 300]),
     st.integers(0, 99),
-    st.sampled_from([torch.bfloat16, torch.float32]),
+    st.sampled_from([torch.float16, torch.bfloat16, torch.float32]),
 )
 def test_no_score_is_farther_off_than_its_bound(kind, d, seed, dtype):
     """The exact scores of all candidates' rivals: whatever a product leaves out must be worse than the best by more than nothing."""
@@ -144,13 +151,36 @@ def two_best_in_torch(x, c):
 
 
 @settings(deadline=None, max_examples=60)
-@given(st.sampled_from(KINDS), st.integers(1, 60), st.integers(1, 200), st.sampled_from([1, 3, 64]), st.integers(0, 99))
-def test_what_the_fused_kernel_settles_is_brute_force_too(kind, n, n_clusters, d, seed):
+@given(
+    st.sampled_from(KINDS),
+    st.integers(1, 60),
+    st.integers(1, 200),
+    st.sampled_from([1, 3, 64]),
+    st.integers(0, 99),
+    st.sampled_from(PRECISIONS),
+)
+def test_what_the_fused_kernel_settles_is_brute_force_too(kind, n, n_clusters, d, seed, dtypes):
     x, centers = make(kind, n, n_clusters, d, seed)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "fused_kernel", lambda _: two_best_in_torch)
-        found = NearestCenters(centers, (torch.bfloat16, torch.float32)).find(x)
+        found = NearestCenters(centers, dtypes).find(x)
     assert_nearest(found, x, centers)
+
+
+@pytest.mark.parametrize("offset", [0.0, 3e4])
+def test_what_float16_does_not_hold_is_left_to_the_next(monkeypatch, offset):
+    """A centre that overflows bars float16 for all, a token only for itself; halved norms that overflow are bounds that hold."""
+    x, centers = make("gaussian", 300, 200, 16, 3)
+    centers[7], x[5] = 7e4, 1e5
+    counts = count_in_float64(monkeypatch)
+    found = NearestCenters(centers + offset, (torch.float16, torch.float32)).find(x + offset)
+    assert_nearest(found, x + offset, centers + offset)
+    assert sum(counts) == 0
+    assert not module._Product(centers, torch.float16).holds_the_centers
+    centers[7] = 1e3  # its square is no float16
+    product = module._Product(centers, torch.float16)
+    assert product.holds_the_centers
+    assert set(range(300)) - set(product.candidates(x)[0].tolist()) == {5}
 
 
 def test_there_is_no_fused_kernel_but_on_cuda(monkeypatch, caplog):
@@ -163,10 +193,11 @@ def test_there_is_no_fused_kernel_but_on_cuda(monkeypatch, caplog):
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize(("n", "n_clusters", "d"), [(1, 1, 1), (130, 257, 70), (1000, 4096, 388)])
-def test_the_fused_kernel_is_torch(n, n_clusters, d):
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_fused_kernel_is_torch(n, n_clusters, d, dtype):
     from assay.numerics.fused import two_best
 
-    x, c = torch.randn(n, d).bfloat16().cuda(), torch.randn(n_clusters, d).bfloat16().cuda()
+    x, c = torch.randn(n, d).to("cuda", dtype), torch.randn(n_clusters, d).to("cuda", dtype)
     best, second, _ = two_best(x, c)
     wanted = two_best_in_torch(x, c)
     torch.testing.assert_close(best, wanted[0], rtol=1e-4, atol=1e-4)
@@ -272,7 +303,7 @@ def torch_setting(path, value):
 @pytest.mark.parametrize("dtypes", [None, (torch.float32,)])
 def test_products_below_float32_are_not_trusted(monkeypatch, setting, value, dtypes):
     x, centers = make("gaussian", 50, 40, 8, 0)
-    monkeypatch.setattr(module, "fast_dtype", lambda _: torch.float32)
+    monkeypatch.setattr(module, "fast_dtypes", lambda _: ())
     finder = NearestCenters(centers, dtypes)
     counts = count_in_float64(monkeypatch)
     with torch_setting(setting, value):
@@ -306,38 +337,47 @@ def test_torch_without_onednn_multiplies_in_float32(monkeypatch):
     assert ask() is False
 
 
-REDUCTION = "allow_bf16_reduced_precision_reduction"
+ROUNDING = module._ROUNDING
 
 
-def sums_may_be_rounded():
-    return getattr(torch.backends.cuda.matmul, REDUCTION)
+def rounding():
+    return {name: getattr(torch.backends.cuda.matmul, name) for name in ROUNDING}
+
+
+@contextmanager
+def all_rounding(value):
+    with ExitStack() as stack:
+        for name in ROUNDING:
+            stack.enter_context(torch_setting(f"backends.cuda.matmul.{name}", value))
+        yield
 
 
 @pytest.mark.parametrize("before", [True, False])
-def test_partial_sums_of_bfloat16_stay_in_float32_within_a_product_and_nowhere_else(monkeypatch, before):
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_partial_sums_stay_in_float32_within_a_product_and_nowhere_else(monkeypatch, dtype, before):
     seen = []
     real = Tensor.__matmul__
-    monkeypatch.setattr(Tensor, "__matmul__", lambda *pair: (seen.append(sums_may_be_rounded()), real(*pair))[1])
-    finder = NearestCenters(torch.eye(3), (torch.bfloat16,))
-    with torch_setting(f"backends.cuda.matmul.{REDUCTION}", before):
+    monkeypatch.setattr(Tensor, "__matmul__", lambda *pair: (seen.append(rounding()), real(*pair))[1])
+    finder = NearestCenters(torch.eye(3), (dtype,))
+    with all_rounding(before):
         finder.find(torch.ones(2, 3))
-        assert seen == [False]
-        assert sums_may_be_rounded() == before
+        assert seen == [dict.fromkeys(ROUNDING, False)]
+        assert rounding() == dict.fromkeys(ROUNDING, before)
         monkeypatch.setattr(Tensor, "__matmul__", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             finder.find(torch.ones(2, 3))
-        assert sums_may_be_rounded() == before
+        assert rounding() == dict.fromkeys(ROUNDING, before)
 
 
-def test_the_last_of_several_threads_puts_the_setting_back():
+def test_the_last_of_several_threads_puts_the_settings_back():
     first, last = ExitStack(), ExitStack()
-    with torch_setting(f"backends.cuda.matmul.{REDUCTION}", True):
+    with all_rounding(True):
         for thread in (first, last):
             thread.enter_context(module.sums_in_float32())
         first.close()
-        assert not sums_may_be_rounded()
+        assert rounding() == dict.fromkeys(ROUNDING, False)
         last.close()
-        assert sums_may_be_rounded()
+        assert rounding() == dict.fromkeys(ROUNDING, True)
 
 
 def test_nothing_is_nearest_to_no_tokens():

@@ -31,11 +31,14 @@ _PAIRS = 2**20
 _MANY = 1 / 32
 
 
-def fast_dtype(device: torch.device) -> torch.dtype:
-    """bfloat16 where the hardware multiplies it faster than float32, float32 elsewhere."""
+def fast_dtypes(device: torch.device) -> tuple[torch.dtype, ...]:
+    """What the hardware multiplies faster than float32, in the order in which it is worth a try.
+
+    Tensor cores take float16 and bfloat16 at one rate, and float16 leaves fewer candidates; where it overflows, bfloat16 does not.
+    """
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float32
-    return torch.bfloat16 if device.type == "cpu" and _cpu_multiplies_bfloat16() else torch.float32
+        return (torch.float16, torch.bfloat16) if torch.cuda.get_device_capability(device) >= (8, 0) else ()
+    return (torch.bfloat16,) if device.type == "cpu" and _cpu_multiplies_bfloat16() else ()
 
 
 @cache
@@ -70,33 +73,40 @@ def float32_is_exact() -> bool:
     return exact and mode.lower() == "strict"
 
 
-_REDUCTION = "allow_bf16_reduced_precision_reduction"
-_reduction_lock = threading.Lock()
+# Whether cuBLAS may round partial sums, by the dtype of a product; and whether it may keep them in float16 all along.
+_ROUNDING = (
+    "allow_bf16_reduced_precision_reduction",
+    "allow_fp16_reduced_precision_reduction",
+    "allow_fp16_accumulation",
+)
+_rounding_lock = threading.Lock()
 _within = 0
-_before: bool | tuple[bool, bool] = True
+_before: dict[str, bool | tuple[bool, bool]] = {}
 
 
 @contextmanager
 def sums_in_float32() -> Iterator[None]:
-    """Within the block cuBLAS keeps the partial sums of bfloat16 products in float32, which torch by default lets it round.
+    """Within the block cuBLAS keeps the partial sums of bfloat16 and float16 products in float32, which torch by default lets it round.
 
-    The setting is the process's: the last thread to leave the block puts it back.
+    The settings are the process's: the last thread to leave the block puts them back.
     """
-    global _within, _before
+    global _within
     settings = torch.backends.cuda.matmul
-    with _reduction_lock:
+    with _rounding_lock:
         if _within == 0:
-            split = getattr(settings, f"{_REDUCTION}_split_k", None)  # set together in newer versions of torch
-            _before = getattr(settings, _REDUCTION) if split is None else (getattr(settings, _REDUCTION), split)
-            setattr(settings, _REDUCTION, False if split is None else (False, split))
+            for name in _ROUNDING:
+                split = getattr(settings, f"{name}_split_k", None)  # set together in newer versions of torch
+                _before[name] = getattr(settings, name) if split is None else (getattr(settings, name), split)
+                setattr(settings, name, False if split is None else (False, split))
         _within += 1
     try:
         yield
     finally:
-        with _reduction_lock:
+        with _rounding_lock:
             _within -= 1
             if _within == 0:
-                setattr(settings, _REDUCTION, _before)
+                for name, before in _before.items():
+                    setattr(settings, name, before)
 
 
 TwoBest = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
@@ -114,11 +124,12 @@ def fused_kernel(device: torch.device) -> TwoBest | None:
         from assay.numerics.fused import two_best
 
         generator = torch.Generator().manual_seed(0)
-        x, c = (torch.randn(rows, 100, generator=generator).bfloat16().to(device) for rows in (300, 200))
-        best, second, where = two_best(x, c)
-        wanted, places = (x.float() @ c.float().T).topk(2, dim=1)
-        torch.testing.assert_close(torch.stack([best, second], dim=1), wanted, rtol=1e-3, atol=1e-3)
-        torch.testing.assert_close(where, places[:, 0])
+        for dtype in (torch.float16, torch.bfloat16):
+            x, c = (torch.randn(rows, 100, generator=generator).to(device, dtype) for rows in (300, 200))
+            best, second, where = two_best(x, c)
+            wanted, places = (x.float() @ c.float().T).topk(2, dim=1)
+            torch.testing.assert_close(torch.stack([best, second], dim=1), wanted, rtol=1e-3, atol=1e-3)
+            torch.testing.assert_close(where, places[:, 0])
     except Exception as error:  # whatever goes wrong in a compiler that is not ours
         logger.warning("the fused kernel is not used: %s", error)
         return None
@@ -134,7 +145,7 @@ class NearestCenters:
 
     def __init__(self, centers: Tensor, dtypes: tuple[torch.dtype, ...] | None = None) -> None:
         self._centers = centers
-        wanted = (fast_dtype(centers.device), torch.float32) if dtypes is None else dtypes
+        wanted = (*fast_dtypes(centers.device), torch.float32) if dtypes is None else dtypes
         # A large common offset would cancel away the digits that matter. As float32, it is the same for tokens and centres.
         self._origin = _origin(centers).float()
         self._shifted = centers - self._origin
@@ -154,6 +165,8 @@ class NearestCenters:
                 continue
             if dtype not in self._products:
                 self._products[dtype] = _Product(self._shifted, dtype)
+            if not self._products[dtype].holds_the_centers:
+                continue
             for rows in torch.split(left, max(1, _TILE_BYTES[x.device.type] // (2 * len(self._centers)))):
                 self._settle(x, rows, labels, self._products[dtype])
             left = left[labels[left] < 0]
@@ -201,24 +214,29 @@ class _Product:
         n_clusters, self._d = centers.shape
         self._n_groups = -(-n_clusters // _GROUP)
         self._dtype = dtype
-        self._unit = float(torch.finfo(dtype).eps) / 2  # the relative error of one rounding
+        limits = torch.finfo(dtype)
+        self._unit = limits.eps / 2  # the relative error of one rounding
+        self._least_step = (
+            limits.tiny * limits.eps
+        )  # its absolute error is no more than half of this where it underflows
         self._sums = (self._d + 8) * 2.0**-23
         self._margin = 1 + 2.0**-6 + 2 * self._sums
         norms = centers.norm(dim=1, dtype=torch.float64)
         halves = -0.5 * norms.square()
         # A score that would overflow may seem larger than it is: then it is asked again, and no other centre's is lost.
-        most = (halves * (1 - self._margin * self._sums)).clamp(min=-1e38)
+        most = (halves * (1 - self._margin * self._sums)).clamp(min=-min(1e38, 0.9 * limits.max))
         high = most.to(dtype)
         low = most - high.double()
-        low = (low + 2 * self._unit * low.abs()).to(dtype)  # rounded up
-        # What fills the last group up is never near.
+        low = (low + 2 * self._unit * low.abs() + self._least_step).to(dtype)  # rounded up
+        # What fills the last group up is never near: below -|x| |c| and the halved norm of all that fits.
         matrix = self._allocate(self._n_groups * _GROUP, 0.0, centers.device)
-        matrix[:, self._d] = -torch.finfo(dtype).max
+        matrix[:, self._d : self._d + 4] = -limits.max
         matrix[:n_clusters, : self._d] = centers
         kept = matrix[:n_clusters, : self._d].float()
         lost = (centers - kept).norm(dim=1, dtype=torch.float64) + math.sqrt(self._d) * 2.0**-126  # and of underflow
         bounds = torch.stack([high, low, self._round_up(norms), self._round_up(lost)], dim=1)
         matrix[:n_clusters, self._d : self._d + 4] = bounds
+        self.holds_the_centers = bool(matrix.isfinite().all())
         self._rows, self._matrix = matrix, matrix.T
         self._bounds = torch.stack([norms, lost, high.double() + low.double() - halves], dim=1).float()
 
@@ -228,7 +246,7 @@ class _Product:
         return torch.full((rows, -(-columns // 64) * 64), value, dtype=self._dtype, device=device)[:, :columns]
 
     def _round_up(self, values: Tensor) -> Tensor:
-        return (values * (1 + 4 * self._unit)).to(self._dtype)
+        return (values * (1 + 4 * self._unit) + self._least_step).to(self._dtype)
 
     def candidates(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Pairs (row, centre), int64, by row and then centre, of all that may be nearest to rows of x (n, d), shifted.
@@ -245,12 +263,12 @@ class _Product:
         norms = norms + underflow
         tokens[:, self._d + 2] = self._round_up(lost)
         tokens[:, self._d + 3] = self._round_up(norms)
-        two_best = fused_kernel(x.device) if self._dtype == torch.bfloat16 else None
+        two_best = fused_kernel(x.device) if self._dtype in (torch.float16, torch.bfloat16) else None
         if two_best is None:
             return self._among_all(tokens, norms, lost)
         # The kernel settles the rows in which no second centre is near; only the others' scores are ever written down.
         best, second, seeming = two_best(tokens, self._rows)
-        least = self._least(best, seeming, norms, lost)
+        least = self._least(best, seeming, norms, lost, torch.float32)
         single = (second < least) & least.isfinite() & (seeming < len(self._bounds))
         several = (~single).nonzero()[:, 0]
         rows, centers = self._among_all(tokens[several], norms[several], lost[several])
@@ -267,7 +285,7 @@ class _Product:
         most_of_group = most.amax(1)
         best, group = most_of_group.max(1)
         seeming = most.gather(2, group[:, None, None].expand(n, _GROUP, 1)).argmax(1)[:, 0] * self._n_groups + group
-        least = self._least(best.float(), seeming, norms, lost)
+        least = self._least(best.float(), seeming, norms, lost, self._dtype)
         promising = most_of_group >= least[:, None]
         promising &= (promising.sum(1) <= _MOST_GROUPS)[:, None] & least.isfinite()[:, None]
         rows, groups = promising.nonzero(as_tuple=True)
@@ -276,16 +294,20 @@ class _Product:
         order = (rows * (_GROUP * self._n_groups) + centers).argsort()
         return rows[order], centers[order]
 
-    def _least(self, best: Tensor, seeming: Tensor, norms: Tensor, lost: Tensor) -> Tensor:
-        """What a score must seem at least to be the largest in truth, float32 (n,), by the best and the centre whose it is."""
+    def _least(self, best: Tensor, seeming: Tensor, norms: Tensor, lost: Tensor, scores: torch.dtype) -> Tensor:
+        """What a score must seem at least to be the largest in truth, float32 (n,), by the best and the centre whose it is.
+
+        `scores`: the dtype that scores are written down in.
+        """
         # What fills up can only seem the best where all is lost.
         norm_of_best, lost_of_best, raised = self._bounds[seeming.clamp(max=len(self._bounds) - 1)].unbind(1)
-        return best - self._slack(best, lost * norm_of_best + norms * lost_of_best + raised)
+        return best - self._slack(best, lost * norm_of_best + norms * lost_of_best + raised, torch.finfo(scores))
 
-    def _slack(self, best: Tensor, error: Tensor) -> Tensor:
+    def _slack(self, best: Tensor, error: Tensor, scores: torch.finfo) -> Tensor:
         """How far below the best seeming score one may seem that is larger in truth, float32 (n,). `error`: what was added to the best."""
-        # A score is rounded to `dtype`, and so is one as far below the best as this. What underflows is lost without a relative bound.
-        rounding = self._unit * (best.abs() + 3 * error)
+        # A score is rounded as it is written down, and so is one as far below the best as this. What underflows is lost without a
+        # relative bound.
+        rounding = scores.eps / 2 * (best.abs() + 3 * error) + scores.tiny * scores.eps
         slack: Tensor = 2.02 * (error * (1 + 8 * self._unit) + rounding + (self._d + 8) * 2.0**-120)
         return slack
 
