@@ -241,13 +241,16 @@ def test_every_centre_that_lies_where_a_token_does_is_at_no_distance(name, offse
     assert batch["error"].tolist() == [0.0] * 7
 
 
-@pytest.mark.parametrize("transform", ["invdist", *(f"distance-{t}" for t in ("sqeuclidean", "cosine", "unit"))])
-def test_a_nan_is_no_distance(transform):
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize(
+    "name", ["kmeans-onehot", "kmeans-invdist", "kmeans-distance-cosine", "pca-dense", "pca-topk-00002"]
+)
+def test_a_token_that_is_not_finite_has_no_code(name, bad):
     x = _tokens(3, 0)
-    x[1, 2] = torch.nan
-    found = make_encoder(f"kmeans-{transform}", _kmeans_state()).encode(x)
-    assert found["values"].isnan().all(1).tolist() == [False, True, False]
-    assert found["error"].isnan().tolist() == [False, True, False]
+    x[1, 2] = bad
+    encoder = make_encoder(name, _kmeans_state() if name.startswith("kmeans") else _pca_state())
+    with pytest.raises(ValueError, match="row 1, dimension 2 of a batch is NaN or infinity, wanted finite activations"):
+        encoder.encode(x)
 
 
 def test_a_token_near_a_centre_has_its_distance():

@@ -17,6 +17,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from assay.numerics.isolation import isolated
+
 logger = logging.getLogger(__name__)
 
 _DISTANCE_BYTES = 64 * 2**20
@@ -53,7 +55,7 @@ def _cpu_multiplies_bfloat16() -> bool:
 
     times = {}
     for dtype in (torch.float32, torch.bfloat16):
-        x = torch.ones(512, 512, dtype=dtype)
+        x = torch.ones(512, 512, dtype=dtype, device="cpu")
         x @ x
         began = perf_counter()
         for _ in range(4):
@@ -71,6 +73,11 @@ def float32_is_exact() -> bool:
     # oneDNN's own, which torch does not see.
     mode = os.environ.get("ONEDNN_DEFAULT_FPMATH_MODE", os.environ.get("DNNL_DEFAULT_FPMATH_MODE", "strict"))
     return exact and mode.lower() == "strict"
+
+
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """a @ b of float32 matrices (n, d) and (d, m), to float32's rounding whatever the process lets torch round: float32 (n, m)."""
+    return a @ b if float32_is_exact() else (a.double() @ b.double()).float()
 
 
 # Whether cuBLAS may round partial sums, by the dtype of a product; and whether it may keep them in float16 all along.
@@ -125,7 +132,10 @@ def fused_kernel(device: torch.device) -> TwoBest | None:
 
         generator = torch.Generator().manual_seed(0)
         for dtype in (torch.float16, torch.bfloat16):
-            x, c = (torch.randn(rows, 100, generator=generator).to(device, dtype) for rows in (300, 200))
+            x, c = (
+                torch.randn(rows, 100, generator=generator, dtype=torch.float32, device="cpu").to(device, dtype)
+                for rows in (300, 200)
+            )
             best, second, where = two_best(x, c)
             wanted, places = (x.float() @ c.float().T).topk(2, dim=1)
             torch.testing.assert_close(torch.stack([best, second], dim=1), wanted, rtol=1e-3, atol=1e-3)
@@ -143,6 +153,7 @@ class NearestCenters:
     default the fastest of the device, then float32. They change the time, never the answer.
     """
 
+    @isolated()
     def __init__(self, centers: Tensor, dtypes: tuple[torch.dtype, ...] | None = None) -> None:
         self._centers = centers
         wanted = (*fast_dtypes(centers.device), torch.float32) if dtypes is None else dtypes
@@ -152,6 +163,7 @@ class NearestCenters:
         self._dtypes = tuple(dict.fromkeys(wanted))
         self._products: dict[torch.dtype, _Product] = {}
 
+    @isolated()
     def find(self, x: Tensor) -> Tensor:
         """Index of the nearest centre to each row of x (n, d), float32: int64 (n,); ties: the lower index.
 
@@ -333,6 +345,7 @@ def _nearest_of_candidates(x: Tensor, rows: Tensor, centers: Tensor, candidates:
     return found, nearest
 
 
+@isolated()
 def paired_distances(x: Tensor, rows: Tensor, centers: Tensor, pairs: Tensor) -> Tensor:
     """|x[rows] - centers[pairs]|^2 by differences, float64 (pairs,): as exact as can be, however near they are."""
     chunk = max(1, _DISTANCE_BYTES // (16 * x.shape[1]))
@@ -396,6 +409,7 @@ def chunked_distances(x: Tensor, centers: Tensor) -> Iterator[Tensor]:
         yield distances
 
 
+@isolated()
 def nearest_in_float64(x: Tensor, centers: Tensor) -> Tensor:
     """Index of the nearest of centers (K, d) to each row of x (n, d), by differences in float64: int64 (n,); ties: the lower index.
 

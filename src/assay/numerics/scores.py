@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from assay.numerics.isolation import isolated
+
 PURITY = (16, 64, 256)
 """How many of the rows with a feature's highest values its purity is taken over."""
 
@@ -28,21 +30,25 @@ class Judgement:
     n_rows: int
 
     @property
+    @isolated()
     def precision(self) -> Tensor:
         """TP / (TP + FP), 0 where nothing is predicted."""
         return self.true_positives / self.predicted.clamp(min=1)
 
     @property
+    @isolated()
     def recall(self) -> Tensor:
         """TP / (TP + FN), NaN for a class without rows."""
         return self.true_positives / self.positives
 
     @property
+    @isolated()
     def f1(self) -> Tensor:
         """2 TP / (2 TP + FP + FN), 0 where nothing is predicted, NaN for a class without rows."""
         f1 = 2 * self.true_positives / (self.predicted + self.positives)
         return torch.where(self.positives > 0, f1, torch.nan)
 
+    @isolated()
     def confusion(self) -> dict[str, Tensor]:
         """`tp`, `fp`, `fn`, `tn`, float64 (features, classes)."""
         tp, fp = self.true_positives, self.predicted - self.true_positives
@@ -142,6 +148,7 @@ class Scores:
             raise ValueError(f"classes {sorted(both)} are both scored and absent, wanted one or the other")
 
 
+@isolated()
 def best_features(ce: Tensor) -> Tensor:
     """Each class's feature of least CE, ties to the lower: int64 (classes,) from (features, classes).
 
@@ -154,6 +161,7 @@ def best_features(ce: Tensor) -> Tensor:
     return torch.where(missing.all(0), -1, ce.argmin(0))
 
 
+@isolated()
 def score_encoding(
     *,
     train_ce: Tensor,
