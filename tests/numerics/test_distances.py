@@ -33,7 +33,7 @@ KINDS = (
 
 
 def randn(generator, *shape):
-    return torch.randn(*shape, generator=generator)
+    return torch.randn(*shape, generator=generator, dtype=torch.float32)
 
 
 def make(kind, n, n_clusters, d, seed):
@@ -47,7 +47,9 @@ def make(kind, n, n_clusters, d, seed):
     if kind == "repeated":
         return x[:1].expand(n, d).clone(), centers
     if kind == "norms":
-        scales = [10 ** (8 * torch.rand(rows, 1, generator=generator) - 4) for rows in (n, n_clusters)]
+        scales = [
+            10 ** (8 * torch.rand(rows, 1, generator=generator, dtype=torch.float32) - 4) for rows in (n, n_clusters)
+        ]
         return x * scales[0], centers * scales[1]
     if kind == "clusters":
         return centers[torch.randint(0, n_clusters, (n,), generator=generator)] + 1e-3 * x, centers
@@ -58,7 +60,7 @@ def make(kind, n, n_clusters, d, seed):
         return x.round(), centers.round()
     if kind == "two scales":
         far = torch.arange(n_clusters)[:, None] < n_clusters // 2
-        axis = torch.eye(1, d)
+        axis = torch.eye(1, d, dtype=torch.float32)
         return 1e-4 * x / x.norm(dim=1, keepdim=True), torch.where(far, 1e4 * (axis + 0.1 * centers), 1e-4 * centers)
     if kind.startswith("far"):
         centers[n_clusters // 2] = 1e4 if kind == "far" else 1e20  # whose square is no float32
@@ -197,7 +199,10 @@ def test_there_is_no_fused_kernel_but_on_cuda(monkeypatch, caplog):
 def test_the_fused_kernel_is_torch(n, n_clusters, d, dtype):
     from assay.numerics.fused import two_best
 
-    x, c = torch.randn(n, d).to("cuda", dtype), torch.randn(n_clusters, d).to("cuda", dtype)
+    x, c = (
+        torch.randn(n, d, dtype=torch.float32).to("cuda", dtype),
+        torch.randn(n_clusters, d, dtype=torch.float32).to("cuda", dtype),
+    )
     best, second, _ = two_best(x, c)
     wanted = two_best_in_torch(x, c)
     torch.testing.assert_close(best, wanted[0], rtol=1e-4, atol=1e-4)
@@ -358,14 +363,14 @@ def test_partial_sums_stay_in_float32_within_a_product_and_nowhere_else(monkeypa
     seen = []
     real = Tensor.__matmul__
     monkeypatch.setattr(Tensor, "__matmul__", lambda *pair: (seen.append(rounding()), real(*pair))[1])
-    finder = NearestCenters(torch.eye(3), (dtype,))
+    finder = NearestCenters(torch.eye(3, dtype=torch.float32), (dtype,))
     with all_rounding(before):
-        finder.find(torch.ones(2, 3))
+        finder.find(torch.ones(2, 3, dtype=torch.float32))
         assert seen == [dict.fromkeys(ROUNDING, False)]
         assert rounding() == dict.fromkeys(ROUNDING, before)
         monkeypatch.setattr(Tensor, "__matmul__", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            finder.find(torch.ones(2, 3))
+            finder.find(torch.ones(2, 3, dtype=torch.float32))
         assert rounding() == dict.fromkeys(ROUNDING, before)
 
 
@@ -381,7 +386,7 @@ def test_the_last_of_several_threads_puts_the_settings_back():
 
 
 def test_nothing_is_nearest_to_no_tokens():
-    assert NearestCenters(torch.eye(3)).find(torch.empty(0, 3)).shape == (0,)
+    assert NearestCenters(torch.eye(3, dtype=torch.float32)).find(torch.empty(0, 3, dtype=torch.float32)).shape == (0,)
 
 
 @settings(deadline=None, max_examples=60)
@@ -431,18 +436,20 @@ def test_what_float64_looks_at_together_is_bounded(monkeypatch):
         "_nearest_of_candidates",
         lambda x, rows, c, pairs: (largest.append(len(pairs)), real(x, rows, c, pairs))[1],
     )
-    x, centers = make("repeated", 120, 50, 4, 0)[0], torch.ones(50, 4)
+    x, centers = make("repeated", 120, 50, 4, 0)[0], torch.ones(50, 4, dtype=torch.float32)
     assert nearest_in_float64(x, centers).tolist() == [0] * 120
     assert max(largest) <= 600
 
 
 def test_the_origin_is_amid_the_most_centres():
-    centers = torch.randn(99, 5, generator=torch.Generator().manual_seed(0)) + 7
+    centers = torch.randn(99, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float32) + 7
     alone = module._origin(centers)
     torch.testing.assert_close(alone, centers.double().mean(0))
-    torch.testing.assert_close(module._origin(torch.cat([centers, torch.full((1, 5), 1e9)])), alone)
-    assert module._origin(torch.ones(1, 3)).tolist() == [1, 1, 1]
-    assert bool(module._origin(torch.full((2, 3), torch.nan)).isnan().all())
+    torch.testing.assert_close(
+        module._origin(torch.cat([centers, torch.full((1, 5), 1e9, dtype=torch.float32)])), alone
+    )
+    assert module._origin(torch.ones(1, 3, dtype=torch.float32)).tolist() == [1, 1, 1]
+    assert bool(module._origin(torch.full((2, 3), torch.nan, dtype=torch.float32)).isnan().all())
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])

@@ -18,7 +18,7 @@ def _inputs(n_features, n_classes, seed, levels=4):
     def draw(*shape):
         return torch.randint(1, levels + 1, shape, generator=generator).double() / (levels + 1)
 
-    present = torch.rand(n_classes, generator=generator) < 0.8
+    present = torch.rand(n_classes, generator=generator, dtype=torch.float32) < 0.8
     predicted = (draw(n_features, n_classes) * 40).round()
     positives = present * (draw(n_classes) * 40).round()
     val = Judgement(
@@ -36,7 +36,7 @@ def _inputs(n_features, n_classes, seed, levels=4):
         "base_ce": draw(n_classes),
         "purity": draw(n_classes, 3),
         "train_counts": torch.randint(1, 50, (n_classes,), generator=generator),
-        "fitted": torch.rand(n_classes, generator=generator) < 0.8,
+        "fitted": torch.rand(n_classes, generator=generator, dtype=torch.float32) < 0.8,
     }
 
 
@@ -145,16 +145,18 @@ def test_best_features_go_to_the_lower_at_a_tie_and_are_none_without_a_probe():
 def test_inputs_that_disagree_are_refused():
     given_ = _all_present(3, 2)
     with pytest.raises(ValueError, match=r"coef has shape \(2, 2\), wanted \(3, 2\)"):
-        score_encoding(**given_ | {"coef": torch.zeros(2, 2)})
+        score_encoding(**given_ | {"coef": torch.zeros(2, 2, dtype=torch.float32)})
     with pytest.raises(ValueError, match=r"purity has shape \(3,\), wanted \(2, 3\)"):
-        score_encoding(**given_ | {"purity": torch.zeros(3)})
+        score_encoding(**given_ | {"purity": torch.zeros(3, dtype=torch.float32)})
     with pytest.raises(ValueError, match=r"loss has shape \(2, 2\), wanted \(3, 2\)"):
-        score_encoding(**given_ | {"val": dataclasses.replace(given_["val"], loss=torch.zeros(2, 2))})
+        score_encoding(
+            **given_ | {"val": dataclasses.replace(given_["val"], loss=torch.zeros(2, 2, dtype=torch.float32))}
+        )
     unfitted = given_["train_ce"].clone()
     unfitted[:, 1] = torch.nan
     with pytest.raises(ValueError, match="marked as fitted is NaN"):
         score_encoding(**given_ | {"train_ce": unfitted})
-    nowhere = dataclasses.replace(given_["val"], average_precision=torch.full((3, 2), torch.nan))
+    nowhere = dataclasses.replace(given_["val"], average_precision=torch.full((3, 2), torch.nan, dtype=torch.float32))
     with pytest.raises(ValueError, match="map is nan"):
         score_encoding(**given_ | {"val": nowhere})
 

@@ -547,6 +547,7 @@ class MiniBatchKMeans:
         x = self._prepare(x)
         return {1: error_sums(x, x.double() - self.cluster_centers_[self._nearest().find(x.float())], std)}
 
+    @isolated()
     def state_dict(self) -> dict[str, Tensor]:
         """`cluster_centers` float32 (n_clusters, d), `counts` int64 (n_clusters,), and the parameters by name, int64 or float64 (): copies.
 
@@ -561,6 +562,7 @@ class MiniBatchKMeans:
     def _centers_and_counts(self) -> dict[str, Tensor]:
         return {"cluster_centers": snapshot(self.cluster_centers_), "counts": snapshot(self.counts_)}
 
+    @isolated()
     def checkpoint(self) -> dict[str, Tensor]:
         """What `resume` needs to go on exactly, as copies; the parameters are not in it.
 
@@ -594,6 +596,7 @@ class MiniBatchKMeans:
             **({"cluster_centers": snapshot(self.cluster_centers_)} if seeding.tried else {}),
         }
 
+    @isolated()
     def resume(self, checkpoint: Mapping[str, Tensor]) -> Self:
         """Take up what `checkpoint` returned, on this one's parameters; then `go_on`, or `partial_fit`.
 

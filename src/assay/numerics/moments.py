@@ -123,6 +123,7 @@ class StreamingMoments:
             raise ValueError("found 0 tokens, wanted at least 1: call partial_fit with a batch that is not empty")
         return self._moments
 
+    @isolated()
     def state_dict(self) -> dict[str, Tensor]:
         """`mean` and `std`, float64 (d,), and `count`, int64 ()."""
         count = torch.tensor(self.count_, dtype=torch.int64, device="cpu")

@@ -266,6 +266,7 @@ class StreamingPCA:
             done = k
         return errors
 
+    @isolated()
     def state_dict(self) -> dict[str, Tensor]:
         """`mean` (d,), `components` (n_components, d) and `explained_variance` (n_components,), float64; `whiten`, bool (): copies."""
         return {
@@ -275,6 +276,7 @@ class StreamingPCA:
             "whiten": torch.tensor(self.whiten, dtype=torch.bool, device="cpu"),
         }
 
+    @isolated()
     def checkpoint(self) -> dict[str, Tensor]:
         """What `resume` needs to go on exactly, as copies: `count` int64 (), `mean` float64 (d,) and `scatter` float64 (d, d)."""
         if self._moments is None:
@@ -282,6 +284,7 @@ class StreamingPCA:
         count = torch.tensor(self._moments.count, dtype=torch.int64, device="cpu")
         return {"count": count, "mean": snapshot(self._moments.mean), "scatter": snapshot(self._moments.second)}
 
+    @isolated()
     def resume(self, checkpoint: Mapping[str, Tensor]) -> Self:
         """Go on from what `checkpoint` returned, bit for bit as if there had been no break. ValueError on bad shapes."""
         mean, scatter = checkpoint["mean"], checkpoint["scatter"]
@@ -353,6 +356,7 @@ class Convergence:
         self.history_.append({"step": float(step), **found})
         return found
 
+    @isolated()
     def checkpoint(self) -> dict[str, Tensor]:
         """The PCA's, `history` float64 (looks, 3), NaN for the first's drift, and `leading` float64 (components, d), or (0, 0): copies."""
         names = ("step", "reconstruction_error", "subspace_drift")
@@ -362,6 +366,7 @@ class Convergence:
         history = torch.tensor(rows, dtype=torch.float64, device="cpu").reshape(-1, len(names))
         return {**self._pca.checkpoint(), "history": history, "leading": leading}
 
+    @isolated()
     def resume(self, checkpoint: Mapping[str, Tensor]) -> Self:
         """Go on from what `checkpoint` returned, the PCA too, bit for bit as if there had been no break."""
         self._pca.resume(checkpoint)

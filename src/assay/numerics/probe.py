@@ -343,6 +343,7 @@ class LogisticProbe1d:
             )
         return error
 
+    @isolated()
     def state_dict(self) -> dict[str, Tensor]:
         """What was fitted and how, as tensors by name, copies: float64 but for `n_iter` and `max_iter` int64, and `converged` and
         `balanced` bool. What is held in memory together, `slab_features` and `slab_rows`, changes no result, and is not in it."""
@@ -356,6 +357,7 @@ class LogisticProbe1d:
         return fitted | how
 
     @classmethod
+    @isolated()
     def from_state(cls, state: Mapping[str, Tensor]) -> LogisticProbe1d:
         """A fitted probe from its `state_dict`, that judges, certifies and fits as the one that left it.
 
