@@ -5,7 +5,7 @@ export DO_NOT_TRACK = true
 export KEDRO_DISABLE_TELEMETRY = true
 export MLFLOW_DISABLE_TELEMETRY = true
 
-.PHONY: install run test lint bench format clean
+.PHONY: install run test settings lint bench format clean
 
 install: .venv/.installed
 
@@ -19,6 +19,11 @@ run: install
 
 test: install lint
 	$(BIN)/pytest
+
+# The numerics' tests under whatever a process may set torch to.
+settings: install
+	for setting in float64 bfloat16 autocast inference deterministic medium 1-thread 4-threads; do \
+		echo $$setting; TORCH_SETTING=$$setting $(BIN)/pytest -q tests/numerics || exit 1; done
 
 lint: install
 	$(BIN)/ruff check .

@@ -262,3 +262,12 @@ def test_any_finite_rows_have_finite_points_in_their_range(values, seed):
     width = float(x.double().max() - x.double().min()) + 1e-6 * float(x.double().abs().max()) + 1e-30
     assert kept.min() >= float(x.double().min()) - width
     assert kept.max() <= float(x.double().max()) + width
+
+
+def test_cells_are_the_same_of_float32_which_stays_as_it_is():
+    t = torch.randn(200, generator=torch.Generator().manual_seed(0), dtype=torch.float32) * 9
+    before = t.clone()
+    cells = CellMap(torch.zeros(1, dtype=torch.float64), torch.ones(1, dtype=torch.float64))
+    for found, wanted in zip(cells.cells(t), cells.cells(t.double()), strict=True):
+        assert torch.equal(found, wanted)
+    assert torch.equal(t, before)

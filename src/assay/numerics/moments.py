@@ -63,8 +63,9 @@ def batch_moments(x: Tensor) -> Moments:
     mean = x.mean(0)
     second = (x - mean).square().sum(0)
     doubtful = (second <= _ROUNDING * len(x) * mean.square()).nonzero()[:, 0]
-    constant = doubtful[(x[:, doubtful] == x[0, doubtful]).all(0)]
-    mean[constant], second[constant] = x[0, constant] + 0.0, 0.0  # and not -0.0
+    if len(doubtful):
+        constant = doubtful[(x[:, doubtful] == x[0, doubtful]).all(0)]
+        mean[constant], second[constant] = x[0, constant] + 0.0, 0.0  # and not -0.0
     return Moments(x.shape[0], mean, second)
 
 

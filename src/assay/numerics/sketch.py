@@ -107,6 +107,7 @@ class CellMap:
     @isolated()
     def cells(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """The cell of every t, int64, and |t| + 1 less the middle of that cell, float64."""
+        t = t.double()  # so that the float32s below are copies
         shift = _MANTISSA - self.bits
         last = (_ONE >> shift) + (self.octaves << self.bits) - 1
         v = t.abs().add_(1)
