@@ -149,8 +149,8 @@ def fused_kernel(device: torch.device) -> TwoBest | None:
 class NearestCenters:
     """Centres made ready to find the nearest of them for many tokens.
 
-    centers: float32 (K, d), which must not change while this is in use. dtypes: of the products that are tried, in this order, before float64 settles what is left; by
-    default the fastest of the device, then float32. They change the time, never the answer.
+    centers: float32 (K, d), which must not change while this is in use. dtypes: of the products that are tried, in this order, before
+    float64 settles what is left; by default the fastest of the device, then float32. They change the time, never the answer.
     """
 
     @isolated()
