@@ -475,8 +475,16 @@ def test_a_probes_state_without_how_it_was_fitted_is_refused():
         LogisticProbe1d.from_state(state)
 
 
-def test_centres_that_are_not_finite_are_refused():
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_states_that_are_not_finite_are_refused(bad):
     state = _fitted().kmeans.state_dict()
-    state["cluster_centers"][1, 1] = torch.nan
-    with pytest.raises(ValueError, match="found cluster_centers that hold NaN or infinity"):
+    state["cluster_centers"][1, 1] = bad
+    with pytest.raises(ValueError, match=r"found cluster_centers of torch.float32 that hold NaN, infinity"):
         MiniBatchKMeans.from_state(state)
+    with pytest.raises(ValueError, match=r"found cluster_centers of torch.bool"):
+        MiniBatchKMeans.from_state(state | {"cluster_centers": state["cluster_centers"] > 0})
+    for name in ("mean", "components", "explained_variance"):
+        state = _fitted().pca.state_dict()
+        state[name].view(-1)[0] = bad
+        with pytest.raises(ValueError, match="found a PCA's state that holds NaN or infinity"):
+            StreamingPCA.from_state(state)

@@ -103,6 +103,8 @@ def test_a_restored_state_goes_on_where_it_stopped():
         ({"std": torch.tensor([1.0, -2.0], dtype=torch.float32)}, "std of -2"),
         ({"mean": torch.tensor([1.0, torch.nan], dtype=torch.float32)}, "1 values of mean"),
         ({"mean": torch.zeros(3, dtype=torch.float32)}, r"mean \(3,\) and std \(2,\)"),
+        ({"mean": torch.zeros(2, dtype=torch.bool)}, "found a mean of torch.bool, wanted real numbers"),
+        ({"std": torch.ones(2, dtype=torch.complex64)}, "found a std of torch.complex64, wanted real numbers"),
     ],
 )
 def test_a_state_that_cannot_be_is_refused(change, message):
@@ -194,6 +196,8 @@ def test_outlier_dimensions_decide_nothing():
             torch.full((8,), torch.inf, dtype=torch.float32),
             "8 values of std that are not finite",
         ),
+        (torch.zeros(8, dtype=torch.bool), torch.ones(8, dtype=torch.float32), "found a mean of torch.bool"),
+        (torch.zeros(8, dtype=torch.float32), torch.ones(8, dtype=torch.complex64), "found a std of torch.complex64"),
         (torch.zeros(7, dtype=torch.float32), torch.ones(7, dtype=torch.float32), "8 dimensions, wanted 7"),
         (torch.zeros(8, 1, dtype=torch.float32), torch.ones(8, 1, dtype=torch.float32), r"wanted \(d,\)"),
     ],

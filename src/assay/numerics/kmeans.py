@@ -652,8 +652,10 @@ class MiniBatchKMeans:
                 f"found cluster_centers {tuple(centers.shape)} and counts {tuple(counts.shape)}, "
                 "wanted (n_clusters, d) and (n_clusters,): is it a k-means' state?"
             )
-        if not bool(centers.isfinite().all()):
-            raise ValueError("found cluster_centers that hold NaN or infinity, wanted finite ones: fit it again")
+        if not centers.is_floating_point() or not bool(centers.isfinite().all()):
+            raise ValueError(
+                f"found cluster_centers of {centers.dtype} that hold NaN, infinity or no real numbers, wanted finite ones: fit it again"
+            )
         restored = cls(centers.shape[0])
         for name in _PARAMETERS.keys() & state.keys():
             value = state[name].item()

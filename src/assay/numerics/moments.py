@@ -134,8 +134,8 @@ class StreamingMoments:
     @isolated()
     def from_state(cls, state: Mapping[str, Tensor]) -> Self:
         """The estimator that left `state`; it can go on with partial_fit. ValueError for a state that cannot be."""
+        check_mean_std(state["mean"], state["std"])
         mean, std, count = snapshot(state["mean"]).double(), state["std"].double(), int(state["count"])
-        check_mean_std(mean, std)
         if count < 1:
             raise ValueError(f"found statistics over {count} tokens, wanted at least 1: compute them again")
         restored = cls()

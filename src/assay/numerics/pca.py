@@ -311,6 +311,8 @@ class StreamingPCA:
         if axes.mean.shape != (d,) or axes.components.shape != (r, d) or axes.variance.shape != (r,) or not 1 <= r <= d:
             shapes = ", ".join(f"{name} {tuple(value.shape)}" for name, value in axes._asdict().items())
             raise ValueError(f"found {shapes}, wanted (d,), (n_components, d), (n_components,): is it a PCA's state?")
+        if not all(bool(value.isfinite().all()) for value in axes):
+            raise ValueError("found a PCA's state that holds NaN or infinity, wanted finite numbers: fit it again")
         restored = cls(r, whiten=bool(state["whiten"]) if "whiten" in state else False)
         restored._axes = axes
         return restored
