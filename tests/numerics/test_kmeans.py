@@ -664,6 +664,7 @@ def test_nmse_is_that_of_putting_tokens_on_their_centres():
         ({"init_size": 2}, "found init_size = 2, wanted at least 3"),
         ({"max_no_improvement": 0}, "found max_no_improvement = 0"),
         ({"reassignment_ratio": 1.5}, "found reassignment_ratio = 1.5"),
+        ({"seed": 2**63}, "found seed = 9223372036854775808, wanted an int64"),
     ],
 )
 def test_parameters_out_of_range_are_refused(parameters, message):

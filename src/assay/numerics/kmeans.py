@@ -234,6 +234,7 @@ def _decayed(counts: Tensor, decay: float) -> Tensor:
     return (counts.float() * decay).ceil().to(torch.int64)
 
 
+# What a state holds of the parameters, as tensors of these dtypes.
 _PARAMETERS = {
     **dict.fromkeys(("seed", "n_init", "init_size", "max_iter", "max_no_improvement"), torch.int64),
     **dict.fromkeys(("tol", "reassignment_ratio", "decay"), torch.float64),
@@ -439,6 +440,8 @@ class MiniBatchKMeans:
         for name, bound in least.items():
             if not getattr(self, name) >= bound:
                 raise ValueError(f"found {name} = {getattr(self, name)}, wanted at least {bound}: change {name}")
+        if not -(2**63) <= self.seed < 2**63:
+            raise ValueError(f"found seed = {self.seed}, wanted an int64: change seed")
         if not 0 < self.decay <= 1:
             raise ValueError(f"found decay = {self.decay}, wanted more than 0 and at most 1, which forgets nothing")
         if not 0 <= self.reassignment_ratio <= 1:

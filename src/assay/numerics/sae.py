@@ -185,9 +185,8 @@ def _find(tensors: Mapping[str, Tensor], name: str) -> Tensor | None:
         return None
     (first, tensor), *others = found.items()
     for alias, other in others:
-        if other.shape != tensor.shape or not torch.allclose(
-            other, tensor, rtol=1e-6, atol=0
-        ):  # a logarithm is rounded
+        # Not bit for bit: the logarithm of a threshold is rounded.
+        if other.shape != tensor.shape or not torch.allclose(other, tensor, rtol=1e-6, atol=0):
             raise ValueError(
                 f"found {first} and another {alias}, wanted one {name}: save the one that it was trained with"
             )
