@@ -266,11 +266,11 @@ def test_tokens_that_want_gradients_give_the_same_and_are_let_go(dtype):
         assert seen() is None, models
 
 
-def test_the_process_settings_of_torch_change_nothing(setting, request):
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_the_process_settings_of_torch_change_nothing(setting, dtype, request):
     wanted = _wanted()  # before the setting is in force
     with setting:
-        x = _tokens()
-        found = _battery(x)
+        found = _battery(_tokens().to(dtype))
     by_rounding = any(name in request.node.name for name in ("medium", "threads"))
     _assert_same(found, **({"rtol": 1e-5, "atol": 1e-4} if by_rounding else {}))
     made_here = ("kmeans errors", "pca errors", "sae errors", "l0")

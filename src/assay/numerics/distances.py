@@ -222,6 +222,7 @@ class _Product:
     what b may be too large is `_slack`: p(c) >= s(c) >= s(b) >= p(b) - slack for the c that is nearest.
     """
 
+    @isolated()
     def __init__(self, centers: Tensor, dtype: torch.dtype) -> None:
         n_clusters, self._d = centers.shape
         self._n_groups = -(-n_clusters // _GROUP)
@@ -260,6 +261,7 @@ class _Product:
     def _round_up(self, values: Tensor) -> Tensor:
         return (values * (1 + 4 * self._unit) + self._least_step).to(self._dtype)
 
+    @isolated()
     def candidates(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Pairs (row, centre), int64, by row and then centre, of all that may be nearest to rows of x (n, d), shifted.
 

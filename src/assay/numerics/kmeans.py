@@ -462,7 +462,8 @@ class MiniBatchKMeans:
                 break
         if not found:
             raise ValueError("found 0 tokens in stream(0), wanted at least n_clusters: is the split empty?")
-        tokens = torch.cat(found)
+        with isolated():
+            tokens = torch.cat(found)
         return tokens[:size], tokens[size : 2 * size] if n > size else None
 
     @isolated()
