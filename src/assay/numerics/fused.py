@@ -1,10 +1,10 @@
-"""The nearest centre of every token in four Triton kernels for Hopper, with nothing for the host to look at in between.
+"""The nearest centre of every token in five Triton kernels for Hopper, with nothing for the host to look at in between.
 
 1. `_prepare`: a token less the origin, rounded, with the bounds that ride along in the product, and their float32 norms.
 2. `_two_best`: of each tile of 256 centres the largest score and the second, as float32 whose low eight bits say which column it is. The
    scores themselves are never written down.
 3. `_shortlist`: which centres a row leaves in question: one as a rule, a few at times, too many seldom.
-4. `_settle`: of a few the nearest by differences in float64.
+4. `_settle`: of a few the nearest by differences in float64; and `_settle_crowded`, where a tile has two of them, among all of the tile.
 
 What the bounds are, and why they hold: `assay.numerics.distances._Product`.
 """
@@ -145,6 +145,8 @@ def _shortlist(  # type: ignore[no-untyped-def]
     bounds,
     least_of,
     labels,
+    queue,
+    queued,
     n,
     n_centers,
     n_tiles,
@@ -176,18 +178,22 @@ def _shortlist(  # type: ignore[no-untyped-def]
     clear = clear & (tl.abs(least) < 2.9e38) & (size < 2.9e38)  # neither infinite nor NaN
     n_near = tl.sum((tops >= least[:, None]).to(tl.int32), 1)
     n_crowded = tl.sum((rests >= least[:, None]).to(tl.int32), 1)
-    asked = (n_near <= MOST_NEAR) & (n_crowded <= MOST_CROWDED)
-    label = tl.where((n_near == 1) & (n_crowded == 0), seeming, tl.where(asked, -2, -1))
-    tl.store(labels + rows, tl.where(clear, label, -1).to(tl.int64), mask=rows < n)
+    few = clear & (n_near <= MOST_NEAR)
+    label = tl.where(few & (n_crowded == 0), tl.where(n_near == 1, seeming, -2), -1)
+    tl.store(labels + rows, label.to(tl.int64), mask=rows < n)
     tl.store(least_of + rows, least, mask=rows < n)
+    # In which order the queue is filled changes no answer.
+    crowded = few & (n_crowded > 0) & (n_crowded <= MOST_CROWDED)
+    place = tl.atomic_add(queued + tl.zeros((ROWS,), tl.int32), 1, mask=crowded)
+    tl.store(queue + place, rows, mask=crowded)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _squared(x, centers, members, wanted, d, c_stride, DIMS: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: N803
-    """|x - c|^2 of the wanted members, float64, infinite for the others; all in one order of summation."""
+    """|x - c|^2 of the wanted members, float64, infinite for the others."""
     rows = centers + members.to(tl.int64)[:, None] * c_stride
     squared = tl.zeros(members.shape, tl.float64)
-    for begin in range(0, tl.where(tl.max(wanted.to(tl.int32), 0) > 0, d, 0), DIMS):
+    for begin in range(0, d, DIMS):
         dims = begin + tl.arange(0, DIMS)
         inside = wanted[:, None] & (dims < d)[None, :]
         a = tl.load(x + dims, mask=dims < d, other=0.0).to(tl.float64)
@@ -198,11 +204,22 @@ def _squared(x, centers, members, wanted, d, c_stride, DIMS: tl.constexpr):  # t
 
 
 @triton.jit  # type: ignore[untyped-decorator]
+def _lowest(squared, members, n_centers, d):  # type: ignore[no-untyped-def]
+    """The least, and the lowest index whose distance differs from it by no more than rounding."""
+    least = tl.min(squared, 0)
+    return least, tl.min(tl.where(squared * _alike(d) <= least, members, n_centers), 0)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _alike(d):  # type: ignore[no-untyped-def]
+    return 1.0 - tl.cast((d + 4) * 2.3e-16, tl.float64)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
 def _settle(  # type: ignore[no-untyped-def]
     x,
     centers,
     best,
-    second,
     least_of,
     labels,
     n_centers,
@@ -218,28 +235,56 @@ def _settle(  # type: ignore[no-untyped-def]
     if tl.load(labels + row) == -2:
         tiles = tl.arange(0, TILES)
         tops = tl.load(best + row * n_tiles + tiles, mask=tiles < n_tiles, other=float("-inf"))
+        members = tiles * TILE + (tops.to(tl.int32, bitcast=True) & (TILE - 1))
+        near = tops >= tl.load(least_of + row)
+        squared = _squared(x + row * x_stride, centers, members, near, d, c_stride, DIMS)
+        _, label = _lowest(squared, members, n_centers, d)
+        tl.store(labels + row, label.to(tl.int64))
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _settle_crowded(  # type: ignore[no-untyped-def]
+    x,
+    centers,
+    best,
+    second,
+    least_of,
+    labels,
+    queue,
+    queued,
+    n_centers,
+    n_tiles,
+    d,
+    x_stride,
+    c_stride,
+    PROGRAMS: tl.constexpr,  # noqa: N803
+    TILES: tl.constexpr,  # noqa: N803
+    TILE: tl.constexpr,  # noqa: N803
+    DIMS: tl.constexpr,  # noqa: N803
+):
+    tiles = tl.arange(0, TILES)
+    for place in range(tl.program_id(0), tl.load(queued), PROGRAMS):
+        row = tl.load(queue + place).to(tl.int64)
+        tops = tl.load(best + row * n_tiles + tiles, mask=tiles < n_tiles, other=float("-inf"))
         rests = tl.load(second + row * n_tiles + tiles, mask=tiles < n_tiles, other=float("-inf"))
         least = tl.load(least_of + row)
         crowded = rests >= least
-        # Of centres whose distances differ by no more than rounding the lowest index.
-        alike = 1.0 - tl.cast((d + 4) * 2.3e-16, tl.float64)
+        number = tl.cumsum(crowded.to(tl.int32), 0)
         members = tiles * TILE + (tops.to(tl.int32, bitcast=True) & (TILE - 1))
         alone = (tops >= least) & (rests < least)
-        squared = _squared(x + row * x_stride, centers, members, alone, d, c_stride, DIMS)
-        least_squared = tl.min(squared, 0)
-        label = tl.min(tl.where(squared * alike <= least_squared, members, n_centers), 0)
-        label = tl.where(least_squared < float("inf"), label, n_centers)
-        current = -1
-        for _ in range(tl.sum(crowded.to(tl.int32), 0)):
-            current = tl.min(tl.where(crowded & (tiles > current), tiles, TILES), 0)
-            for start in range(current * TILE, tl.minimum((current + 1) * TILE, n_centers), 64):
-                members = start + tl.arange(0, 64)
-                squared = _squared(x + row * x_stride, centers, members, members < n_centers, d, c_stride, DIMS)
-                nearest = tl.min(squared, 0)
-                member = tl.min(tl.where(squared * alike <= nearest, members, n_centers), 0)
-                closer = (nearest < least_squared * alike) | ((nearest * alike <= least_squared) & (member < label))
-                label = tl.where(closer, member, label)
-                least_squared = tl.minimum(nearest, least_squared)
+        nearest, label = _lowest(
+            _squared(x + row * x_stride, centers, members, alone, d, c_stride, DIMS), members, n_centers, d
+        )
+        label = tl.where(nearest < float("inf"), label, n_centers)
+        for index in range(1, tl.sum(crowded.to(tl.int32), 0) + 1):
+            tile = tl.sum(tl.where(crowded & (number == index), tiles, 0), 0)
+            block = tile * TILE + tl.arange(0, TILE)
+            closest, member = _lowest(
+                _squared(x + row * x_stride, centers, block, block < n_centers, d, c_stride, DIMS), block, n_centers, d
+            )
+            closer = (closest < nearest * _alike(d)) | ((closest * _alike(d) <= nearest) & (member < label))
+            label = tl.where(closer, member, label)
+            nearest = tl.minimum(closest, nearest)
         tl.store(labels + row, label.to(tl.int64))
 
 
@@ -301,6 +346,8 @@ def _nearest(x: Tensor, centers: Tensor, origin: Tensor, product: Product) -> Te
     )
     tiles = triton.next_power_of_2(n_tiles)
     rows = max(1, 512 // tiles)
+    queue = torch.empty(n, dtype=torch.int32, device=x.device)
+    queued = torch.zeros(1, dtype=torch.int32, device=x.device)
     _shortlist[(triton.cdiv(n, rows),)](
         best,
         second,
@@ -309,6 +356,8 @@ def _nearest(x: Tensor, centers: Tensor, origin: Tensor, product: Product) -> Te
         product.bounds,
         least,
         labels,
+        queue,
+        queued,
         n,
         len(centers),
         n_tiles,
@@ -321,21 +370,12 @@ def _nearest(x: Tensor, centers: Tensor, origin: Tensor, product: Product) -> Te
         MOST_NEAR=_MOST_NEAR,
         MOST_CROWDED=_MOST_CROWDED,
     )
-    _settle[(n,)](
-        x,
-        centers,
-        best,
-        second,
-        least,
-        labels,
-        len(centers),
-        n_tiles,
-        d,
-        x.stride(0),
-        centers.stride(0),
-        TILES=tiles,
-        TILE=_TILE,
-        DIMS=16,
+    sizes = (len(centers), n_tiles, d, x.stride(0), centers.stride(0))
+    shapes = {"TILES": tiles, "TILE": _TILE, "DIMS": 16}
+    _settle[(n,)](x, centers, best, least, labels, *sizes, **shapes)
+    programs = 2 * _multiprocessors(x.device)
+    _settle_crowded[(programs,)](
+        x, centers, best, second, least, labels, queue, queued, *sizes, PROGRAMS=programs, **shapes, num_warps=16
     )
     return labels
 
