@@ -203,14 +203,14 @@ def _squared(x, centers, members, wanted, d, c_stride, DIMS: tl.constexpr):  # t
     return tl.where(wanted, squared, float("inf"))
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def _lowest(squared, members, n_centers, d):  # type: ignore[no-untyped-def]
     """The least, and the lowest index whose distance differs from it by no more than rounding."""
     least = tl.min(squared, 0)
     return least, tl.min(tl.where(squared * _alike(d) <= least, members, n_centers), 0)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def _alike(d):  # type: ignore[no-untyped-def]
     return 1.0 - tl.cast((d + 4) * 2.3e-16, tl.float64)
 
