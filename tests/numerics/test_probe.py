@@ -839,5 +839,10 @@ def test_on_cuda_the_probes_are_the_same(kind, class_weight):
         found = LogisticProbe1d(class_weight=class_weight).fit(_as_format(x, code_format), labels.cuda(), n_classes)
         codes = _as_format(x, code_format)
         mine = {name: tensor.cpu() for name, tensor in _everything(found, codes, labels.cuda()).items()}
-        _assert_same(mine, _everything(wanted, codes, labels), atol=1e-8, but=("n_iter",))
+        theirs = _everything(wanted, codes, labels)
+        # Where p is 0.5 but for rounding, a row is predicted or not by the order of a sum.
+        on_edge = (theirs["coef_standardized"] == 0) & (theirs["intercept_standardized"].abs() < 1e-12)
+        for name in ("hits", "predicted"):
+            mine[name], theirs[name] = (each[name].masked_fill(on_edge, 0) for each in (mine, theirs))
+        _assert_same(mine, theirs, atol=1e-8, but=("n_iter",))
         assert found.certify(codes, labels.cuda(), _pairs()).ce_error < 1e-9

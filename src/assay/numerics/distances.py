@@ -26,6 +26,8 @@ _DISTANCE_BYTES = 64 * 2**20
 _TILE_BYTES = {"cpu": 8 * 2**20, "cuda": 512 * 2**20}
 # Centres are looked at in so many groups first, by the best score of each: only groups with a candidate are looked into.
 _GROUP = 64
+# On a GPU they are filled up to whole tiles of the fused kernels.
+_FUSED_TILE = 256
 _MOST_GROUPS = 16
 # In float64, pairs of a row and a centre that are looked at together; and the share of them above which all are taken by differences:
 # a pair picked out costs some thirty times as much.
@@ -116,34 +118,41 @@ def sums_in_float32() -> Iterator[None]:
                     setattr(settings, name, before)
 
 
-TwoBest = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
+Nearest = Callable[[Tensor, Tensor, Tensor, "_Product"], Tensor]
 
 
 @cache
-def fused_kernel(device: torch.device) -> TwoBest | None:
-    """The kernel of `fused.py` where there is CUDA, Triton, and the kernel agrees with torch on a product of random numbers.
+def fused_kernels(device: torch.device) -> Nearest | None:
+    """`fused.nearest` where there is Triton and a GPU of Hopper's kind or later, and where what it finds in a trial is right.
 
-    Not yet run on a GPU, hence the trial; elsewhere, and where it fails, torch writes the scores down.
+    Compilers have been wrong: the trial has rows of one candidate, of a few, and of several in several tiles. Elsewhere, and where it
+    fails, torch writes the scores down.
     """
     if device.type != "cuda":
         return None
     try:
-        from assay.numerics.fused import two_best
+        from assay.numerics.fused import nearest
 
+        if torch.cuda.get_device_capability(device) < (9, 0):
+            return None
         generator = torch.Generator().manual_seed(0)
-        for dtype in (torch.float16, torch.bfloat16):
-            x, c = (
-                torch.randn(rows, 100, generator=generator, dtype=torch.float32, device="cpu").to(device, dtype)
-                for rows in (300, 200)
-            )
-            best, second, where = two_best(x, c)
-            wanted, places = (x.float() @ c.float().T).topk(2, dim=1)
-            torch.testing.assert_close(torch.stack([best, second], dim=1), wanted, rtol=1e-3, atol=1e-3)
-            torch.testing.assert_close(where, places[:, 0])
+        drawn = torch.randn(1400, 100, generator=generator, dtype=torch.float32, device="cpu").to(device)
+        x, distinct = drawn.split([300, 1100])
+        repeated = distinct[torch.randint(0, 300, (1100,), generator=generator, device="cpu").to(device)]
+        origin = torch.zeros(100, dtype=torch.float32, device=device)
+        for centers in (distinct, repeated):
+            wanted = nearest_in_float64(x, centers)
+            for dtype in (torch.float16, torch.bfloat16):
+                found = nearest(x, centers, origin, _Product(centers, dtype))
+                right, settled = found == wanted, found >= 0
+                if not bool(right[settled].all()) or int(settled.sum()) < 200:
+                    raise ArithmeticError(
+                        f"of 300 in {dtype} it settled {int(settled.sum())}, {int(right.sum())} right"
+                    )
     except Exception as error:  # whatever goes wrong in a compiler that is not ours
-        logger.warning("the fused kernel is not used: %s", error)
+        logger.warning("the fused kernels are not used: %s", error)
         return None
-    return two_best
+    return nearest
 
 
 class NearestCenters:
@@ -170,7 +179,8 @@ class NearestCenters:
         It is that of float64 distances by differences but where the two best differ by float64's rounding.
         """
         labels = torch.full((len(x),), -1, dtype=torch.int64, device=x.device)
-        left = torch.arange(len(x), device=x.device)
+        left: Tensor | None = None  # of all rows those without a label; None: all
+        fused = fused_kernels(x.device)
         exact = float32_is_exact()
         for dtype in self._dtypes:
             if dtype == torch.float32 and not exact:
@@ -179,11 +189,20 @@ class NearestCenters:
                 self._products[dtype] = _Product(self._shifted, dtype)
             if not self._products[dtype].holds_the_centers:
                 continue
-            for rows in torch.split(left, max(1, _TILE_BYTES[x.device.type] // (2 * len(self._centers)))):
-                self._settle(x, rows, labels, self._products[dtype])
-            left = left[labels[left] < 0]
+            product = self._products[dtype]
+            if fused is not None and dtype != torch.float32:
+                found = fused(x if left is None else x[left], self._centers, self._origin, product)
+                labels = found if left is None else labels.index_copy_(0, left, found)
+            else:
+                if left is None:
+                    left = torch.arange(len(x), device=x.device)
+                for rows in torch.split(left, max(1, _TILE_BYTES[x.device.type] // (2 * len(self._centers)))):
+                    self._settle(x, rows, labels, product)
+            left = (labels < 0).nonzero()[:, 0]
             if not len(left):
                 return labels
+        if left is None:
+            return nearest_in_float64(x, self._centers)
         labels[left] = nearest_in_float64(x[left], self._centers)
         return labels
 
@@ -218,29 +237,30 @@ class _Product:
       m 2^-23 times the sum of their magnitudes, and g = (d + 8) 2^-23 leaves enough for x and c, which the shift has rounded.
 
     So |x - x'| + g |x'| meets |c|, |x'| meets |c - c'|, and g |c|^2 / 2 and whatever rounding takes off are added to the halved norm. All
-    are raised by `_margin`, for the rounding of the bounds themselves and of norms in float32. Where b seems the best, with p(b), twice
+    are raised by `margin`, for the rounding of the bounds themselves and of norms in float32. Where b seems the best, with p(b), twice
     what b may be too large is `_slack`: p(c) >= s(c) >= s(b) >= p(b) - slack for the c that is nearest.
     """
 
     @isolated()
     def __init__(self, centers: Tensor, dtype: torch.dtype) -> None:
         n_clusters, self._d = centers.shape
-        self._n_groups = -(-n_clusters // _GROUP)
+        rows = _FUSED_TILE if centers.is_cuda else _GROUP
+        self._n_groups = -(-n_clusters // rows) * rows // _GROUP
         self._dtype = dtype
         limits = torch.finfo(dtype)
-        self._unit = limits.eps / 2  # the relative error of one rounding
-        self._least_step = (
-            limits.tiny * limits.eps
-        )  # its absolute error is no more than half of this where it underflows
-        self._sums = (self._d + 8) * 2.0**-23
-        self._margin = 1 + 2.0**-6 + 2 * self._sums
+        self.unit = limits.eps / 2  # the relative error of one rounding
+        self.least_step = limits.tiny * limits.eps  # twice its absolute error where it underflows
+        self.sums = (self._d + 8) * 2.0**-23
+        self.margin = 1 + 2.0**-6 + 2 * self.sums
+        # A square below the least float32 is lost: a norm may be so much larger.
+        self.underflow = math.sqrt(self._d) * 2.0**-62
         norms = centers.norm(dim=1, dtype=torch.float64)
         halves = -0.5 * norms.square()
         # A score that would overflow may seem larger than it is: then it is asked again, and no other centre's is lost.
-        most = (halves * (1 - self._margin * self._sums)).clamp(min=-min(1e38, 0.9 * limits.max))
+        most = (halves * (1 - self.margin * self.sums)).clamp(min=-min(1e38, 0.9 * limits.max))
         high = most.to(dtype)
         low = most - high.double()
-        low = (low + 2 * self._unit * low.abs() + self._least_step).to(dtype)  # rounded up
+        low = (low + 2 * self.unit * low.abs() + self.least_step).to(dtype)  # rounded up
         # What fills the last group up is never near: below -|x| |c| and the halved norm of all that fits.
         matrix = self._allocate(self._n_groups * _GROUP, 0.0, centers.device)
         matrix[:, self._d : self._d + 4] = -limits.max
@@ -250,16 +270,15 @@ class _Product:
         bounds = torch.stack([high, low, self._round_up(norms), self._round_up(lost)], dim=1)
         matrix[:n_clusters, self._d : self._d + 4] = bounds
         self.holds_the_centers = bool(matrix.isfinite().all())
-        self._rows, self._matrix = matrix, matrix.T
-        self._bounds = torch.stack([norms, lost, high.double() + low.double() - halves], dim=1).float()
+        self.matrix = matrix
+        self.bounds = torch.stack([norms, lost, high.double() + low.double() - halves], dim=1).float()
 
     def _allocate(self, rows: int, value: float, device: torch.device) -> Tensor:
-        """(rows, d + 4 or a little more) of `value`; every row begins at a multiple of 128 bytes, as tensor cores load it fastest."""
-        columns = -(-(self._d + 4) // 8) * 8
-        return torch.full((rows, -(-columns // 64) * 64), value, dtype=self._dtype, device=device)[:, :columns]
+        """(rows, at least d + 4) of `value`; every row is a multiple of 128 bytes, as tensor cores load it fastest."""
+        return torch.full((rows, -(-(self._d + 4) // 64) * 64), value, dtype=self._dtype, device=device)
 
     def _round_up(self, values: Tensor) -> Tensor:
-        return (values * (1 + 4 * self._unit) + self._least_step).to(self._dtype)
+        return (values * (1 + 4 * self.unit) + self.least_step).to(self._dtype)
 
     @isolated()
     def candidates(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -270,31 +289,14 @@ class _Product:
         tokens = self._allocate(len(x), 1.0, x.device)
         tokens[:, : self._d] = x
         kept = tokens[:, : self._d].float()
-        # A square below the least float32 is lost: a norm may be so much larger.
-        underflow = math.sqrt(self._d) * 2.0**-62
-        norms = self._margin * kept.norm(dim=1)
-        lost = self._margin * (x - kept).norm(dim=1) + self._sums * norms + underflow
-        norms = norms + underflow
+        norms = self.margin * kept.norm(dim=1)
+        lost = self.margin * (x - kept).norm(dim=1) + self.sums * norms + self.underflow
+        norms = norms + self.underflow
         tokens[:, self._d + 2] = self._round_up(lost)
         tokens[:, self._d + 3] = self._round_up(norms)
-        two_best = fused_kernel(x.device) if self._dtype in (torch.float16, torch.bfloat16) else None
-        if two_best is None:
-            return self._among_all(tokens, norms, lost)
-        # The kernel settles the rows in which no second centre is near; only the others' scores are ever written down.
-        best, second, seeming = two_best(tokens, self._rows)
-        least = self._least(best, seeming, norms, lost, torch.float32)
-        single = (second < least) & least.isfinite() & (seeming < len(self._bounds))
-        several = (~single).nonzero()[:, 0]
-        rows, centers = self._among_all(tokens[several], norms[several], lost[several])
-        rows, centers = torch.cat([single.nonzero()[:, 0], several[rows]]), torch.cat([seeming[single], centers])
-        order = rows.argsort(stable=True)
-        return rows[order], centers[order]
-
-    def _among_all(self, tokens: Tensor, norms: Tensor, lost: Tensor) -> tuple[Tensor, Tensor]:
-        """The candidates by all scores of the tokens, as the product takes them."""
-        n = len(tokens)
+        n, used = len(x), -(-(self._d + 4) // 8) * 8
         with sums_in_float32():
-            scores = tokens @ self._matrix
+            scores = tokens[:, :used] @ self.matrix[:, :used].T
         most = scores.view(n, _GROUP, self._n_groups)  # centre j * n_groups + g is the j-th of group g
         most_of_group = most.amax(1)
         best, group = most_of_group.max(1)
@@ -314,7 +316,7 @@ class _Product:
         `scores`: the dtype that scores are written down in.
         """
         # What fills up can only seem the best where all is lost.
-        norm_of_best, lost_of_best, raised = self._bounds[seeming.clamp(max=len(self._bounds) - 1)].unbind(1)
+        norm_of_best, lost_of_best, raised = self.bounds[seeming.clamp(max=len(self.bounds) - 1)].unbind(1)
         return best - self._slack(best, lost * norm_of_best + norms * lost_of_best + raised, torch.finfo(scores))
 
     def _slack(self, best: Tensor, error: Tensor, scores: torch.finfo) -> Tensor:
@@ -322,7 +324,7 @@ class _Product:
         # A score is rounded as it is written down, and so is one as far below the best as this. What underflows is lost without a
         # relative bound.
         rounding = scores.eps / 2 * (best.abs() + 3 * error) + scores.tiny * scores.eps
-        slack: Tensor = 2.02 * (error * (1 + 8 * self._unit) + rounding + (self._d + 8) * 2.0**-120)
+        slack: Tensor = 2.02 * (error * (1 + 8 * self.unit) + rounding + (self._d + 8) * 2.0**-120)
         return slack
 
 
