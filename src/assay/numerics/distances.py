@@ -137,7 +137,7 @@ def fused_kernels(device: torch.device) -> Nearest | None:
             return None
         generator = torch.Generator().manual_seed(0)
         drawn = torch.randn(1400, 100, generator=generator, dtype=torch.float32, device="cpu").to(device)
-        x, distinct = drawn.split([300, 1100])
+        x, distinct = drawn[:300], drawn[300:]
         repeated = distinct[torch.randint(0, 300, (1100,), generator=generator, device="cpu").to(device)]
         origin = torch.zeros(100, dtype=torch.float32, device=device)
         for centers in (distinct, repeated):
