@@ -107,6 +107,7 @@ FORMS = ["rows", "points", "balanced rows", "balanced points"]
 
 
 @pytest.mark.parametrize("form", FORMS)
+@torch.inference_mode(False)  # in which the reference has no gradients
 def test_the_loss_is_that_of_a_loop_and_its_derivatives_are_those_of_autograd(form):
     losses, values, labels, theta = _losses(form=form)
     pairs = torch.tensor([11, 0, 5, 6])  # any pairs, in any order
