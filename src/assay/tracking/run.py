@@ -30,6 +30,7 @@ DETAILS = (
     "mean_train_ce",
     "mean_val_ce",
     "mean_feature_ce",
+    "median_feature_ce",
     "mean_margin",
     "negative_weights",
     "f1",
