@@ -555,7 +555,7 @@ addEventListener("load", () => setTimeout(() => {
   for (const table of document.querySelectorAll("table")) {
     if (table.tBodies[0].rows.length < 2) continue;
     const heads = [...table.querySelectorAll("th button")];
-    const column = heads.findIndex(head => ["mAP", "f1"].includes(head.textContent));
+    const column = heads.findIndex(head => ["mAP", "F1"].includes(head.textContent));
     const key = row => Number(row.cells[column].dataset.sort);
     const values = () => [...table.tBodies[0].rows].map(key).filter(value => !Number.isNaN(value));
     for (const falling of [false, true]) {
@@ -646,7 +646,7 @@ def test_the_page_works_in_a_browser_without_a_network(whole_run, tmp_path, widt
     ended = subprocess.run([*command, path.as_uri()], capture_output=True, text=True, timeout=120, check=True)
     found = json.loads(html.unescape(ended.stdout.partition('<pre id="found">')[2].partition("</pre>")[0]))
     assert found["faults"] == found["broken"] == found["outside"] == found["overlaps"] == []
-    assert set(found["charts"]) == set(FIGURES)
+    assert set(found["charts"]) == set(FIGURES) - {"convergence_pca"}  # one step: words, not a picture
     assert all(traces >= 2 for traces in found["charts"].values())
     assert (found["pictures"], found["unloaded"]) == (2 * 3 * 6, 0)  # methods, classes, images
     assert len(found["sorted"]) == 8
