@@ -22,7 +22,8 @@ LEGENDS = {
     "spectrum": "Variance along each principal component, and the share of all variance up to it.",
     "clusters": "How many tokens each k-means cluster was given while it was fitted, recent ones weighing more; an empty one is drawn "
     "at 0.5. A flat line is an even use of the dictionary.",
-    "convergence": "Mean squared distance of a token to its centre while k-means was fitted.",
+    "convergence": "Mean squared distance of a token to its centre while k-means was fitted, smoothed over the steps; of several seeds the "
+    "first fit's, here and above.",
     "convergence_pca": "How far PCA's leading subspace moved since the look before, and the share of the variance so far outside it.",
 }
 
