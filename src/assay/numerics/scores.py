@@ -188,8 +188,8 @@ def score_encoding(
     if len(scored) == 0:
         raise ValueError(
             f"none of {len(fitted)} classes is both fitted in train and present in validation, wanted at least 1: "
-            f"{len(absent_in_train)} have no rows in train or no others beside them, {len(absent_in_val)} none in validation; label more, or "
-            "count void rows as negatives"
+            f"{len(absent_in_train)} have no rows in train or no others beside them, {len(absent_in_val)} none in "
+            "validation: label more, or count void rows as negatives"
         )
     train_ce, val_ce, val_ap = (each[:, scored] for each in (train_ce, val.loss, val.average_precision))
     best, best_by_val = best_features(train_ce), best_features(val_ce)
