@@ -2,6 +2,7 @@
 
 import copy
 import random
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -31,6 +32,7 @@ from assay.pipelines.report.nodes import (
     summarise_fits,
     tabulate_agreement,
     tabulate_baselines,
+    write_page,
 )
 from assay.pipelines.report.tables import (
     CLASSES,
@@ -588,3 +590,32 @@ def test_what_was_read_counts_samples_and_names_what_was_given(planted):
     )
     assert given_["statistics from"] == "mu_sigma.safetensors"
     assert given_["k-means from"] == f"{fit}, the patches of order.npy in its order"
+
+
+def test_the_page_has_words_where_there_is_nothing_to_draw_and_names_seeds():
+    rows = three_seeds()
+    for row in rows:
+        row["classes"] = []
+    baselines, classes = tabulate_baselines(rows, rows_of(3, [9.0] * 4)), tabulate_classes(rows, rows_of(3, [9.0] * 4))
+    one_step = {"layer": 7, "settled": [{"step": 1.0, "reconstruction_error": 0.5}], "inertia": [1.0, 0.5]}
+    drawn_here = dict(zip(FIGURES, draw_figures(baselines, classes, curves(3) | one_step), strict=True))
+    item = {"layer": 7, "encoding": "kmeans-onehot", "label": 1, "feature": 2, "average_precision": 0.5, "images": []}
+    page = write_page(
+        baselines=baselines,
+        paper=tabulate_paper(baselines),
+        matched=match_budgets(baselines),
+        classes=classes,
+        about={"probes judged on": "2,375 of 12,800 patches"},
+        gallery=[item | {"seed": 4}, item | {"seed": None, "encoding": "sae"}],
+        **{f"figure_{name}": figure for name, figure in drawn_here.items()},
+    )
+    assert "<b>Convergence of PCA.</b> PCA was fitted in one step." in page
+    assert 'id="convergence_pca"' not in page
+    assert "PCA&#39;s leading subspace moved" not in page  # a legend of nothing
+    assert 'id="convergence"' in page
+    assert "<h3>kmeans-onehot, layer 7, seed 4</h3>" in page
+    assert "<h3>sae, layer 7</h3>" in page
+    assert "<dd>2,375 of 12,800 patches</dd>" in page
+    assert "<span>0.200</span> <span>± 0.200</span>" in page
+    heads = re.findall(r'<button type="button">([^<]*)</button>', page[page.index('<h2 id="matched">') :])
+    assert heads[:8] == ["Layer", "Encoding", "PCA Encoding", "L0", "PCA L0", "L0 / PCA L0", "NMSE", "PCA NMSE"]
