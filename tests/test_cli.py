@@ -86,6 +86,42 @@ def test_the_table_fits_in_80_columns_whatever_is_in_it():
     assert "…" not in "".join(plain)
 
 
+@pytest.mark.parametrize("n_clusters", [4096, 16_384, 163_840])
+def test_no_heading_and_no_cell_is_cut_however_many_clusters_there_are(n_clusters):
+    table = rows((23, "kmeans", "kmeans-invdist", n_clusters, 0, 0.5), (23, "pca", "pca-topk-01024", 1024, None, 0.5))
+    table.loc[0, ["l0", "probe_r"]] = float(n_clusters), -0.1234
+    lines = printed(table)
+    assert max(map(len, lines)) <= 80
+    assert "…" not in "".join(lines)
+    heads, first = next((lines[i - 2 : i], lines[i + 1]) for i, line in enumerate(lines) if "──" in line)
+    assert "".join(heads).split()[-1] == "*"
+    assert first.split()[-1] == "*"
+    assert "-0.123" in first
+    assert str(n_clusters) in first
+    assert "lowest mean train CE" in "".join(lines)  # what the star says
+
+
+def test_a_row_without_nmse_shows_the_raw_one():
+    """As a run of saev, beside names as long as they come."""
+    long = "random-directions-topk-01024"
+    table = rows((23, "theirs", "theirs", 16_384, None, 0.5), (23, "random-directions", long, 1024, 0, 0.5))
+    table.loc[0, ["nmse", "nmse_raw", "l0"]] = None, 0.2458, 1234.5
+    lines = printed(table)
+    assert max(map(len, lines)) <= 80
+    (theirs,) = [line for line in lines if "theirs" in line]
+    assert theirs.split()[1:5] == ["theirs", "-", "0.246", "1234"]
+    assert any(long in line for line in lines)
+
+
+def test_a_name_that_is_too_long_takes_several_lines():
+    name = "sae-" + "x" * 70
+    lines = printed(rows((23, name, name, 16_384, 0, 0.5)))
+    assert max(map(len, lines)) <= 80
+    assert "…" not in "".join(lines)
+    assert sum(line.count("x") for line in lines) == 70
+    assert any("2e-04" in line and "16.5" in line for line in lines)
+
+
 def test_force_forgets_what_was_begun_of_the_codes_that_it_makes(planted, tmp_path):
     def codes_of(encoding, shards):
         return CodesDataset(filepath=str(tmp_path), shards={"path": str(shards)}, encoding=encoding, layer="layer_3")

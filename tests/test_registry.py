@@ -124,7 +124,7 @@ def test_a_node_is_named_by_layer_stage_and_verb(register):
     in_layer |= {f"probe.{encoding}" for encoding in ENCODINGS if "topk" not in encoding} | {"probe.pca-topk"}
     in_layer |= {f"encode.{encoding}.{split}" for encoding in ENCODED for split in both}
     shared = {"digits.train", "digits.draw.probe_val", *(f"digits.record.{split}" for split in SPLITS)}
-    shared |= {f"report.{verb}" for verb in ("tabulate", "view", "draw", "illustrate", "page")}
+    shared |= {f"report.{verb}" for verb in ("tabulate", "view", "draw", "illustrate", "describe", "page")}
     assert names(whole) == shared | {f"layer_{layer}.{name}" for layer in (0, 3) for name in in_layer}
 
 

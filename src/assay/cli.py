@@ -26,6 +26,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import GrammarParseError, OmegaConfBaseException
 from rich import box
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 from yaml import YAMLError
 
@@ -231,28 +232,43 @@ HEADINGS = {
     "map": "mAP",
     "purity_at_16": "purity\n@16",
     "coverage_at_0.3": "cover\n@0.3",
-    "best_layer": "best",
+    "best_layer": "*",
 }
+TABLE_WIDTH = 80
 
 
 def render_table(baselines: pd.DataFrame) -> Table:
     """The table as the terminal shows it, in 80 columns: layers apart, a star at the best layer of each (method, encoding, k).
 
-    Of several seeds it shows the mean. The names of other dictionaries are long, and say method and k: with them these two columns
-    and the raw NMSE are left to the file.
+    Of several seeds it shows the mean. Where that is too wide, first the method, which every encoding's name begins with, and then k are
+    left to the file; after that an encoding's name takes several lines. Nothing is cut.
     """
     several = bool(baselines.duplicated(["layer", "encoding"]).any())
-    hidden = ["seed"]
-    if several or not set(baselines["method"]) <= {"kmeans", "pca"}:
-        hidden += ["method", "k", "nmse_raw"]
-    shown = [name for name in baselines.columns if name not in hidden]
+    shown = [name for name in baselines.columns if name != "seed"]
+    title = (
+        "k-means and PCA baselines" if set(baselines["method"]) <= {"kmeans", "pca"} else "Baselines and dictionaries"
+    )
     if several:
-        baselines = pool_seeds(baselines)
-    title = "k-means and PCA baselines" + (", means over seeds" if several else "")
-    table = Table(title=title, box=box.SIMPLE_HEAD, padding=0, collapse_padding=True)
+        baselines, title = pool_seeds(baselines), f"{title}, means over seeds"
+    unbounded = Console(width=10_000)
+    for hidden in ((), ("method",), ("method", "k")):
+        table = _lay_out(baselines, [name for name in shown if name not in hidden], title)
+        if Measurement.get(unbounded, unbounded.options, table).maximum <= TABLE_WIDTH:
+            break
+    return table
+
+
+def _lay_out(baselines: pd.DataFrame, shown: list[str], title: str) -> Table:
+    caption = "*: the layer of the lowest mean train CE of the classes' best features"
+    table = Table(title=title, caption=caption, box=box.SIMPLE_HEAD, padding=0, collapse_padding=True, show_edge=False)
     for column in shown:
         text = column in ("method", "encoding", "best_layer")
-        table.add_column(HEADINGS.get(column, column), justify="left" if text else "right", no_wrap=True)
+        table.add_column(
+            HEADINGS.get(column, column),
+            justify="left" if text else "right",
+            no_wrap=column != "encoding",
+            overflow="fold",
+        )
     for _, rows in baselines.groupby("layer"):
         for row in rows[shown].itertuples(index=False):
             table.add_row(*map(_cell, row, shown))
@@ -270,5 +286,5 @@ def _cell(value: Any, column: str) -> str:
     if value.is_integer():
         return f"{value:.0f}"
     if column == "l0":
-        return f"{value:.3g}"
+        return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
     return f"{value:.3f}" if abs(value) >= 0.001 else f"{value:.0e}"

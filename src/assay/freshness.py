@@ -23,7 +23,7 @@ from pydantic import BaseModel
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 11
+FORMAT = 12
 """Raised whenever the same inputs and parameters would give other results: everything older is then made again."""
 
 UNHASHED = frozenset({"params:device"})

@@ -494,7 +494,7 @@ def test_what_saev_left_is_found_by_the_shards_hash_and_never_written(tmp_path: 
     write_inference(tmp_path / "run/inference" / shards.name)
     assert all(dataset.exists() for dataset in parts.values())
     assert parts["codes"].load().n_rows == 15
-    assert parts["metrics"].load() == {"nmse_raw": 0.5}
+    assert parts["metrics"].load() == {"normalized_mse": 0.5}
     before = parts["metrics"].fingerprint()
     assert before == parts["metrics"].fingerprint()
     (parts["metrics"].folder / "metrics.json").write_text('{"normalized_mse": 0.25}')

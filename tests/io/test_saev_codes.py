@@ -153,12 +153,12 @@ def test_a_file_that_is_cut_short_or_missing_is_named(tmp_path):
 def test_metrics_are_those_of_saev_old_and_new(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"metrics.json does not exist"):
         read_metrics(tmp_path)
-    for metrics, nmse in (
-        ({"normalized_mse": 0.25, "l0": 3}, 0.25),
-        ({"sse_recon": 3.0, "sse_baseline": 4.0, "normalized_mse": 0.7}, 0.75),
+    for metrics, found in (
+        ({"normalized_mse": 0.25, "l0": 3}, {"normalized_mse": 0.25}),
+        ({"sse_recon": 3, "sse_baseline": 4.0, "normalized_mse": 0.7}, {"sse_recon": 3.0, "sse_baseline": 4.0}),
     ):
         (tmp_path / "metrics.json").write_text(json.dumps(metrics))
-        assert read_metrics(tmp_path) == {"nmse_raw": nmse}
+        assert read_metrics(tmp_path) == found
     for text in (
         "{",
         "[]",
@@ -166,6 +166,9 @@ def test_metrics_are_those_of_saev_old_and_new(tmp_path):
         '{"normalized_mse": -1}',
         '{"normalized_mse": NaN}',
         '{"sse_recon": 1, "sse_baseline": 0}',
+        '{"sse_recon": NaN, "sse_baseline": 1}',
+        '{"sse_recon": 1, "sse_baseline": Infinity}',
+        '{"sse_recon": 1, "normalized_mse": 0.5}',
     ):
         (tmp_path / "metrics.json").write_text(text)
         with pytest.raises(ValueError, match=r"metrics.json: .*(wanted)"):

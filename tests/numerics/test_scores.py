@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import statistics
 
 import pytest
 import torch
@@ -83,7 +84,8 @@ def test_scores_are_those_of_a_loop(n_features, n_classes, seed, threshold, n_to
     assert scores.mean_val_ce == pytest.approx(val_ce, rel=1e-12)
     assert scores.mean_base_ce == pytest.approx(base, rel=1e-12)
     assert scores.mean_train_ce == pytest.approx(mean(given_["train_ce"][best[c], c] for c in scored), rel=1e-12)
-    assert scores.mean_feature_ce == pytest.approx(mean(val.loss[j, c] for j in range(n_features) for c in scored))
+    assert scores.mean_feature_ce == pytest.approx(mean(val.loss[:, c].mean() for c in scored))
+    assert scores.median_feature_ce == pytest.approx(mean(statistics.median(val.loss[:, c].tolist()) for c in scored))
     assert scores.negative_weights == pytest.approx(
         mean(given_["coef"][j, c] < 0 for j in range(n_features) for c in scored)
     )
@@ -106,6 +108,8 @@ def test_scores_are_those_of_a_loop(n_features, n_classes, seed, threshold, n_to
         assert row.base_ce == given_["base_ce"][c]
         assert row.average_precision == val.average_precision[j, c]
         assert [row.purity_at_16, row.purity_at_64, row.purity_at_256] == given_["purity"][c].tolist()
+        assert row.mean_feature_ce == pytest.approx(mean(val.loss[:, c]))
+        assert row.median_feature_ce == statistics.median(val.loss[:, c].tolist())
         assert row.val_ce_by_val == val.loss[j_val, c]
         assert row.average_precision_by_val == val.average_precision[j_val, c]
         assert row.probe_r == 1 - row.val_ce / row.base_ce
@@ -131,6 +135,18 @@ def test_coverage_counts_an_average_precision_of_exactly_the_threshold():
     given_ = _all_present(1, 4)
     given_["val"].average_precision[:] = torch.tensor([[0.3, 0.29, 0.31, 0.0]], dtype=torch.float64)
     assert score_encoding(**given_).coverage == 0.5
+
+
+def test_one_pair_that_is_confident_and_wrong_is_seen_in_its_class_alone():
+    """Its CE of 539 nats makes the mean over all features and classes many times that of any other pair."""
+    given_ = _all_present(4, 3)
+    given_["val"].loss[:] = torch.tensor([0.1, 0.2, 0.3], dtype=torch.float64)
+    given_["val"].loss[2, 1] = 539.0
+    scores = score_encoding(**given_)
+    assert [row.mean_feature_ce for row in scores.classes] == pytest.approx([0.1, 134.9, 0.3])
+    assert [row.median_feature_ce for row in scores.classes] == pytest.approx([0.1, 0.2, 0.3])
+    assert scores.mean_feature_ce == pytest.approx((0.1 + 134.9 + 0.3) / 3)
+    assert scores.median_feature_ce == pytest.approx(0.2)
 
 
 def test_best_features_go_to_the_lower_at_a_tie_and_are_none_without_a_probe():
@@ -173,6 +189,7 @@ def test_inputs_that_disagree_are_refused():
         ("purity_at_16", -0.1),
         ("purity_at_256", 1.1),
         ("mean_feature_ce", -0.1),
+        ("median_feature_ce", math.nan),
         ("negative_weights", 1.1),
         ("f1", math.nan),
         ("coverage", math.nan),

@@ -134,7 +134,11 @@ class SaevCodes:
 
 
 def read_metrics(folder: Path) -> dict[str, float]:
-    """NMSE on the activations as saev read them, `nmse_raw`, from the `metrics.json` of a folder.
+    """What the `metrics.json` of a folder says of the error, on the activations as saev read them.
+
+    Returns:
+        `sse_recon` = sum ||x - x^||^2 and `sse_baseline` = sum ||x - x_bar||^2, x_bar the mean of these very tokens; of an older saev
+        `normalized_mse` alone, which is their ratio.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -147,13 +151,15 @@ def read_metrics(folder: Path) -> dict[str, float]:
         )
     try:
         metrics: Any = json.loads(path.read_text())
-        found = metrics["sse_recon"] / metrics["sse_baseline"] if "sse_recon" in metrics else metrics["normalized_mse"]
-        nmse = float(found)
-    except (ValueError, KeyError, TypeError, ZeroDivisionError) as error:
+        names = ("sse_recon", "sse_baseline") if "sse_recon" in metrics else ("normalized_mse",)
+        found = {name: float(metrics[name]) for name in names}
+    except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: {error!r}; wanted `sse_recon` and `sse_baseline`, or `normalized_mse`") from error
-    if not (math.isfinite(nmse) and nmse >= 0):
-        raise ValueError(f"{path}: found an NMSE of {nmse}, wanted a finite number of at least 0")
-    return {"nmse_raw": nmse}
+    for name, value in found.items():
+        if not (math.isfinite(value) and value >= 0) or (name == "sse_baseline" and value == 0):
+            least = "above 0" if name == "sse_baseline" else "of at least 0"
+            raise ValueError(f"{path}: found {name} {value}, wanted a finite number {least}")
+    return found
 
 
 def _read_header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:

@@ -24,7 +24,7 @@ def describe(layer: int, row: Encoding, shards: Mapping[str, Shards]) -> str:
     seed = "" if row.seed is None else f", seed {row.seed}"
     return (
         f"**{seedless(row.name)}**{k}{seed}: codes of layer {layer} of {shards['fit'].metadata.family} {shards['fit'].metadata.ckpt}. "
-        f"NMSE on shards `{shards['val'].name}`; probes fitted on `{shards['probe_train'].name}` and judged on "
+        f"Reconstruction on shards `{shards['val'].name}`; probes fitted on `{shards['probe_train'].name}` and judged on "
         f"`{shards['probe_val'].name}`."
     )
 

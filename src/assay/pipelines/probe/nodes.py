@@ -43,7 +43,7 @@ def fit_probes(
         - The probes: the fitted state on standardised features, `coef` and `intercept` on raw ones, and float64
           (features, classes) `train_ce`, `val_ce` (nats), `val_ap`, `val_true_positives` and `val_predicted`, with
           `base_ce`, the intercept-only CE on validation, and `train_counts`, `val_counts` (classes,).
-        - The encoding's scores, as JSON scalars.
+        - The encoding's scores, as JSON scalars; `n_train` and `n_val` are the patches that took part.
         - A table with a row for each (class, feature), by class.
         - Where each class's best feature is strongest, for the class or against it as its weight says: for each class that is
           fitted, `label` and `feature` int64 (n,), and `example`, `patch`, `strength` as `strongest_examples` has them.
@@ -94,6 +94,7 @@ def fit_probes(
         )
         tensors = _as_tensors(probe, judgement, train_classes, val_classes)
         about = {"layer": layer, "method": method, "encoding": encoding, "k": k or codes_val.n_features}
+        about |= {"n_train": len(train_classes), "n_val": len(val_classes)}
         results += [
             tensors,
             about
