@@ -1,55 +1,79 @@
-"""How `--params` is read, what `--force` begins anew, and the table in the terminal."""
+"""What importing the commands costs, how a run ends, what `--force` begins anew, and the table in the terminal."""
 
 from __future__ import annotations
 
 import io
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import click
 import pandas as pd
 import pytest
+from click.testing import CliRunner
 from kedro.io import DataCatalog, DatasetError, MemoryDataset
 from kedro.pipeline import Pipeline, node
 from rich.console import Console
 
+import assay.cli
 from assay.cli import _ended_cleanly, _forget_begun, parse_params, render_table, run
+from assay.freshness import FreshnessHook
 from assay.io.datasets import CodesDataset
 from assay.io.publish import resumable_folder
+from assay.late import LateHook
 
-(OPTION,) = (option for option in run.params if option.name == "params")
+ROOT = Path(__file__).parents[1]
+
+
+def test_parameters_that_cannot_be_read_are_an_error_of_the_command_line():
+    context = click.Context(run)
+    (option,) = (option for option in run.params if option.name == "params")
+    assert parse_params(context, option, "layers:[3]") == {"layers": [3]}
+    assert parse_params(context, option, {"layers": [3]}) == {"layers": [3]}  # from --config
+    with pytest.raises(click.BadParameter, match="`latent_topk` is no key:value"):
+        parse_params(context, option, "latent_topk")
+
+
+def test_what_kedro_reads_for_any_command_imports_neither_torch_nor_the_stages():
+    """`kedro --help` is quick, and `kedro run` says something before what takes long is imported."""
+    heavy = "{'torch', 'pandas.plotting', 'safetensors', 'plotly'}"
+    script = f"import sys, assay.cli; from assay.late import LateHook; print({heavy} & {{*sys.modules}})"
+    ended = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert ended.stdout == "set()\n"
+
+
+def test_a_hook_is_imported_when_a_session_looks_for_it():
+    late = LateHook("assay.freshness", "FreshnessHook")
+    assert isinstance(late._hook, FreshnessHook)
+    assert "after_dataset_saved" in dir(late)
+    assert late.after_dataset_saved == late._hook.after_dataset_saved
+    nowhere = LateHook("assay.nowhere", "Hook")
+    assert not hasattr(nowhere, "__name__")  # which Kedro's settings ask every value for
+    with pytest.raises(ModuleNotFoundError):
+        dir(nowhere)
 
 
 @pytest.mark.parametrize(
-    ("text", "wanted"),
-    [
-        ("", {}),
-        ("latent_topk:64", {"latent_topk": 64}),
-        ("latent_topk=64", {"latent_topk": 64}),
-        (" latent_topk : 64 , device=cpu,", {"latent_topk": 64, "device": "cpu"}),
-        ("kmeans.n_clusters:512,kmeans.tol=1e-3", {"kmeans": {"n_clusters": 512, "tol": 1e-3}}),
-        ("layers:[3,5],pca.topk=[1]", {"layers": [3, 5], "pca": {"topk": [1]}}),
-        ("pca:{batch_size: 5, topk: [1,4]},layers:[3]", {"pca": {"batch_size": 5, "topk": [1, 4]}, "layers": [3]}),
-        ("latent_topk:null", {"latent_topk": None}),
-        ("shards.fit:/a=b/c:d,shards.val:/e f", {"shards": {"fit": "/a=b/c:d", "val": "/e f"}}),
-        ("shards.fit:'/a,b'", {"shards": {"fit": "/a,b"}}),
-        ("standardize.statistics:{layer}.safetensors", {"standardize": {"statistics": "{layer}.safetensors"}}),
-        ("shards.fit:/o'brien/x,layers:[3]", {"shards": {"fit": "/o'brien/x"}, "layers": [3]}),
-        ("device:x],layers:[3]", {"device": "x]", "layers": [3]}),
-        ("shards.fit:@x", {"shards": {"fit": "@x"}}),
-    ],
+    ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)], ids=str
 )
-def test_both_separators_nested_keys_lists_and_text(text, wanted):
-    assert parse_params(click.Context(run), OPTION, text) == wanted
+def test_a_run_that_is_stopped_exits_as_shells_have_it(monkeypatch, number, code):
+    """A queue counts 1 as a failure, and drops the job."""
+    monkeypatch.setattr(assay.cli, "_run", lambda **_: (os.kill(os.getpid(), number), time.sleep(5)))
+    ended = CliRunner().invoke(run, [])
+    assert (ended.exit_code, ended.stderr) == (code, "Stopped. The same command goes on from here.\n")
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_keys_that_contradict_each_other_are_refused():
-    with pytest.raises(click.BadParameter, match=r"layers\.a:3"):
-        parse_params(click.Context(run), OPTION, "layers:[0],layers.a:3")
+def test_a_run_that_fails_exits_with_1(monkeypatch):
+    def fail(**_):
+        raise click.ClickException("Parameter `kmeans.seed` is -1")
 
-
-@pytest.mark.parametrize("text", ["latent_topk", ":64", "a b:1", "[3]"])
-def test_what_is_no_pair_is_refused_by_name(text):
-    with pytest.raises(click.BadParameter, match="is no key:value or key=value"):
-        parse_params(click.Context(run), OPTION, text)
+    monkeypatch.setattr(assay.cli, "_run", fail)
+    ended = CliRunner().invoke(run, [])
+    assert (ended.exit_code, ended.stderr) == (1, "Error: Parameter `kmeans.seed` is -1\n")
 
 
 def rows(*shown):

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import math
-import re
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-import pandas as pd
 from kedro.config import MissingConfigException
 from kedro.framework.cli.project import run as kedro_run
 from kedro.framework.project import pipelines as registered
@@ -21,21 +19,16 @@ from kedro.io import DataCatalog, DatasetError
 from kedro.pipeline import Pipeline
 from kedro.runner import AbstractRunner
 from kedro.utils import load_obj
-from mlflow.exceptions import MlflowException
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import GrammarParseError, OmegaConfBaseException
 from rich import box
 from rich.console import Console
 from rich.table import Table
-from yaml import YAMLError
 
-from assay.configuration import current_configuration
 from assay.freshness import Freshness
-from assay.io.datasets import CodesDataset
-from assay.pipelines.report.tables import pool_seeds
-from assay.pipelines.stopping import sigterm_stops
-from assay.plan import check_shards
-from assay.tracking import close_interrupted_runs
+from assay.pipelines.progress import watched
+from assay.pipelines.stopping import exit_code, signals_stop
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 FILTERS = ("tags", "from_nodes", "to_nodes", "node_names", "from_inputs", "to_outputs")
 
@@ -46,47 +39,16 @@ def cli() -> None:
 
 
 def parse_params(context: click.Context, parameter: click.Parameter, value: str | dict[str, Any]) -> dict[str, Any]:
-    """Turn ``a:1,b.c=2,layers:[3,5]`` into nested parameters; ``key:value`` and ``key=value`` mean the same."""
+    """The parameters of `--params`, nested."""
     del context
     if isinstance(value, dict):  # from --config
         return value
-    parsed = OmegaConf.create({})
-    for item in split_outside(value):
-        pair = re.fullmatch(r"([\w.-]+)\s*[:=]\s*(.*)", item, flags=re.DOTALL)
-        if pair is None:
-            raise click.BadParameter(f"`{item}` is no key:value or key=value", param=parameter)
-        try:
-            _set(parsed, pair[1], pair[2])
-        except (OmegaConfBaseException, ValueError, TypeError) as error:
-            raise click.BadParameter(f"`{item}`: {error}", param=parameter) from None
-    plain = OmegaConf.to_container(parsed)
-    assert isinstance(plain, dict)
-    return {str(key): inner for key, inner in plain.items()}
+    from assay.arguments import parse_pairs
 
-
-def _set(parsed: DictConfig, key: str, value: str) -> None:
     try:
-        parsed.merge_with_dotlist([f"{key}={value}"])
-    except (GrammarParseError, YAMLError):  # no YAML, so it is text: a path with {layer} in it, say
-        OmegaConf.update(parsed, key, value)
-
-
-def split_outside(text: str) -> list[str]:
-    """Split at the commas that are in no brackets and no quoted value; leave out empty items."""
-    items, depth, quote, before = [""], 0, "", ","
-    for character in text:
-        if quote:
-            quote = "" if character == quote else quote
-        elif character in "\"'" and before in ":=,[{":  # an apostrophe inside a path is none
-            quote = character
-        else:
-            depth = max(0, depth + (character in "[{") - (character in "]}"))
-        before = before if character.isspace() else character
-        if character == "," and depth == 0 and not quote:
-            items.append("")
-        else:
-            items[-1] += character
-    return [item.strip() for item in items if item.strip()]
+        return parse_pairs(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param=parameter) from None
 
 
 def _options() -> list[click.Parameter]:
@@ -103,8 +65,20 @@ def _options() -> list[click.Parameter]:
     return [*options, params, force]
 
 
-def _run(force: bool, **options: Any) -> None:
+def _run_and_exit(**options: Any) -> None:
     """Run the pipeline. What is complete and up to date is not made again."""
+    try:
+        with signals_stop():
+            _run(**options)
+    except KeyboardInterrupt:
+        click.echo("Stopped. The same command goes on from here.", err=True)
+        raise click.exceptions.Exit(exit_code()) from None
+
+
+def _run(force: bool, **options: Any) -> None:
+    from assay.configuration import current_configuration
+    from assay.plan import check_shards
+
     began = time.perf_counter()
     runner = _runner(options["runner"], options["runner_params"], is_async=options["is_async"])
     names = _pipeline_names(options["pipeline"], options["pipelines"])
@@ -132,7 +106,7 @@ def _run(force: bool, **options: Any) -> None:
                 f"{len(todo.nodes)} of {len(selected.nodes)} steps to do; {kept} are up to date.", highlight=False
             )
             everything = not names and len(todo.nodes) == len(registered["__default__"].nodes)
-            with _ended_cleanly(session, todo, catalog):
+            with _ended_cleanly(session, todo, catalog), watched(session._hook_manager, len(todo.nodes)):
                 session.run(
                     pipeline_names=names,
                     # kedro-viz follows a run only where no filter is given
@@ -151,6 +125,8 @@ def _run(force: bool, **options: Any) -> None:
 
 def _forget_begun(pipeline: Pipeline, catalog: DataCatalog) -> None:
     """Have codes that an interrupted run began started anew."""
+    from assay.io.datasets import CodesDataset
+
     for name in sorted(pipeline.all_outputs()):
         dataset: object = catalog.get(name) if name in catalog else None
         if isinstance(dataset, CodesDataset):
@@ -161,9 +137,12 @@ def _forget_begun(pipeline: Pipeline, catalog: DataCatalog) -> None:
 def _ended_cleanly(session: KedroSession, pipeline: Pipeline, catalog: DataCatalog) -> Iterator[None]:
     """Give bad input and a bad or full disk two lines, not a traceback, which is in the manifest; close the runs in MLflow when
     we are interrupted."""
+    from mlflow.exceptions import MlflowException
+
+    from assay.tracking import close_interrupted_runs
+
     try:
-        with sigterm_stops():
-            yield
+        yield
     except KeyboardInterrupt:
         close_interrupted_runs(session._hook_manager, pipeline, catalog)
         raise
@@ -171,7 +150,7 @@ def _ended_cleanly(session: KedroSession, pipeline: Pipeline, catalog: DataCatal
         raise click.ClickException(str(error)) from error
 
 
-cli.add_command(click.Command("run", params=_options(), callback=_run, help=_run.__doc__))
+cli.add_command(click.Command("run", params=_options(), callback=_run_and_exit, help=_run_and_exit.__doc__))
 run = cli.commands["run"]
 
 
@@ -241,6 +220,8 @@ def render_table(baselines: pd.DataFrame) -> Table:
     Of several seeds it shows the mean. The names of other dictionaries are long, and say method and k: with them these two columns
     and the raw NMSE are left to the file.
     """
+    from assay.pipelines.report.tables import pool_seeds
+
     several = bool(baselines.duplicated(["layer", "encoding"]).any())
     hidden = ["seed"]
     if several or not set(baselines["method"]) <= {"kmeans", "pca"}:

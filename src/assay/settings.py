@@ -1,10 +1,15 @@
 """Project settings, read by Kedro before anything else of the project."""
 
 import os
+import sys
 import warnings
 from pathlib import Path
 
 from kedro.utils import find_kedro_project
+
+# First of all, since on a cold disk the imports that follow take a minute.
+if sys.argv[1:2] == ["run"] and "--help" not in sys.argv:
+    print("Loading Assay ...", flush=True)  # noqa: T201
 
 PROJECT = find_kedro_project(Path.cwd()) or Path.cwd()
 
@@ -28,11 +33,13 @@ if "MLFLOW_TRACKING_URI" not in os.environ:
 with warnings.catch_warnings(record=True):
     import kedro_mlflow.mlflow  # noqa: F401
 
-from assay.configuration import ConfigurationHook  # noqa: E402
-from assay.freshness import FreshnessHook  # noqa: E402
-from assay.tracking import TrackingHook  # noqa: E402
+from assay.late import LateHook  # noqa: E402
 
-HOOKS = (ConfigurationHook(), FreshnessHook(), TrackingHook())
+HOOKS = (
+    LateHook("assay.configuration", "ConfigurationHook"),
+    LateHook("assay.freshness", "FreshnessHook"),
+    LateHook("assay.tracking", "TrackingHook"),
+)
 DISABLE_HOOKS_FOR_PLUGINS = ("kedro-telemetry",)
 CONFIG_LOADER_ARGS = {
     "base_env": "base",
