@@ -20,10 +20,8 @@ from rich.console import Console
 
 import assay.cli
 from assay.cli import _ended_cleanly, _forget_begun, parse_params, render_table, run
-from assay.freshness import FreshnessHook
 from assay.io.datasets import CodesDataset
 from assay.io.publish import resumable_folder
-from assay.late import LateHook
 
 ROOT = Path(__file__).parents[1]
 
@@ -39,21 +37,21 @@ def test_parameters_that_cannot_be_read_are_an_error_of_the_command_line():
 
 def test_what_kedro_reads_for_any_command_imports_neither_torch_nor_the_stages():
     """`kedro --help` is quick, and `kedro run` says something before what takes long is imported."""
-    heavy = "{'torch', 'pandas.plotting', 'safetensors', 'plotly'}"
-    script = f"import sys, assay.cli; from assay.late import LateHook; print({heavy} & {{*sys.modules}})"
+    heavy = "{'torch', 'safetensors', 'plotly', 'sklearn', 'assay.io.shards', 'assay.pipelines.report.tables'}"
+    script = f"import sys, assay.settings, assay.cli; print({heavy} & {{*sys.modules}})"
     ended = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
     assert ended.stdout == "set()\n"
 
 
-def test_a_hook_is_imported_when_a_session_looks_for_it():
-    late = LateHook("assay.freshness", "FreshnessHook")
-    assert isinstance(late._hook, FreshnessHook)
-    assert "after_dataset_saved" in dir(late)
-    assert late.after_dataset_saved == late._hook.after_dataset_saved
-    nowhere = LateHook("assay.nowhere", "Hook")
-    assert not hasattr(nowhere, "__name__")  # which Kedro's settings ask every value for
-    with pytest.raises(ModuleNotFoundError):
-        dir(nowhere)
+def test_below_the_projects_folder_the_log_is_the_projects_own():
+    """Kedro looks for its configuration in the working folder, and tells of every dataset where there is none."""
+    script = (
+        "import logging, assay.settings; print(logging.getLogger('kedro.io').getEffectiveLevel() == logging.WARNING)"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT / "docs", capture_output=True, text=True, check=True
+    )
+    assert ended.stdout.endswith("True\n")
 
 
 @pytest.mark.parametrize(

@@ -41,12 +41,11 @@ def cli() -> None:
 def parse_params(context: click.Context, parameter: click.Parameter, value: str | dict[str, Any]) -> dict[str, Any]:
     """The parameters of `--params`, nested."""
     del context
-    if isinstance(value, dict):  # from --config
-        return value
     from assay.arguments import parse_pairs
+    from assay.configuration import expand_home
 
     try:
-        return parse_pairs(value)
+        return dict(expand_home(value if isinstance(value, dict) else parse_pairs(value)))  # a dict comes from --config
     except ValueError as error:
         raise click.BadParameter(str(error), param=parameter) from None
 

@@ -34,12 +34,15 @@ NUMBER = re.compile(r"[-+]?(?:(?:0|[1-9][0-9]*)(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+
 
 
 def _check_name(name: str) -> str:
-    taken = name.startswith(("kmeans", "pca")) or name in ("rows", "curves", "examples")
-    if re.fullmatch(r"[a-z][a-z0-9-]*", name) and not taken and seedless(name) == name:
+    if (
+        re.fullmatch(r"[a-z][a-z0-9-]{0,79}", name)
+        and not name.startswith(("kmeans", "pca"))
+        and seedless(name) == name
+    ):
         return name
     raise ValueError(
-        f"found {name!r}, want lower-case letters, digits and hyphens, another start than kmeans and pca, no -seed-N, "
-        "which `seeds` adds, and not rows, curves or examples"
+        f"found {name!r}, want lower-case letters, digits and hyphens, 80 at the most, another start than kmeans and pca, and no"
+        " -seed-N, which `seeds` adds"
     )
 
 
@@ -427,7 +430,19 @@ def _explain(fault: Any) -> str:
         return f"Parameter `{name}` is missing: {_section(location[:-1]).model_fields[location[-1]].description}."
     if fault["type"] == "value_error":
         return f"Parameter `{name}`: {fault['ctx']['error']}."
-    return f"Parameter `{name}` is {fault['input']!r}: {fault['msg']}."
+    return f"Parameter `{name}` is {fault['input']!r}: {fault['msg']}.{_help(name, fault)}"
+
+
+def _help(name: str, fault: Any) -> str:
+    """A sentence on what was probably meant."""
+    value = fault["input"]
+    if fault["type"] == "tuple_type" and isinstance(value, int | str):
+        return f" Several may be given, so write brackets: {name}:[{value}]."
+    if isinstance(value, list) and fault["type"] in ("int_type", "float_type") and value:
+        return f" It is one value a run: run {name}:{value[0]} first, then the others, each with its own `kedro run`."
+    if fault["type"] == "string_type" and isinstance(value, int | float):
+        return " It is text: put it in quotes in the YAML."
+    return ""
 
 
 def text_or_null(path: tuple[str, ...]) -> tuple[bool, bool]:
