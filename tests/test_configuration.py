@@ -177,3 +177,13 @@ def test_a_pattern_of_the_users_own_reserves_a_name_too(conf):
         _check_dictionaries(parse_parameters(given), loader["catalog"])
     del given["dictionaries"]["maps"]
     _check_dictionaries(parse_parameters(given), loader["catalog"])
+
+
+def test_text_is_written_and_read_as_utf_8_whatever_the_locale(conf):
+    """With Latin-1 the page's first dash ended the run, and left a file of 0 bytes."""
+    kinds = set()
+    for entry in load(conf)["catalog"].values():
+        if entry["type"].startswith(("text.", "json.", "plotly.", "pandas.CSV")):
+            kinds.add(entry["type"])
+            assert entry["fs_args"] == {f"open_args_{what}": {"encoding": "utf-8"} for what in ("load", "save")}, entry
+    assert kinds == {"text.TextDataset", "json.JSONDataset", "plotly.JSONDataset", "pandas.CSVDataset"}

@@ -152,7 +152,7 @@ class ConfigurationHook:
         for shared, dictionary in parameters.dictionaries.items():
             for name, seed in dictionary.by_seed(shared).items():
                 for layer in parameters.layers:
-                    for entry, dataset in _sources(f"layer_{layer}", name, seed, dictionary, parameters, project):
+                    for entry, dataset in _sources(layer, name, seed, dictionary, parameters, project):
                         catalog[entry] = dataset
 
     @hook_impl(tryfirst=True)
@@ -164,7 +164,7 @@ class ConfigurationHook:
 
 
 def _sources(
-    layer: str,
+    layer: int,
     name: str,
     seed: int | None,
     dictionary: DictionaryParameters,
@@ -172,20 +172,18 @@ def _sources(
     project: Path,
 ) -> Iterator[tuple[str, AbstractDataset[Any, Any]]]:
     from assay.io.datasets import SaevInferenceDataset, TensorsDataset
-
-    def place(path: str) -> str:
-        return str(project / path.replace("{layer}", layer).replace("{seed}", str(seed)))
+    from assay.plan import place
 
     if dictionary.weights is not None:
-        path = place(dictionary.weights)
-        yield f"{layer}.weights_{name}", TensorsDataset(filepath=path, load_args={"any_schema": True})
+        path = str(place(project, dictionary.weights, layer, seed))
+        yield f"layer_{layer}.weights_{name}", TensorsDataset(filepath=path, load_args={"any_schema": True})
     if dictionary.saev_run is not None:
-        run = place(dictionary.saev_run)
+        run = str(place(project, dictionary.saev_run, layer, seed))
         for split in ("probe_train", "probe_val"):
             shards = str(project / getattr(parameters.shards, split))
-            yield f"{layer}.codes_{name}_{split}", SaevInferenceDataset(run=run, shards=shards, part="codes")
+            yield f"layer_{layer}.codes_{name}_{split}", SaevInferenceDataset(run=run, shards=shards, part="codes")
         shards = str(project / parameters.shards.val)
-        yield f"{layer}.metrics_{name}", SaevInferenceDataset(run=run, shards=shards, part="metrics")
+        yield f"layer_{layer}.metrics_{name}", SaevInferenceDataset(run=run, shards=shards, part="metrics")
 
 
 def _check_paths(parameters: Parameters, catalog: dict[str, Any]) -> None:
