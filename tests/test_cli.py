@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -41,6 +43,36 @@ def test_what_kedro_reads_for_any_command_imports_neither_torch_nor_the_stages()
     script = f"import sys, assay.settings, assay.cli; print({heavy} & {{*sys.modules}})"
     ended = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
     assert ended.stdout == "set()\n"
+
+
+def test_an_old_python_is_refused_before_anything_is_installed(tmp_path):
+    """pip's resolver took 21 s to say something else."""
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    old = tmp_path / "python3.10"
+    old.write_text(
+        f"""#!/bin/sh\nexec {sys.executable} -c 'import sys; sys.version_info = (3, 10, 12); exec(sys.argv[2])' "$@"\n"""
+    )
+    old.chmod(0o755)
+    ended = subprocess.run(["make", "run", f"PYTHON={old}"], cwd=tmp_path, capture_output=True, text=True)
+    assert ended.returncode != 0
+    assert f"{old} is Python 3.10; wanted 3.11 to 3.13: name one, as in make run PYTHON=python3.12" in ended.stderr
+    assert not (tmp_path / ".venv").exists()
+    shown = subprocess.run(["make", "-n", "install"], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    assert "-m venv --clear .venv" in shown  # not the one of the Python that was refused
+    assert "--quiet" not in shown
+
+
+def test_commands_to_copy_work_in_any_shell():
+    """zsh takes brackets for a pattern of files, and what follows # on a line that is typed for arguments."""
+    blocks = []
+    for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+        text = path.read_text(encoding="utf-8")
+        blocks += re.findall(r"^(?:\w+=\S+ )?(?:kedro|assay|make|mlflow) .*$", text, flags=re.MULTILINE)
+        blocks += re.findall(r"`((?:\w+=\S+ )?(?:kedro|assay|make|mlflow) [^`]*)`", text)
+    assert len(blocks) > 10
+    for command in blocks:
+        assert not re.search(r"[][*?{}#]", re.sub(r"'[^']*'", "", command)), command
 
 
 def test_below_the_projects_folder_the_log_is_the_projects_own():
