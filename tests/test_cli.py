@@ -16,6 +16,7 @@ import click
 import pandas as pd
 import pytest
 from click.testing import CliRunner
+from kedro.framework.cli.utils import KedroCliError
 from kedro.io import DataCatalog, DatasetError, MemoryDataset
 from kedro.pipeline import Pipeline, node
 from rich.console import Console
@@ -82,6 +83,52 @@ def test_below_the_projects_folder_the_log_is_the_projects_own():
         [sys.executable, "-c", script], cwd=ROOT / "docs", capture_output=True, text=True, check=True
     )
     assert "loading" not in ended.stdout + ended.stderr
+
+
+def test_an_error_of_kedros_is_told_by_its_message(capsys):
+    """It would have been `NoneType: None`."""
+    ended = CliRunner().invoke(run, ["--load-versions=x"])
+    assert (ended.exit_code, len(ended.stderr.splitlines())) == (1, 1)
+    assert ended.stderr.startswith("Error: Expected the form of 'load_versions' to be")
+    KedroCliError("bad").show()
+    assert capsys.readouterr().err == "Error: bad\n"
+
+
+@pytest.mark.parametrize(("command", "module"), [("lab", "jupyterlab"), ("notebook", "notebook")])
+def test_jupyter_that_is_not_installed_is_told_with_what_installs_it(monkeypatch, command, module):
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    ended = CliRunner().invoke(assay.cli.cli, ["jupyter", command])
+    assert ended.exit_code == 1
+    assert ended.stderr == f"Error: {module} is not installed: {sys.executable} -m pip install {module}\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("run: [1\n", "line 2, column 1: while parsing a flow sequence"),
+        ("a: 1\n", "has no section `run` with options of `kedro run`"),
+        ("run:\n", "has no section `run`"),
+        ("run: {params: {kmeans: {seed: 010}}}\n", "010 is 8 in YAML"),
+        ("run: {para: 1}\n", "Key `para` in provided configuration is not valid"),
+    ],
+)
+def test_a_file_of_options_that_cannot_be_read_is_named(tmp_path, monkeypatch, text, wanted):
+    monkeypatch.setattr(assay.cli, "_run", None)
+    path = tmp_path / "options.yml"
+    path.write_text(text)
+    ended = CliRunner().invoke(run, [f"--config={path}"])
+    assert ended.exit_code in (1, 2)
+    assert wanted in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_a_file_of_options_is_what_would_be_typed(tmp_path, monkeypatch):
+    seen = {}
+    monkeypatch.setattr(assay.cli, "_run", lambda **options: seen.update(options))
+    (tmp_path / "options.yml").write_text("run: {env: ade20k, params: {images: {path: ~/images}}}\n")
+    assert CliRunner().invoke(run, [f"--config={tmp_path / 'options.yml'}"]).exit_code == 0
+    assert seen["env"] == "ade20k"
+    assert seen["params"] == {"images": {"path": os.path.expanduser("~/images")}}
 
 
 @pytest.mark.parametrize(

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import copy
+import importlib.util
 import math
 import sys
 import time
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import click
+import yaml
 from kedro.config import MissingConfigException
+from kedro.framework.cli.jupyter import jupyter as kedro_jupyter
 from kedro.framework.cli.project import run as kedro_run
+from kedro.framework.cli.utils import KedroCliError, _config_file_callback
 from kedro.framework.project import pipelines as registered
 from kedro.framework.session import KedroSession
 from kedro.io import DataCatalog, DatasetError
@@ -38,6 +44,24 @@ def cli() -> None:
     """Assay's commands."""
 
 
+def _show(error: KedroCliError, file: IO[Any] | None = None) -> None:
+    """Kedro's own would show the exception that is being handled, which is none here: `NoneType: None`."""
+    if KedroCliError.VERBOSE_ERROR:
+        traceback.print_exception(error, file=file)
+    click.ClickException.show(error, file)
+
+
+KedroCliError.show = _show  # type: ignore[method-assign, assignment]
+
+
+@cli.group("jupyter", commands=kedro_jupyter.commands, help=kedro_jupyter.help)
+@click.pass_context
+def jupyter(context: click.Context) -> None:
+    wanted = {"lab": "jupyterlab", "notebook": "notebook", "setup": "ipykernel"}.get(context.invoked_subcommand or "")
+    if wanted and importlib.util.find_spec(wanted) is None:
+        raise click.ClickException(f"{wanted} is not installed: {sys.executable} -m pip install {wanted}")
+
+
 def parse_params(context: click.Context, parameter: click.Parameter, value: str | dict[str, Any]) -> dict[str, Any]:
     """The parameters of `--params`, nested."""
     del context
@@ -50,9 +74,29 @@ def parse_params(context: click.Context, parameter: click.Parameter, value: str 
         raise click.BadParameter(str(error), param=parameter) from None
 
 
+def read_config(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    """Take the options of the file that `--config` names, as Kedro does, where it can be read."""
+    if value is None:
+        return None
+    from assay.yaml_files import check_yaml
+
+    try:
+        check_yaml(Path(value))
+    except ValueError as error:
+        raise click.BadParameter(str(error), param=parameter) from None
+    found = yaml.safe_load(Path(value).read_text(encoding="utf-8"))
+    if not isinstance(found, dict) or not isinstance(found.get("run"), dict):
+        raise click.BadParameter(f"{value} has no section `run` with options of `kedro run`", param=parameter)
+    _config_file_callback(context, parameter, value)
+    return value
+
+
 def _options() -> list[click.Parameter]:
-    """Kedro's own options of `run`, with our reading of --params, and --force."""
-    options = [option for option in kedro_run.params if option.name != "params"]
+    """Kedro's own options of `run`, with our reading of --params and --config, and --force."""
+    options = [copy.copy(option) for option in kedro_run.params if option.name != "params"]
+    for option in options:
+        if option.name == "config":
+            option.callback = read_config
     params = click.Option(
         ["--params"],
         type=click.UNPROCESSED,
