@@ -305,6 +305,22 @@ def test_a_signal_is_answered_by_saving_before_anything_that_takes_long(fit, tmp
     assert saved == 8, "the next step, a power of 2"
 
 
+def test_a_fit_says_from_which_step_it_goes_on(fit, tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setattr(fitting.logger, "info", lambda words, *values: told.append(words % values))
+
+    def stop(*seen):
+        if seen[2] == 7:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as patch, stopping.signals_stop(), pytest.raises(KeyboardInterrupt):
+        patch.setattr(fitting, "observers", [stop])
+        fit("pca", Checkpoints(tmp_path))
+    assert told == []
+    fit("pca", Checkpoints(tmp_path))
+    assert told == ["layer 5, pca: resuming after step 8"]
+
+
 def test_the_record_of_a_pca_that_was_stopped_at_a_look_is_whole(planted, statistics, tmp_path, monkeypatch):
     def run(name):
         return fit_pca(Shards(planted[0]), statistics, PARAMETERS["pca"], Checkpoints(tmp_path / name), "cpu", layer=5)

@@ -100,7 +100,8 @@ class Fit:
         if found is not None:
             self._estimator.resume(found.tensors)
             self._step = int(found.state["step"])
-            logger.info("layer %d, %s: resuming after step %d", self._layer, self._method, self._step)
+            done = f"after step {self._step}" if self._step else "its seeding"
+            logger.info("layer %d, %s: resuming %s", self._layer, self._method, done)
         return self._step
 
     def watch(self, batches: Iterable[Tensor]) -> Iterator[Tensor]:

@@ -114,7 +114,7 @@ class Watch:
 
     def head(self) -> str:
         """The steps that are being done, for a terminal."""
-        return f"step {min(self._done + 1, self._steps)} of {self._steps}: {', '.join(self._began)}"
+        return f"step {min(self._done + 1, self._steps)} of {self._steps}: {', '.join(list(self._began))}"
 
     def _say(self, line: str) -> None:
         self._said = clock()
