@@ -171,8 +171,14 @@ def test_what_fits_together_passes(shards, tmp_path):
 
 @pytest.mark.parametrize("split", SPLITS)
 def test_a_missing_folder_is_named(shards, tmp_path, split):
-    with pytest.raises(FileNotFoundError, match="nowhere: no shard folder"):
+    with pytest.raises(FileNotFoundError, match=rf"^shards\.{split}: /.*/nowhere: no shard folder"):
         check_shards(parse(shards | {split: "nowhere"}), tmp_path)
+
+
+def test_a_damaged_folder_is_named_with_its_parameter(shards, tmp_path):
+    (tmp_path / "metadata.json").write_text("{}")
+    with pytest.raises(ValueError, match=rf"^shards\.val: {tmp_path}.*metadata\.json"):
+        check_shards(parse(shards | {"val": str(tmp_path)}), tmp_path)
 
 
 @pytest.mark.parametrize("split", ["fit", "probe_val"])

@@ -201,7 +201,7 @@ def check_shards(parameters: Parameters, project: Path) -> None:
             digits = parameters.digits
             found[split] = _Recorded(path, digits.d_model, digits.layers, digits.model_family, digits.model_ckpt)
             continue
-        shards = Shards(find_shards(project / path))
+        shards = _open_shards(split, project / path)
         found[split] = _Recorded(path, shards.d_model, shards.layers, shards.metadata.family, shards.metadata.ckpt)
         n_fit = shards.n_tokens if split == "fit" else n_fit
         if split.startswith("probe"):
@@ -212,6 +212,15 @@ def check_shards(parameters: Parameters, project: Path) -> None:
     _check_sizes(parameters, found["fit"].d_model, n_fit)
     _check_labels(labels)
     _check_given(parameters, project, found["fit"].d_model, n_fit)
+
+
+def _open_shards(split: str, path: Path) -> Shards:
+    try:
+        return Shards(find_shards(path))
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"shards.{split}: {error}") from error
+    except ValueError as error:
+        raise ValueError(f"shards.{split}: {error}") from error
 
 
 @dataclass(frozen=True)
