@@ -30,8 +30,8 @@ from rich.console import Console
 from rich.table import Table
 
 from assay.freshness import Freshness
-from assay.pipelines.progress import watched
 from assay.pipelines.stopping import exit_code, signals_stop
+from assay.pipelines.watch import watched
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import logging
+import subprocess
+import sys
+import threading
 
 import pytest
+import torch
 from kedro.framework.hooks.manager import _create_hook_manager
 from kedro.io import DataCatalog, MemoryDataset
 from kedro.pipeline import Pipeline, node
 from kedro.runner import SequentialRunner
 
-from assay.pipelines import progress
+from assay.pipelines import progress, watch
 from assay.pipelines.digits.vit import VisionTransformer, train
-from assay.pipelines.progress import EVERY, Bar, Watch, staged_bar, watched
+from assay.pipelines.progress import EVERY, Bar, staged_bar, told
+from assay.pipelines.watch import Watch, watched
 
 
 @pytest.fixture
@@ -22,7 +27,7 @@ def said(monkeypatch):
     logger = logging.Logger("progress")
     logger.addHandler(handler := logging.Handler())
     monkeypatch.setattr(handler, "emit", lambda record: lines.append(record.getMessage().partition(" ")[2]))
-    monkeypatch.setattr(progress, "logger", logger)
+    monkeypatch.setattr(watch, "logger", logger)
     return lines
 
 
@@ -41,51 +46,51 @@ def counted(bar: Bar, done: int, seconds: float) -> None:
 
 
 def test_without_a_terminal_a_long_step_has_a_line_every_30_seconds(said, clock, capsys):
-    watch = Watch(1)
+    seen = Watch(1)
     with Bar(desc="layer 3: PCA", total=2000, unit=" tokens") as bar:
         counted(bar, 500, 40)
         clock[0] += EVERY - 1
-        watch.look()
+        seen.look()
         assert said == []
         for _ in range(2):
             clock[0] += EVERY
-            watch.look()
-            watch.look()
+            seen.look()
+            seen.look()
     assert said == ["layer 3: PCA: 25%, 500 of 2.00k, 12.5 tokens/s, 02:00 left"] * 2
     clock[0] += EVERY
-    watch.look()
+    seen.look()
     assert len(said) == 2, "nothing is being done"
     assert capsys.readouterr() == ("", "")
 
 
 def test_a_bar_of_several_stages_says_which_one_it_is_in(said, clock):
-    watch = Watch(1)
+    seen = Watch(1)
     with staged_bar("layer 3: k-means") as tell:
         clock[0] += EVERY
-        watch.look()
+        seen.look()
         tell("seeding 2 of 4", 5, 10)
         clock[0] += EVERY
-        watch.look()
+        seen.look()
     assert said[0] == "layer 3: k-means"
     assert said[1].startswith("layer 3: k-means: seeding 2 of 4: 50%, 5.00 of 10.0, ")
 
 
 def test_a_step_that_has_no_bar_is_named_with_its_time(said, clock):
-    watch = Watch(3)
-    watch.before_node_run(node(lambda: 1, None, "a", name="layer_3.pca.fit"))
+    seen = Watch(3)
+    seen.before_node_run(node(lambda: 1, None, "a", name="layer_3.pca.fit"))
     clock[0] += 75
-    watch.look()
+    seen.look()
     assert said == ["layer_3.pca.fit: for 01:15"]
 
 
 def test_a_step_is_done_when_all_that_it_gives_is_saved(said, clock):
     """Codes are computed as they are saved."""
-    watch, encode = Watch(7), node(lambda: (1, 2), None, ["a", "b"], name="layer_3.encode")
-    watch.before_node_run(encode)
-    watch.after_dataset_saved("a", encode)
+    seen, encode = Watch(7), node(lambda: (1, 2), None, ["a", "b"], name="layer_3.encode")
+    seen.before_node_run(encode)
+    seen.after_dataset_saved("a", encode)
     assert said == []
     clock[0] += 62
-    watch.after_dataset_saved("b", encode)
+    seen.after_dataset_saved("b", encode)
     assert said == ["1 of 7 steps done: layer_3.encode in 01:02"]
 
 
@@ -99,20 +104,37 @@ def test_each_step_of_a_run_that_is_done_is_a_line_in_a_log(said):
 
 
 def test_on_a_terminal_bars_are_drawn_and_no_lines_written(said, monkeypatch, capsys):
-    monkeypatch.setattr(progress, "on_terminal", lambda: True)
-    watch, step = Watch(1), node(lambda: 1, None, "a", name="fit")
-    watch.before_node_run(step)
+    for module in (progress, watch):
+        monkeypatch.setattr(module, "on_terminal", lambda: True)
+    seen, step = Watch(1), node(lambda: 1, None, "a", name="fit")
+    seen.before_node_run(step)
     with Bar(desc="layer 3: PCA", total=2000, unit=" tokens") as bar:
         counted(bar, 500, 40)
         assert "layer 3: PCA:  25%|" in capsys.readouterr().err
-    assert watch.head() == "step 1 of 1: fit"
-    watch.after_dataset_saved("a", step)
+    assert seen.head() == "step 1 of 1: fit"
+    seen.after_dataset_saved("a", step)
     assert said == []
 
 
-def test_training_has_a_bar(monkeypatch):
-    import torch
+def test_a_command_that_needs_no_project_says_how_far_it_is_too(monkeypatch, capsys):
+    """A verdict on 600 GB takes an hour."""
+    lines, looked = [], threading.Event()
+    monkeypatch.setattr(progress, "EVERY", 0)
+    with told(lambda line: (lines.append(line), looked.set())), Bar(desc="fit", total=8, unit="B") as bar:
+        bar.update(2)
+        assert looked.wait(10)
+    assert lines[0].partition(" ")[2].startswith("fit: 25%, 2.00 of 8.00, ")
+    assert capsys.readouterr().err == ""
 
+
+def test_bars_import_without_kedro():
+    script = "import sys, assay.pipelines.progress; print('kedro' in sys.modules)"
+    assert (
+        subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout == "False\n"
+    )
+
+
+def test_training_has_a_bar(monkeypatch):
     seen = []
     monkeypatch.setattr(Bar, "update", lambda bar, n=1: seen.append((bar.desc, bar.total, n)))
     model = VisionTransformer(image_size=4, patch_size=2, d_model=4, n_blocks=1, n_heads=1, n_classes=2)

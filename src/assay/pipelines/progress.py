@@ -1,21 +1,15 @@
-"""Signs of life: bars on a terminal, and lines in a log where there is none."""
+"""Signs of life: bars on a terminal, lines in a log. Imports without kedro, for the commands that need no project."""
 
 from __future__ import annotations
 
-import logging
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, NoReturn
+from typing import Any
 
-from kedro.framework.hooks import hook_impl
-from kedro.pipeline.node import Node
 from tqdm import tqdm
-from tqdm.contrib.logging import logging_redirect_tqdm
-
-logger = logging.getLogger(__name__)
 
 EVERY = 30.0
 """Seconds from one line of a long step in a log to the next."""
@@ -29,7 +23,7 @@ _open: list[Bar] = []
 
 
 class Bar(tqdm):  # type: ignore[type-arg] # which it has for the type checker alone
-    """How much of a piece of work is done. It is drawn on a terminal; without one it only counts, for `Watch` to say now and then."""
+    """How much of a piece of work is done. It is drawn on a terminal; without one it only counts, for `Lines` to say now and then."""
 
     monitor_interval = 0
 
@@ -72,77 +66,52 @@ def staged_bar(doing: str) -> Iterator[Callable[[str, int, int], None]]:
         yield tell
 
 
-class Watch:
-    """A Kedro hook that says which steps of a run are done, and how far those that take long have come.
+class Lines:
+    """The lines that a log has instead of bars.
 
     Args:
-        steps: of the run.
+        say: writes a line.
     """
 
-    def __init__(self, steps: int) -> None:
-        self._steps = steps
-        self._done = 0
-        self._began: dict[str, float] = {}
-        self._saved: dict[str, set[str]] = {}
+    def __init__(self, say: Callable[[str], object]) -> None:
+        self._say = say
         self._said = clock()
 
-    @hook_impl
-    def before_node_run(self, node: Node) -> None:
-        self._began[node.name] = clock()
-
-    @hook_impl
-    def after_dataset_saved(self, dataset_name: str, node: Node) -> None:
-        # What a node gives may be computed as it is saved: codes are.
-        saved = self._saved.setdefault(node.name, set())
-        saved.add(dataset_name)
-        if saved != set(node.outputs):
-            return
-        self._done += 1
-        took = tqdm.format_interval(clock() - self._began.pop(node.name))
-        if not on_terminal():
-            self._say(f"{self._done} of {self._steps} steps done: {node.name} in {took}")
-
-    def look(self) -> None:
-        """Say how far what is being done has come, where nothing was said for a while."""
-        if clock() - self._said < EVERY:
-            return
-        bars = [bar.line() for bar in list(_open)]
-        now = clock()
-        names = [f"{name}: for {tqdm.format_interval(now - began)}" for name, began in list(self._began.items())]
-        for line in bars or names:
-            self._say(line)
-
-    def head(self) -> str:
-        """The steps that are being done, for a terminal."""
-        return f"step {min(self._done + 1, self._steps)} of {self._steps}: {', '.join(list(self._began))}"
-
-    def _say(self, line: str) -> None:
+    def tell(self, line: str) -> None:
+        """Write a line, with the time of day."""
         self._said = clock()
-        logger.info("%s %s", time.strftime("%H:%M:%S"), line)
+        self._say(f"{time.strftime('%H:%M:%S')} {line}")
+
+    def look(self, otherwise: Iterable[str] = ()) -> None:
+        """Say how far the open bars have come, or ``otherwise`` where there is none, if nothing was said for a while."""
+        if clock() - self._said >= EVERY:
+            for line in [bar.line() for bar in list(_open)] or otherwise:
+                self.tell(line)
 
 
 @contextmanager
-def watched(hooks: Any, steps: int) -> Iterator[Watch]:
-    """Have a run of so many ``steps``, whose hook manager is ``hooks``, show signs of life."""
-    watch, over = Watch(steps), threading.Event()
-    hooks.register(watch)
+def beside(look: Callable[[], object]) -> Iterator[None]:
+    """Have a thread ``look`` once a second while the block is at work."""
+    over = threading.Event()
 
-    def tick(show: Callable[[], object]) -> None:
+    def tick() -> None:
         while not over.wait(1):
-            show()
+            look()
 
-    def show_on(bar: tqdm[NoReturn]) -> Callable[[], object]:
-        return lambda: bar.set_description_str(watch.head())
+    thread = threading.Thread(target=tick, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
-    with (
-        logging_redirect_tqdm([logging.getLogger("assay")]),
-        tqdm(bar_format="{desc} [{elapsed}]", leave=False, disable=None) as head,
-    ):
-        beside = threading.Thread(target=tick, args=(watch.look if head.disable else show_on(head),), daemon=True)
-        beside.start()
-        try:
-            yield watch
-        finally:
-            over.set()
-            beside.join()
-            hooks.unregister(watch)
+
+@contextmanager
+def told(say: Callable[[str], object]) -> Iterator[None]:
+    """Have ``say`` write a line of the open bars every so often, where no terminal shows them."""
+    if on_terminal():
+        yield
+    else:
+        with beside(Lines(say).look):
+            yield
