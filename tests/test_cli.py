@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import click
@@ -140,6 +141,21 @@ def test_a_run_that_is_stopped_exits_as_shells_have_it(monkeypatch, number, code
     ended = CliRunner().invoke(run, [])
     assert (ended.exit_code, ended.stderr) == (code, "Stopped. The same command goes on from here.\n")
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_run_that_a_signal_came_to_never_counts_as_failed(monkeypatch):
+    """Library code that the signal comes into may make another error of the interrupt."""
+
+    def fail(**_):
+        with suppress(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+        raise click.ClickException("the connection is gone")
+
+    monkeypatch.setattr(assay.cli, "_run", fail)
+    ended = CliRunner().invoke(run, [])
+    assert ended.exit_code == 143
+    assert ended.stderr == "Error: the connection is gone\nStopped. The same command goes on from here.\n"
 
 
 def test_a_run_that_fails_exits_with_1(monkeypatch):

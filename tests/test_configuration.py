@@ -6,9 +6,11 @@ import os
 import shutil
 from pathlib import Path
 
+import click
 import pytest
 
-from assay.configuration import ConfigLoader, _check_dictionaries, expand_home
+from assay import configuration
+from assay.configuration import ConfigLoader, _check_dictionaries, current_configuration, expand_home
 from assay.parameters import parse_parameters
 
 CONF = Path(__file__).parents[1] / "conf"
@@ -135,6 +137,28 @@ def test_the_home_folder_and_the_environment_can_be_named(conf, monkeypatch):
     assert parameters.standardize.statistics == "/home/me/mu.safetensors"
     assert parameters.dictionaries["mine"].weights == "/home/me/sae"
     assert parameters.kmeans.seed == 7
+
+
+def test_commands_that_only_look_say_it_in_a_line_too(conf, monkeypatch):
+    """kedro registry list, say: click shows such an error without a traceback."""
+    (conf / "local/parameters.yml").write_text("a: [")
+    tool = "[tool.kedro]\npackage_name = 'assay'\nproject_name = 'Assay'\nkedro_init_version = '1.7.0'\n"
+    (conf.parent / "pyproject.toml").write_text(tool)
+    monkeypatch.chdir(conf.parent)
+    monkeypatch.setattr(configuration, "_current", {})
+    for wanted in (ValueError, click.ClickException):
+        with pytest.raises(wanted, match=r"parameters\.yml, line 1"):
+            current_configuration()
+    (conf / "local/parameters.yml").write_text("a: 1")
+    with pytest.raises(click.ClickException, match=r"^Unknown parameter `a`"):
+        current_configuration()
+
+
+def test_a_key_that_two_files_have_is_a_line(conf):
+    for name in ("parameters_a.yml", "parameters_b.yml"):
+        (conf / "local" / name).write_text("device: cpu")
+    with pytest.raises(click.ClickException, match=r"^Duplicate keys found in .*parameters_.\.yml and .*: device$"):
+        load(conf)["parameters"]
 
 
 def test_only_a_path_has_a_home_folder():

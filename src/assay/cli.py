@@ -113,9 +113,13 @@ def _run_and_exit(**options: Any) -> None:
     try:
         with signals_stop():
             _run(**options)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Exception) as error:
+        if not isinstance(error, KeyboardInterrupt):
+            if exit_code() is None:
+                raise
+            click.echo(f"Error: {error}", err=True)  # what the signal came into made of it
         click.echo("Stopped. The same command goes on from here.", err=True)
-        raise click.exceptions.Exit(exit_code()) from None
+        raise click.exceptions.Exit(exit_code() or 130) from None
 
 
 def _run(force: bool, **options: Any) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +33,18 @@ GLOBALS: dict[str, Any] = {"shards": dict.fromkeys(("fit", "val", "probe_train",
 _current: dict[str, tuple[Path, Parameters]] = {}
 
 
+class ConfigurationError(click.ClickException, ValueError):
+    """What is wrong with the configuration, which any command tells in these words, without a traceback."""
+
+
+@contextmanager
+def _told_shortly() -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        raise ConfigurationError(str(error)) from None
+
+
 def current_configuration() -> tuple[Path, Parameters]:
     """The project's root folder and its typed parameters.
 
@@ -41,12 +54,7 @@ def current_configuration() -> tuple[Path, Parameters]:
     if "session" not in _current:
         project = find_kedro_project(Path.cwd()) or Path.cwd()
         context = click.get_current_context(silent=True)
-        try:
-            return project, read_parameters(project, context.params.get("env") if context else None)
-        except ValueError as error:
-            if context is None:
-                raise
-            raise click.ClickException(str(error)) from None
+        return project, read_parameters(project, context.params.get("env") if context else None)
     return _current["session"]
 
 
@@ -54,25 +62,27 @@ def read_parameters(project: Path, environment: str | None) -> Parameters:
     """The typed parameters of a project's environment; without one, of that which KEDRO_ENV names."""
     environment = environment or os.environ.get("KEDRO_ENV")
     loader = ConfigLoader(str(project / "conf"), env=environment, **settings.CONFIG_LOADER_ARGS)
-    return parse_parameters(loader["parameters"])
+    with _told_shortly():
+        return parse_parameters(loader["parameters"])
 
 
 class ConfigLoader(OmegaConfigLoader):
     """Kedro's loader, with `~/` for the home folder and `${oc.env:NAME}`, and files that are checked before anything else.
 
     Raises:
-        ValueError: a file is no YAML, names a key twice or a global that there is none of, or has a name that nobody reads; a line,
+        ConfigurationError: a file is no YAML, names a key twice or a global that there is none of, or has a name that nobody reads; a line,
             with the file's path.
     """
 
     def __init__(
         self, conf_source: str | Path, env: str | None = None, runtime_params: dict[str, Any] | None = None, **rest: Any
     ) -> None:
-        for path in _files(Path(conf_source), (rest.get("base_env"), env or rest.get("default_run_env"))):
-            check_yaml(path)
-            _check_file_name(path)
-            if path.stem == "globals":
-                _check_globals(path, yaml.safe_load(path.read_text(encoding="utf-8")) or {}, GLOBALS)
+        with _told_shortly():
+            for path in _files(Path(conf_source), (rest.get("base_env"), env or rest.get("default_run_env"))):
+                check_yaml(path)
+                _check_file_name(path)
+                if path.stem == "globals":
+                    _check_globals(path, yaml.safe_load(path.read_text(encoding="utf-8")) or {}, GLOBALS)
         rest["custom_resolvers"] = {"oc.env": oc.env, **(rest.get("custom_resolvers") or {})}
         super().__init__(conf_source, env, expand_home(runtime_params), **rest)
 
@@ -81,7 +91,11 @@ class ConfigLoader(OmegaConfigLoader):
             found: dict[str, Any] = expand_home(super().__getitem__(key))
         except OmegaConfBaseException as error:
             where = f", `{error.full_key}`" if error.full_key else ""
-            raise ValueError(f"{self.conf_source}, {key}{where}: {str(error.msg or error).splitlines()[0]}") from None
+            raise ConfigurationError(
+                f"{self.conf_source}, {key}{where}: {str(error.msg or error).splitlines()[0]}"
+            ) from None
+        except ValueError as error:  # a key that two files have
+            raise ConfigurationError(str(error)) from None
         return found
 
 
@@ -133,9 +147,10 @@ class ConfigurationHook:
     @hook_impl(tryfirst=True)  # before kedro-mlflow opens its database
     def after_context_created(self, context: KedroContext) -> None:
         raw: dict[str, Any] = context.config_loader["parameters"]
-        parameters = parse_parameters(raw)
-        _check_paths(parameters, context.config_loader["catalog"])
-        _check_dictionaries(parameters, context.config_loader["catalog"])
+        with _told_shortly():
+            parameters = parse_parameters(raw)
+            _check_paths(parameters, context.config_loader["catalog"])
+            _check_dictionaries(parameters, context.config_loader["catalog"])
         _current["session"] = Path(context.project_path), parameters
         pipelines.configure("assay.pipeline_registry")  # a second session in one process has layers of its own
 

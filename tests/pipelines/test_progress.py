@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
+import signal
 import subprocess
 import sys
 import threading
+import time
+from contextlib import suppress
 
 import pytest
 import torch
@@ -17,6 +21,7 @@ from kedro.runner import SequentialRunner
 from assay.pipelines import progress, watch
 from assay.pipelines.digits.vit import VisionTransformer, train
 from assay.pipelines.progress import EVERY, Bar, staged_bar, told
+from assay.pipelines.stopping import signals_stop
 from assay.pipelines.watch import Watch, watched
 
 
@@ -101,6 +106,20 @@ def test_each_step_of_a_run_that_is_done_is_a_line_in_a_log(said):
         SequentialRunner().run(steps, DataCatalog({"a": MemoryDataset(), "b": MemoryDataset()}), hooks)
     assert said == ["1 of 2 steps done: first in 00:00", "2 of 2 steps done: second in 00:00"]
     assert not hooks.is_registered(watch)
+
+
+def test_a_run_stops_at_the_next_step_where_the_interrupt_was_dropped():
+    def drop():
+        with suppress(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+        return 1
+
+    ran, hooks = [], _create_hook_manager()
+    steps = Pipeline([node(drop, None, "a", name="first"), node(ran.append, "a", "b", name="second")])
+    with signals_stop(), watched(hooks, 2), pytest.raises(KeyboardInterrupt):
+        SequentialRunner().run(steps, DataCatalog({"a": MemoryDataset(), "b": MemoryDataset()}), hooks)
+    assert ran == []
 
 
 def test_on_a_terminal_bars_are_drawn_and_no_lines_written(said, monkeypatch, capsys):

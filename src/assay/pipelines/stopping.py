@@ -17,7 +17,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _asked = threading.Event()
 _lock = threading.Lock()
 _fits = 0
-_last: int = signal.SIGINT
+_came: int | None = None
 
 
 @contextmanager
@@ -26,10 +26,12 @@ def signals_stop() -> Iterator[None]:
 
     A signal that is ignored, as nohup and shells have it, stays so.
     """
+    global _came
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     _asked.clear()
+    _came = None
     before = {number: signal.getsignal(number) for number in SIGNALS}
     heeded = [number for number, handler in before.items() if handler is not signal.SIG_IGN]
     for number in heeded:
@@ -42,20 +44,31 @@ def signals_stop() -> Iterator[None]:
         _asked.clear()
 
 
-def exit_code() -> int:
-    """What a process that was stopped exits with, as shells have it: 128 and the signal's number, 143 for SIGTERM, 130 for Ctrl-C."""
-    return 128 + _last
+def exit_code() -> int | None:
+    """What a process that a signal came to exits with, as shells have it: 128 and the signal's number; None where none came."""
+    return None if _came is None else 128 + _came
 
 
 def _on_signal(number: int, frame: FrameType | None) -> None:
-    global _last
+    global _came
     del frame
-    _last = number
-    if _fits == 0 or _asked.is_set():  # nobody will look, or nobody has
-        raise KeyboardInterrupt
+    _came = number
+    at_once = _fits == 0 or _asked.is_set()  # nobody will look, or nobody has
     _asked.set()
+    if at_once:
+        raise KeyboardInterrupt
     # Not by print, whose buffer the signal may have come into.
     os.write(2, b"\nStopping: the fit in progress saves itself first. Once more stops it at once.\n")
+
+
+def stop_if_asked() -> None:
+    """Stop between two steps of a run where a signal has come: library code in which it came may have dropped the interrupt.
+
+    Raises:
+        KeyboardInterrupt: one has.
+    """
+    if _asked.is_set():
+        raise KeyboardInterrupt
 
 
 @contextmanager
@@ -72,5 +85,5 @@ def fit_in_progress() -> Iterator[None]:
 
 
 def stop_is_asked() -> bool:
-    """Whether a signal has come that nobody has stopped for yet."""
+    """Whether a signal has come."""
     return _asked.is_set()

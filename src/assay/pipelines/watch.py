@@ -14,6 +14,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from assay.pipelines import progress
 from assay.pipelines.progress import Lines, beside, on_terminal
+from assay.pipelines.stopping import stop_if_asked
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +35,7 @@ class Watch:
 
     @hook_impl
     def before_node_run(self, node: Node) -> None:
+        stop_if_asked()
         self._began[node.name] = progress.clock()
 
     @hook_impl
