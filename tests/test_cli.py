@@ -18,6 +18,7 @@ import pandas as pd
 import pytest
 from click.testing import CliRunner
 from kedro.framework.cli.utils import KedroCliError
+from kedro.framework.hooks.manager import _create_hook_manager
 from kedro.io import DataCatalog, DatasetError, MemoryDataset
 from kedro.pipeline import Pipeline, node
 from rich.console import Console
@@ -26,6 +27,7 @@ import assay.cli
 from assay.cli import _ended_cleanly, _forget_begun, parse_params, render_table, run
 from assay.io.datasets import CodesDataset
 from assay.io.publish import resumable_folder
+from assay.late import LateHooks
 
 ROOT = Path(__file__).parents[1]
 
@@ -45,6 +47,22 @@ def test_what_kedro_reads_for_any_command_imports_neither_torch_nor_the_stages()
     script = f"import sys, assay.settings, assay.cli; print({heavy} & {{*sys.modules}})"
     ended = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
     assert ended.stdout == "set()\n"
+
+
+def test_hooks_are_imported_and_registered_when_a_session_begins():
+    class Context:
+        _hook_manager = _create_hook_manager()
+
+    seen = []
+    late = LateHooks("assay.configuration:ConfigurationHook", "assay.freshness:FreshnessHook")
+    assert "hooks" not in vars(late)
+    for hook in late.hooks:
+        hook.after_context_created = lambda context, hook=hook: seen.append((context, hook))
+    late.after_context_created(Context)
+    assert seen == [(Context, hook) for hook in late.hooks]
+    assert all(Context._hook_manager.is_registered(hook) for hook in late.hooks)
+    late.after_context_created(Context)  # Kedro makes another context when the session runs, and calls them itself
+    assert seen == [(Context, hook) for hook in late.hooks]
 
 
 def test_an_old_python_is_refused_before_anything_is_installed(tmp_path):

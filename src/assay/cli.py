@@ -29,7 +29,6 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from assay.freshness import Freshness
 from assay.pipelines.stopping import exit_code, signals_stop
 from assay.pipelines.watch import watched
 
@@ -124,6 +123,7 @@ def _run_and_exit(**options: Any) -> None:
 
 def _run(force: bool, **options: Any) -> None:
     from assay.configuration import current_configuration
+    from assay.freshness import Freshness
     from assay.plan import check_shards
 
     began = time.perf_counter()

@@ -41,11 +41,12 @@ if "MLFLOW_TRACKING_URI" not in os.environ:
 with warnings.catch_warnings(record=True):
     import kedro_mlflow.mlflow  # noqa: F401
 
-from assay.configuration import ConfigLoader, ConfigurationHook  # noqa: E402
-from assay.freshness import FreshnessHook  # noqa: E402
-from assay.tracking import TrackingHook  # noqa: E402
+from assay.configuration import ConfigLoader  # noqa: E402
+from assay.late import LateHooks  # noqa: E402
 
-HOOKS = (ConfigurationHook(), FreshnessHook(), TrackingHook())
+HOOKS = (
+    LateHooks("assay.configuration:ConfigurationHook", "assay.freshness:FreshnessHook", "assay.tracking:TrackingHook"),
+)
 DISABLE_HOOKS_FOR_PLUGINS = ("kedro-telemetry",)
 CONFIG_LOADER_CLASS = ConfigLoader
 CONFIG_LOADER_ARGS = {

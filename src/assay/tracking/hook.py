@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import mlflow
 from kedro.framework.hooks import hook_impl
@@ -15,9 +15,9 @@ from mlflow.tracking import MlflowClient
 
 from assay.configuration import current_configuration
 from assay.parameters import seedless
-
-if TYPE_CHECKING:
-    from assay.tracking.run import Run
+from assay.pipelines import fitting
+from assay.plan import find_d_model, make_plan
+from assay.tracking.run import Run
 
 REPORT = ("paper", "paper_markdown", "paper_latex", "matched", "agreement", "classes", "report_page")
 
@@ -44,11 +44,6 @@ class TrackingHook:
 
     @hook_impl(trylast=True)
     def before_pipeline_run(self, run_params: dict[str, Any], catalog: DataCatalog) -> None:
-        # What imports torch waits until there is a run.
-        from assay.pipelines import fitting
-        from assay.plan import find_d_model, make_plan
-        from assay.tracking.run import Run
-
         project, parameters = current_configuration()
         plan = make_plan(parameters, find_d_model(parameters, project))
         self._run = Run(project, run_params, parameters.model_dump(mode="json"), catalog, plan.rows)
