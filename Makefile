@@ -10,8 +10,10 @@ export MLFLOW_DISABLE_TELEMETRY = true
 install: .venv/.installed
 
 .venv/.installed: pyproject.toml constraints.txt
-	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@$(PYTHON) -c 'import sys; now = sys.version_info[:2]; (3, 11) <= now < (3, 14) or sys.exit("$(PYTHON) is Python %d.%d; wanted 3.11 to 3.13: name one, as in make $(MAKECMDGOALS) PYTHON=python3.12" % now)'
+	@echo "Installing what Assay needs into .venv, some gigabytes: this takes minutes."
+	$(PYTHON) -m venv --clear .venv
+	$(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
 run: install
@@ -32,7 +34,7 @@ lint: install
 	$(BIN)/lint-imports
 
 bench: run
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'
+	$(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'
 	$(BIN)/python benchmarks/read.py
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/kmeans.py

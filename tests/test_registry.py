@@ -5,12 +5,12 @@ import warnings
 from pathlib import Path
 
 import pytest
-from kedro.config import OmegaConfigLoader
 from kedro.io import CatalogConfigResolver, DataCatalog
 from kedro.pipeline import Pipeline
 from kedro.pipeline.node import Node
 
 from assay import configuration
+from assay.configuration import ConfigLoader
 from assay.parameters import SparsityParameters, parse_parameters
 from assay.pipeline_registry import register_pipelines
 
@@ -47,7 +47,7 @@ def register(monkeypatch, tmp_path):
     """Builds the pipelines as a session with these parameters over conf/base would."""
 
     def build(**changes) -> dict[str, Pipeline]:
-        raw = OmegaConfigLoader(str(CONF), base_env="base", default_run_env="base")["parameters"]
+        raw = ConfigLoader(str(CONF), base_env="base", default_run_env="base")["parameters"]
         session = tmp_path, parse_parameters({**raw, "layers": [0, 3], **changes})
         monkeypatch.setitem(configuration._current, "session", session)
         return register_pipelines()
@@ -236,7 +236,7 @@ def test_given_statistics_are_adopted_and_not_fitted(register):
 @pytest.mark.parametrize("environment", ["base", "ade20k"])
 @pytest.mark.parametrize("changes", KINDS, ids=str)
 def test_only_catalog_names_join_stages(register, environment, changes):
-    loader = OmegaConfigLoader(str(CONF), env=environment, base_env="base", default_run_env="base")
+    loader = ConfigLoader(str(CONF), env=environment, base_env="base", default_run_env="base")
     resolver = CatalogConfigResolver(loader["catalog"])
     catalog = DataCatalog()
     assert not resolver.match_dataset_pattern("layer_3.nonsense")
@@ -252,7 +252,7 @@ def test_only_catalog_names_join_stages(register, environment, changes):
 
 
 def test_every_parameter_of_a_node_is_in_the_configuration(register):
-    raw = OmegaConfigLoader(str(CONF), base_env="base", default_run_env="base")["parameters"]
+    raw = ConfigLoader(str(CONF), base_env="base", default_run_env="base")["parameters"]
     wanted = {name for name in register()["__default__"].inputs() if name.startswith("params:")}
     assert wanted <= {f"params:{name}" for name in raw}
 

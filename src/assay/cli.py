@@ -2,41 +2,39 @@
 
 from __future__ import annotations
 
+import copy
+import importlib.util
 import math
-import re
 import sys
 import time
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, TYPE_CHECKING, Any
 
 import click
-import pandas as pd
+import yaml
 from kedro.config import MissingConfigException
+from kedro.framework.cli.jupyter import jupyter as kedro_jupyter
 from kedro.framework.cli.project import run as kedro_run
+from kedro.framework.cli.utils import KedroCliError, _config_file_callback
 from kedro.framework.project import pipelines as registered
 from kedro.framework.session import KedroSession
 from kedro.io import DataCatalog, DatasetError
 from kedro.pipeline import Pipeline
 from kedro.runner import AbstractRunner
 from kedro.utils import load_obj
-from mlflow.exceptions import MlflowException
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import GrammarParseError, OmegaConfBaseException
 from rich import box
 from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
-from yaml import YAMLError
 
-from assay.configuration import current_configuration
-from assay.freshness import Freshness
-from assay.io.datasets import CodesDataset
-from assay.pipelines.report.tables import pool_seeds
-from assay.pipelines.stopping import sigterm_stops
-from assay.plan import check_shards
-from assay.tracking import close_interrupted_runs
+from assay.pipelines.stopping import exit_code, signals_stop
+from assay.pipelines.watch import watched
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 FILTERS = ("tags", "from_nodes", "to_nodes", "node_names", "from_inputs", "to_outputs")
 
@@ -46,53 +44,59 @@ def cli() -> None:
     """Assay's commands."""
 
 
+def _show(error: KedroCliError, file: IO[Any] | None = None) -> None:
+    """Kedro's own would show the exception that is being handled, which is none here: `NoneType: None`."""
+    if KedroCliError.VERBOSE_ERROR:
+        traceback.print_exception(error, file=file)
+    click.ClickException.show(error, file)
+
+
+KedroCliError.show = _show  # type: ignore[method-assign, assignment]
+
+
+@cli.group("jupyter", commands=kedro_jupyter.commands, help=kedro_jupyter.help)
+@click.pass_context
+def jupyter(context: click.Context) -> None:
+    wanted = {"lab": "jupyterlab", "notebook": "notebook", "setup": "ipykernel"}.get(context.invoked_subcommand or "")
+    if wanted and importlib.util.find_spec(wanted) is None:
+        raise click.ClickException(f"{wanted} is not installed: {sys.executable} -m pip install {wanted}")
+
+
 def parse_params(context: click.Context, parameter: click.Parameter, value: str | dict[str, Any]) -> dict[str, Any]:
-    """Turn ``a:1,b.c=2,layers:[3,5]`` into nested parameters; ``key:value`` and ``key=value`` mean the same."""
+    """The parameters of `--params`, nested."""
     del context
-    if isinstance(value, dict):  # from --config
-        return value
-    parsed = OmegaConf.create({})
-    for item in split_outside(value):
-        pair = re.fullmatch(r"([\w.-]+)\s*[:=]\s*(.*)", item, flags=re.DOTALL)
-        if pair is None:
-            raise click.BadParameter(f"`{item}` is no key:value or key=value", param=parameter)
-        try:
-            _set(parsed, pair[1], pair[2])
-        except (OmegaConfBaseException, ValueError, TypeError) as error:
-            raise click.BadParameter(f"`{item}`: {error}", param=parameter) from None
-    plain = OmegaConf.to_container(parsed)
-    assert isinstance(plain, dict)
-    return {str(key): inner for key, inner in plain.items()}
+    from assay.arguments import parse_pairs
+    from assay.configuration import expand_home
 
-
-def _set(parsed: DictConfig, key: str, value: str) -> None:
     try:
-        parsed.merge_with_dotlist([f"{key}={value}"])
-    except (GrammarParseError, YAMLError):  # no YAML, so it is text: a path with {layer} in it, say
-        OmegaConf.update(parsed, key, value)
+        return dict(expand_home(value if isinstance(value, dict) else parse_pairs(value)))  # a dict comes from --config
+    except ValueError as error:
+        raise click.BadParameter(str(error), param=parameter) from None
 
 
-def split_outside(text: str) -> list[str]:
-    """Split at the commas that are in no brackets and no quoted value; leave out empty items."""
-    items, depth, quote, before = [""], 0, "", ","
-    for character in text:
-        if quote:
-            quote = "" if character == quote else quote
-        elif character in "\"'" and before in ":=,[{":  # an apostrophe inside a path is none
-            quote = character
-        else:
-            depth = max(0, depth + (character in "[{") - (character in "]}"))
-        before = before if character.isspace() else character
-        if character == "," and depth == 0 and not quote:
-            items.append("")
-        else:
-            items[-1] += character
-    return [item.strip() for item in items if item.strip()]
+def read_config(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    """Take the options of the file that `--config` names, as Kedro does, where it can be read."""
+    if value is None:
+        return None
+    from assay.yaml_files import check_yaml
+
+    try:
+        check_yaml(Path(value))
+    except ValueError as error:
+        raise click.BadParameter(str(error), param=parameter) from None
+    found = yaml.safe_load(Path(value).read_text(encoding="utf-8"))
+    if not isinstance(found, dict) or not isinstance(found.get("run"), dict):
+        raise click.BadParameter(f"{value} has no section `run` with options of `kedro run`", param=parameter)
+    _config_file_callback(context, parameter, value)
+    return value
 
 
 def _options() -> list[click.Parameter]:
-    """Kedro's own options of `run`, with our reading of --params, and --force."""
-    options = [option for option in kedro_run.params if option.name != "params"]
+    """Kedro's own options of `run`, with our reading of --params and --config, and --force."""
+    options = [copy.copy(option) for option in kedro_run.params if option.name != "params"]
+    for option in options:
+        if option.name == "config":
+            option.callback = read_config
     params = click.Option(
         ["--params"],
         type=click.UNPROCESSED,
@@ -104,8 +108,25 @@ def _options() -> list[click.Parameter]:
     return [*options, params, force]
 
 
-def _run(force: bool, **options: Any) -> None:
+def _run_and_exit(**options: Any) -> None:
     """Run the pipeline. What is complete and up to date is not made again."""
+    try:
+        with signals_stop():
+            _run(**options)
+    except (KeyboardInterrupt, Exception) as error:
+        if not isinstance(error, KeyboardInterrupt):
+            if exit_code() is None:
+                raise
+            click.echo(f"Error: {error}", err=True)  # what the signal came into made of it
+        click.echo("Stopped. The same command goes on from here.", err=True)
+        raise click.exceptions.Exit(exit_code() or 130) from None
+
+
+def _run(force: bool, **options: Any) -> None:
+    from assay.configuration import current_configuration
+    from assay.freshness import Freshness
+    from assay.plan import check_shards
+
     began = time.perf_counter()
     runner = _runner(options["runner"], options["runner_params"], is_async=options["is_async"])
     names = _pipeline_names(options["pipeline"], options["pipelines"])
@@ -133,7 +154,7 @@ def _run(force: bool, **options: Any) -> None:
                 f"{len(todo.nodes)} of {len(selected.nodes)} steps to do; {kept} are up to date.", highlight=False
             )
             everything = not names and len(todo.nodes) == len(registered["__default__"].nodes)
-            with _ended_cleanly(session, todo, catalog):
+            with _ended_cleanly(session, todo, catalog), watched(session._hook_manager, len(todo.nodes)):
                 session.run(
                     pipeline_names=names,
                     # kedro-viz follows a run only where no filter is given
@@ -152,6 +173,8 @@ def _run(force: bool, **options: Any) -> None:
 
 def _forget_begun(pipeline: Pipeline, catalog: DataCatalog) -> None:
     """Have codes that an interrupted run began started anew."""
+    from assay.io.datasets import CodesDataset
+
     for name in sorted(pipeline.all_outputs()):
         dataset: object = catalog.get(name) if name in catalog else None
         if isinstance(dataset, CodesDataset):
@@ -162,9 +185,12 @@ def _forget_begun(pipeline: Pipeline, catalog: DataCatalog) -> None:
 def _ended_cleanly(session: KedroSession, pipeline: Pipeline, catalog: DataCatalog) -> Iterator[None]:
     """Give bad input and a bad or full disk two lines, not a traceback, which is in the manifest; close the runs in MLflow when
     we are interrupted."""
+    from mlflow.exceptions import MlflowException
+
+    from assay.tracking import close_interrupted_runs
+
     try:
-        with sigterm_stops():
-            yield
+        yield
     except KeyboardInterrupt:
         close_interrupted_runs(session._hook_manager, pipeline, catalog)
         raise
@@ -172,7 +198,7 @@ def _ended_cleanly(session: KedroSession, pipeline: Pipeline, catalog: DataCatal
         raise click.ClickException(str(error)) from error
 
 
-cli.add_command(click.Command("run", params=_options(), callback=_run, help=_run.__doc__))
+cli.add_command(click.Command("run", params=_options(), callback=_run_and_exit, help=_run_and_exit.__doc__))
 run = cli.commands["run"]
 
 
@@ -243,6 +269,8 @@ def render_table(baselines: pd.DataFrame) -> Table:
     Of several seeds it shows the mean. Where that is too wide, first the method, which every encoding's name begins with, and then k are
     left to the file; after that an encoding's name takes several lines. Nothing is cut.
     """
+    from assay.pipelines.report.tables import pool_seeds
+
     several = bool(baselines.duplicated(["layer", "encoding"]).any())
     shown = [name for name in baselines.columns if name != "seed"]
     title = (

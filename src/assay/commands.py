@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -63,17 +63,16 @@ def labels_command(shards: Path, masks: Path, out: Path, config: Path | None, fo
     Say --patch-size, --resize and --crop as the images were resized and cropped when SHARDS were recorded.
     """
     with _short_errors():
-        from tqdm import tqdm
-
         from assay.io.labels import check_target, label_patches, publish_labels
         from assay.io.metadata import read_metadata, real_folder
+        from assay.pipelines.progress import Bar, told
 
         layout = _layout(config, options)
         folder = real_folder(shards)
         metadata = read_metadata(folder)
         check_target(out, folder, force=force)
         click.echo(f"Labels of {metadata.n_examples} examples will be written to {out.absolute()}")
-        with tqdm(total=metadata.n_examples, unit="mask", disable=None) as bar:
+        with told(_say_aside), Bar(desc=f"{masks}", total=metadata.n_examples, unit=" masks") as bar:
             labels = label_patches(metadata, masks, layout, bar.update)
         declared = publish_labels(labels, out, folder, force=force)
         _print_counts(labels)
@@ -126,10 +125,9 @@ def verify_command(paths: tuple[Path, ...], env: str | None) -> None:
 
     Without a PATH: all shards that the project around the working directory is configured to read.
     """
-    from tqdm import tqdm
-
     from assay.io.datasets import find_shards
     from assay.io.verify import verify_shards
+    from assay.pipelines.progress import Bar, told
 
     if not paths:
         with _short_errors():
@@ -138,9 +136,9 @@ def verify_command(paths: tuple[Path, ...], env: str | None) -> None:
     for path in paths:
         with suppress(ValueError, FileNotFoundError):  # which the verdict tells
             path = find_shards(path)
-        with tqdm(unit="B", unit_scale=True, unit_divisor=1024, desc=path.name, disable=None) as bar:
+        with told(_say_aside), Bar(desc=path.name, unit="B", unit_divisor=1024) as bar:
 
-            def advance(n: int, total: int, bar: tqdm[NoReturn] = bar) -> None:
+            def advance(n: int, total: int, bar: Bar = bar) -> None:
                 bar.total = total
                 bar.update(n)
 
@@ -199,6 +197,10 @@ def _print_verdict(verdict: FolderVerdict) -> None:
     for fault in verdict.faults:
         console.print(Text(fault), soft_wrap=True)
     console.print(Text(f"{verdict.path}: {'ok' if verdict.ok else 'BAD'}"), soft_wrap=True)
+
+
+def _say_aside(line: str) -> None:
+    click.echo(line, err=True)
 
 
 def _say(faults: tuple[str, ...], remarks: tuple[str, ...]) -> str:

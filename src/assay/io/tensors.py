@@ -79,6 +79,19 @@ def read_with_header(path: Path, wanted: dict[str, str] | None) -> tuple[dict[st
         raise ValueError(f"{path} is not a whole safetensors file ({error}): make it again") from None
 
 
+def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """The shape of every tensor of ``path``, from its header alone.
+
+    Raises:
+        ValueError: it is no safetensors file.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: tuple(file.get_slice(name).get_shape()) for name in list(file.keys())}
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a whole safetensors file ({error}): make it again") from None
+
+
 def fingerprint_tensors(tensors: dict[str, Tensor]) -> str:
     """SHA-256 (hex) over names, dtypes, shapes and bytes, in the order of the names."""
     digest = hashlib.sha256()

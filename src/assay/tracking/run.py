@@ -211,7 +211,9 @@ class Run:
             for each in kept:
                 self._writer.submit(self._client.log_artifact, parent, str(each))
                 if each.suffix == ".md":  # the table for a paper, where MLflow shows a run's description
-                    self._writer.submit(self._client.set_tag, parent, "mlflow.note.content", each.read_text())
+                    self._writer.submit(
+                        self._client.set_tag, parent, "mlflow.note.content", each.read_text(encoding="utf-8")
+                    )
             path = self._write_manifest(status, reason)
             self._writer.submit(self._client.log_artifact, parent, str(path))
         self._writer.finish()
@@ -313,7 +315,7 @@ class Run:
         path = self._project / MANIFESTS / f"{self._manifest['run_id']}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         with publish_file(path) as partial:
-            partial.write_text(json.dumps(manifest, indent=1))
+            partial.write_text(json.dumps(manifest, indent=1), encoding="utf-8")
         return path
 
 

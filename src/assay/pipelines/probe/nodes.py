@@ -15,7 +15,8 @@ from assay.numerics.probe import LogisticProbe1d, Progress
 from assay.numerics.ranking import count_classes, purity_at_k, strongest_examples
 from assay.numerics.scores import PURITY, Judgement, Scores, best_features, score_encoding
 from assay.parameters import ProbeParameters
-from assay.pipelines.stream import pick_device, progress_bar
+from assay.pipelines.progress import staged_bar
+from assay.pipelines.stream import pick_device
 
 VOID = 0
 """The label of a patch that shows none of the classes."""
@@ -60,7 +61,7 @@ def fit_probes(
     l0 = measure_l0_by_rank(codes_val, parameters.slab_rows)
     train, train_classes, _ = _classify(codes_train, train_labels, parameters.void)
     val, val_classes, counted = _classify(codes_val, val_labels, parameters.void)
-    with progress_bar(f"layer {layer}, {rows[0][0] if len(rows) == 1 else method}: probes") as progress:
+    with staged_bar(f"layer {layer}, {rows[0][0] if len(rows) == 1 else method}: probes") as progress:
         probes = _fit(train, train_classes, n_classes, parameters, [k for _, k in rows], progress)
         judged = LogisticProbe1d.judge_nested(probes, val, val_classes, progress)
         best = {k: best_features(probe.loss_).clamp(min=0) for k, probe in probes.items()}

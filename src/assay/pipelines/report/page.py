@@ -37,7 +37,9 @@ def render_page(
 ) -> str:
     """The report as HTML: the tables that there are, of the classes those at the best layers; ``about`` is a list of what was read."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string(resources.files(__package__).joinpath("page.html.jinja").read_text())
+    template = environment.from_string(
+        resources.files(__package__).joinpath("page.html.jinja").read_text(encoding="utf-8")
+    )
     baselines, matched, classes = tables["layers"], tables["matched"], tables["classes"]
     assert baselines is not None
     assert matched is not None
