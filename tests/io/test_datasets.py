@@ -408,7 +408,7 @@ def test_versions_lie_side_by_side(tmp_path: Path) -> None:
 def test_a_file_of_somebody_else_wants_any_schema(tmp_path: Path) -> None:
     path = tmp_path / "mu_sigma.safetensors"
     save_file(STATE, path)
-    with pytest.raises(DatasetError, match=r"this reader wants assay\.tensors version 1"):
+    with pytest.raises(DatasetError, match=r"this reader wants assay\.tensors version 2"):
         TensorsDataset(filepath=str(path)).load()
     assert_state(TensorsDataset(filepath=str(path), load_args={"any_schema": True}).load(), STATE)
 

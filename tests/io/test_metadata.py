@@ -146,6 +146,10 @@ def write_nan(folder: Path) -> None:
     array.tofile(file)
 
 
+def many_shards(folder: Path) -> None:
+    (folder / "shards.json").write_bytes(b"[" + b'{"name":"a","n_examples":1},' * (10**6 - 1) + b"{}]")
+
+
 def make_fifo(folder: Path) -> None:
     (folder / "metadata.json").unlink()
     os.mkfifo(folder / "metadata.json")
@@ -160,6 +164,11 @@ DAMAGE: list[tuple[str, Callable[[Path], None], type[Exception], str]] = [
     ("no index", remove("shards.json"), FileNotFoundError, "shards.json is missing"),
     ("no shard", remove("acts000001.bin"), FileNotFoundError, "acts000001.bin is missing"),
     ("not JSON", write("metadata.json", b"{"), ValueError, "metadata.json is not valid JSON"),
+    ("a key twice", write("metadata.json", b'{"layers": [3, 5], "layers": [5, 3]}'), ValueError, "'layers' is there twice"),
+    ("a key twice within", write("shards.json", b'[{"name": "a", "name": "b"}]'), ValueError, "'name' is there twice"),
+    ("a family that clears the screen", set_field(family="\x1b[2J"), ValueError, r"family: .*found '\\x1b\[2J'"),
+    ("a checkpoint of two lines", set_field(ckpt="a\nb"), ValueError, r"ckpt: .*found 'a\\nb'"),
+    ("many shards", many_shards, ValueError, "shards.json: it lists 1000000 shards, wanted at most 3 for 5 examples"),
     ("not UTF-8", write("metadata.json", b'{"family": "\xff"}'), ValueError, "metadata.json is not valid JSON"),
     ("empty file", write("shards.json", b""), ValueError, "shards.json is not valid JSON"),
     ("deep nesting", write("shards.json", b"[" * 10**6), ValueError, "shards.json is not valid JSON"),

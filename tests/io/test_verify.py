@@ -53,6 +53,15 @@ def edit(path: Path, change: Callable[[npt.NDArray[np.float32]], None]) -> None:
     array.tofile(path)
 
 
+def test_a_thousand_missing_shards_are_one_fault(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MOST_MISSING", 1)
+    (folder / "acts000001.bin").unlink()
+    assert len(judge(folder).shards) == 3
+    (folder / "acts000002.bin").unlink()
+    assert judge(folder).faults[0].startswith("2 of 3 shards are missing, acts000001.bin the first")
+    assert not judge(folder).shards
+
+
 @pytest.fixture(params=[12, 40, 8 * 2**20], ids=lambda n: f"{n} bytes a chunk")
 def folder(tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(module, "CHUNK_BYTES", request.param)

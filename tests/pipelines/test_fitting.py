@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from assay.io.checkpoints import Checkpoints
 from assay.io.shards import Shards
+from assay.io.tensors import write_with_header
 from assay.numerics.kmeans import MiniBatchKMeans
 from assay.numerics.pca import Convergence
 from assay.parameters import KMeansParameters, PCAParameters, StandardizeParameters
@@ -140,9 +141,8 @@ def test_another_fits_checkpoint_is_not_gone_on_with(fit, cut, tmp_path, method,
 def test_a_checkpoint_of_another_width_put_in_its_place_is_refused(fit, cut, tmp_path):
     cut("pca", Checkpoints(tmp_path), 10)
     for path in tmp_path.rglob("*.safetensors"):
-        tensors = load_file(path)
-        header = {"schema": "assay.checkpoint", "version": "1", "about": '{"d": 81}', "state": '{"step": 8}'}
-        save_file(tensors, path, metadata=header)
+        header = {"schema": "assay.checkpoint", "version": "2", "about": '{"d": 81}', "state": '{"step": 8}'}
+        write_with_header(path, load_file(path), header)
     with pytest.raises(ValueError, match="a checkpoint of another fit: its d is 81, wanted 80"):
         fit("pca", Checkpoints(tmp_path))
 

@@ -13,6 +13,8 @@ import numpy.typing as npt
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 
+from assay.io.sampling import sample_bytes, sampled_digest
+
 Size = tuple[PositiveInt, PositiveInt]
 
 
@@ -168,11 +170,11 @@ class Images:
             raise ValueError(f"{path}: {error}; wanted the image of example {example}") from None
 
     def fingerprint(self) -> str:
-        """SHA-256 (64 hex digits) of every file's name, size and time, and of the layout."""
-        described = [self.layout.model_dump_json()]
+        """SHA-256 (64 hex digits) of every file's name, size and a sample of its content, and of the layout."""
+        described, most = [self.layout.model_dump_json(exclude={"names"})], sample_bytes(len(self))
         for path in self._paths:
-            status = path.stat()
-            described.append(f"{path.relative_to(self.folder)} {status.st_size} {status.st_mtime_ns}")
+            content = sampled_digest(path, most)
+            described.append(f"{path.relative_to(self.folder)} {path.stat().st_size} {content}")
         return hashlib.sha256("\n".join(described).encode()).hexdigest()
 
 

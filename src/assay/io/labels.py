@@ -13,7 +13,6 @@ from typing import Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from pydantic_core import from_json
 
 from assay.io.images import Size, list_files
 from assay.io.masks import UNKNOWN, VOID, MaskLayout, fit_mask, read_mask
@@ -27,6 +26,7 @@ from assay.io.metadata import (
     real_folder,
 )
 from assay.io.publish import publish_file
+from assay.io.strict_json import parse_json
 
 Label = TypeVar("Label", np.uint8, np.uint16)
 
@@ -174,7 +174,7 @@ def publish_labels(labels: PatchLabels, out: Path, shards: str | os.PathLike[str
     check_target(out, folder, force=force)
     declared = (read_metadata(folder).labels_dtype or "uint8") == labels.dtype
     if not declared and Path(os.path.realpath(out.parent)) == folder:
-        raw = from_json(read_json_bytes(folder, METADATA_NAME)) | {"labels_dtype": labels.dtype}
+        raw = parse_json(read_json_bytes(folder, METADATA_NAME)) | {"labels_dtype": labels.dtype}
         with publish_file(folder / METADATA_NAME) as partial:
             partial.write_text(json.dumps(raw, indent=2), encoding="utf-8")
         declared = True

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     FailFast,
@@ -25,12 +26,12 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from pydantic_core import from_json
+
+from assay.io.strict_json import MAX_JSON_BYTES, parse_json
 
 METADATA_NAME = "metadata.json"
 INDEX_NAME = "shards.json"
 LABELS_NAME = "labels.bin"
-MAX_JSON_BYTES = 64 * 2**20
 MOST_FAULTS = 5
 COPY_AGAIN = "copy the folder of shards again, whole"
 REMEDY = "correct the file or record the activations again"
@@ -46,6 +47,15 @@ SPELLINGS = {
     "byteorder": ("byte_order", "endianness", "endian"),
 }
 
+
+def _printable(text: str) -> str:
+    # They are printed, and a terminal obeys control characters.
+    if not text.isprintable():
+        raise ValueError("control characters; wanted printable text")
+    return text
+
+
+Text = Annotated[str, AfterValidator(_printable)]
 Block = Annotated[int, Field(ge=-(2**16), le=2**16)]
 Count = Annotated[int, Field(ge=1, le=2**40)]
 Width = Annotated[int, Field(ge=1, le=2**20)]
@@ -97,8 +107,8 @@ class Metadata(_Record):
         ValueError: a field is missing, mistyped or out of bounds, or two spellings of it differ (pydantic's subclass).
     """
 
-    family: str
-    ckpt: str
+    family: Text
+    ckpt: Text
     layers: Annotated[tuple[Block, ...], FailFast(), Field(strict=False, min_length=1, max_length=4096)]
     content_tokens_per_example: Width
     cls_token: bool
@@ -106,8 +116,8 @@ class Metadata(_Record):
     n_examples: Count
     max_tokens_per_shard: Count
     data: str
-    dataset: str | None = None
-    pixel_agg: str | None = None
+    dataset: Text | None = None
+    pixel_agg: Text | None = None
     labels_dtype: Literal["uint8", "uint16"] | None = None
     dtype: Literal["float32"]
     byteorder: Literal["little", "<"] | None = None
@@ -254,7 +264,18 @@ def read_index(folder: Path, metadata: Metadata) -> list[ShardEntry]:
         ValueError: it is anything else; the message names the file.
     """
     path = folder / INDEX_NAME
-    entries = _validated(folder, INDEX_NAME, _INDEX.validate_python)
+    most = metadata.n_examples // metadata.examples_per_shard + 1
+
+    def validate(raw: Any) -> list[ShardEntry]:
+        # First of all: a million entries take a while to look at, each with a file.
+        if isinstance(raw, list) and len(raw) > most:
+            raise ValueError(
+                f"it lists {len(raw)} shards, wanted at most {most} for {metadata.n_examples} examples of which a shard holds"
+                f" {metadata.examples_per_shard}"
+            )
+        return _INDEX.validate_python(raw)
+
+    entries = _validated(folder, INDEX_NAME, validate)
     names = Counter((METADATA_NAME, INDEX_NAME, LABELS_NAME))
     names.update(entry.name for entry in entries)
     (name, times), *_ = names.most_common(1)
@@ -299,11 +320,15 @@ def sized_shard(folder: Path, metadata: Metadata, entry: ShardEntry) -> Path:
 def _validated(folder: Path, name: str, validate: Callable[[Any], T]) -> T:
     raw = read_json_bytes(folder, name)
     try:
-        return validate(from_json(raw))
+        parsed = parse_json(raw)
+    except ValueError as error:
+        raise ValueError(f"{folder / name} is not valid JSON: {error}; {REMEDY}") from error
+    try:
+        return validate(parsed)
     except ValidationError as error:
         raise ValueError(f"{folder / name}: {explain(error)}; {REMEDY}") from error
     except ValueError as error:
-        raise ValueError(f"{folder / name} is not valid JSON: {error}; {REMEDY}") from error
+        raise ValueError(f"{folder / name}: {error}; {REMEDY}") from error
 
 
 def explain(error: ValidationError) -> str:

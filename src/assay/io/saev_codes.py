@@ -5,7 +5,6 @@ The file is read as a stream, a few thousand rows at a time, and nothing in it i
 
 from __future__ import annotations
 
-import json
 import math
 import zipfile
 import zlib
@@ -19,6 +18,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+
+from assay.io.strict_json import read_json_file
 
 CODES_NAME = "token_acts.npz"
 METRICS_NAME = "metrics.json"
@@ -145,8 +146,8 @@ def read_metrics(folder: Path) -> dict[str, float]:
         raise FileNotFoundError(
             f"{path} does not exist: run saev's inference on the validation shards, or correct the path"
         )
+    metrics = read_json_file(path)
     try:
-        metrics: Any = json.loads(path.read_text())
         found = metrics["sse_recon"] / metrics["sse_baseline"] if "sse_recon" in metrics else metrics["normalized_mse"]
         nmse = float(found)
     except (ValueError, KeyError, TypeError, ZeroDivisionError) as error:

@@ -33,6 +33,7 @@ from assay.io.metadata import (
 )
 from assay.io.order import Order, OrderFile, Sequential, Shuffled
 from assay.io.publish import naming, publishing_folder
+from assay.io.sampling import sample_bytes, sampled_digest
 from assay.io.stream_reader import Batches, LayerBytes
 
 logger = logging.getLogger(__name__)
@@ -99,7 +100,8 @@ class Shards:
         self.n_examples = self.metadata.n_examples
         self.content_tokens_per_example = self.metadata.content_tokens_per_example
         self.n_tokens = self.n_examples * self.content_tokens_per_example
-        self._files = [sized_shard(self.path, self.metadata, entry) for entry in read_index(self.path, self.metadata)]
+        self._entries = read_index(self.path, self.metadata)
+        self._files = [sized_shard(self.path, self.metadata, entry) for entry in self._entries]
         if len(set(self._files)) < len(self._files):
             raise ValueError(f"{self.path / INDEX_NAME} lists two links to one file; wanted a file for each shard")
         self.has_labels = os.path.lexists(self.path / LABELS_NAME)
@@ -114,15 +116,31 @@ class Shards:
         )
 
     def fingerprint(self) -> str:
-        """SHA-256 (64 hex digits) of the folder's name, its JSON files, and every data file's name, size and mtime.
+        """SHA-256 (64 hex digits) of the `identity` and the labels, as they are now."""
+        found = self.identity()
+        if self.has_labels:
+            found["labels"] = _hash(read_file(contained_file(self.path, LABELS_NAME)[0]))
+        return _hash(json.dumps(found).encode())
 
-        Changed data has a changed fingerprint without a terabyte being read. It is taken from the folder as it is now.
+    def identity(self) -> dict[str, str]:
+        """What tells these activations from others, by part: the folder's name, hashes of its JSON files, of the shards' sizes, and of a
+        sample of their content, some MiB in all (io/sampling.py). It is taken from the folder as it is now.
+
+        A copy of the folder has the same. A change to one of many numbers may go unseen; another recording does not.
         """
-        described = [hashlib.sha256(read_json_bytes(self.path, n)).hexdigest() for n in (METADATA_NAME, INDEX_NAME)]
-        names = [file.name for file in self._files] + [LABELS_NAME] * self.has_labels
-        status = [contained_file(self.path, name)[1] for name in names]
-        files = [(name, info.st_size, info.st_mtime_ns) for name, info in zip(names, status, strict=True)]
-        return hashlib.sha256(json.dumps([self.name, described, files]).encode()).hexdigest()
+        described = {n: _short_hash(read_json_bytes(self.path, n)) for n in (METADATA_NAME, INDEX_NAME)}
+        sizes = [contained_file(self.path, entry.name)[1].st_size for entry in self._entries]
+        most, example = sample_bytes(len(self._files)), self.metadata.example_bytes
+        content = [
+            sampled_digest(file, most, entry.n_examples * example)
+            for file, entry in zip(self._files, self._entries, strict=True)
+        ]
+        return {
+            "name": self.name,
+            **described,
+            "sizes": _short_hash(json.dumps(sizes).encode()),
+            "content": _short_hash(json.dumps(content).encode()),
+        }
 
     def labels(self) -> torch.Tensor:
         """Patch labels, int64 (n_tokens,), in the order of unshuffled batches; 0 is void.
@@ -154,7 +172,7 @@ class Shards:
         first = self.layers.index(layer) * metadata.tokens_per_example + metadata.cls_token
         return LayerBytes(
             name=self.name,
-            fingerprint=self.fingerprint(),
+            fingerprint=_hash(json.dumps(self.identity()).encode()),
             layer=layer,
             files=self._files,
             examples_per_shard=metadata.examples_per_shard,
@@ -303,6 +321,14 @@ def write_shards(
             (partial / METADATA_NAME).write_text(metadata.to_json(), encoding="utf-8")
     logger.debug("published %d examples in %s", metadata.n_examples, folder)
     return folder
+
+
+def _hash(raw: bytes) -> str:
+    return hashlib.sha256(raw).hexdigest()
+
+
+def _short_hash(raw: bytes) -> str:
+    return _hash(raw)[:16]
 
 
 def _shard_name(shard: int) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from assay.io.metadata import (
+    COPY_AGAIN,
     LABELS_NAME,
     Metadata,
     ShardEntry,
@@ -23,6 +24,9 @@ from assay.io.metadata import (
 
 CHUNK_BYTES = 8 * 2**20
 """Read at a time, or one token if that is more."""
+
+MOST_MISSING = 1000
+"""Shards that are named one by one where they are missing; of more, only the first."""
 
 Progress: TypeAlias = Callable[[int, int], object]
 """Called with the bytes read since the last call, and those of the whole folder."""
@@ -121,6 +125,12 @@ def verify_shards(path: str | os.PathLike[str], progress: Progress) -> FolderVer
         entries = read_index(folder, metadata)
     except (ValueError, OSError) as error:
         return FolderVerdict(Path(path), faults=(str(error),))
+    missing = _missing(folder, entries)
+    if len(missing) > MOST_MISSING:
+        return FolderVerdict(
+            Path(path),
+            faults=(f"{len(missing)} of {len(entries)} shards are missing, {missing[0]} the first; {COPY_AGAIN}",),
+        )
     total = sum(_size(folder, name) for name in [*(entry.name for entry in entries), LABELS_NAME])
     extent = _Extent()
 
@@ -140,6 +150,11 @@ def verify_shards(path: str | os.PathLike[str], progress: Progress) -> FolderVer
     )
     labels = _verify_labels(folder, metadata, advance)
     return FolderVerdict(Path(path), tuple(shards), labels, constant, faults)
+
+
+def _missing(folder: Path, entries: list[ShardEntry]) -> list[str]:
+    present = set(os.listdir(folder))
+    return [entry.name for entry in entries if entry.name not in present]
 
 
 def _size(folder: Path, name: str) -> int:
