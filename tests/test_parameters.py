@@ -17,7 +17,7 @@ SECTIONS = ("shards", "standardize", "kmeans", "pca", "probe", "digits")
 FAULTS = [
     ({"layers": 3}, ["`layers` is 3", "tuple"]),
     ({"layers": ["three"]}, ["`layers.0` is 'three'", "integer"]),
-    ({"layers": [3, -1]}, ["`layers.1` is -1", "greater than or equal to 0"]),
+    ({"layers": [3, -65_537]}, ["`layers.1` is -65537", "greater than or equal to -65536"]),
     ({"layers": [3, 5, 3]}, ["`layers`", "[3, 5, 3]", "none twice"]),
     ({"layers": []}, ["`layers`", "[]", "at least one"]),
     ({"latent_topk": 0}, ["`latent_topk` is 0", "greater than 0"]),
@@ -88,6 +88,13 @@ def test_a_fault_is_one_line_that_names_the_parameter_what_was_found_and_what_is
     assert "\n" not in message
     for word in words:
         assert word in message
+
+
+def test_a_layer_may_be_counted_from_the_end_as_it_was_recorded():
+    dictionary = {"random": "centres", "layers": [-2]}
+    parameters = parse_parameters(LEAST | {"layers": [-2, 22], "dictionaries": {"floor": dictionary}})
+    assert parameters.layers == (-2, 22)
+    assert parameters.dictionaries["floor"].layers == (-2,)
 
 
 def test_each_of_several_faults_has_its_line():

@@ -18,7 +18,6 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     ValidationError,
@@ -62,6 +61,9 @@ def _check_choices(values: tuple[T, ...]) -> tuple[T, ...]:
 Choices = Annotated[tuple[T, ...], AfterValidator(_check_choices)]
 """At least one value, and none twice."""
 
+
+Layer = Annotated[int, Field(ge=-(2**16), le=2**16)]
+"""A block's number as it was recorded: saev counts from the end as well, and -2 is then the layer's name."""
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Seeds = tuple[Seed, ...]
@@ -250,7 +252,7 @@ class DictionaryParameters(_Section):
         (0,),
         description="of the random centres or directions, or what stands for `{seed}` in the path: a row each, pooled for the paper",
     )
-    layers: Choices[NonNegativeInt] | None = Field(None, description="layers that it is of; null: all")
+    layers: Choices[Layer] | None = Field(None, description="layers that it is of; null: all")
     batch_size: PositiveInt = Field(8_192, description="tokens a batch, where its reconstruction is measured")
 
     @model_validator(mode="after")
@@ -373,7 +375,7 @@ class DigitsParameters(_Section):
 class Parameters(_Section):
     """All parameters of a run."""
 
-    layers: Choices[NonNegativeInt] = Field(description="block numbers")
+    layers: Choices[Layer] = Field(description="block numbers, as the shards name them: -2 if they say -2")
     latent_topk: PositiveInt | None = Field(
         None, description="K of the codes that the `pca` pipeline leaves; null: dense codes"
     )

@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -262,3 +263,13 @@ def test_the_fingerprint_tells_any_byte(dtype: torch.dtype, data: st.DataObject)
     raw[position] ^= 1
     other = torch.frombuffer(raw, dtype=torch.uint8).view(dtype).reshape(3, 2)
     assert fingerprint_tensors({"a": tensor}) != fingerprint_tensors({"a": other})
+
+
+def test_the_docs_way_of_saving_an_autoencoder_takes_weights_that_lie_as_their_transpose(tmp_path: Path) -> None:
+    docs = (Path(__file__).parents[2] / "docs/dictionaries.md").read_text(encoding="utf-8")
+    (line,) = re.findall(r"`(safetensors\.torch\.save_file\(.+?, path\))`", docs)
+    model = torch.nn.Module()
+    model.W_enc = torch.nn.Parameter(torch.arange(12.0).reshape(4, 3).T)
+    path = tmp_path / "sae.safetensors"
+    eval(line, {"safetensors": safetensors, "model": model, "path": path})
+    assert_same(read_tensors(path, any_schema=True), {"W_enc": torch.arange(12.0).reshape(4, 3).T})

@@ -141,7 +141,7 @@ def test_what_is_missing_or_disagrees_is_named():
         SparseAutoencoder({"W_enc": tensors["W_enc"]}, activation="relu")
     no_threshold = {name: tensor for name, tensor in tensors.items() if name != "threshold"}
     for activation in ("jumprelu", "batchtopk"):
-        with pytest.raises(ValueError, match=r"wanted threshold \(threshold or log_threshold\) for"):
+        with pytest.raises(ValueError, match=r"wanted threshold \(threshold or activation.threshold or log_threshold\) for"):
             SparseAutoencoder(no_threshold, activation=activation)
     SparseAutoencoder(no_threshold, activation="relu")
     for name, shape in {"W_dec": (D, N), "b_enc": (D,), "b_dec": (N,)}.items():
@@ -150,3 +150,12 @@ def test_what_is_missing_or_disagrees_is_named():
     for activation, k in (("topk", None), ("topk", 0), ("topk", N + 1), ("relu", 3)):
         with pytest.raises(ValueError, match=f"found k = {k} for {activation} of {N} features"):
             SparseAutoencoder(tensors, activation=activation, k=k)
+
+
+def test_batchtopk_of_saev_names_its_threshold_by_the_module_that_holds_it():
+    tensors = _tensors()
+    x = torch.randn(5, D, generator=torch.Generator().manual_seed(1))
+    wanted = SparseAutoencoder(tensors, activation="batchtopk").encode(x)
+    tensors["activation.threshold"] = tensors.pop("threshold")
+    found = SparseAutoencoder(tensors, activation="batchtopk").encode(x)
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)

@@ -23,7 +23,7 @@ def sample_bytes(n_files: int) -> int:
 
 
 def sampled_digest(path: Path, most: int = FOLDER_BYTES, end: int | None = None) -> str:
-    """SHA-256 (hex) of a file's bytes, or where they are more than ``most``, of pieces from its first byte to its last, or one from the middle.
+    """SHA-256 (hex) of a file's bytes, or where they are more than ``most``, of pieces from the first to the last, or one in the middle.
 
     ``end`` is where to stop; what comes after is not looked at. Raises ValueError if the file cannot be read.
     """
