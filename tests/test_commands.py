@@ -103,13 +103,17 @@ def test_labels_by_configuration_and_options(shards: Path, masks: Path) -> None:
     assert Shards(shards).labels().tolist() == [2, 9, 183, 0, 9, 9, 9, 9]
 
 
-def test_wide_labels_elsewhere_say_what_the_metadata_must_declare(shards: Path, masks: Path, tmp_path: Path) -> None:
+def test_wide_labels_say_what_they_are_called_in_a_folder_of_shards(shards: Path, masks: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.bin"
     common = ("labels", shards, "--masks", masks, "--out", out, "--patch-size", 4, "--void", 255)
     ended = run(*common, "--offset", 200)
     assert ended.exit_code == 0, ended.output
     assert np.fromfile(out, dtype="<u2").tolist() == [200, 207, 381, 0, 207, 207, 207, 207]
-    assert 'must say "labels_dtype": "uint16"' in ended.output
+    assert "labels above 255 go by the name labels16.bin" in ended.output
+    ended = run(*common[:4], "--out", shards / "labels.bin", *common[6:], "--offset", 200)
+    assert f"Wrote uint16 (2, 4) to {shards / 'labels16.bin'}" in ended.output
+    assert Shards(shards).labels().tolist() == [200, 207, 381, 0, 207, 207, 207, 207]
+    assert "labels16.bin" in run("shards", "verify", shards).output
 
 
 @pytest.mark.parametrize(

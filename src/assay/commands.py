@@ -66,7 +66,7 @@ def labels_command(shards: Path, masks: Path, out: Path, config: Path | None, fo
         from tqdm import tqdm
 
         from assay.io.labels import check_target, label_patches, publish_labels
-        from assay.io.metadata import read_metadata, real_folder
+        from assay.io.metadata import WIDE_LABELS_NAME, read_metadata, real_folder
 
         layout = _layout(config, options)
         folder = real_folder(shards)
@@ -75,12 +75,12 @@ def labels_command(shards: Path, masks: Path, out: Path, config: Path | None, fo
         click.echo(f"Labels of {metadata.n_examples} examples will be written to {out.absolute()}")
         with tqdm(total=metadata.n_examples, unit="mask", disable=None) as bar:
             labels = label_patches(metadata, masks, layout, bar.update)
-        declared = publish_labels(labels, out, folder, force=force)
+        written = publish_labels(labels, out, folder, force=force)
         _print_counts(labels)
-        click.echo(f"Wrote {labels.dtype} {labels.labels.shape} to {out.absolute()}")
-        if not declared:
+        click.echo(f"Wrote {labels.dtype} {labels.labels.shape} to {written.absolute()}")
+        if labels.dtype == "uint16":
             click.echo(
-                f'The metadata.json of the shards that are to hold it must say "labels_dtype": "{labels.dtype}".'
+                f"In a folder of shards, labels above 255 go by the name {WIDE_LABELS_NAME}: saev takes labels.bin for uint8."
             )
 
 
@@ -189,7 +189,7 @@ def _print_verdict(verdict: FolderVerdict) -> None:
         if counts:
             each = ", ".join(f"{label}: {count}" for label, count in counts.items())
             says += f"\nlabels {min(counts)} to {max(counts)}, {len(counts)} of them; patches of each: {each}"
-        table.add_row("labels.bin", "", Text(says))
+        table.add_row(verdict.labels.name, "", Text(says))
     if table.rows:
         console.print(table)
     for layer, dimensions in (verdict.constant or {}).items():

@@ -359,13 +359,13 @@ class DigitsParameters(_Section):
 
     @property
     def model_family(self) -> str:
-        """What the shards' metadata calls the vision transformer's family."""
-        return "digits-vit"
+        """What the shards' metadata calls the vision transformer's family: one that saev knows, or it would not open them."""
+        return "fake-clip"
 
     @property
     def model_ckpt(self) -> str:
         """What the shards' metadata calls the vision transformer: other parameters make another."""
-        return f"{self.model_family}-{self.fingerprint()}"
+        return f"digits-vit-{self.fingerprint()}"
 
     def fingerprint(self) -> str:
         """First 12 hex digits of a SHA-256 over all the parameters."""

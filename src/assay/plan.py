@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,10 +10,13 @@ from typing import Any
 
 from assay.io.datasets import find_shards
 from assay.io.images import ImageLayout, Images
+from assay.io.metadata import doubt_labels
 from assay.io.shards import Shards
 from assay.parameters import DictionaryParameters, Parameters, SparsityParameters, seeded
 from assay.pipelines.digits.canvases import cell_size
 from assay.pipelines.stream import pick_device
+
+logger = logging.getLogger(__name__)
 
 DIGITS = Path("data/01_raw/digits")
 """Where the embedded default lies: shard paths inside it are made by the `digits` pipeline, all others are the user's."""
@@ -199,6 +203,8 @@ def check_shards(parameters: Parameters, project: Path) -> None:
         n_fit = shards.n_tokens if split == "fit" else n_fit
         if split.startswith("probe") and not shards.has_labels:
             raise ValueError(f"shards.{split}: {shards.path} has no labels.bin; probes need a label for each patch.")
+        if split.startswith("probe") and (doubt := doubt_labels(shards.path, shards.metadata)) is not None:
+            logger.warning("shards.%s: %s.", split, doubt)
         if split == "probe_val":
             _check_images(parameters, project, shards)
     _check_alike(parameters, found)

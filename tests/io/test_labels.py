@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import struct
 import zlib
 from collections.abc import Callable
@@ -20,7 +21,7 @@ from PIL import Image
 from assay.io.images import list_files
 from assay.io.labels import PatchLabels, label_patches, patch_labels, publish_labels
 from assay.io.masks import MaskLayout, fit_mask, parse_layout, read_mask
-from assay.io.metadata import Metadata
+from assay.io.metadata import Metadata, doubt_labels
 from assay.io.shards import Shards, write_shards
 
 FIELDS: dict[str, Any] = {
@@ -279,15 +280,33 @@ def test_labels_round_trip_through_the_shards(tmp_path: Path, large: int) -> Non
     labels = label_patches(make_metadata(), masks, MaskLayout(patch_size=2), lambda n: n)
     assert labels.dtype == ("uint8" if large == 255 else "uint16")
     before = json.loads((shards / "metadata.json").read_text())
-    assert publish_labels(labels, shards / "labels.bin", shards)
-    assert (shards / "labels.bin").read_bytes() == labels.labels.astype("<u1" if large == 255 else "<u2").tobytes()
+    name = "labels.bin" if large == 255 else "labels16.bin"
+    assert publish_labels(labels, shards / "labels.bin", shards) == shards / name
+    assert (shards / name).read_bytes() == labels.labels.astype("<u1" if large == 255 else "<u2").tobytes()
     assert Shards(shards).labels().tolist() == [1, 2, 3, large, 0, 256 % large, 1, 1]
-    declared = {} if large == 255 else {"labels_dtype": "uint16"}
-    assert json.loads((shards / "metadata.json").read_text()) == before | declared
+    assert json.loads((shards / "metadata.json").read_text()) == before
     small = PatchLabels(np.ones((2, 4), dtype=np.uint8))
-    assert publish_labels(small, shards / "labels.bin", shards, force=True)
+    with pytest.raises(FileExistsError, match=f"{name} exists already"):
+        publish_labels(small, shards / "labels.bin", shards)
+    assert publish_labels(small, shards / "labels.bin", shards, force=True) == shards / "labels.bin"
     assert Shards(shards).labels().tolist() == [1] * 8
+    assert sorted(path.name for path in shards.glob("labels*")) == ["labels.bin"]
     assert [path.name for path in shards.iterdir() if path.name.startswith(".")] == []
+
+
+def test_labels_by_our_vote_are_said_to_be_so(tmp_path: Path) -> None:
+    shards = make_shards(tmp_path / "o'neill", np.zeros((2, 4), np.uint8), pixel_agg="majority")
+    said = doubt_labels(shards, Shards(shards).metadata)
+    assert said is not None
+    assert 'made with pixel_agg "majority", by which void votes and wins ties' in said
+    (command,) = re.findall("assay labels (.*) --masks MASKS --patch-size PIXELS --out (.*) --force,", said)
+    assert [shlex.split(word) for word in command] == [[str(shards)], [str(shards / "labels.bin")]]
+    before = json.loads((shards / "metadata.json").read_text())
+    publish_labels(PatchLabels(np.ones((2, 4), dtype=np.uint8)), shards / "labels.bin", shards, force=True)
+    assert json.loads((shards / "metadata.json").read_text()) == before | {"pixel_agg": "prefer-fg"}
+    assert doubt_labels(shards, Shards(shards).metadata) is None
+    unlabelled = make_shards(tmp_path, pixel_agg="majority", ckpt="other")
+    assert doubt_labels(unlabelled, Shards(unlabelled).metadata) is None
 
 
 def test_n_classes_sets_the_dtype_and_the_largest_label(tmp_path: Path) -> None:
@@ -303,12 +322,18 @@ def test_n_classes_sets_the_dtype_and_the_largest_label(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("as_given", [np.asarray, torch.from_numpy])
-def test_writers_of_shards_declare_wide_labels(tmp_path: Path, as_given: Callable[..., Any]) -> None:
+def test_wide_labels_have_a_file_of_their_own_and_that_of_older_versions_is_read(
+    tmp_path: Path, as_given: Callable[..., Any]
+) -> None:
     labels = np.array([[0, 1, 256, 65_535], [300, 2, 3, 4]], dtype=np.uint16)
-    shards = make_shards(tmp_path, as_given(labels), labels_dtype="uint16")
+    shards = make_shards(tmp_path, as_given(labels))
     assert Shards(shards).labels().tolist() == labels.ravel().tolist()
-    with pytest.raises(ValueError, match=r"labels are uint16 .*wanted uint8"):
-        make_shards(tmp_path, as_given(labels), ckpt="other")
+    (shards / "labels.bin").write_bytes(bytes(3))  # of no account beside them
+    assert Shards(shards).labels().tolist() == labels.ravel().tolist()
+    (shards / "labels16.bin").rename(shards / "labels.bin")
+    raw = json.loads((shards / "metadata.json").read_text())
+    (shards / "metadata.json").write_text(json.dumps({**raw, "labels_dtype": "uint16"}))
+    assert Shards(shards).labels().tolist() == labels.ravel().tolist()
     raw = json.loads((shards / "metadata.json").read_text())
     (shards / "metadata.json").write_text(json.dumps({**raw, "labels_dtype": "uint8"}))
     with pytest.raises(ValueError, match=re.escape("labels.bin has 16 bytes, wanted 8")):
@@ -323,11 +348,11 @@ def test_what_is_there_is_not_overwritten(tmp_path: Path) -> None:
     labels = PatchLabels(np.full((2, 4), 300, dtype=np.uint16))
     before = {path.name: path.read_bytes() for path in shards.iterdir()}
     out = tmp_path / "elsewhere" / "wide.bin"
-    assert not publish_labels(labels, out, shards)
+    assert publish_labels(labels, out, shards) == out
     assert out.read_bytes() == labels.labels.astype("<u2").tobytes()
     with pytest.raises(FileExistsError, match="exists already and is not replaced"):
         publish_labels(labels, out, shards)
-    assert not publish_labels(labels, out, shards, force=True)
+    assert publish_labels(labels, out, shards, force=True) == out
     (tmp_path / "link").symlink_to(shards)
     outs = ("metadata.json", "other.bin", "sub/labels.bin", "a/b/labels.bin")
     for path in (*(shards / name for name in outs), tmp_path / "link" / "acts000000.bin", tmp_path / "link/sub/x.bin"):

@@ -141,7 +141,9 @@ def test_what_is_missing_or_disagrees_is_named():
         SparseAutoencoder({"W_enc": tensors["W_enc"]}, activation="relu")
     no_threshold = {name: tensor for name, tensor in tensors.items() if name != "threshold"}
     for activation in ("jumprelu", "batchtopk"):
-        with pytest.raises(ValueError, match=r"wanted threshold \(threshold or activation.threshold or log_threshold\) for"):
+        with pytest.raises(
+            ValueError, match=r"wanted threshold \(threshold or activation.threshold or log_threshold\) for"
+        ):
             SparseAutoencoder(no_threshold, activation=activation)
     SparseAutoencoder(no_threshold, activation="relu")
     for name, shape in {"W_dec": (D, N), "b_enc": (D,), "b_dec": (N,)}.items():
