@@ -129,6 +129,10 @@ def test_wide_labels_say_what_they_are_called_in_a_folder_of_shards(shards: Path
         (("--config", "missing.yml"), 1, "missing.yml"),
         (("--config", "list.yml"), 1, "holds list, wanted names and values"),
         (("--config", "broken.yml"), 1, "broken.yml is no YAML"),
+        (("--config", "deep.yml"), 1, "deep.yml is no YAML: it is nested more than 20 deep"),
+        (("--config", "twice.yml"), 1, "twice.yml is no YAML: the key 'patch_size' is there twice"),
+        (("--config", "inner.yml"), 1, "inner.yml is no YAML: the key '1' is there twice"),
+        (("--config", "latin.yml"), 1, "latin.yml is no YAML: 'utf-8' codec"),
     ],
 )
 def test_labels_fail_in_a_line_and_leave_nothing(
@@ -137,6 +141,10 @@ def test_labels_fail_in_a_line_and_leave_nothing(
     monkeypatch.chdir(shards.parent)
     Path("list.yml").write_text("[1]")
     Path("broken.yml").write_text("{a: [")
+    Path("deep.yml").write_text("a: " + "[" * 3000 + "]" * 3000)
+    Path("twice.yml").write_text("patch_size: 4\nvoid: [255]\npatch_size: 2\n")
+    Path("inner.yml").write_text("{patch_size: 4, mapping: {1: 2, 0x1: 3}}")
+    Path("latin.yml").write_bytes("patch_size: 4 # Größe".encode("latin-1"))
     out = shards / "labels.bin"
     ended = run("labels", shards, "--masks", masks, "--out", out, *options)
     assert ended.exit_code == code

@@ -86,18 +86,10 @@ def labels_command(shards: Path, masks: Path, out: Path, config: Path | None, fo
 
 def _layout(config: Path | None, options: dict[str, Any]) -> MaskLayout:
     """The configuration file's layout, overridden by the options that are given."""
-    import yaml
+    from assay.io.masks import parse_layout, read_config
 
-    from assay.io.masks import parse_layout
-
-    try:
-        raw = yaml.safe_load(config.read_text(encoding="utf-8")) if config else {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{config} is no YAML: {' '.join(str(error).split())}") from None
     given = {name: value for name, value in options.items() if value not in (None, ())}
-    if isinstance(raw, dict):
-        return parse_layout(raw | given)
-    raise ValueError(f"{config} holds {type(raw).__name__}, wanted names and values, as in `patch_size: 16`")
+    return parse_layout((read_config(config) if config else {}) | given)
 
 
 def _print_counts(labels: PatchLabels) -> None:

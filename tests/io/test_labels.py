@@ -248,12 +248,52 @@ def test_files_that_are_no_masks_are_named(tmp_path: Path) -> None:
         list_files(tmp_path, MaskLayout(patch_size=1, pattern="/*.png"))
 
 
+def test_a_list_of_names_is_utf_8_with_a_byte_order_mark_or_without(tmp_path: Path) -> None:
+    write_masks(tmp_path, {"grün.png": blocks([1, 1], [1, 1])})
+    names = tmp_path / "names.txt"
+    layout = MaskLayout(patch_size=2, names=names)
+    for encoding in ("utf-8", "utf-8-sig"):
+        names.write_text("grün.png\n", encoding=encoding)
+        assert list_files(tmp_path, layout) == [tmp_path / "grün.png"]
+    names.write_text("grün.png\n", encoding="latin-1")
+    with pytest.raises(ValueError, match=rf"{re.escape(str(names))} is no UTF-8 text .*; wanted a list of files"):
+        list_files(tmp_path, layout)
+    names.write_text("a\x1b[2J.png\n")
+    with pytest.raises(ValueError, match=r"lists 'a\\x1b\[2J.png'; wanted names of printable characters"):
+        list_files(tmp_path, layout)
+
+
+def interlace(mask: npt.NDArray[np.uint8]) -> bytes:
+    """The rows of the passes of an interlaced PNG, by its specification."""
+    passes = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+    parts = [mask[y::dy, x::dx] for x, y, dx, dy in passes]
+    return b"".join(bytes([0]) + row.tobytes() for part in parts if part.size for row in part)
+
+
+@pytest.mark.parametrize("shape", [(9, 13), (1, 1), (8, 8), (3, 5)])
+@pytest.mark.parametrize("interlaced", [0, 1])
+def test_a_mask_whose_image_data_end_early_is_refused(tmp_path: Path, shape: tuple[int, int], interlaced: int) -> None:
+    mask = np.random.default_rng(0).integers(1, 200, shape, dtype=np.uint8)
+    rows = interlace(mask) if interlaced else b"".join(bytes([0]) + row.tobytes() for row in mask)
+    path = tmp_path / "a.png"
+    for length in (len(rows), len(rows) - 1, len(rows) // 2):
+        header = chunk(b"IHDR", struct.pack(">IIBBBBB", shape[1], shape[0], 8, 0, 0, 0, interlaced))
+        packed = zlib.compress(rows[:length])
+        data = chunk(b"IDAT", packed[:7]) + chunk(b"IDAT", packed[7:])
+        path.write_bytes(b"\x89PNG\r\n\x1a\n" + header + data + chunk(b"IEND", b""))
+        if length == len(rows):
+            np.testing.assert_array_equal(read_mask(path), mask)
+        else:
+            with pytest.raises(ValueError, match=r"a\.png is damaged"):
+                read_mask(path)
+
+
+def chunk(name: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+
 def raw_png(depth: int, colour: int, ids: list[int]) -> bytes:
     """One row of pixels of any bit depth."""
-
-    def chunk(name: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-
     bits = "".join(f"{id_:0{depth}b}" for id_ in ids)
     bits += "0" * (-len(bits) % 8)
     row = bytes([0]) + int(bits, 2).to_bytes(len(bits) // 8, "big")
