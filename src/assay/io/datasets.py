@@ -253,7 +253,9 @@ class SaevInferenceDataset(AbstractDataset[Never, Any]):
         return self._run / "inference" / find_shards(self._shards).name
 
     def load(self) -> SaevCodes | dict[str, float]:
-        return SaevCodes(self.folder) if self._part == "codes" else read_metrics(self.folder)
+        if self._part == "metrics":
+            return read_metrics(self.folder)
+        return SaevCodes(self.folder, Shards(find_shards(self._shards)).n_tokens)
 
     def save(self, data: Never) -> None:
         raise DatasetError(f"{self._run}: found {type(data).__name__} to save; the folder is saev's")
