@@ -225,7 +225,8 @@ def contained_file(folder: Path, name: str, remedy: str = COPY_AGAIN) -> tuple[P
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is not a regular file, or a symbolic link that leads out of the folder.
+        ValueError: it is not a regular file, or a symbolic link that leads out of the folder, and not to a blob of the hub's cache that
+            the folder lies in.
     """
     path = folder / name
     try:
@@ -235,11 +236,21 @@ def contained_file(folder: Path, name: str, remedy: str = COPY_AGAIN) -> tuple[P
         raise FileNotFoundError(f"{path} is missing; {remedy}") from None
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}; restore it") from error
-    if Path(os.path.realpath(folder)) not in real.parents:
+    home = Path(os.path.realpath(folder))
+    if home not in real.parents and real.parent != _blobs(home):
         raise ValueError(f"{path} leads out of the folder to {real}; wanted a file inside it, put it there")
     if not stat.S_ISREG(info.st_mode):
         raise ValueError(f"{path} is not a regular file; restore it")
     return real, info
+
+
+def _blobs(folder: Path) -> Path | None:
+    """Where Hugging Face's cache keeps what a folder in it links to: <repository>/snapshots/<revision>/... and <repository>/blobs."""
+    for revision in (folder, *folder.parents):
+        repository = revision.parent.parent
+        if revision.parent.name == "snapshots" and re.match(r"(models|datasets|spaces)--", repository.name):
+            return repository / "blobs"
+    return None
 
 
 def read_json_bytes(folder: Path, name: str, remedy: str = COPY_AGAIN) -> bytes:
