@@ -23,6 +23,8 @@ FAULTS = [
     ({"latent_topk": 0}, ["`latent_topk` is 0", "greater than 0"]),
     ({"device": "tpu"}, ["`device` is 'tpu'", "'auto', 'cpu' or 'cuda'"]),
     ({"shards": SHARDS | {"val": [7]}}, ["`shards.val` is [7]", "string"]),
+    ({"shards": SHARDS | {"val": "/data/{a,b}"}}, ["`shards.val`", "'/data/{a,b}'", "without braces", "link"]),
+    ({"standardize": {"statistics": "{layer}/{b}"}}, ["`standardize.statistics`", "'{layer}/{b}'", "without braces"]),
     ({"standardize": {"statistics": [3]}}, ["`standardize.statistics` is [3]", "string"]),
     ({"standardize": {"batch_size": 0}}, ["`standardize.batch_size` is 0", "greater than 0"]),
     ({"kmeans": 3}, ["`kmeans` is 3", "dictionary"]),

@@ -20,7 +20,7 @@ from kedro.framework.session import KedroSession
 from kedro.io import DataCatalog, DatasetError
 from kedro.pipeline import Pipeline
 from kedro.runner import AbstractRunner
-from kedro.utils import load_obj
+from kedro.utils import find_kedro_project, load_obj
 from mlflow.exceptions import MlflowException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import GrammarParseError, OmegaConfBaseException
@@ -103,9 +103,18 @@ def _options() -> list[click.Parameter]:
     return [*options, params, force]
 
 
+def _check_place(project: Path | None) -> None:
+    odd = sorted(set("*?[]{}") & set(str(project)))
+    if odd:
+        raise click.ClickException(
+            f"{project} has {' '.join(odd)} in its path, which Kedro takes for patterns, and finds no configuration: rename the folder."
+        )
+
+
 def _run(force: bool, **options: Any) -> None:
     """Run the pipeline. What is complete and up to date is not made again."""
     began = time.perf_counter()
+    _check_place(find_kedro_project(Path.cwd()))
     runner = _runner(options["runner"], options["runner_params"], is_async=options["is_async"])
     names = _pipeline_names(options["pipeline"], options["pipelines"])
     with KedroSession.create(

@@ -82,8 +82,16 @@ class _Section(BaseModel):
         raise ValueError(f"found {value}: no parameter is a boolean")
 
 
+def _check_braces(path: str | None) -> str | None:
+    if path is None or not {"{", "}"} & set(path.replace("{layer}", "")):
+        return path
+    raise ValueError(f"found {path!r}, want a path without braces, which Kedro would replace: name it by a link")
+
+
 class ShardsParameters(_Section):
     """The four shard folders: each a saev shard folder, or a folder that holds exactly one. Relative to the project's root."""
+
+    _no_braces = field_validator("*")(_check_braces)
 
     fit: str = Field(description="fitted on (IN1K/train): statistics, k-means, PCA")
     val: str = Field(description="validation tokens (IN1K/val): NMSE")
@@ -93,6 +101,8 @@ class ShardsParameters(_Section):
 
 class StandardizeParameters(_Section):
     """Mean and standard deviation of each dimension."""
+
+    _no_braces = field_validator("statistics")(_check_braces)
 
     statistics: str | None = Field(
         None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -204,11 +205,17 @@ def check_shards(parameters: Parameters, project: Path) -> None:
         if split.startswith("probe") and not shards.has_labels:
             raise ValueError(f"shards.{split}: {shards.path} has no labels.bin; probes need a label for each patch.")
         if split.startswith("probe") and (doubt := doubt_labels(shards.path, shards.metadata)) is not None:
-            logger.warning("shards.%s: %s.", split, doubt)
+            _warn(f"shards.{split}: {doubt}.")
         if split == "probe_val":
             _check_images(parameters, project, shards)
     _check_alike(parameters, found)
     _check_sizes(parameters, found["fit"].d_model, n_fit)
+
+
+@functools.cache
+def _warn(message: str) -> None:
+    """Once a process: shards are checked by the command line and by the session."""
+    logger.warning("%s", message)
 
 
 @dataclass(frozen=True)
