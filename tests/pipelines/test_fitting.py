@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -98,6 +99,34 @@ def test_a_fit_goes_on_from_its_last_checkpoint_to_the_same_bits(fit, cut, tmp_p
     assert not (tmp_path / "cut").exists(), "checkpoints go when the fit is done"
     first = steps // 4 * 4 + 1
     assert [step for _, _, step, _ in seen] == [*range(1, steps + 1), *range(first, STEPS[method] + 1)]
+
+
+@pytest.mark.parametrize("method", FITS)
+def test_a_fit_goes_on_where_the_shards_were_copied_to(fit, cut, tmp_path, planted, statistics, method, seen):
+    whole = fit(method, Checkpoints(tmp_path / "whole"))
+    checkpoints = Checkpoints(tmp_path / "cut")
+    cut(method, checkpoints, 10)
+    staged = shutil.copytree(planted[0], tmp_path / "scratch" / planted[0].name, copy_function=shutil.copyfile)
+    for path in staged.iterdir():
+        os.utime(path, ns=(0, 12345))
+    (staged / "labels.bin").write_bytes(bytes(48 * 16))  # no fit looks at them
+    del seen[:]
+    again = FITS[method](Shards(staged), statistics, PARAMETERS[method], checkpoints, "cpu", layer=5)[0]
+    assert seen[0][2] == 9
+    assert all(torch.equal(again[name], whole[name]) for name in whole)
+
+
+def test_where_no_checkpoint_is_taken_up_it_is_said_what_differs(cut, tmp_path, planted, statistics, caplog):
+    checkpoints = Checkpoints(tmp_path / "cut")
+    cut("pca", checkpoints, 10)
+    other = shutil.copytree(planted[0], tmp_path / "scratch" / planted[0].name)
+    raw = bytearray((other / "acts000000.bin").read_bytes())
+    raw[400] ^= 1
+    (other / "acts000000.bin").write_bytes(raw)
+    FITS["pca"](Shards(other), statistics, PARAMETERS["pca"], checkpoints, "cpu", layer=5)
+    (record,) = (record for record in caplog.records if record.levelname == "WARNING")
+    assert "of the nearest of them its shards.content is " in record.getMessage()
+    assert "its shards.name" not in record.getMessage()
 
 
 @pytest.mark.parametrize("method", FITS)
