@@ -255,7 +255,8 @@ class SaevInferenceDataset(AbstractDataset[Never, Any]):
     def load(self) -> SaevCodes | dict[str, float]:
         if self._part == "metrics":
             return read_metrics(self.folder)
-        return SaevCodes(self.folder, Shards(find_shards(self._shards)).n_tokens)
+        shards = Shards(find_shards(self._shards))
+        return SaevCodes(self.folder, shards.n_tokens, shards.d_model)
 
     def save(self, data: Never) -> None:
         raise DatasetError(f"{self._run}: found {type(data).__name__} to save; the folder is saev's")

@@ -24,7 +24,8 @@ from assay.io.strict_json import read_json_file, shown
 CODES_NAME = "token_acts.npz"
 METRICS_NAME = "metrics.json"
 
-MAX_FEATURES = 2**20
+MAX_EXPANSION = 1024
+"""Features a dimension: autoencoders have some 8 to 64."""
 MAX_HEADER = 1000
 MAX_PADDED = 2**24
 """Entries of a batch with what pads it."""
@@ -47,7 +48,8 @@ class SaevCodes:
 
     Args:
         folder: saev's `<run>/inference/<shard hash>`, with `token_acts.npz` in it.
-        n_rows: tokens of the shards that it is of. Nothing is unpacked that is larger than these allow.
+        n_rows: tokens of the shards that it is of.
+        d_model: their width. Nothing is unpacked that is larger than these two allow.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -58,8 +60,9 @@ class SaevCodes:
     format: Literal["sparse"] = "sparse"
     k: int | None = None
 
-    def __init__(self, folder: Path, n_rows: int) -> None:
+    def __init__(self, folder: Path, n_rows: int, d_model: int) -> None:
         self.n_rows = n_rows
+        self._most_features = MAX_EXPANSION * d_model
         self.path = folder / CODES_NAME
         if not self.path.is_file():
             raise FileNotFoundError(
@@ -146,9 +149,9 @@ class SaevCodes:
             raise ValueError(f"a matrix of format {kind!r}")
         with archive.open("shape.npy") as file:
             n_rows, n_features = (int(size) for size in _read_array(file))
-        if n_rows != self.n_rows or not 1 <= n_features <= MAX_FEATURES:
+        if n_rows != self.n_rows or not 1 <= n_features <= self._most_features:
             raise ValueError(
-                f"a matrix of {n_rows} x {n_features}, wanted {self.n_rows} rows, the tokens of the shards, and 1 to {MAX_FEATURES}"
+                f"a matrix of {n_rows} x {n_features}, wanted {self.n_rows} rows, the tokens of the shards, and 1 to {self._most_features}"
                 " features"
             )
         (self._n_entries,) = shapes["data"]
