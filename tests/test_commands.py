@@ -1,5 +1,6 @@
 """The `assay` command: what it prints, what it writes, and how it fails."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -216,3 +217,16 @@ def test_verify_as_a_user_types_it(shards: Path, tmp_path: Path) -> None:
     assert ended.returncode == 1
     assert "BAD" in ended.stdout
     assert "Traceback" not in ended.stderr
+
+
+def test_the_command_that_makes_labels_right_is_printed_in_one_piece(shards: Path, masks: Path) -> None:
+    out = shards / "labels.bin"
+    assert (
+        run("labels", shards, "--masks", masks, "--out", out, "--patch-size", 4, "--void", 255, "--offset", 1).exit_code
+        == 0
+    )
+    metadata = json.loads((shards / "metadata.json").read_text())
+    (shards / "metadata.json").write_text(json.dumps(metadata | {"pixel_agg": "majority"}))
+    ended = run("shards", "verify", shards)
+    assert ended.exit_code == 0
+    assert f"assay labels {shards} --masks MASKS --patch-size PIXELS --out {out} --force" in ended.output

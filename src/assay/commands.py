@@ -168,11 +168,11 @@ def _configured_shards(env: str | None) -> tuple[Path, ...]:
 def _print_verdict(verdict: FolderVerdict) -> None:
     from rich import box
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
     from rich.text import Text
 
     console = Console(highlight=False)
-    table = Table("shard", "examples", "verdict", box=box.SIMPLE_HEAD)
+    table = Table("shard", "examples", Column("verdict", overflow="fold"), box=box.SIMPLE_HEAD)
     for shard in verdict.shards:
         table.add_row(Text(shard.name), str(shard.rows), Text(_say(shard.faults, shard.remarks)))
     if verdict.labels:
@@ -188,6 +188,8 @@ def _print_verdict(verdict: FolderVerdict) -> None:
         if dimensions:
             numbers = ", ".join(map(str, dimensions))
             console.print(Text(f"layer {layer}: {len(dimensions)} dimensions are constant: {numbers}"), soft_wrap=True)
+    for remark in verdict.remarks:
+        console.print(Text(f"note: {remark}"), soft_wrap=True)
     for fault in verdict.faults:
         console.print(Text(fault), soft_wrap=True)
     console.print(Text(f"{verdict.path}: {'ok' if verdict.ok else 'BAD'}"), soft_wrap=True)

@@ -80,6 +80,7 @@ class FolderVerdict:
         labels: None if there are none.
         constant: for each layer, the dimensions that are the same in every content token of the folder.
         faults: of the folder as a whole, a layer without any variation among them.
+        remarks: on the folder as a whole: that void voted in its labels.
     """
 
     path: Path
@@ -87,6 +88,7 @@ class FolderVerdict:
     labels: LabelsVerdict | None = None
     constant: dict[int, tuple[int, ...]] | None = None
     faults: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -157,7 +159,8 @@ def verify_shards(path: str | os.PathLike[str], progress: Progress) -> FolderVer
         if len(constant[number]) == metadata.d_model
     )
     labels = None if labels_file is None else _verify_labels(folder, metadata, labels_file, advance)
-    return FolderVerdict(Path(path), tuple(shards), labels, constant, faults)
+    doubt = doubt_labels(folder, metadata)
+    return FolderVerdict(Path(path), tuple(shards), labels, constant, faults, () if doubt is None else (doubt,))
 
 
 def _missing(folder: Path, entries: list[ShardEntry]) -> list[str]:
@@ -292,6 +295,5 @@ def _verify_labels(
     except (ValueError, OSError) as error:
         return LabelsVerdict(name=labels.name, counts={}, faults=(str(error),))
     found = {int(label): int(counts[label]) for label in np.flatnonzero(counts)}
-    doubt = doubt_labels(folder, metadata)
-    remarks = (*(["every patch is void"] if set(found) == {0} else []), *([doubt] if doubt else []))
+    remarks = ("every patch is void",) if set(found) == {0} else ()
     return LabelsVerdict(name=labels.name, counts=found, remarks=remarks)
