@@ -68,6 +68,9 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
     assert found is not None
     assert found.state == {"step": 1}
     assert f"{newest} is passed over" in caplog.text
+    # It does not take the place of a whole one.
+    checkpoints.save(ABOUT, 1, TENSORS, {"step": 1})
+    assert not newest.exists()
 
 
 @pytest.mark.parametrize(

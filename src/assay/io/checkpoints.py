@@ -53,12 +53,19 @@ class Checkpoints:
         self.folder = Path(folder)
 
     def save(self, about: Mapping[str, Any], step: int, tensors: dict[str, Tensor], state: Mapping[str, Any]) -> None:
-        """Write where the fit that `about` (JSON) describes stands after `step` steps; the last two are kept."""
+        """Write where the fit that `about` (JSON) describes stands after `step` steps; the last two are kept.
+
+        Those of later steps go as well: a fit that went on from before them found them damaged, and they would take the place of
+        whole ones.
+        """
         folder = self._folder(about)
         path = folder / f"step{step:09d}.safetensors"
         write_with_header(path, tensors, SCHEMA | {"about": _canonical(about), "state": json.dumps(state)})
-        for older in _newest_first(folder)[KEPT:]:
-            older.unlink(missing_ok=True)
+        files = _newest_first(folder)
+        kept = [each for each in files if _step_of(each) <= step][:KEPT]
+        for other in files:
+            if other not in kept:
+                other.unlink(missing_ok=True)
 
     def load(self, about: Mapping[str, Any]) -> Checkpoint | None:
         """The last whole checkpoint of the fit that `about` describes; None where it has none.
@@ -119,7 +126,11 @@ def _canonical(about: Mapping[str, Any]) -> str:
 
 def _newest_first(folder: Path) -> list[Path]:
     files = [path for path in folder.glob("step*.safetensors") if re.fullmatch(r"step\d{9,}\.safetensors", path.name)]
-    return sorted(files, key=lambda path: int(path.stem.removeprefix("step")), reverse=True)
+    return sorted(files, key=_step_of, reverse=True)
+
+
+def _step_of(path: Path) -> int:
+    return int(path.stem.removeprefix("step"))
 
 
 def _last_written(folder: Path) -> float:
