@@ -24,7 +24,7 @@ from kedro.pipeline import Pipeline, node
 from rich.console import Console
 
 import assay.cli
-from assay.cli import _ended_cleanly, _forget_begun, parse_params, render_table, run
+from assay.cli import _check_place, _ended_cleanly, _forget_begun, parse_params, render_table, run
 from assay.io.datasets import CodesDataset
 from assay.io.publish import resumable_folder
 from assay.late import LateHooks
@@ -278,3 +278,11 @@ def test_bad_input_and_a_full_disk_are_told_and_not_traced(error):
     with pytest.raises(click.ClickException) as caught, _ended_cleanly(None, Pipeline([]), DataCatalog()):
         raise error
     assert caught.value.message == str(error)
+
+
+@pytest.mark.parametrize(("name", "odd"), [("od[1]d", "[ ]"), ("{a,b}", "{ }"), ("what?", "?"), ("a*", "*")])
+def test_a_project_whose_path_kedro_takes_for_a_pattern_is_told_so(name, odd):
+    _check_place(Path("/home/me/my project-1 (copy)"))
+    with pytest.raises(click.ClickException, match="takes for patterns") as caught:
+        _check_place(Path(f"/home/{name}/project"))
+    assert f"/home/{name}/project has {odd} in its path" in caught.value.message

@@ -22,12 +22,14 @@ FAULTS = [
     ),
     ({"shards": SHARDS | {"val": 12345678}}, ["`shards.val` is 12345678", "It is text: put it in quotes in the YAML."]),
     ({"layers": ["three"]}, ["`layers.0` is 'three'", "integer"]),
-    ({"layers": [3, -1]}, ["`layers.1` is -1", "greater than or equal to 0"]),
+    ({"layers": [3, -65_537]}, ["`layers.1` is -65537", "greater than or equal to -65536"]),
     ({"layers": [3, 5, 3]}, ["`layers`", "[3, 5, 3]", "none twice"]),
     ({"layers": []}, ["`layers`", "[]", "at least one"]),
     ({"latent_topk": 0}, ["`latent_topk` is 0", "greater than 0"]),
     ({"device": "tpu"}, ["`device` is 'tpu'", "'auto', 'cpu' or 'cuda'"]),
     ({"shards": SHARDS | {"val": [7]}}, ["`shards.val` is [7]", "string"]),
+    ({"shards": SHARDS | {"val": "/data/{a,b}"}}, ["`shards.val`", "'/data/{a,b}'", "without braces", "link"]),
+    ({"standardize": {"statistics": "{layer}/{b}"}}, ["`standardize.statistics`", "'{layer}/{b}'", "without braces"]),
     ({"standardize": {"statistics": [3]}}, ["`standardize.statistics` is [3]", "string"]),
     ({"standardize": {"batch_size": 0}}, ["`standardize.batch_size` is 0", "greater than 0"]),
     ({"kmeans": 3}, ["`kmeans` is 3", "dictionary"]),
@@ -95,6 +97,13 @@ def test_a_fault_is_one_line_that_names_the_parameter_what_was_found_and_what_is
     assert "\n" not in message
     for word in words:
         assert word in message
+
+
+def test_a_layer_may_be_counted_from_the_end_as_it_was_recorded():
+    dictionary = {"random": "centres", "layers": [-2]}
+    parameters = parse_parameters(LEAST | {"layers": [-2, 22], "dictionaries": {"floor": dictionary}})
+    assert parameters.layers == (-2, 22)
+    assert parameters.dictionaries["floor"].layers == (-2,)
 
 
 def test_each_of_several_faults_has_its_line():

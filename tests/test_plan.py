@@ -1,6 +1,7 @@
 """What a run will do, and what is refused before it begins."""
 
 import dataclasses
+import json
 import re
 from pathlib import Path
 
@@ -226,13 +227,24 @@ def test_a_file_of_weights_is_the_same_model_wherever_it_lay(tmp_path):
         check_shards(parse(splits | {"val": other}), tmp_path)
 
 
+def test_labels_that_void_voted_for_are_warned_of_before_the_run(tmp_path, caplog):
+    folder = write(tmp_path)
+    metadata = json.loads((folder / "metadata.json").read_text())
+    (folder / "metadata.json").write_text(json.dumps(metadata | {"pixel_agg": "majority"}))
+    check_shards(parse(dict.fromkeys(SPLITS, str(folder))), tmp_path)
+    warned = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert [message.partition(":")[0] for message in warned] == ["shards.probe_train", "shards.probe_val"]
+    assert f"assay labels {folder} --masks MASKS --patch-size PIXELS --out {folder}/labels.bin --force" in warned[0]
+
+
 def test_the_defaults_own_shards_go_with_those_of_its_model_alone(tmp_path):
     digits = parse(DIGITS, layers=[0, 3]).digits
     sizes = {"layers": (0, 2, 3), "d_model": digits.d_model}
     own = write(tmp_path, family=digits.model_family, ckpt=digits.model_ckpt, **sizes)
     check_shards(parse(DIGITS | {"probe_train": str(own)}, layers=[0, 3]), tmp_path)
     with pytest.raises(
-        ValueError, match=r"shards\.probe_train, .*, is of planted planted-tiny, shards\.fit, .*, of digits-vit"
+        ValueError,
+        match=r"shards\.probe_train, .*, is of planted planted-tiny, shards\.fit, .*, of fake-clip digits-vit",
     ):
         check_shards(parse(DIGITS | {"probe_train": str(write(tmp_path, **sizes))}, layers=[0, 3]), tmp_path)
 

@@ -13,6 +13,7 @@ from assay import configuration
 from assay.configuration import ConfigLoader
 from assay.parameters import SparsityParameters, parse_parameters
 from assay.pipeline_registry import register_pipelines
+from assay.tracking.describe import sum_by_stage
 
 CONF = Path(__file__).parents[1] / "conf"
 STAGES = ("digits", "standardize", "kmeans", "pca", "encode", "probe", "report")
@@ -249,6 +250,26 @@ def test_only_catalog_names_join_stages(register, environment, changes):
         for name in pipeline.datasets() - {"digits_vit"}:
             if not name.startswith("params:"):
                 assert name in known or resolver.match_dataset_pattern(name), name
+
+
+def test_layers_that_were_counted_from_the_end_have_places_of_their_own(register):
+    loader = ConfigLoader(str(CONF), base_env="base", default_run_env="base")
+    resolver = CatalogConfigResolver(loader["catalog"])
+    dictionaries = {"mine": {"weights": "saes/{layer}.safetensors", "activation": "relu", "layers": [-2]}}
+    pipelines = register(layers=[-2, -1], dictionaries=dictionaries, shards=OWN)
+    catalog = DataCatalog()
+    configuration.ConfigurationHook().after_catalog_created(catalog)
+    assert Path(catalog.get("layer_-2.weights_mine")._describe()["filepath"]).name == "layer_-2.safetensors"
+    namespaced = [name for name in pipelines["__default__"].all_outputs() if "layer_" in name]
+    assert {name.partition(".")[0] for name in namespaced if "." in name} == {"layer_-2", "layer_-1"}
+    for name in namespaced:
+        entry = resolver.resolve_pattern(name)
+        (layer,) = (layer for layer in ("layer_-2", "layer_-1") if layer in name)
+        assert layer in entry["filepath"] or entry["layer"] == layer
+    assert sum_by_stage({"layer_-2.pca.fit": 1.0, "layer_-1.pca.fit": 2.0, "report.page": 3.0}) == {
+        "pca": 3.0,
+        "report": 3.0,
+    }
 
 
 def test_every_parameter_of_a_node_is_in_the_configuration(register):

@@ -24,7 +24,7 @@ from kedro.framework.session import KedroSession
 from kedro.io import DataCatalog, DatasetError
 from kedro.pipeline import Pipeline
 from kedro.runner import AbstractRunner
-from kedro.utils import load_obj
+from kedro.utils import find_kedro_project, load_obj
 from rich import box
 from rich.console import Console
 from rich.measure import Measurement
@@ -108,6 +108,14 @@ def _options() -> list[click.Parameter]:
     return [*options, params, force]
 
 
+def _check_place(project: Path | None) -> None:
+    odd = sorted(set("*?[]{}") & set(str(project)))
+    if odd:
+        raise click.ClickException(
+            f"{project} has {' '.join(odd)} in its path, which Kedro takes for patterns, and finds no configuration: rename the folder."
+        )
+
+
 def _run_and_exit(**options: Any) -> None:
     """Run the pipeline. What is complete and up to date is not made again."""
     try:
@@ -128,6 +136,7 @@ def _run(force: bool, **options: Any) -> None:
     from assay.plan import check_shards
 
     began = time.perf_counter()
+    _check_place(find_kedro_project(Path.cwd()))
     runner = _runner(options["runner"], options["runner_params"], is_async=options["is_async"])
     names = _pipeline_names(options["pipeline"], options["pipelines"])
     with KedroSession.create(

@@ -18,7 +18,6 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     ValidationError,
@@ -70,6 +69,9 @@ Choices = Annotated[tuple[T, ...], AfterValidator(_check_choices)]
 """At least one value, and none twice."""
 
 
+Layer = Annotated[int, Field(ge=-(2**16), le=2**16)]
+"""A block's number as it was recorded: saev counts from the end as well, and -2 is then the layer's name."""
+
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Seeds = tuple[Seed, ...]
 
@@ -92,8 +94,16 @@ class _Section(BaseModel):
         return value
 
 
+def _check_braces(path: str | None) -> str | None:
+    if path is None or not {"{", "}"} & set(path.replace("{layer}", "")):
+        return path
+    raise ValueError(f"found {path!r}, want a path without braces, which Kedro would replace: name it by a link")
+
+
 class ShardsParameters(_Section):
     """The four shard folders: each a saev shard folder, or a folder that holds exactly one. Relative to the project's root."""
+
+    _no_braces = field_validator("*")(_check_braces)
 
     fit: str = Field(description="fitted on (IN1K/train): statistics, k-means, PCA")
     val: str = Field(description="validation tokens (IN1K/val): NMSE")
@@ -103,6 +113,8 @@ class ShardsParameters(_Section):
 
 class StandardizeParameters(_Section):
     """Mean and standard deviation of each dimension."""
+
+    _no_braces = field_validator("statistics")(_check_braces)
 
     statistics: str | None = Field(
         None,
@@ -262,7 +274,7 @@ class DictionaryParameters(_Section):
         (0,),
         description="of the random centres or directions, or what stands for `{seed}` in the path: a row each, pooled for the paper",
     )
-    layers: Choices[NonNegativeInt] | None = Field(None, description="layers that it is of; null: all")
+    layers: Choices[Layer] | None = Field(None, description="layers that it is of; null: all")
     batch_size: PositiveInt = Field(8_192, description="tokens a batch, where its reconstruction is measured")
 
     @model_validator(mode="after")
@@ -369,13 +381,13 @@ class DigitsParameters(_Section):
 
     @property
     def model_family(self) -> str:
-        """What the shards' metadata calls the vision transformer's family."""
-        return "digits-vit"
+        """What the shards' metadata calls the vision transformer's family: one that saev knows, or it would not open them."""
+        return "fake-clip"
 
     @property
     def model_ckpt(self) -> str:
         """What the shards' metadata calls the vision transformer: other parameters make another."""
-        return f"{self.model_family}-{self.fingerprint()}"
+        return f"digits-vit-{self.fingerprint()}"
 
     def fingerprint(self) -> str:
         """First 12 hex digits of a SHA-256 over all the parameters."""
@@ -385,7 +397,7 @@ class DigitsParameters(_Section):
 class Parameters(_Section):
     """All parameters of a run."""
 
-    layers: Choices[NonNegativeInt] = Field(description="block numbers")
+    layers: Choices[Layer] = Field(description="block numbers, as the shards name them: -2 if they say -2")
     latent_topk: PositiveInt | None = Field(
         None, description="K of the codes that the `pca` pipeline leaves; null: dense codes"
     )

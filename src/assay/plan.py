@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +13,7 @@ import torch
 
 from assay.io.datasets import find_shards
 from assay.io.images import ImageLayout, Images
+from assay.io.metadata import doubt_labels
 from assay.io.order import OrderFile
 from assay.io.shards import Shards
 from assay.io.tensors import read_shapes
@@ -18,6 +21,8 @@ from assay.numerics.sae import NAMES
 from assay.parameters import DictionaryParameters, Parameters, SparsityParameters, seeded
 from assay.pipelines.digits.canvases import cell_size
 from assay.pipelines.stream import pick_device
+
+logger = logging.getLogger(__name__)
 
 DIGITS = Path("data/01_raw/digits")
 """Where the embedded default lies: shard paths inside it are made by the `digits` pipeline, all others are the user's."""
@@ -206,6 +211,8 @@ def check_shards(parameters: Parameters, project: Path) -> None:
         n_fit = shards.n_tokens if split == "fit" else n_fit
         if split.startswith("probe"):
             labels[split] = _classes_of(split, shards, void=parameters.probe.void != "class")
+            if (doubt := doubt_labels(shards.path, shards.metadata)) is not None:
+                _warn(f"shards.{split}: {doubt}.")
         if split == "probe_val":
             _check_images(parameters, project, shards)
     _check_alike(parameters, found)
@@ -221,6 +228,12 @@ def _open_shards(split: str, path: Path) -> Shards:
         raise FileNotFoundError(f"shards.{split}: {error}") from error
     except ValueError as error:
         raise ValueError(f"shards.{split}: {error}") from error
+
+
+@functools.cache
+def _warn(message: str) -> None:
+    """Once a process: shards are checked by the command line and by the session."""
+    logger.warning("%s", message)
 
 
 @dataclass(frozen=True)

@@ -150,7 +150,9 @@ def test_what_is_missing_or_disagrees_is_named():
         SparseAutoencoder({"W_enc": tensors["W_enc"]}, activation="relu")
     no_threshold = {name: tensor for name, tensor in tensors.items() if name != "threshold"}
     for activation in ("jumprelu", "batchtopk"):
-        with pytest.raises(ValueError, match=r"wanted threshold \(threshold or log_threshold\) for"):
+        with pytest.raises(
+            ValueError, match=r"wanted threshold \(threshold or activation.threshold or log_threshold\) for"
+        ):
             SparseAutoencoder(no_threshold, activation=activation)
     SparseAutoencoder(no_threshold, activation="relu")
     for name, shape in {"W_dec": (D, N), "b_enc": (D,), "b_dec": (N,)}.items():
@@ -256,3 +258,12 @@ def test_products_are_of_float32_whatever_torch_may_round_them_to(monkeypatch):
     assert torch.equal(found["indices"], wanted["indices"])
     torch.testing.assert_close(found["values"], wanted["values"], rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(found["error"], wanted["error"], rtol=1e-5, atol=1e-5)
+
+
+def test_batchtopk_of_saev_names_its_threshold_by_the_module_that_holds_it():
+    tensors = _tensors()
+    x = torch.randn(5, D, generator=torch.Generator().manual_seed(1), dtype=torch.float32)
+    wanted = SparseAutoencoder(tensors, activation="batchtopk").encode(x)
+    tensors["activation.threshold"] = tensors.pop("threshold")
+    found = SparseAutoencoder(tensors, activation="batchtopk").encode(x)
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)

@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -12,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from assay.io.checkpoints import Checkpoints
 from assay.io.shards import Shards
+from assay.io.tensors import write_with_header
 from assay.numerics.kmeans import MiniBatchKMeans
 from assay.numerics.pca import Convergence
 from assay.parameters import KMeansParameters, PCAParameters, StandardizeParameters
@@ -100,6 +102,34 @@ def test_a_fit_goes_on_from_its_last_checkpoint_to_the_same_bits(fit, cut, tmp_p
 
 
 @pytest.mark.parametrize("method", FITS)
+def test_a_fit_goes_on_where_the_shards_were_copied_to(fit, cut, tmp_path, planted, statistics, method, seen):
+    whole = fit(method, Checkpoints(tmp_path / "whole"))
+    checkpoints = Checkpoints(tmp_path / "cut")
+    cut(method, checkpoints, 10)
+    staged = shutil.copytree(planted[0], tmp_path / "scratch" / planted[0].name, copy_function=shutil.copyfile)
+    for path in staged.iterdir():
+        os.utime(path, ns=(0, 12345))
+    (staged / "labels.bin").write_bytes(bytes(48 * 16))  # no fit looks at them
+    del seen[:]
+    again = FITS[method](Shards(staged), statistics, PARAMETERS[method], checkpoints, "cpu", layer=5)[0]
+    assert seen[0][2] == 9
+    assert all(torch.equal(again[name], whole[name]) for name in whole)
+
+
+def test_where_no_checkpoint_is_taken_up_it_is_said_what_differs(cut, tmp_path, planted, statistics, caplog):
+    checkpoints = Checkpoints(tmp_path / "cut")
+    cut("pca", checkpoints, 10)
+    other = shutil.copytree(planted[0], tmp_path / "scratch" / planted[0].name)
+    raw = bytearray((other / "acts000000.bin").read_bytes())
+    raw[400] ^= 1
+    (other / "acts000000.bin").write_bytes(raw)
+    FITS["pca"](Shards(other), statistics, PARAMETERS["pca"], checkpoints, "cpu", layer=5)
+    (record,) = (record for record in caplog.records if record.levelname == "WARNING")
+    assert "of the nearest of them its shards.content is " in record.getMessage()
+    assert "its shards.name" not in record.getMessage()
+
+
+@pytest.mark.parametrize("method", FITS)
 def test_checkpoint_steps_is_how_often_a_fit_is_saved_and_changes_nothing_else(fit, tmp_path, method, monkeypatch):
     saved = []
     save = Checkpoints.save
@@ -140,9 +170,8 @@ def test_another_fits_checkpoint_is_not_gone_on_with(fit, cut, tmp_path, method,
 def test_a_checkpoint_of_another_width_put_in_its_place_is_refused(fit, cut, tmp_path):
     cut("pca", Checkpoints(tmp_path), 10)
     for path in tmp_path.rglob("*.safetensors"):
-        tensors = load_file(path)
-        header = {"schema": "assay.checkpoint", "version": "1", "about": '{"d": 81}', "state": '{"step": 8}'}
-        save_file(tensors, path, metadata=header)
+        header = {"schema": "assay.checkpoint", "version": "2", "about": '{"d": 81}', "state": '{"step": 8}'}
+        write_with_header(path, load_file(path), header)
     with pytest.raises(ValueError, match="a checkpoint of another fit: its d is 81, wanted 80"):
         fit("pca", Checkpoints(tmp_path))
 

@@ -42,7 +42,7 @@ NAMES: dict[str, dict[str, Callable[[Tensor], Tensor]]] = {
     "b_enc": {"b_enc": _as_is, "encoder.bias": _as_is},
     "W_dec": {"W_dec": _as_is, "decoder.weight": _turned},
     "b_dec": {"b_dec": _as_is, "decoder.bias": _as_is, "bias": _as_is},
-    "threshold": {"threshold": _as_is, "log_threshold": Tensor.exp},
+    "threshold": {"threshold": _as_is, "activation.threshold": _as_is, "log_threshold": Tensor.exp},
 }
 """saev's and SAELens' names, (d, n) encoders and (n, d) decoders; and those of torch's linear layers, which are the other way round."""
 

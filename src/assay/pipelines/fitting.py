@@ -80,7 +80,7 @@ class Fit:
             "format": FORMAT,
             "layer": layer,
             "d": shards.d_model,
-            "shards": f"{shards.name} {shards.fingerprint()}",
+            "shards": shards.identity(),
             "statistics": fingerprint_tensors(statistics),
             "parameters": parameters,
         }

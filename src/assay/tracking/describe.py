@@ -64,7 +64,7 @@ def sum_by_stage(seconds: Mapping[str, float]) -> dict[str, float]:
     """The sum over the nodes of each stage; a node is named ``layer_23.pca.fit`` or ``report.page``."""
     found: dict[str, float] = {}
     for name, value in seconds.items():
-        stage = seedless(re.sub(r"^layer_\d+\.", "", name).partition(".")[0])
+        stage = seedless(re.sub(r"^layer_-?\d+\.", "", name).partition(".")[0])
         found[stage] = found.get(stage, 0.0) + value
     return found
 
