@@ -5,13 +5,15 @@ export DO_NOT_TRACK = true
 export KEDRO_DISABLE_TELEMETRY = true
 export MLFLOW_DISABLE_TELEMETRY = true
 
-.PHONY: install run test lint bench format clean
+.PHONY: install run test settings lint bench format clean
 
 install: .venv/.installed
 
 .venv/.installed: pyproject.toml constraints.txt
-	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@$(PYTHON) -c 'import sys; now = sys.version_info[:2]; (3, 11) <= now < (3, 14) or sys.exit("$(PYTHON) is Python %d.%d; wanted 3.11 to 3.13: name one, as in make $(MAKECMDGOALS) PYTHON=python3.12" % now)'
+	@echo "Installing what Assay needs into .venv, some gigabytes: this takes minutes."
+	$(PYTHON) -m venv --clear .venv
+	$(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
 run: install
@@ -20,6 +22,11 @@ run: install
 test: install lint
 	$(BIN)/pytest
 
+# The numerics' tests under whatever a process may set torch to.
+settings: install
+	for setting in float64 bfloat16 autocast inference deterministic medium 1-thread 4-threads; do \
+		echo $$setting; TORCH_SETTING=$$setting $(BIN)/pytest -q tests/numerics || exit 1; done
+
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -27,7 +34,7 @@ lint: install
 	$(BIN)/lint-imports
 
 bench: run
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'
+	$(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'
 	$(BIN)/python benchmarks/read.py
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/kmeans.py

@@ -14,7 +14,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from assay.numerics.distances import NearestCenters, fast_dtype, fused_kernel, nearest_in_float64
+from assay.numerics.distances import NearestCenters, fast_dtypes, fused_kernels, nearest_in_float64
 from assay.numerics.kmeans import MiniBatchKMeans, kmeans_plus_plus
 from assay.numerics.pca import StreamingPCA
 
@@ -150,8 +150,8 @@ def main() -> None:
         say("torch sees no CUDA device: there is nothing to measure\n")
         return
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "a CPU, in rehearsal"
-    kernel = "with the fused kernel" if fused_kernel(device) is not None else "without the fused kernel"
-    say(f"torch {torch.__version__} on {name}, products in {fast_dtype(device)}, {kernel}\n")
+    kernel = "with the fused kernels" if fused_kernels(device) is not None else "without the fused kernels"
+    say(f"torch {torch.__version__} on {name}, products in {[*map(str, fast_dtypes(device))]}, {kernel}\n")
     n, d, k = arguments.tokens, arguments.d, arguments.clusters
     planted = mixture(n, d, k, device)
     noise = torch.randn(n, d, generator=torch.Generator(device).manual_seed(1), device=device)

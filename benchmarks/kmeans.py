@@ -20,7 +20,7 @@ from torch import Tensor
 
 from assay.io.datasets import find_shards
 from assay.io.shards import Shards
-from assay.numerics.distances import NearestCenters, fast_dtype
+from assay.numerics.distances import NearestCenters, fast_dtypes
 from assay.numerics.kmeans import MiniBatchKMeans
 from assay.numerics.moments import standardize
 
@@ -118,7 +118,9 @@ def compare_speed(x: Tensor, n_clusters: int, batch_size: int, rounds: int, name
     ):
         say(f"  {mine}: {best[peer] / best[mine]:.2f} times the tokens/s of {peer}\n")
     rate = 2 * len(x) * x.shape[1] * n_clusters / best["our assignment"] / 1e9
-    say(f"  our assignment is {rate:.0f} GFLOPS' worth of products, in {fast_dtype(x.device)} where it may\n")
+    say(
+        f"  our assignment is {rate:.0f} GFLOPS' worth of products, in {[*map(str, fast_dtypes(x.device))]} where it may\n"
+    )
 
 
 def compare_quality(train: Tensor, test: Tensor, n_clusters: int, batch_size: int, passes: int, name: str) -> None:

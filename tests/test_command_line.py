@@ -386,7 +386,7 @@ def test_a_run_that_is_interrupted_is_marked_killed_and_goes_on_next_time(new_pr
         assert process.poll() is None
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=60)
-    assert process.returncode != 0
+    assert process.returncode == 143
     with sqlite3.connect(project / "mlflow.db") as database:
         status = [row[0] for row in database.execute("select status from runs")]
     assert set(status) == {"KILLED"}
@@ -482,11 +482,17 @@ def test_other_dictionaries_are_rows_of_the_table(new_project, run_command, plan
     sae = SparseAutoencoder(weights, activation="topk", k=6)
     for path in planted:
         tokens = torch.cat(list(Shards(path).batches(layer=5, batch_size=100)))
-        codes = densify(sae.encode(((tokens.double() - mean) / std).float()), "sparse", 100)
+        standardized = ((tokens.double() - mean) / std).float()
+        codes = densify(sae.encode(standardized), "sparse", 100)
+        left = sae.residual(standardized).double() * std
+        metrics = {
+            "sse_recon": float(left.square().sum()),
+            "sse_baseline": float((tokens.double() - tokens.double().mean(0)).square().sum()),
+        }
         folder = project / "runs/abc/inference" / path.name
         folder.mkdir(parents=True)
         scipy.sparse.save_npz(folder / "token_acts.npz", scipy.sparse.csr_array(codes.numpy()))
-        (folder / "metrics.json").write_text(json.dumps({"normalized_mse": 0.125}))
+        (folder / "metrics.json").write_text(json.dumps(metrics))
     parameters = project / "conf/base/parameters.yml"
     given = {
         "mine": {"weights": "saes/{layer}.safetensors", "activation": "topk", "k": 6},
@@ -531,7 +537,8 @@ def test_other_dictionaries_are_rows_of_the_table(new_project, run_command, plan
     table = table.drop_duplicates("encoding").set_index("encoding")
     mine, theirs = table.loc["mine"], table.loc["theirs"]
     assert (mine["k"], mine["method"], theirs["method"]) == (6, "mine", "theirs")
-    assert (theirs["k"], theirs["nmse_raw"]) == (100, 0.125)
+    assert theirs["k"] == 100
+    assert theirs["nmse_raw"] == pytest.approx(mine["nmse_raw"], rel=1e-5)
     assert np.isnan(theirs["nmse"])
     for column in ("l0", "probe_r", "map", "purity_at_16", "coverage_at_0.3"):
         assert mine[column] == pytest.approx(theirs[column], rel=1e-9), column
@@ -567,7 +574,7 @@ addEventListener("load", () => setTimeout(() => {
   for (const table of document.querySelectorAll("table")) {
     if (table.tBodies[0].rows.length < 2) continue;
     const heads = [...table.querySelectorAll("th button")];
-    const column = heads.findIndex(head => ["mAP", "f1"].includes(head.textContent));
+    const column = heads.findIndex(head => ["mAP", "F1"].includes(head.textContent));
     const key = row => Number(row.cells[column].dataset.sort);
     const values = () => [...table.tBodies[0].rows].map(key).filter(value => !Number.isNaN(value));
     for (const falling of [false, true]) {
@@ -658,7 +665,7 @@ def test_the_page_works_in_a_browser_without_a_network(whole_run, tmp_path, widt
     ended = subprocess.run([*command, path.as_uri()], capture_output=True, text=True, timeout=120, check=True)
     found = json.loads(html.unescape(ended.stdout.partition('<pre id="found">')[2].partition("</pre>")[0]))
     assert found["faults"] == found["broken"] == found["outside"] == found["overlaps"] == []
-    assert set(found["charts"]) == set(FIGURES)
+    assert set(found["charts"]) == set(FIGURES) - {"convergence_pca"}  # one step: words, not a picture
     assert all(traces >= 2 for traces in found["charts"].values())
     assert (found["pictures"], found["unloaded"]) == (2 * 3 * 6, 0)  # methods, classes, images
     assert len(found["sorted"]) == 8

@@ -1,5 +1,6 @@
 """The `assay` command: what it prints, what it writes, and how it fails."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -103,13 +104,17 @@ def test_labels_by_configuration_and_options(shards: Path, masks: Path) -> None:
     assert Shards(shards).labels().tolist() == [2, 9, 183, 0, 9, 9, 9, 9]
 
 
-def test_wide_labels_elsewhere_say_what_the_metadata_must_declare(shards: Path, masks: Path, tmp_path: Path) -> None:
+def test_wide_labels_say_what_they_are_called_in_a_folder_of_shards(shards: Path, masks: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.bin"
     common = ("labels", shards, "--masks", masks, "--out", out, "--patch-size", 4, "--void", 255)
     ended = run(*common, "--offset", 200)
     assert ended.exit_code == 0, ended.output
     assert np.fromfile(out, dtype="<u2").tolist() == [200, 207, 381, 0, 207, 207, 207, 207]
-    assert 'must say "labels_dtype": "uint16"' in ended.output
+    assert "labels above 255 go by the name labels16.bin" in ended.output
+    ended = run(*common[:4], "--out", shards / "labels.bin", *common[6:], "--offset", 200)
+    assert f"Wrote uint16 (2, 4) to {shards / 'labels16.bin'}" in ended.output
+    assert Shards(shards).labels().tolist() == [200, 207, 381, 0, 207, 207, 207, 207]
+    assert "labels16.bin" in run("shards", "verify", shards).output
 
 
 @pytest.mark.parametrize(
@@ -125,6 +130,10 @@ def test_wide_labels_elsewhere_say_what_the_metadata_must_declare(shards: Path, 
         (("--config", "missing.yml"), 1, "missing.yml"),
         (("--config", "list.yml"), 1, "holds list, wanted names and values"),
         (("--config", "broken.yml"), 1, "broken.yml is no YAML"),
+        (("--config", "deep.yml"), 1, "deep.yml is no YAML: it is nested more than 20 deep"),
+        (("--config", "twice.yml"), 1, "twice.yml is no YAML: the key 'patch_size' is there twice"),
+        (("--config", "inner.yml"), 1, "inner.yml is no YAML: the key '1' is there twice"),
+        (("--config", "latin.yml"), 1, "latin.yml is no YAML: 'utf-8' codec"),
     ],
 )
 def test_labels_fail_in_a_line_and_leave_nothing(
@@ -133,6 +142,10 @@ def test_labels_fail_in_a_line_and_leave_nothing(
     monkeypatch.chdir(shards.parent)
     Path("list.yml").write_text("[1]")
     Path("broken.yml").write_text("{a: [")
+    Path("deep.yml").write_text("a: " + "[" * 3000 + "]" * 3000)
+    Path("twice.yml").write_text("patch_size: 4\nvoid: [255]\npatch_size: 2\n")
+    Path("inner.yml").write_text("{patch_size: 4, mapping: {1: 2, 0x1: 3}}")
+    Path("latin.yml").write_bytes("patch_size: 4 # Größe".encode("latin-1"))
     out = shards / "labels.bin"
     ended = run("labels", shards, "--masks", masks, "--out", out, *options)
     assert ended.exit_code == code
@@ -204,3 +217,16 @@ def test_verify_as_a_user_types_it(shards: Path, tmp_path: Path) -> None:
     assert ended.returncode == 1
     assert "BAD" in ended.stdout
     assert "Traceback" not in ended.stderr
+
+
+def test_the_command_that_makes_labels_right_is_printed_in_one_piece(shards: Path, masks: Path) -> None:
+    out = shards / "labels.bin"
+    assert (
+        run("labels", shards, "--masks", masks, "--out", out, "--patch-size", 4, "--void", 255, "--offset", 1).exit_code
+        == 0
+    )
+    metadata = json.loads((shards / "metadata.json").read_text())
+    (shards / "metadata.json").write_text(json.dumps(metadata | {"pixel_agg": "majority"}))
+    ended = run("shards", "verify", shards)
+    assert ended.exit_code == 0
+    assert f"assay labels {shards} --masks MASKS --patch-size PIXELS --out {out} --force" in ended.output

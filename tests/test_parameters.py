@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kedro.config import OmegaConfigLoader
 
+from assay.configuration import ConfigLoader
 from assay.parameters import DictionaryParameters, Parameters, parse_parameters
 
 CONF = Path(__file__).parents[1] / "conf"
@@ -15,14 +15,21 @@ LEAST = {"layers": [3], "shards": SHARDS}
 SECTIONS = ("shards", "standardize", "kmeans", "pca", "probe", "digits")
 
 FAULTS = [
-    ({"layers": 3}, ["`layers` is 3", "tuple"]),
+    ({"layers": 3}, ["`layers` is 3", "tuple", "Several may be given, so write brackets: layers:[3]."]),
+    (
+        {"kmeans": {"n_clusters": [64, 128]}},
+        ["`kmeans.n_clusters` is [64, 128]", "one value a run: run kmeans.n_clusters:64 first"],
+    ),
+    ({"shards": SHARDS | {"val": 12345678}}, ["`shards.val` is 12345678", "It is text: put it in quotes in the YAML."]),
     ({"layers": ["three"]}, ["`layers.0` is 'three'", "integer"]),
-    ({"layers": [3, -1]}, ["`layers.1` is -1", "greater than or equal to 0"]),
+    ({"layers": [3, -65_537]}, ["`layers.1` is -65537", "greater than or equal to -65536"]),
     ({"layers": [3, 5, 3]}, ["`layers`", "[3, 5, 3]", "none twice"]),
     ({"layers": []}, ["`layers`", "[]", "at least one"]),
     ({"latent_topk": 0}, ["`latent_topk` is 0", "greater than 0"]),
     ({"device": "tpu"}, ["`device` is 'tpu'", "'auto', 'cpu' or 'cuda'"]),
     ({"shards": SHARDS | {"val": [7]}}, ["`shards.val` is [7]", "string"]),
+    ({"shards": SHARDS | {"val": "/data/{a,b}"}}, ["`shards.val`", "'/data/{a,b}'", "without braces", "link"]),
+    ({"standardize": {"statistics": "{layer}/{b}"}}, ["`standardize.statistics`", "'{layer}/{b}'", "without braces"]),
     ({"standardize": {"statistics": [3]}}, ["`standardize.statistics` is [3]", "string"]),
     ({"standardize": {"batch_size": 0}}, ["`standardize.batch_size` is 0", "greater than 0"]),
     ({"kmeans": 3}, ["`kmeans` is 3", "dictionary"]),
@@ -39,6 +46,8 @@ FAULTS = [
     ({"kmeans": {"encodings": ["kmeans-onehot"] * 2}}, ["`kmeans.encodings`", "none twice"]),
     ({"kmeans": {"encodings": []}}, ["`kmeans.encodings`", "[]", "at least one"]),
     ({"kmeans": {"seed": -1}}, ["`kmeans.seed` is -1", "greater than or equal to 0"]),
+    ({"kmeans": {"seed": "010"}}, ["`kmeans.seed`", "'010'", "want a number, written as 10"]),
+    ({"layers": ["1:30"]}, ["`layers`", "'1:30'", "want a number"]),
     ({"kmeans": {"seed": 2**32}}, ["`kmeans.seed` is 4294967296", "less than 4294967296"]),
     ({"pca": {"topk": [1, 0]}}, ["`pca.topk.1` is 0", "greater than 0"]),
     ({"pca": {"topk": [4, 1, 4]}}, ["`pca.topk`", "[4, 1, 4]", "none twice"]),
@@ -53,7 +62,7 @@ FAULTS = [
 @pytest.fixture(scope="module", params=["base", "ade20k"])
 def configured(request):
     """The parameters of an environment, as Kedro merges it over base."""
-    loader = OmegaConfigLoader(str(CONF), env=request.param, base_env="base", default_run_env="base")
+    loader = ConfigLoader(str(CONF), env=request.param, base_env="base", default_run_env="base")
     return request.param, loader["parameters"]
 
 
@@ -90,6 +99,13 @@ def test_a_fault_is_one_line_that_names_the_parameter_what_was_found_and_what_is
         assert word in message
 
 
+def test_a_layer_may_be_counted_from_the_end_as_it_was_recorded():
+    dictionary = {"random": "centres", "layers": [-2]}
+    parameters = parse_parameters(LEAST | {"layers": [-2, 22], "dictionaries": {"floor": dictionary}})
+    assert parameters.layers == (-2, 22)
+    assert parameters.dictionaries["floor"].layers == (-2,)
+
+
 def test_each_of_several_faults_has_its_line():
     with pytest.raises(ValueError, match="\n") as caught:
         parse_parameters(LEAST | {"kmeans": {"n_clusters": 0, "n_cluster": 8}, "device": "tpu"})
@@ -116,6 +132,8 @@ def test_an_unknown_name_suggests_the_nearest_and_lists_all():
     with pytest.raises(ValueError, match=r"`kmeans\.n_cluster`: did you mean `kmeans\.n_clusters`") as caught:
         parse_parameters(LEAST | {"kmeans": {"n_cluster": 8}})
     assert "kmeans.reassignment_ratio" in str(caught.value)
+    with pytest.raises(ValueError, match=r"`kmeans\.sparsity\.top_kk`: did you mean `kmeans\.sparsity\.top_k`"):
+        parse_parameters(LEAST | {"kmeans": {"sparsity": {"top_kk": 1}}})
 
 
 @pytest.mark.parametrize("section", SECTIONS)
@@ -155,7 +173,7 @@ def test_the_configuration_of_each_environment_is_valid(configured):
 
 
 def test_ade20k_is_the_papers_experiment():
-    loader = OmegaConfigLoader(str(CONF), env="ade20k", base_env="base", default_run_env="base")
+    loader = ConfigLoader(str(CONF), env="ade20k", base_env="base", default_run_env="base")
     parameters = parse_parameters(loader["parameters"])
     assert parameters.layers == (18, 19, 20, 21, 22, 23)
     kmeans = parameters.kmeans
@@ -167,7 +185,7 @@ def test_ade20k_is_the_papers_experiment():
 
 
 def test_base_probes_the_layers_that_the_digits_are_recorded_at():
-    loader = OmegaConfigLoader(str(CONF), base_env="base", default_run_env="base")
+    loader = ConfigLoader(str(CONF), base_env="base", default_run_env="base")
     parameters = parse_parameters(loader["parameters"])
     assert set(parameters.layers) <= set(parameters.digits.layers)
 
@@ -192,11 +210,12 @@ def test_a_dictionary_that_cannot_be_is_refused_by_name(given, match):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["kmeans-2", "pca", "My SAE", "a/b", "3", ""])
+@pytest.mark.parametrize("name", ["kmeans-2", "pca", "My SAE", "a/b", "3", "", "a" * 81, "a-seed-1"])
 def test_a_dictionarys_name_is_that_of_a_file_and_no_baselines(name):
     with pytest.raises(ValueError, match="want lower-case letters, digits and hyphens"):
         parse_parameters(LEAST | {"dictionaries": {name: {"random": "centres"}}})
-    assert parse_parameters(LEAST | {"dictionaries": {"relu-16k": {"random": "centres"}}}).dictionaries
+    for name in ("relu-16k", "a" * 80):
+        assert parse_parameters(LEAST | {"dictionaries": {name: {"random": "centres"}}}).dictionaries
 
 
 def test_every_option_of_a_dictionary_says_what_it_is():

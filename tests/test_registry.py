@@ -5,14 +5,15 @@ import warnings
 from pathlib import Path
 
 import pytest
-from kedro.config import OmegaConfigLoader
 from kedro.io import CatalogConfigResolver, DataCatalog
 from kedro.pipeline import Pipeline
 from kedro.pipeline.node import Node
 
 from assay import configuration
+from assay.configuration import ConfigLoader
 from assay.parameters import SparsityParameters, parse_parameters
 from assay.pipeline_registry import register_pipelines
+from assay.tracking.describe import sum_by_stage
 
 CONF = Path(__file__).parents[1] / "conf"
 STAGES = ("digits", "standardize", "kmeans", "pca", "encode", "probe", "report")
@@ -47,7 +48,7 @@ def register(monkeypatch, tmp_path):
     """Builds the pipelines as a session with these parameters over conf/base would."""
 
     def build(**changes) -> dict[str, Pipeline]:
-        raw = OmegaConfigLoader(str(CONF), base_env="base", default_run_env="base")["parameters"]
+        raw = ConfigLoader(str(CONF), base_env="base", default_run_env="base")["parameters"]
         session = tmp_path, parse_parameters({**raw, "layers": [0, 3], **changes})
         monkeypatch.setitem(configuration._current, "session", session)
         return register_pipelines()
@@ -124,7 +125,7 @@ def test_a_node_is_named_by_layer_stage_and_verb(register):
     in_layer |= {f"probe.{encoding}" for encoding in ENCODINGS if "topk" not in encoding} | {"probe.pca-topk"}
     in_layer |= {f"encode.{encoding}.{split}" for encoding in ENCODED for split in both}
     shared = {"digits.train", "digits.draw.probe_val", *(f"digits.record.{split}" for split in SPLITS)}
-    shared |= {f"report.{verb}" for verb in ("tabulate", "view", "draw", "illustrate", "page")}
+    shared |= {f"report.{verb}" for verb in ("tabulate", "view", "draw", "illustrate", "describe", "page")}
     assert names(whole) == shared | {f"layer_{layer}.{name}" for layer in (0, 3) for name in in_layer}
 
 
@@ -236,7 +237,7 @@ def test_given_statistics_are_adopted_and_not_fitted(register):
 @pytest.mark.parametrize("environment", ["base", "ade20k"])
 @pytest.mark.parametrize("changes", KINDS, ids=str)
 def test_only_catalog_names_join_stages(register, environment, changes):
-    loader = OmegaConfigLoader(str(CONF), env=environment, base_env="base", default_run_env="base")
+    loader = ConfigLoader(str(CONF), env=environment, base_env="base", default_run_env="base")
     resolver = CatalogConfigResolver(loader["catalog"])
     catalog = DataCatalog()
     assert not resolver.match_dataset_pattern("layer_3.nonsense")
@@ -251,8 +252,28 @@ def test_only_catalog_names_join_stages(register, environment, changes):
                 assert name in known or resolver.match_dataset_pattern(name), name
 
 
+def test_layers_that_were_counted_from_the_end_have_places_of_their_own(register):
+    loader = ConfigLoader(str(CONF), base_env="base", default_run_env="base")
+    resolver = CatalogConfigResolver(loader["catalog"])
+    dictionaries = {"mine": {"weights": "saes/{layer}.safetensors", "activation": "relu", "layers": [-2]}}
+    pipelines = register(layers=[-2, -1], dictionaries=dictionaries, shards=OWN)
+    catalog = DataCatalog()
+    configuration.ConfigurationHook().after_catalog_created(catalog)
+    assert Path(catalog.get("layer_-2.weights_mine")._describe()["filepath"]).name == "layer_-2.safetensors"
+    namespaced = [name for name in pipelines["__default__"].all_outputs() if "layer_" in name]
+    assert {name.partition(".")[0] for name in namespaced if "." in name} == {"layer_-2", "layer_-1"}
+    for name in namespaced:
+        entry = resolver.resolve_pattern(name)
+        (layer,) = (layer for layer in ("layer_-2", "layer_-1") if layer in name)
+        assert layer in entry["filepath"] or entry["layer"] == layer
+    assert sum_by_stage({"layer_-2.pca.fit": 1.0, "layer_-1.pca.fit": 2.0, "report.page": 3.0}) == {
+        "pca": 3.0,
+        "report": 3.0,
+    }
+
+
 def test_every_parameter_of_a_node_is_in_the_configuration(register):
-    raw = OmegaConfigLoader(str(CONF), base_env="base", default_run_env="base")["parameters"]
+    raw = ConfigLoader(str(CONF), base_env="base", default_run_env="base")["parameters"]
     wanted = {name for name in register()["__default__"].inputs() if name.startswith("params:")}
     assert wanted <= {f"params:{name}" for name in raw}
 

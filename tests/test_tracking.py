@@ -9,8 +9,10 @@ import time
 
 import mlflow
 import pytest
+from kedro.io import DataCatalog, MemoryDataset
 
-from assay.tracking.run import thinned
+from assay.plan import Encoding
+from assay.tracking.run import Run, thinned
 from assay.tracking.writer import Writer
 
 
@@ -52,6 +54,26 @@ def test_a_long_record_is_thinned_evenly_and_keeps_its_ends(n, most):
     if n:
         assert (places[0], places[-1]) == (0, n - 1)
         assert max((b - a for a, b in itertools.pairwise(places)), default=0) <= -(-n // (most - 1))
+
+
+def test_a_child_that_was_probed_first_is_told_what_is_measured_after_it():
+    """The catalog still has what an earlier run measured, with other parameters."""
+
+    def errors(nmse_raw):
+        return {"layer": 3, "method": "theirs", "rows": [{"k": 7, "nmse": None, "nmse_raw": nmse_raw}]}
+
+    run = Run.__new__(Run)
+    catalog = DataCatalog({"layer_3.theirs_errors": MemoryDataset(errors(5.3))})
+    rows = {"theirs": Encoding("theirs", "theirs", None, "theirs")}
+    vars(run).update(_rows=rows, _catalog=catalog, _children={}, _curves=[], _lock=threading.Lock(), _parent=None)
+    run.log_scores({"layer": 3, "encoding": "theirs", "k": 7, "map": 0.5})
+    run.log_errors(errors(4.8))
+    (child,) = run._children.values()
+    assert child.known == {"map": 0.5, "nmse_raw": 4.8}
+    told = [(metric.key, metric.value) for metric in child.take()]
+    assert told == [("nmse_raw", 5.3), ("map", 0.5), ("nmse_raw", 4.8)]
+    run.complete_children([{"layer": 3, "name": "theirs", "map": 0.5, "nmse_raw": 4.8, "nmse": 0.4}])
+    assert [(metric.key, metric.value) for metric in child.take()] == [("nmse", 0.4)]
 
 
 @pytest.fixture

@@ -2,41 +2,41 @@
 
 from __future__ import annotations
 
+import copy
+import importlib.util
 import math
-import re
 import sys
 import time
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, TYPE_CHECKING, Any
 
 import click
-import pandas as pd
+import yaml
 from kedro.config import MissingConfigException
+from kedro.framework.cli.jupyter import jupyter as kedro_jupyter
 from kedro.framework.cli.project import run as kedro_run
+from kedro.framework.cli.utils import KedroCliError, _config_file_callback
 from kedro.framework.project import pipelines as registered
 from kedro.framework.session import KedroSession
 from kedro.io import DataCatalog, DatasetError
 from kedro.pipeline import Pipeline
 from kedro.runner import AbstractRunner
-from kedro.utils import load_obj
-from mlflow.exceptions import MlflowException
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import GrammarParseError, OmegaConfBaseException
+from kedro.utils import find_kedro_project, load_obj
 from rich import box
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
-from yaml import YAMLError
 
-from assay.configuration import current_configuration
-from assay.io.datasets import CodesDataset
-from assay.pipelines.report.tables import pool_seeds
-from assay.pipelines.stopping import sigterm_stops
-from assay.plan import check_shards
-from assay.prune import prune
-from assay.tracking import close_interrupted_runs
-from assay.work import Work, current_freshness, taken_on
+from assay.pipelines.stopping import exit_code, signals_stop
+from assay.pipelines.watch import watched
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from assay.work import Work
 
 FILTERS = ("tags", "from_nodes", "to_nodes", "node_names", "from_inputs", "to_outputs")
 
@@ -46,53 +46,59 @@ def cli() -> None:
     """Assay's commands."""
 
 
+def _show(error: KedroCliError, file: IO[Any] | None = None) -> None:
+    """Kedro's own would show the exception that is being handled, which is none here: `NoneType: None`."""
+    if KedroCliError.VERBOSE_ERROR:
+        traceback.print_exception(error, file=file)
+    click.ClickException.show(error, file)
+
+
+KedroCliError.show = _show  # type: ignore[method-assign, assignment]
+
+
+@cli.group("jupyter", commands=kedro_jupyter.commands, help=kedro_jupyter.help)
+@click.pass_context
+def jupyter(context: click.Context) -> None:
+    wanted = {"lab": "jupyterlab", "notebook": "notebook", "setup": "ipykernel"}.get(context.invoked_subcommand or "")
+    if wanted and importlib.util.find_spec(wanted) is None:
+        raise click.ClickException(f"{wanted} is not installed: {sys.executable} -m pip install {wanted}")
+
+
 def parse_params(context: click.Context, parameter: click.Parameter, value: str | dict[str, Any]) -> dict[str, Any]:
-    """Turn ``a:1,b.c=2,layers:[3,5]`` into nested parameters; ``key:value`` and ``key=value`` mean the same."""
+    """The parameters of `--params`, nested."""
     del context
-    if isinstance(value, dict):  # from --config
-        return value
-    parsed = OmegaConf.create({})
-    for item in split_outside(value):
-        pair = re.fullmatch(r"([\w.-]+)\s*[:=]\s*(.*)", item, flags=re.DOTALL)
-        if pair is None:
-            raise click.BadParameter(f"`{item}` is no key:value or key=value", param=parameter)
-        try:
-            _set(parsed, pair[1], pair[2])
-        except (OmegaConfBaseException, ValueError, TypeError) as error:
-            raise click.BadParameter(f"`{item}`: {error}", param=parameter) from None
-    plain = OmegaConf.to_container(parsed)
-    assert isinstance(plain, dict)
-    return {str(key): inner for key, inner in plain.items()}
+    from assay.arguments import parse_pairs
+    from assay.configuration import expand_home
 
-
-def _set(parsed: DictConfig, key: str, value: str) -> None:
     try:
-        parsed.merge_with_dotlist([f"{key}={value}"])
-    except (GrammarParseError, YAMLError):  # no YAML, so it is text: a path with {layer} in it, say
-        OmegaConf.update(parsed, key, value)
+        return dict(expand_home(value if isinstance(value, dict) else parse_pairs(value)))  # a dict comes from --config
+    except ValueError as error:
+        raise click.BadParameter(str(error), param=parameter) from None
 
 
-def split_outside(text: str) -> list[str]:
-    """Split at the commas that are in no brackets and no quoted value; leave out empty items."""
-    items, depth, quote, before = [""], 0, "", ","
-    for character in text:
-        if quote:
-            quote = "" if character == quote else quote
-        elif character in "\"'" and before in ":=,[{":  # an apostrophe inside a path is none
-            quote = character
-        else:
-            depth = max(0, depth + (character in "[{") - (character in "]}"))
-        before = before if character.isspace() else character
-        if character == "," and depth == 0 and not quote:
-            items.append("")
-        else:
-            items[-1] += character
-    return [item.strip() for item in items if item.strip()]
+def read_config(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    """Take the options of the file that `--config` names, as Kedro does, where it can be read."""
+    if value is None:
+        return None
+    from assay.yaml_files import check_yaml
+
+    try:
+        check_yaml(Path(value))
+    except ValueError as error:
+        raise click.BadParameter(str(error), param=parameter) from None
+    found = yaml.safe_load(Path(value).read_text(encoding="utf-8"))
+    if not isinstance(found, dict) or not isinstance(found.get("run"), dict):
+        raise click.BadParameter(f"{value} has no section `run` with options of `kedro run`", param=parameter)
+    _config_file_callback(context, parameter, value)
+    return value
 
 
 def _options() -> list[click.Parameter]:
-    """Kedro's own options of `run`, with our reading of --params, and --force."""
-    options = [option for option in kedro_run.params if option.name != "params"]
+    """Kedro's own options of `run`, with our reading of --params and --config, and --force."""
+    options = [copy.copy(option) for option in kedro_run.params if option.name != "params"]
+    for option in options:
+        if option.name == "config":
+            option.callback = read_config
     params = click.Option(
         ["--params"],
         type=click.UNPROCESSED,
@@ -104,9 +110,35 @@ def _options() -> list[click.Parameter]:
     return [*options, params, force]
 
 
-def _run(force: bool, **options: Any) -> None:
+def _check_place(project: Path | None) -> None:
+    odd = sorted(set("*?[]{}") & set(str(project)))
+    if odd:
+        raise click.ClickException(
+            f"{project} has {' '.join(odd)} in its path, which Kedro takes for patterns, and finds no configuration: rename the folder."
+        )
+
+
+def _run_and_exit(**options: Any) -> None:
     """Run the pipeline. What is complete and up to date is not made again."""
+    try:
+        with signals_stop():
+            _run(**options)
+    except (KeyboardInterrupt, Exception) as error:
+        if not isinstance(error, KeyboardInterrupt):
+            if exit_code() is None:
+                raise
+            click.echo(f"Error: {error}", err=True)  # what the signal came into made of it
+        click.echo("Stopped. The same command goes on from here.", err=True)
+        raise click.exceptions.Exit(exit_code() or 130) from None
+
+
+def _run(force: bool, **options: Any) -> None:
+    from assay.configuration import current_configuration
+    from assay.plan import check_shards
+    from assay.work import current_freshness, taken_on
+
     began = time.perf_counter()
+    _check_place(find_kedro_project(Path.cwd()))
     runner = _runner(options["runner"], options["runner_params"], is_async=options["is_async"])
     names = _pipeline_names(options["pipeline"], options["pipelines"])
     with (
@@ -137,7 +169,7 @@ def _run(force: bool, **options: Any) -> None:
                 f"{len(todo.nodes)} of {len(selected.nodes)} steps to do; {kept} are up to date.", highlight=False
             )
             everything = not names and len(todo.nodes) == len(registered["__default__"].nodes)
-            with _ended_cleanly(session, todo, catalog):
+            with _ended_cleanly(session, todo, catalog), watched(session._hook_manager, len(todo.nodes)):
                 session.run(
                     pipeline_names=names,
                     # kedro-viz follows a run only where no filter is given
@@ -158,6 +190,8 @@ def _run(force: bool, **options: Any) -> None:
 
 def _forget_begun(pipeline: Pipeline, catalog: DataCatalog) -> None:
     """Have codes that an interrupted run began started anew."""
+    from assay.io.datasets import CodesDataset
+
     for name in sorted(pipeline.all_outputs()):
         dataset: object = catalog.get(name) if name in catalog else None
         if isinstance(dataset, CodesDataset):
@@ -168,9 +202,12 @@ def _forget_begun(pipeline: Pipeline, catalog: DataCatalog) -> None:
 def _ended_cleanly(session: KedroSession, pipeline: Pipeline, catalog: DataCatalog) -> Iterator[None]:
     """Give bad input and a bad or full disk two lines, not a traceback, which is in the manifest; close the runs in MLflow when
     we are interrupted."""
+    from mlflow.exceptions import MlflowException
+
+    from assay.tracking import close_interrupted_runs
+
     try:
-        with sigterm_stops():
-            yield
+        yield
     except KeyboardInterrupt:
         close_interrupted_runs(session._hook_manager, pipeline, catalog)
         raise
@@ -178,8 +215,15 @@ def _ended_cleanly(session: KedroSession, pipeline: Pipeline, catalog: DataCatal
         raise click.ClickException(str(error)) from error
 
 
-cli.add_command(click.Command("run", params=_options(), callback=_run, help=_run.__doc__))
+cli.add_command(click.Command("run", params=_options(), callback=_run_and_exit, help=_run_and_exit.__doc__))
 run = cli.commands["run"]
+
+
+def _prune(**options: Any) -> None:
+    """Remove the results of other settings than those in force: versions, codes and their records, but nothing raw."""
+    from assay.prune import prune
+
+    prune(**options)
 
 
 def _prune_options() -> list[click.Parameter]:
@@ -187,7 +231,7 @@ def _prune_options() -> list[click.Parameter]:
     return [*kept, click.Option(["--dry-run"], is_flag=True, help="Only say what would be removed.")]
 
 
-cli.add_command(click.Command("prune", params=_prune_options(), callback=prune, help=prune.__doc__))
+cli.add_command(click.Command("prune", params=_prune_options(), callback=_prune, help=_prune.__doc__))
 
 
 def _pipeline_names(pipeline: str | None, pipelines: Sequence[str]) -> list[str]:
@@ -246,28 +290,45 @@ HEADINGS = {
     "map": "mAP",
     "purity_at_16": "purity\n@16",
     "coverage_at_0.3": "cover\n@0.3",
-    "best_layer": "best",
+    "best_layer": "*",
 }
+TABLE_WIDTH = 80
 
 
 def render_table(baselines: pd.DataFrame) -> Table:
     """The table as the terminal shows it, in 80 columns: layers apart, a star at the best layer of each (method, encoding, k).
 
-    Of several seeds it shows the mean. The names of other dictionaries are long, and say method and k: with them these two columns
-    and the raw NMSE are left to the file.
+    Of several seeds it shows the mean. Where that is too wide, first the method, which every encoding's name begins with, and then k are
+    left to the file; after that an encoding's name takes several lines. Nothing is cut.
     """
+    from assay.pipelines.report.tables import pool_seeds
+
     several = bool(baselines.duplicated(["layer", "encoding"]).any())
-    hidden = ["seed"]
-    if several or not set(baselines["method"]) <= {"kmeans", "pca"}:
-        hidden += ["method", "k", "nmse_raw"]
-    shown = [name for name in baselines.columns if name not in hidden]
+    shown = [name for name in baselines.columns if name != "seed"]
+    title = (
+        "k-means and PCA baselines" if set(baselines["method"]) <= {"kmeans", "pca"} else "Baselines and dictionaries"
+    )
     if several:
-        baselines = pool_seeds(baselines)
-    title = "k-means and PCA baselines" + (", means over seeds" if several else "")
-    table = Table(title=title, box=box.SIMPLE_HEAD, padding=0, collapse_padding=True)
+        baselines, title = pool_seeds(baselines), f"{title}, means over seeds"
+    unbounded = Console(width=10_000)
+    for hidden in ((), ("method",), ("method", "k")):
+        table = _lay_out(baselines, [name for name in shown if name not in hidden], title)
+        if Measurement.get(unbounded, unbounded.options, table).maximum <= TABLE_WIDTH:
+            break
+    return table
+
+
+def _lay_out(baselines: pd.DataFrame, shown: list[str], title: str) -> Table:
+    caption = "*: the layer of the lowest mean train CE of the classes' best features"
+    table = Table(title=title, caption=caption, box=box.SIMPLE_HEAD, padding=0, collapse_padding=True, show_edge=False)
     for column in shown:
         text = column in ("method", "encoding", "best_layer")
-        table.add_column(HEADINGS.get(column, column), justify="left" if text else "right", no_wrap=True)
+        table.add_column(
+            HEADINGS.get(column, column),
+            justify="left" if text else "right",
+            no_wrap=column != "encoding",
+            overflow="fold",
+        )
     for _, rows in baselines.groupby("layer"):
         for row in rows[shown].itertuples(index=False):
             table.add_row(*map(_cell, row, shown))
@@ -285,5 +346,5 @@ def _cell(value: Any, column: str) -> str:
     if value.is_integer():
         return f"{value:.0f}"
     if column == "l0":
-        return f"{value:.3g}"
+        return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
     return f"{value:.3f}" if abs(value) >= 0.001 else f"{value:.0e}"

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -63,41 +63,32 @@ def labels_command(shards: Path, masks: Path, out: Path, config: Path | None, fo
     Say --patch-size, --resize and --crop as the images were resized and cropped when SHARDS were recorded.
     """
     with _short_errors():
-        from tqdm import tqdm
-
         from assay.io.labels import check_target, label_patches, publish_labels
-        from assay.io.metadata import read_metadata, real_folder
+        from assay.io.metadata import WIDE_LABELS_NAME, read_metadata, real_folder
+        from assay.pipelines.progress import Bar, told
 
         layout = _layout(config, options)
         folder = real_folder(shards)
         metadata = read_metadata(folder)
         check_target(out, folder, force=force)
         click.echo(f"Labels of {metadata.n_examples} examples will be written to {out.absolute()}")
-        with tqdm(total=metadata.n_examples, unit="mask", disable=None) as bar:
+        with told(_say_aside), Bar(desc=f"{masks}", total=metadata.n_examples, unit=" masks") as bar:
             labels = label_patches(metadata, masks, layout, bar.update)
-        declared = publish_labels(labels, out, folder, force=force)
+        written = publish_labels(labels, out, folder, force=force)
         _print_counts(labels)
-        click.echo(f"Wrote {labels.dtype} {labels.labels.shape} to {out.absolute()}")
-        if not declared:
+        click.echo(f"Wrote {labels.dtype} {labels.labels.shape} to {written.absolute()}")
+        if labels.dtype == "uint16":
             click.echo(
-                f'The metadata.json of the shards that are to hold it must say "labels_dtype": "{labels.dtype}".'
+                f"In a folder of shards, labels above 255 go by the name {WIDE_LABELS_NAME}: saev takes labels.bin for uint8."
             )
 
 
 def _layout(config: Path | None, options: dict[str, Any]) -> MaskLayout:
     """The configuration file's layout, overridden by the options that are given."""
-    import yaml
+    from assay.io.masks import parse_layout, read_config
 
-    from assay.io.masks import parse_layout
-
-    try:
-        raw = yaml.safe_load(config.read_text(encoding="utf-8")) if config else {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{config} is no YAML: {' '.join(str(error).split())}") from None
     given = {name: value for name, value in options.items() if value not in (None, ())}
-    if isinstance(raw, dict):
-        return parse_layout(raw | given)
-    raise ValueError(f"{config} holds {type(raw).__name__}, wanted names and values, as in `patch_size: 16`")
+    return parse_layout((read_config(config) if config else {}) | given)
 
 
 def _print_counts(labels: PatchLabels) -> None:
@@ -126,10 +117,9 @@ def verify_command(paths: tuple[Path, ...], env: str | None) -> None:
 
     Without a PATH: all shards that the project around the working directory is configured to read.
     """
-    from tqdm import tqdm
-
     from assay.io.datasets import find_shards
     from assay.io.verify import verify_shards
+    from assay.pipelines.progress import Bar, told
 
     if not paths:
         with _short_errors():
@@ -138,9 +128,9 @@ def verify_command(paths: tuple[Path, ...], env: str | None) -> None:
     for path in paths:
         with suppress(ValueError, FileNotFoundError):  # which the verdict tells
             path = find_shards(path)
-        with tqdm(unit="B", unit_scale=True, unit_divisor=1024, desc=path.name, disable=None) as bar:
+        with told(_say_aside), Bar(desc=path.name, unit="B", unit_divisor=1024) as bar:
 
-            def advance(n: int, total: int, bar: tqdm[NoReturn] = bar) -> None:
+            def advance(n: int, total: int, bar: Bar = bar) -> None:
                 bar.total = total
                 bar.update(n)
 
@@ -176,11 +166,11 @@ def _configured_shards(env: str | None) -> tuple[Path, ...]:
 def _print_verdict(verdict: FolderVerdict) -> None:
     from rich import box
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
     from rich.text import Text
 
     console = Console(highlight=False)
-    table = Table("shard", "examples", "verdict", box=box.SIMPLE_HEAD)
+    table = Table("shard", "examples", Column("verdict", overflow="fold"), box=box.SIMPLE_HEAD)
     for shard in verdict.shards:
         table.add_row(Text(shard.name), str(shard.rows), Text(_say(shard.faults, shard.remarks)))
     if verdict.labels:
@@ -189,16 +179,22 @@ def _print_verdict(verdict: FolderVerdict) -> None:
         if counts:
             each = ", ".join(f"{label}: {count}" for label, count in counts.items())
             says += f"\nlabels {min(counts)} to {max(counts)}, {len(counts)} of them; patches of each: {each}"
-        table.add_row("labels.bin", "", Text(says))
+        table.add_row(verdict.labels.name, "", Text(says))
     if table.rows:
         console.print(table)
     for layer, dimensions in (verdict.constant or {}).items():
         if dimensions:
             numbers = ", ".join(map(str, dimensions))
             console.print(Text(f"layer {layer}: {len(dimensions)} dimensions are constant: {numbers}"), soft_wrap=True)
+    for remark in verdict.remarks:
+        console.print(Text(f"note: {remark}"), soft_wrap=True)
     for fault in verdict.faults:
         console.print(Text(fault), soft_wrap=True)
     console.print(Text(f"{verdict.path}: {'ok' if verdict.ok else 'BAD'}"), soft_wrap=True)
+
+
+def _say_aside(line: str) -> None:
+    click.echo(line, err=True)
 
 
 def _say(faults: tuple[str, ...], remarks: tuple[str, ...]) -> str:

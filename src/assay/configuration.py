@@ -3,23 +3,46 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+import yaml
 from kedro.config import OmegaConfigLoader
 from kedro.framework.context import KedroContext
 from kedro.framework.hooks import hook_impl
 from kedro.framework.project import pipelines, settings
-from kedro.io import AbstractDataset, DataCatalog
+from kedro.io import DataCatalog
 from kedro.utils import find_kedro_project
+from omegaconf.errors import OmegaConfBaseException
+from omegaconf.resolvers import oc
 
-from assay.io.datasets import ImagesDataset, SaevInferenceDataset, TensorsDataset
 from assay.parameters import DictionaryParameters, Parameters, parse_parameters
-from assay.plan import check_shards, find_images
+from assay.yaml_files import check_yaml
+
+if TYPE_CHECKING:
+    from kedro.io import AbstractDataset
+
+GLOBALS: dict[str, Any] = {"shards": dict.fromkeys(("fit", "val", "probe_train", "probe_val")), "statistics": None}
+"""The names in globals.yml, and those inside them."""
 
 _current: dict[str, tuple[Path, Parameters]] = {}
+
+
+class ConfigurationError(click.ClickException, ValueError):
+    """What is wrong with the configuration, which any command tells in these words, without a traceback."""
+
+
+@contextmanager
+def _told_shortly() -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        raise ConfigurationError(str(error)) from None
 
 
 def current_configuration() -> tuple[Path, Parameters]:
@@ -38,8 +61,84 @@ def current_configuration() -> tuple[Path, Parameters]:
 def read_parameters(project: Path, environment: str | None) -> Parameters:
     """The typed parameters of a project's environment; without one, of that which KEDRO_ENV names."""
     environment = environment or os.environ.get("KEDRO_ENV")
-    loader = OmegaConfigLoader(str(project / "conf"), env=environment, **settings.CONFIG_LOADER_ARGS)
-    return parse_parameters(loader["parameters"])
+    loader = ConfigLoader(str(project / "conf"), env=environment, **settings.CONFIG_LOADER_ARGS)
+    with _told_shortly():
+        return parse_parameters(loader["parameters"])
+
+
+class ConfigLoader(OmegaConfigLoader):
+    """Kedro's loader, with `~/` for the home folder and `${oc.env:NAME}`, and files that are checked before anything else.
+
+    Raises:
+        ConfigurationError: a file is no YAML, names a key twice or a global that there is none of, or has a name that nobody reads; a line,
+            with the file's path.
+    """
+
+    def __init__(
+        self, conf_source: str | Path, env: str | None = None, runtime_params: dict[str, Any] | None = None, **rest: Any
+    ) -> None:
+        with _told_shortly():
+            for path in _files(Path(conf_source), (rest.get("base_env"), env or rest.get("default_run_env"))):
+                check_yaml(path)
+                _check_file_name(path)
+                if path.stem == "globals":
+                    _check_globals(path, yaml.safe_load(path.read_text(encoding="utf-8")) or {}, GLOBALS)
+        rest["custom_resolvers"] = {"oc.env": oc.env, **(rest.get("custom_resolvers") or {})}
+        super().__init__(conf_source, env, expand_home(runtime_params), **rest)
+
+    def __getitem__(self, key: str) -> dict[str, Any]:
+        try:
+            found: dict[str, Any] = expand_home(super().__getitem__(key))
+        except OmegaConfBaseException as error:
+            where = f", `{error.full_key}`" if error.full_key else ""
+            raise ConfigurationError(
+                f"{self.conf_source}, {key}{where}: {str(error.msg or error).splitlines()[0]}"
+            ) from None
+        except ValueError as error:  # a key that two files have
+            raise ConfigurationError(str(error)) from None
+        return found
+
+
+def expand_home(value: Any) -> Any:
+    """The value with `~/` and `~user/` at the beginning of any text in it replaced by the home folder."""
+    if isinstance(value, dict):
+        return {key: expand_home(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [expand_home(each) for each in value]
+    if isinstance(value, str) and re.match(r"~[\w.-]*/", value):
+        return os.path.expanduser(value)
+    return value
+
+
+def _files(conf: Path, environments: tuple[str | None, ...]) -> list[Path]:
+    """The YAML files of some environments that are not hidden, as Kedro has it; none where the configuration is no folder."""
+    found = [path for name in dict.fromkeys(environments) if name for path in sorted((conf / name).rglob("*.y*ml"))]
+    return [
+        path for path in found if path.is_file() and not any(part[0] == "." for part in path.relative_to(conf).parts)
+    ]
+
+
+def _check_file_name(path: Path) -> None:
+    kinds = ("catalog", "credentials", "globals", "mlflow", "parameters")
+    read = path.name == "globals.yml" or (path.stem.startswith(kinds) and not path.stem.startswith("globals"))
+    near = get_close_matches(path.stem, kinds, n=1, cutoff=0.8)
+    if near and not read:
+        raise ValueError(f"{path} would not be read: call it {near[0]}.yml")
+
+
+def _check_globals(path: Path, given: Any, names: Mapping[str, Any], section: str = "") -> None:
+    """Check that a file of globals, or a section of it, has no names but these."""
+    if not isinstance(given, dict):
+        raise ValueError(f"{path}: `{section.rstrip('.') or 'globals'}` is {given!r}, want {', '.join(names)}")  # noqa: TRY004
+    for name, value in given.items():
+        if name not in names:
+            near = get_close_matches(str(name), names, n=1)
+            hint = f"did you mean `{section}{near[0]}`? " if near else ""
+            raise ValueError(
+                f"{path}: there is no global `{section}{name}`: {hint}There are {', '.join(section + each for each in names)}."
+            )
+        if names[name] is not None:
+            _check_globals(path, value, names[name], f"{name}.")
 
 
 class ConfigurationHook:
@@ -48,14 +147,19 @@ class ConfigurationHook:
     @hook_impl(tryfirst=True)  # before kedro-mlflow opens its database
     def after_context_created(self, context: KedroContext) -> None:
         raw: dict[str, Any] = context.config_loader["parameters"]
-        parameters = parse_parameters(raw)
-        _check_paths(parameters, context.config_loader["catalog"])
+        with _told_shortly():
+            parameters = parse_parameters(raw)
+            _check_paths(parameters, context.config_loader["catalog"])
+            _check_dictionaries(parameters, context.config_loader["catalog"])
         _current["session"] = Path(context.project_path), parameters
         pipelines.configure("assay.pipeline_registry")  # a second session in one process has layers of its own
 
     @hook_impl
     def after_catalog_created(self, catalog: DataCatalog) -> None:
         """Add the images and what the user's own dictionaries are read from: how many there are, and where, only the parameters say."""
+        from assay.io.datasets import ImagesDataset
+        from assay.plan import find_images
+
         project, parameters = current_configuration()
         images = find_images(parameters, project)
         if images is not None:
@@ -63,36 +167,38 @@ class ConfigurationHook:
         for shared, dictionary in parameters.dictionaries.items():
             for name, seed in dictionary.by_seed(shared).items():
                 for layer in parameters.layers:
-                    for entry, dataset in _sources(f"layer_{layer}", name, seed, dictionary, parameters, project):
+                    for entry, dataset in _sources(layer, name, seed, dictionary, parameters, project):
                         catalog[entry] = dataset
 
     @hook_impl(tryfirst=True)
     def before_pipeline_run(self) -> None:
+        from assay.plan import check_shards
+
         project, parameters = current_configuration()
         check_shards(parameters, project)
 
 
 def _sources(
-    layer: str,
+    layer: int,
     name: str,
     seed: int | None,
     dictionary: DictionaryParameters,
     parameters: Parameters,
     project: Path,
 ) -> Iterator[tuple[str, AbstractDataset[Any, Any]]]:
-    def place(path: str) -> str:
-        return str(project / path.replace("{layer}", layer).replace("{seed}", str(seed)))
+    from assay.io.datasets import SaevInferenceDataset, TensorsDataset
+    from assay.plan import place
 
     if dictionary.weights is not None:
-        path = place(dictionary.weights)
-        yield f"{layer}.weights_{name}", TensorsDataset(filepath=path, load_args={"any_schema": True})
+        path = str(place(project, dictionary.weights, layer, seed))
+        yield f"layer_{layer}.weights_{name}", TensorsDataset(filepath=path, load_args={"any_schema": True})
     if dictionary.saev_run is not None:
-        run = place(dictionary.saev_run)
+        run = str(place(project, dictionary.saev_run, layer, seed))
         for split in ("probe_train", "probe_val"):
             shards = str(project / getattr(parameters.shards, split))
-            yield f"{layer}.codes_{name}_{split}", SaevInferenceDataset(run=run, shards=shards, part="codes")
+            yield f"layer_{layer}.codes_{name}_{split}", SaevInferenceDataset(run=run, shards=shards, part="codes")
         shards = str(project / parameters.shards.val)
-        yield f"{layer}.metrics_{name}", SaevInferenceDataset(run=run, shards=shards, part="metrics")
+        yield f"layer_{layer}.metrics_{name}", SaevInferenceDataset(run=run, shards=shards, part="metrics")
 
 
 def _check_paths(parameters: Parameters, catalog: dict[str, Any]) -> None:
@@ -106,3 +212,26 @@ def _check_paths(parameters: Parameters, catalog: dict[str, Any]) -> None:
                 f"Parameter `{name}` is {path}, but the catalog reads {catalog[entry]['filepath']}:"
                 " set it in globals.yml or with --params, not in parameters.yml."
             )
+
+
+def _check_dictionaries(parameters: Parameters, catalog: dict[str, Any]) -> None:
+    """A dictionary's name becomes that of datasets and files, which the catalog must not take for others."""
+    names, endings = _reserved_names(catalog)
+    for name in parameters.dictionaries:
+        taken = name if name in names else next((each for each in endings if name.endswith(each)), None)
+        if taken is not None:
+            raise ValueError(
+                f"dictionaries: the catalog takes `{name}` for something of its own; give it another name than"
+                f" {', '.join(sorted(names))}, and another end than {', '.join(sorted(endings))}."
+            )
+
+
+def _reserved_names(catalog: dict[str, Any]) -> tuple[set[str], set[str]]:
+    """Names, and ends of names, that the catalog's patterns have for a layer's datasets and their files."""
+    names, endings = set(), set()
+    for entry, config in catalog.items():
+        for pattern in (r"\{layer\}\.([a-z]+)_\{.*", r"\{layer\}\.\{\w+\}_([a-z]+)", r"([a-z]+)_\{layer\}"):
+            names.update(re.findall(f"^{pattern}$", entry))
+        stem = Path(str(config.get("filepath", "") if isinstance(config, dict) else "")).stem
+        endings.update(re.findall(r"^\{\w+\}(-[a-z]+)$", stem))
+    return names, endings

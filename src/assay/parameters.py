@@ -11,31 +11,37 @@ import json
 import re
 from collections.abc import Mapping
 from difflib import get_close_matches
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 from pydantic import (
     AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
-    NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
 
 T = TypeVar("T")
 
+NUMBER = re.compile(r"[-+]?(?:(?:0|[1-9][0-9]*)(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]+)?")
+"""A number as it is written where text is read as one: no leading zeros, which YAML takes for octal, no 1:30, no 1_000."""
+
 
 def _check_name(name: str) -> str:
-    taken = name.startswith(("kmeans", "pca")) or name in ("rows", "curves", "examples")
-    if re.fullmatch(r"[a-z][a-z0-9-]*", name) and not taken and seedless(name) == name:
+    if (
+        re.fullmatch(r"[a-z][a-z0-9-]{0,79}", name)
+        and not name.startswith(("kmeans", "pca"))
+        and seedless(name) == name
+    ):
         return name
     raise ValueError(
-        f"found {name!r}, want lower-case letters, digits and hyphens, another start than kmeans and pca, no -seed-N, "
-        "which `seeds` adds, and not rows, curves or examples"
+        f"found {name!r}, want lower-case letters, digits and hyphens, 80 at the most, another start than kmeans and pca, and no"
+        " -seed-N, which `seeds` adds"
     )
 
 
@@ -63,6 +69,9 @@ Choices = Annotated[tuple[T, ...], AfterValidator(_check_choices)]
 """At least one value, and none twice."""
 
 
+Layer = Annotated[int, Field(ge=-(2**16), le=2**16)]
+"""A block's number as it was recorded: saev counts from the end as well, and -2 is then the layer's name."""
+
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Seeds = tuple[Seed, ...]
 
@@ -74,14 +83,27 @@ class _Section(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _no_parameter_is_a_boolean(cls, value: Any) -> Any:
-        if not any(isinstance(each, bool) for each in (value if isinstance(value, list | tuple) else [value])):
-            return value
-        raise ValueError(f"found {value}: no parameter is a boolean")
+    def _is_what_it_looks_like(cls, value: Any, info: ValidationInfo) -> Any:
+        values = value if isinstance(value, list | tuple) else [value]
+        if any(isinstance(each, bool) for each in values):
+            raise ValueError(f"found {value}: no parameter is a boolean")
+        if info.field_name is not None and str not in _types(cls.model_fields[info.field_name].annotation):
+            for each in values:
+                if isinstance(each, str) and re.match(r"\s*[-+.]?[0-9]", each) and not NUMBER.fullmatch(each):
+                    raise ValueError(f"found {each!r}, want a number, written as 10, 0.1 or 1e-3")
+        return value
+
+
+def _check_braces(path: str | None) -> str | None:
+    if path is None or not {"{", "}"} & set(path.replace("{layer}", "")):
+        return path
+    raise ValueError(f"found {path!r}, want a path without braces, which Kedro would replace: name it by a link")
 
 
 class ShardsParameters(_Section):
     """The four shard folders: each a saev shard folder, or a folder that holds exactly one. Relative to the project's root."""
+
+    _no_braces = field_validator("*")(_check_braces)
 
     fit: str = Field(description="fitted on (IN1K/train): statistics, k-means, PCA")
     val: str = Field(description="validation tokens (IN1K/val): NMSE")
@@ -91,6 +113,8 @@ class ShardsParameters(_Section):
 
 class StandardizeParameters(_Section):
     """Mean and standard deviation of each dimension."""
+
+    _no_braces = field_validator("statistics")(_check_braces)
 
     statistics: str | None = Field(
         None,
@@ -250,7 +274,7 @@ class DictionaryParameters(_Section):
         (0,),
         description="of the random centres or directions, or what stands for `{seed}` in the path: a row each, pooled for the paper",
     )
-    layers: Choices[NonNegativeInt] | None = Field(None, description="layers that it is of; null: all")
+    layers: Choices[Layer] | None = Field(None, description="layers that it is of; null: all")
     batch_size: PositiveInt = Field(8_192, description="tokens a batch, where its reconstruction is measured")
 
     @model_validator(mode="after")
@@ -357,13 +381,13 @@ class DigitsParameters(_Section):
 
     @property
     def model_family(self) -> str:
-        """What the shards' metadata calls the vision transformer's family."""
-        return "digits-vit"
+        """What the shards' metadata calls the vision transformer's family: one that saev knows, or it would not open them."""
+        return "fake-clip"
 
     @property
     def model_ckpt(self) -> str:
         """What the shards' metadata calls the vision transformer: other parameters make another."""
-        return f"{self.model_family}-{self.fingerprint()}"
+        return f"digits-vit-{self.fingerprint()}"
 
     def fingerprint(self) -> str:
         """First 12 hex digits of a SHA-256 over all the parameters."""
@@ -373,7 +397,7 @@ class DigitsParameters(_Section):
 class Parameters(_Section):
     """All parameters of a run."""
 
-    layers: Choices[NonNegativeInt] = Field(description="block numbers")
+    layers: Choices[Layer] = Field(description="block numbers, as the shards name them: -2 if they say -2")
     latent_topk: PositiveInt | None = Field(
         None, description="K of the codes that the `pca` pipeline leaves; null: dense codes"
     )
@@ -418,16 +442,49 @@ def _explain(fault: Any) -> str:
         return f"Parameter `{name}` is missing: {_section(location[:-1]).model_fields[location[-1]].description}."
     if fault["type"] == "value_error":
         return f"Parameter `{name}`: {fault['ctx']['error']}."
-    return f"Parameter `{name}` is {fault['input']!r}: {fault['msg']}."
+    return f"Parameter `{name}` is {fault['input']!r}: {fault['msg']}.{_help(name, fault)}"
+
+
+def _help(name: str, fault: Any) -> str:
+    """A sentence on what was probably meant."""
+    value = fault["input"]
+    if fault["type"] == "tuple_type" and isinstance(value, int | str):
+        return f" Several may be given, so write brackets: {name}:[{value}]."
+    if isinstance(value, list) and fault["type"] in ("int_type", "float_type") and value:
+        return f" It is one value a run: run {name}:{value[0]} first, then the others, each with its own `kedro run`."
+    if fault["type"] == "string_type" and isinstance(value, int | float):
+        return " It is text: put it in quotes in the YAML."
+    return ""
+
+
+def text_or_null(path: tuple[str, ...]) -> tuple[bool, bool]:
+    """Whether the parameter of this name is text, and whether it may be null; neither where there is no such parameter."""
+    try:
+        types = _types(_section(path[:-1]).model_fields[path[-1]].annotation)
+    except KeyError:
+        return False, False
+    return str in types, type(None) in types
+
+
+def _types(annotation: Any) -> tuple[Any, ...]:
+    return annotation, *get_args(annotation)
 
 
 def _section(location: tuple[str, ...]) -> type[BaseModel]:
+    """The section of this name.
+
+    Raises:
+        KeyError: there is none.
+    """
     section: type[BaseModel] = Parameters
     if location[:1] == ("dictionaries",):
         return DictionaryParameters
     for part in location:
-        inner = section.model_fields[part].annotation
-        assert isinstance(inner, type)
-        assert issubclass(inner, BaseModel)
+        annotation = section.model_fields[part].annotation
+        inner = next(
+            (each for each in _types(annotation) if isinstance(each, type) and issubclass(each, BaseModel)), None
+        )
+        if inner is None:
+            raise KeyError(part)
         section = inner
     return section

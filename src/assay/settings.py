@@ -1,12 +1,25 @@
 """Project settings, read by Kedro before anything else of the project."""
 
 import os
+import sys
 import warnings
+from contextlib import suppress
 from pathlib import Path
 
+import yaml
+from kedro.framework.project import LOGGING
 from kedro.utils import find_kedro_project
 
+# First of all, since on a cold disk the imports that follow take a minute.
+if sys.argv[1:2] == ["run"] and "--help" not in sys.argv:
+    print("Loading Assay ...", flush=True)  # noqa: T201
+
 PROJECT = find_kedro_project(Path.cwd()) or Path.cwd()
+
+# Kedro looks for it in the working folder alone, and else tells everything that it does.
+if not Path("conf/logging.yml").exists() and "KEDRO_LOGGING_CONFIG" not in os.environ:
+    with suppress(FileNotFoundError):
+        LOGGING.configure(yaml.safe_load((PROJECT / "conf/logging.yml").read_text(encoding="utf-8")))
 
 # No usage statistics leave this machine. These are read when MLflow and Kedro's plugin are imported, so they come first.
 os.environ.setdefault("DO_NOT_TRACK", "true")
@@ -28,12 +41,12 @@ if "MLFLOW_TRACKING_URI" not in os.environ:
 with warnings.catch_warnings(record=True):
     import kedro_mlflow.mlflow  # noqa: F401
 
-from assay.configuration import ConfigurationHook  # noqa: E402
-from assay.tracking import TrackingHook  # noqa: E402
-from assay.work import WorkHook  # noqa: E402
+from assay.configuration import ConfigLoader  # noqa: E402
+from assay.late import LateHooks  # noqa: E402
 
-HOOKS = (ConfigurationHook(), WorkHook(), TrackingHook())
+HOOKS = (LateHooks("assay.configuration:ConfigurationHook", "assay.work:WorkHook", "assay.tracking:TrackingHook"),)
 DISABLE_HOOKS_FOR_PLUGINS = ("kedro-telemetry",)
+CONFIG_LOADER_CLASS = ConfigLoader
 CONFIG_LOADER_ARGS = {
     "base_env": "base",
     "default_run_env": "local",

@@ -1,6 +1,7 @@
 """Checkpoints: round trips, two kept, damage passed over, and other fits refused."""
 
 import os
+import re
 import shutil
 import time
 from pathlib import Path
@@ -11,7 +12,13 @@ from safetensors.torch import save_file
 
 from assay.io.checkpoints import Checkpoints
 
-ABOUT = {"layer": 3, "d": 4, "shards": "08e569e2", "statistics": "ab", "parameters": {"seed": 0, "ks": [1, 2]}}
+ABOUT = {
+    "layer": 3,
+    "d": 4,
+    "shards": {"name": "08e569e2", "content": "ab"},
+    "statistics": "ab",
+    "parameters": {"seed": 0, "ks": [1, 2]},
+}
 TENSORS = {"centers": torch.arange(6.0).reshape(2, 3), "counts": torch.tensor([1, 2])}
 
 
@@ -37,7 +44,7 @@ def test_what_was_saved_last_is_loaded_and_two_are_kept(tmp_path: Path) -> None:
     checkpoints.clear(ABOUT)
 
 
-@pytest.mark.parametrize("damage", ["cut", "empty", "schema", "no json"])
+@pytest.mark.parametrize("damage", ["cut", "empty", "schema", "no json", "bit", "state"])
 def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
     tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -49,19 +56,32 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
         newest.write_bytes(newest.read_bytes()[:-5])
     elif damage == "empty":
         newest.write_bytes(b"")
+    elif damage == "bit":
+        newest.write_bytes(newest.read_bytes()[:-1] + b"\x01")
+    elif damage == "state":
+        newest.write_bytes(newest.read_bytes().replace(b'\\"step\\": 2', b'\\"step\\": 3'))
     else:
-        version = "0" if damage == "schema" else "1"
+        version = "0" if damage == "schema" else "2"
         header = {"schema": "assay.checkpoint", "version": version, "about": "{", "state": "{}"}
         save_file(TENSORS, newest, metadata=header)
     found = checkpoints.load(ABOUT)
     assert found is not None
     assert found.state == {"step": 1}
     assert f"{newest} is passed over" in caplog.text
+    # It does not take the place of a whole one.
+    checkpoints.save(ABOUT, 1, TENSORS, {"step": 1})
+    assert not newest.exists()
 
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("layer", 4), ("d", 5), ("shards", "687023f7"), ("statistics", "cd"), ("parameters", {"seed": 1, "ks": [1, 2]})],
+    [
+        ("layer", 4),
+        ("d", 5),
+        ("shards", {"name": "08e569e2", "content": "cd"}),
+        ("statistics", "cd"),
+        ("parameters", {"seed": 1, "ks": [1, 2]}),
+    ],
 )
 def test_a_checkpoint_of_another_fit_is_never_used(
     tmp_path: Path, field: str, value: object, caplog: pytest.LogCaptureFixture
@@ -71,10 +91,12 @@ def test_a_checkpoint_of_another_fit_is_never_used(
     other = ABOUT | {field: value}
     assert checkpoints.load(other) is None
     assert "holds no whole checkpoint of this fit, but of others" in caplog.text
+    inner = {"parameters": "parameters.seed", "shards": "shards.content"}.get(field, field)
+    assert re.search(f"of the nearest of them its {inner} is [^,]*, wanted [^,]*; starting", caplog.text)
     checkpoints.save(other, 1, TENSORS, {})
     theirs = next(tmp_path.rglob("step000000001*")).parent
     shutil.copy(next(tmp_path.rglob("step000000007*")), theirs)
-    with pytest.raises(ValueError, match=f"of another fit: its {field} is .*, wanted .*; remove"):
+    with pytest.raises(ValueError, match=f"of another fit: its {inner} is [^,]*, wanted [^,]*; remove"):
         checkpoints.load(other)
 
 

@@ -30,6 +30,7 @@ from torch import Tensor
 from assay.io.codes import StoredCodes
 from assay.io.codes_layout import TORCH_DTYPES, Codes, Dtype, Format
 from assay.io.codes_writer import KEPT, write_codes
+from assay.numerics.codes import SelectedCodes
 
 FORMATS: tuple[Format, ...] = ("dense", "sparse", "onehot")
 KINDS = (*FORMATS, "varying")
@@ -1009,3 +1010,27 @@ def test_reading_wants_a_batch_size_and_a_row_at_once(folder: Path, batch_size: 
     for start in (-1, 12):
         with pytest.raises(ValueError, match=f"start is {start}: wanted 0 to 11"):
             StoredCodes(folder).batches(3, start)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_flipped_bit_is_seen_wherever_a_pass_starts_and_by_a_probe_whose_first_patches_are_void(
+    tmp_path: Path, kind: str
+) -> None:
+    write_codes(tmp_path / "codes", make_codes(kind), batch_size=3, rows_per_shard=12)
+    whole = list(StoredCodes(tmp_path / "codes").batches(3))
+    (name,) = (each for each in ("values", "indices") if (kind == "onehot") == (each == "indices"))
+    file = tmp_path / "codes" / f"{name}000000.bin"
+    raw = bytearray(file.read_bytes())
+    # The last bit of a number: another one of the right kind; for the one-hot codes, another feature.
+    raw[0] ^= 1
+    file.write_bytes(raw)
+    kept = torch.arange(11) > 4
+    for start in (0, 1, 5, 10):
+        with pytest.raises(ValueError, match=f"{re.escape(str(file))} has SHA-256 .*changed after it was written"):
+            list(StoredCodes(tmp_path / "codes").batches(3, start))
+    with pytest.raises(ValueError, match=f"{re.escape(str(file))} has SHA-256 .*changed after it was written"):
+        list(SelectedCodes(StoredCodes(tmp_path / "codes"), kept).batches(3))
+    raw[0] ^= 1
+    file.write_bytes(raw)
+    found = [batch["error"] for batch in SelectedCodes(StoredCodes(tmp_path / "codes"), kept).batches(3)]
+    assert torch.equal(torch.cat(found), torch.cat([batch["error"] for batch in whole])[kept])

@@ -427,7 +427,7 @@ def test_versions_lie_side_by_side(tmp_path: Path) -> None:
 def test_a_file_of_somebody_else_wants_any_schema(tmp_path: Path) -> None:
     path = tmp_path / "mu_sigma.safetensors"
     save_file(STATE, path)
-    with pytest.raises(DatasetError, match=r"this reader wants assay\.tensors version 1"):
+    with pytest.raises(DatasetError, match=r"this reader wants assay\.tensors version 2"):
         TensorsDataset(filepath=str(path)).load()
     assert_state(TensorsDataset(filepath=str(path), load_args={"any_schema": True}).load(), STATE)
 
@@ -504,6 +504,20 @@ def write_inference(folder: Path) -> None:
     (folder / "metrics.json").write_text('{"normalized_mse": 0.5}')
 
 
+def test_brackets_and_braces_in_the_path_of_shards_codes_and_weights_are_letters(tmp_path: Path, shards: Path) -> None:
+    odd = tmp_path / "od[1]d{a,b}"
+    copy = Path(shutil.copytree(shards, odd / "shards" / shards.name))
+    assert ShardsDataset(filepath=str(odd / "shards")).load().fingerprint() == Shards(shards).fingerprint()
+    write_inference(odd / "run/inference" / copy.name)
+    saev = SaevInferenceDataset(run=str(odd / "run"), shards=str(odd / "shards"), part="codes")
+    assert saev.exists()
+    assert saev.load().n_rows == 15
+    weights = TensorsDataset(filepath=str(odd / "weights.safetensors"))
+    weights.save(STATE)
+    assert weights.exists()
+    assert_state(weights.load(), STATE)
+
+
 def test_what_saev_left_is_found_by_the_shards_hash_and_never_written(tmp_path: Path, shards: Path) -> None:
     parts = {
         part: SaevInferenceDataset(run=str(tmp_path / "run"), shards=str(shards.parent), part=part)
@@ -513,7 +527,7 @@ def test_what_saev_left_is_found_by_the_shards_hash_and_never_written(tmp_path: 
     write_inference(tmp_path / "run/inference" / shards.name)
     assert all(dataset.exists() for dataset in parts.values())
     assert parts["codes"].load().n_rows == 15
-    assert parts["metrics"].load() == {"nmse_raw": 0.5}
+    assert parts["metrics"].load() == {"normalized_mse": 0.5}
     before = parts["metrics"].fingerprint()
     assert before == parts["metrics"].fingerprint()
     (parts["metrics"].folder / "metrics.json").write_text('{"normalized_mse": 0.25}')

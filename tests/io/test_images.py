@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -85,3 +89,34 @@ def test_the_fingerprint_is_of_the_files_and_the_layout(tmp_path: Path) -> None:
     assert Images(tmp_path, ImageLayout(patch_size=2, pattern="*.png")).fingerprint() != first
     photographs(tmp_path, [(8, 9)] * 2)
     assert Images(tmp_path, layout).fingerprint() != first
+
+
+def test_a_copy_has_the_same_fingerprint_and_other_pixels_of_the_same_size_have_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("assay.io.sampling.PAGE", 64)
+    monkeypatch.setattr("assay.io.sampling.FOLDER_BYTES", 64)
+    (tmp_path / "a").mkdir()
+    photographs(tmp_path / "a", [(8, 8)] * 2)
+    shutil.copytree(tmp_path / "a", tmp_path / "b", copy_function=shutil.copyfile)
+    layout = ImageLayout(patch_size=4, pattern="*.png")
+    os.utime(tmp_path / "b/000.png", ns=(0, 12345))
+    assert Images(tmp_path / "a", layout).fingerprint() == Images(tmp_path / "b", layout).fingerprint()
+    raw = bytearray((tmp_path / "b/000.png").read_bytes())
+    raw[len(raw) // 2] ^= 1
+    (tmp_path / "b/000.png").write_bytes(raw)
+    assert Images(tmp_path / "a", layout).fingerprint() != Images(tmp_path / "b", layout).fingerprint()
+
+
+def test_an_image_whose_data_end_early_is_named(tmp_path: Path) -> None:
+    Image.fromarray(np.full((64, 64, 3), 7, dtype=np.uint8)).save(tmp_path / "000.png")
+    raw = (tmp_path / "000.png").read_bytes()
+    packed = zlib.compress((bytes([0]) + bytes([7]) * 192) * 20)  # 20 of 64 rows
+    data = b"IDAT" + packed + struct.pack(">I", zlib.crc32(b"IDAT" + packed))
+    end = raw[raw.index(b"IEND") - 4 :]
+    (tmp_path / "000.png").write_bytes(raw[: raw.index(b"IDAT") - 4] + struct.pack(">I", len(packed)) + data + end)
+    images = Images(tmp_path, ImageLayout(patch_size=32, pattern="*.png"))
+    with pytest.raises(
+        ValueError, match=r"000\.png: its image data end after 3860 of 12352 bytes; wanted the image of"
+    ):
+        images.read(0, 4)

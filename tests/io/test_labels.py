@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import struct
 import zlib
 from collections.abc import Callable
@@ -20,7 +21,7 @@ from PIL import Image
 from assay.io.images import list_files
 from assay.io.labels import PatchLabels, label_patches, patch_labels, publish_labels
 from assay.io.masks import MaskLayout, fit_mask, parse_layout, read_mask
-from assay.io.metadata import Metadata
+from assay.io.metadata import Metadata, doubt_labels
 from assay.io.shards import Shards, write_shards
 
 FIELDS: dict[str, Any] = {
@@ -247,12 +248,52 @@ def test_files_that_are_no_masks_are_named(tmp_path: Path) -> None:
         list_files(tmp_path, MaskLayout(patch_size=1, pattern="/*.png"))
 
 
+def test_a_list_of_names_is_utf_8_with_a_byte_order_mark_or_without(tmp_path: Path) -> None:
+    write_masks(tmp_path, {"grün.png": blocks([1, 1], [1, 1])})
+    names = tmp_path / "names.txt"
+    layout = MaskLayout(patch_size=2, names=names)
+    for encoding in ("utf-8", "utf-8-sig"):
+        names.write_text("grün.png\n", encoding=encoding)
+        assert list_files(tmp_path, layout) == [tmp_path / "grün.png"]
+    names.write_text("grün.png\n", encoding="latin-1")
+    with pytest.raises(ValueError, match=rf"{re.escape(str(names))} is no UTF-8 text .*; wanted a list of files"):
+        list_files(tmp_path, layout)
+    names.write_text("a\x1b[2J.png\n")
+    with pytest.raises(ValueError, match=r"lists 'a\\x1b\[2J.png'; wanted names of printable characters"):
+        list_files(tmp_path, layout)
+
+
+def interlace(mask: npt.NDArray[np.uint8]) -> bytes:
+    """The rows of the passes of an interlaced PNG, by its specification."""
+    passes = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+    parts = [mask[y::dy, x::dx] for x, y, dx, dy in passes]
+    return b"".join(bytes([0]) + row.tobytes() for part in parts if part.size for row in part)
+
+
+@pytest.mark.parametrize("shape", [(9, 13), (1, 1), (8, 8), (3, 5)])
+@pytest.mark.parametrize("interlaced", [0, 1])
+def test_a_mask_whose_image_data_end_early_is_refused(tmp_path: Path, shape: tuple[int, int], interlaced: int) -> None:
+    mask = np.random.default_rng(0).integers(1, 200, shape, dtype=np.uint8)
+    rows = interlace(mask) if interlaced else b"".join(bytes([0]) + row.tobytes() for row in mask)
+    path = tmp_path / "a.png"
+    for length in (len(rows), len(rows) - 1, len(rows) // 2):
+        header = chunk(b"IHDR", struct.pack(">IIBBBBB", shape[1], shape[0], 8, 0, 0, 0, interlaced))
+        packed = zlib.compress(rows[:length])
+        data = chunk(b"IDAT", packed[:7]) + chunk(b"IDAT", packed[7:])
+        path.write_bytes(b"\x89PNG\r\n\x1a\n" + header + data + chunk(b"IEND", b""))
+        if length == len(rows):
+            np.testing.assert_array_equal(read_mask(path), mask)
+        else:
+            with pytest.raises(ValueError, match=r"a\.png is damaged"):
+                read_mask(path)
+
+
+def chunk(name: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+
 def raw_png(depth: int, colour: int, ids: list[int]) -> bytes:
     """One row of pixels of any bit depth."""
-
-    def chunk(name: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-
     bits = "".join(f"{id_:0{depth}b}" for id_ in ids)
     bits += "0" * (-len(bits) % 8)
     row = bytes([0]) + int(bits, 2).to_bytes(len(bits) // 8, "big")
@@ -279,15 +320,33 @@ def test_labels_round_trip_through_the_shards(tmp_path: Path, large: int) -> Non
     labels = label_patches(make_metadata(), masks, MaskLayout(patch_size=2), lambda n: n)
     assert labels.dtype == ("uint8" if large == 255 else "uint16")
     before = json.loads((shards / "metadata.json").read_text())
-    assert publish_labels(labels, shards / "labels.bin", shards)
-    assert (shards / "labels.bin").read_bytes() == labels.labels.astype("<u1" if large == 255 else "<u2").tobytes()
+    name = "labels.bin" if large == 255 else "labels16.bin"
+    assert publish_labels(labels, shards / "labels.bin", shards) == shards / name
+    assert (shards / name).read_bytes() == labels.labels.astype("<u1" if large == 255 else "<u2").tobytes()
     assert Shards(shards).labels().tolist() == [1, 2, 3, large, 0, 256 % large, 1, 1]
-    declared = {} if large == 255 else {"labels_dtype": "uint16"}
-    assert json.loads((shards / "metadata.json").read_text()) == before | declared
+    assert json.loads((shards / "metadata.json").read_text()) == before
     small = PatchLabels(np.ones((2, 4), dtype=np.uint8))
-    assert publish_labels(small, shards / "labels.bin", shards, force=True)
+    with pytest.raises(FileExistsError, match=f"{name} exists already"):
+        publish_labels(small, shards / "labels.bin", shards)
+    assert publish_labels(small, shards / "labels.bin", shards, force=True) == shards / "labels.bin"
     assert Shards(shards).labels().tolist() == [1] * 8
+    assert sorted(path.name for path in shards.glob("labels*")) == ["labels.bin"]
     assert [path.name for path in shards.iterdir() if path.name.startswith(".")] == []
+
+
+def test_labels_by_our_vote_are_said_to_be_so(tmp_path: Path) -> None:
+    shards = make_shards(tmp_path / "o'neill", np.zeros((2, 4), np.uint8), pixel_agg="majority")
+    said = doubt_labels(shards, Shards(shards).metadata)
+    assert said is not None
+    assert 'made with pixel_agg "majority", by which void votes and wins ties' in said
+    (command,) = re.findall("assay labels (.*) --masks MASKS --patch-size PIXELS --out (.*) --force,", said)
+    assert [shlex.split(word) for word in command] == [[str(shards)], [str(shards / "labels.bin")]]
+    before = json.loads((shards / "metadata.json").read_text())
+    publish_labels(PatchLabels(np.ones((2, 4), dtype=np.uint8)), shards / "labels.bin", shards, force=True)
+    assert json.loads((shards / "metadata.json").read_text()) == before | {"pixel_agg": "prefer-fg"}
+    assert doubt_labels(shards, Shards(shards).metadata) is None
+    unlabelled = make_shards(tmp_path, pixel_agg="majority", ckpt="other")
+    assert doubt_labels(unlabelled, Shards(unlabelled).metadata) is None
 
 
 def test_n_classes_sets_the_dtype_and_the_largest_label(tmp_path: Path) -> None:
@@ -303,12 +362,18 @@ def test_n_classes_sets_the_dtype_and_the_largest_label(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("as_given", [np.asarray, torch.from_numpy])
-def test_writers_of_shards_declare_wide_labels(tmp_path: Path, as_given: Callable[..., Any]) -> None:
+def test_wide_labels_have_a_file_of_their_own_and_that_of_older_versions_is_read(
+    tmp_path: Path, as_given: Callable[..., Any]
+) -> None:
     labels = np.array([[0, 1, 256, 65_535], [300, 2, 3, 4]], dtype=np.uint16)
-    shards = make_shards(tmp_path, as_given(labels), labels_dtype="uint16")
+    shards = make_shards(tmp_path, as_given(labels))
     assert Shards(shards).labels().tolist() == labels.ravel().tolist()
-    with pytest.raises(ValueError, match=r"labels are uint16 .*wanted uint8"):
-        make_shards(tmp_path, as_given(labels), ckpt="other")
+    (shards / "labels.bin").write_bytes(bytes(3))  # of no account beside them
+    assert Shards(shards).labels().tolist() == labels.ravel().tolist()
+    (shards / "labels16.bin").rename(shards / "labels.bin")
+    raw = json.loads((shards / "metadata.json").read_text())
+    (shards / "metadata.json").write_text(json.dumps({**raw, "labels_dtype": "uint16"}))
+    assert Shards(shards).labels().tolist() == labels.ravel().tolist()
     raw = json.loads((shards / "metadata.json").read_text())
     (shards / "metadata.json").write_text(json.dumps({**raw, "labels_dtype": "uint8"}))
     with pytest.raises(ValueError, match=re.escape("labels.bin has 16 bytes, wanted 8")):
@@ -323,11 +388,11 @@ def test_what_is_there_is_not_overwritten(tmp_path: Path) -> None:
     labels = PatchLabels(np.full((2, 4), 300, dtype=np.uint16))
     before = {path.name: path.read_bytes() for path in shards.iterdir()}
     out = tmp_path / "elsewhere" / "wide.bin"
-    assert not publish_labels(labels, out, shards)
+    assert publish_labels(labels, out, shards) == out
     assert out.read_bytes() == labels.labels.astype("<u2").tobytes()
     with pytest.raises(FileExistsError, match="exists already and is not replaced"):
         publish_labels(labels, out, shards)
-    assert not publish_labels(labels, out, shards, force=True)
+    assert publish_labels(labels, out, shards, force=True) == out
     (tmp_path / "link").symlink_to(shards)
     outs = ("metadata.json", "other.bin", "sub/labels.bin", "a/b/labels.bin")
     for path in (*(shards / name for name in outs), tmp_path / "link" / "acts000000.bin", tmp_path / "link/sub/x.bin"):

@@ -29,6 +29,7 @@ from assay.io.codes_writer import write_codes
 from assay.io.labels import PatchLabels, publish_labels
 from assay.io.metadata import Metadata
 from assay.io.shards import Shards, write_shards
+from assay.io.verify import verify_shards
 
 OLD_NAMES = {
     "family": ["vit_family", "model_family"],
@@ -146,6 +147,10 @@ def write_nan(folder: Path) -> None:
     array.tofile(file)
 
 
+def many_shards(folder: Path) -> None:
+    (folder / "shards.json").write_bytes(b"[" + b'{"name":"a","n_examples":1},' * (10**6 - 1) + b"{}]")
+
+
 def make_fifo(folder: Path) -> None:
     (folder / "metadata.json").unlink()
     os.mkfifo(folder / "metadata.json")
@@ -160,6 +165,11 @@ DAMAGE: list[tuple[str, Callable[[Path], None], type[Exception], str]] = [
     ("no index", remove("shards.json"), FileNotFoundError, "shards.json is missing"),
     ("no shard", remove("acts000001.bin"), FileNotFoundError, "acts000001.bin is missing"),
     ("not JSON", write("metadata.json", b"{"), ValueError, "metadata.json is not valid JSON"),
+    ("a key twice", write("metadata.json", b'{"layers": [3, 5], "layers": [5, 3]}'), ValueError, "'layers' is there twice"),
+    ("a key twice within", write("shards.json", b'[{"name": "a", "name": "b"}]'), ValueError, "'name' is there twice"),
+    ("a family that clears the screen", set_field(family="\x1b[2J"), ValueError, r"family: .*found '\\x1b\[2J'"),
+    ("a checkpoint of two lines", set_field(ckpt="a\nb"), ValueError, r"ckpt: .*found 'a\\nb'"),
+    ("many shards", many_shards, ValueError, "shards.json: it lists 1000000 shards, wanted at most 3 for 5 examples"),
     ("not UTF-8", write("metadata.json", b'{"family": "\xff"}'), ValueError, "metadata.json is not valid JSON"),
     ("empty file", write("shards.json", b""), ValueError, "shards.json is not valid JSON"),
     ("deep nesting", write("shards.json", b"[" * 10**6), ValueError, "shards.json is not valid JSON"),
@@ -456,3 +466,26 @@ def test_pickle_in_data_is_never_run(folder: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "ran").exists()
     copy.copy(Bomb(tmp_path / "ran"))  # builds the object as unpickling would
     assert (tmp_path / "ran").exists()
+
+
+def test_links_of_a_hubs_cache_lead_to_its_blobs_and_nowhere_else(tmp_path: Path) -> None:
+    repository = tmp_path / "hub/datasets--us--activations"
+    metadata = make_metadata()
+    examples = np.random.default_rng(0).normal(size=(5, *metadata.example_shape)).astype(np.float32)
+    plain = write_shards(tmp_path / "plain", metadata, [examples], np.ones((5, 3), dtype=np.uint8))
+    snapshot = repository / "snapshots/0f3a" / plain.name
+    snapshot.mkdir(parents=True)
+    (repository / "blobs").mkdir()
+    for number, path in enumerate(sorted(plain.iterdir())):
+        (repository / f"blobs/{number:064x}").write_bytes(path.read_bytes())
+        (snapshot / path.name).symlink_to(f"../../../blobs/{number:064x}")
+    assert verify_shards(snapshot, max).ok
+    assert Shards(snapshot).fingerprint() == Shards(plain).fingerprint()
+    (tmp_path / "hub/other").mkdir()
+    (tmp_path / "hub/other/labels.bin").write_bytes(bytes(15))
+    for target in ("../../../../other/labels.bin", "../../../labels.bin"):
+        (repository / "labels.bin").write_bytes(bytes(15))
+        (snapshot / "labels.bin").unlink()
+        (snapshot / "labels.bin").symlink_to(target)
+        with pytest.raises(ValueError, match=r"labels.bin leads out of the folder"):
+            Shards(snapshot)

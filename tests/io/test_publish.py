@@ -1,5 +1,6 @@
 """Publishing: whole or not at all, one writer at a time, nothing of the dead left."""
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -237,3 +238,66 @@ def test_partials_of_other_names_are_left_alone(tmp_path: Path) -> None:
     (tmp_path / ".a.partial-0123456789abcdef").mkdir()
     write_folder(tmp_path / "a", "text")
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted([*others, "a"])
+
+
+@pytest.fixture
+def foreign_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A lock that another user's dead writer of `tmp_path/a` left: it can be read, and neither be written nor removed."""
+    lock = tmp_path / ".a.partial-lock"
+    lock.touch()
+    opened, unlink = os.open, Path.unlink
+
+    def refuse(path: Any, flags: int, *rest: Any, **more: Any) -> int:
+        if Path(path) == lock and flags & (os.O_RDWR | os.O_WRONLY):
+            raise PermissionError(13, "Permission denied", str(path))
+        return opened(path, flags, *rest, **more)
+
+    def keep(path: Path, missing_ok: bool = False) -> None:
+        if path == lock:
+            raise PermissionError(1, "Operation not permitted", str(path))
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(os, "open", refuse)
+    monkeypatch.setattr(Path, "unlink", keep)
+    return lock
+
+
+def test_another_users_dead_lock_is_in_nobodys_way(tmp_path: Path, foreign_lock: Path) -> None:
+    for text in ("one", "two"):
+        with publish_file(tmp_path / "a") as partial:
+            partial.write_text(text)
+    assert (tmp_path / "a").read_text() == "two"
+    assert {path.name for path in tmp_path.iterdir()} == {"a", foreign_lock.name}
+
+
+def test_another_users_live_lock_is_respected(tmp_path: Path, foreign_lock: Path) -> None:
+    with foreign_lock.open("rb") as theirs:
+        fcntl.flock(theirs, fcntl.LOCK_EX)
+        with (
+            pytest.raises(ValueError, match="is being written by another live process"),
+            publish_file(tmp_path / "a") as partial,
+        ):
+            partial.write_text("mine")
+    assert {path.name for path in tmp_path.iterdir()} == {foreign_lock.name}
+
+
+def test_a_lock_that_nobody_else_may_read_is_named_with_its_owner(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock = tmp_path / ".a.partial-lock"
+    lock.touch()
+
+    def refuse(path: Any, *_: Any) -> int:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(os, "open", refuse)
+    with (
+        pytest.raises(
+            ValueError, match=rf"{lock} belongs to user {os.getuid()}, .* or if there is none remove the file"
+        ),
+        publish_file(tmp_path / "a"),
+    ):
+        raise AssertionError("it is not ours to write")
+    lock.rename(tmp_path / "gone")
+    with pytest.raises(PermissionError), publish_file(tmp_path / "a"):
+        raise AssertionError("nothing can be made here")

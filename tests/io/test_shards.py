@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -301,7 +302,7 @@ def test_file_that_shrinks_after_opening(folder: Path) -> None:
         shards.labels()
 
 
-def test_fingerprint_follows_names_bytes_sizes_and_times(folder: Path) -> None:
+def test_fingerprint_follows_names_sizes_and_content(folder: Path) -> None:
     known = Shards(folder).fingerprint()
 
     def changed() -> bool:
@@ -311,22 +312,54 @@ def test_fingerprint_follows_names_bytes_sizes_and_times(folder: Path) -> None:
 
     assert re.fullmatch("[0-9a-f]{64}", known)
     assert not changed()
-    os.utime(folder / "acts000001.bin", ns=(0, 12345))
-    assert changed()
-    os.utime(folder / "labels.bin", ns=(0, 12345))
-    assert changed()
+    for name in ("acts000001.bin", "labels.bin"):
+        raw = bytearray((folder / name).read_bytes())
+        raw[-1] ^= 1
+        (folder / name).write_bytes(raw)
+        assert changed()
     edit_json(folder / "metadata.json", lambda raw: raw.update(dataset="other"))
     assert changed()
     edit_json(folder / "shards.json", lambda raw: [{**entry, "extra": 1} for entry in raw])
     assert changed()
     os.truncate(folder / "acts000002.bin", 64)
-    os.utime(folder / "acts000002.bin", ns=(0, 0))
     assert changed()
     os.truncate(folder / "acts000002.bin", 128)
-    os.utime(folder / "acts000002.bin", ns=(0, 0))
     assert changed()
     folder = folder.rename(folder.parent / "other")
     assert changed()
-    shards = Shards(folder)
-    (folder / "acts000000.bin").touch()
-    assert shards.fingerprint() != known
+
+
+def test_a_copy_has_the_same_fingerprint_whatever_its_times_and_a_cursor_goes_on_in_it(
+    folder: Path, tmp_path: Path
+) -> None:
+    copy = Path(shutil.copytree(folder, tmp_path / "scratch" / folder.name, copy_function=shutil.copyfile))
+    for path in copy.iterdir():
+        os.utime(path, ns=(0, 12345))
+    assert Shards(copy).fingerprint() == Shards(folder).fingerprint()
+    with Shards(folder).batches(layer=5, batch_size=3) as batches:
+        next(batches)
+        wanted, cursor = next(batches), {**batches.state(), "batch": 1}
+    (copy / "labels.bin").write_bytes(bytes(15))  # which no fit looks at
+    assert torch.equal(next(Shards(copy).batches(layer=5, batch_size=3, cursor=cursor)), wanted)
+
+
+def test_another_recording_of_the_same_sizes_has_another_fingerprint_though_little_of_it_is_read(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[int] = []
+    pread = os.pread
+
+    def count(descriptor: int, size: int, start: int) -> bytes:
+        read.append(size)
+        return pread(descriptor, size, start)
+
+    monkeypatch.setattr("assay.io.sampling.os.pread", count)
+    monkeypatch.setattr("assay.io.sampling.FOLDER_BYTES", 96)
+    monkeypatch.setattr("assay.io.sampling.PAGE", 8)
+    known = Shards(folder).identity()
+    assert sum(read) <= 96
+    file = folder / "acts000001.bin"
+    np.random.default_rng(1).normal(size=file.stat().st_size // 4).astype("<f4").tofile(file)
+    found = Shards(folder).identity()
+    assert {name for name in known if known[name] != found[name]} == {"content"}
+    assert sum(read) <= 96 + 32

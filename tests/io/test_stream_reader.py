@@ -306,6 +306,8 @@ def test_a_cursor_of_another_pass_is_refused_by_name(shards: Shards, tmp_path: P
     with pytest.raises(ValueError, match=f"the cursor's folder is '{shards.name}', this pass's is '{elsewhere.name}'"):
         elsewhere.batches(**base, cursor=cursor)
     touched = Shards(write_numbered(tmp_path))
+    first = touched.path / "acts000000.bin"
+    first.write_bytes(b"\x01" + first.read_bytes()[1:])
     with pytest.raises(ValueError, match="the cursor's fingerprint is"):
         touched.batches(**base, cursor=cursor)
 

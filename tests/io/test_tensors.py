@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -92,7 +93,8 @@ def test_what_was_read_is_free_of_the_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("header", "found"),
     [
-        ({"schema": "assay.tensors", "version": "2"}, "assay.tensors version 2"),
+        ({"schema": "assay.tensors", "version": "1"}, "assay.tensors version 1"),
+        ({"schema": "assay.tensors", "version": "3"}, "assay.tensors version 3"),
         ({"schema": "saev.tensors", "version": "1"}, "saev.tensors version 1"),
         ({"format": "pt"}, "None version None"),
         (None, "None version None"),
@@ -103,7 +105,7 @@ def test_another_schema_or_version_is_refused_by_name(
 ) -> None:
     path = tmp_path / "a.safetensors"
     save_file(make_state(), path, metadata=header)
-    wanted = rf"{re.escape(str(path))} is {found}; this reader wants assay.tensors version 1"
+    wanted = rf"{re.escape(str(path))} is {found}; this reader wants assay.tensors version 2"
     with pytest.raises(ValueError, match=wanted):
         read_tensors(path)
     assert_same(read_tensors(path, any_schema=True), make_state())
@@ -124,6 +126,43 @@ def test_a_file_cut_anywhere_is_refused(tmp_path: Path) -> None:
         for any_schema in (False, True):
             with pytest.raises(ValueError, match=rf"{re.escape(str(path))} is not a whole safetensors file"):
                 read_tensors(path, any_schema=any_schema)
+
+
+@pytest.mark.parametrize("any_schema", [False, True])
+def test_no_bit_can_change_unseen(tmp_path: Path, any_schema: bool) -> None:
+    path = tmp_path / "a.safetensors"
+    write_tensors(path, make_state())
+    whole = path.read_bytes()
+    header = range(
+        8 * whole.index(b'"mean"'), 8 * len(whole)
+    )  # before it are our own names, which tell our files from others'
+    for bit in header if any_schema else range(8 * len(whole)):
+        changed = bytearray(whole)
+        changed[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(changed)
+        with pytest.raises(ValueError, match=re.escape(str(path))):
+            read_tensors(path, any_schema=any_schema)
+
+
+def test_a_file_of_another_seed_in_the_place_of_the_tensors_is_refused(tmp_path: Path) -> None:
+    paths = [tmp_path / name for name in ("a.safetensors", "b.safetensors")]
+    for path, seed in zip(paths, (0, 1), strict=True):
+        write_tensors(path, {"centers": make_tensor(torch.float32, (4, 3), seed)})
+    first, second = (path.read_bytes() for path in paths)
+    paths[0].write_bytes(first[:-48] + second[-48:])
+    with pytest.raises(
+        ValueError, match=r"a.safetensors has checksum .*, wanted .*: it was changed .*; remove it, and the next run"
+    ):
+        read_tensors(paths[0])
+
+
+def test_a_tensor_that_is_named_twice_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    one = '"a": {"dtype": "F32", "shape": [1], "data_offsets": [%d, %d]}'
+    header = ("{" + one % (0, 4) + ", " + one % (4, 8) + "}").encode()
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
+    with pytest.raises(ValueError, match=r"a.safetensors"):
+        read_tensors(path, any_schema=True)
 
 
 @pytest.mark.parametrize("raw", [b"\x80\x04]\x94.", b"not a header at all", b"\xff" * 64])
@@ -224,3 +263,13 @@ def test_the_fingerprint_tells_any_byte(dtype: torch.dtype, data: st.DataObject)
     raw[position] ^= 1
     other = torch.frombuffer(raw, dtype=torch.uint8).view(dtype).reshape(3, 2)
     assert fingerprint_tensors({"a": tensor}) != fingerprint_tensors({"a": other})
+
+
+def test_the_docs_way_of_saving_an_autoencoder_takes_weights_that_lie_as_their_transpose(tmp_path: Path) -> None:
+    docs = (Path(__file__).parents[2] / "docs/dictionaries.md").read_text(encoding="utf-8")
+    (line,) = re.findall(r"`(safetensors\.torch\.save_file\(.+?, path\))`", docs)
+    model = torch.nn.Module()
+    model.W_enc = torch.nn.Parameter(torch.arange(12.0).reshape(4, 3).T)
+    path = tmp_path / "sae.safetensors"
+    eval(line, {"safetensors": safetensors, "model": model, "path": path})
+    assert_same(read_tensors(path, any_schema=True), {"W_enc": torch.arange(12.0).reshape(4, 3).T})

@@ -53,6 +53,15 @@ def edit(path: Path, change: Callable[[npt.NDArray[np.float32]], None]) -> None:
     array.tofile(path)
 
 
+def test_a_thousand_missing_shards_are_one_fault(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MOST_MISSING", 1)
+    (folder / "acts000001.bin").unlink()
+    assert len(judge(folder).shards) == 3
+    (folder / "acts000002.bin").unlink()
+    assert judge(folder).faults[0].startswith("2 of 3 shards are missing, acts000001.bin the first")
+    assert not judge(folder).shards
+
+
 @pytest.fixture(params=[12, 40, 8 * 2**20], ids=lambda n: f"{n} bytes a chunk")
 def folder(tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(module, "CHUNK_BYTES", request.param)
@@ -153,7 +162,7 @@ def test_sizes_and_links_are_faults_of_their_shards(folder: Path) -> None:
     assert "is missing" in second.faults[0]
     assert third.ok
     assert verdict.labels is not None
-    assert "has 14 bytes, wanted 15 (uint8" in verdict.labels.faults[0]
+    assert "has 14 bytes, wanted 15 (5 examples x 3 content tokens, uint8)" in verdict.labels.faults[0]
     (folder / "acts000001.bin").symlink_to("acts000002.bin")
     os.truncate(folder / "acts000002.bin", 192)
     assert "are links to one file" in judge(folder).shards[2].faults[0]
@@ -172,15 +181,16 @@ def test_a_shard_that_shrinks_while_it_is_read(tmp_path: Path, monkeypatch: pyte
 
 
 def test_wide_labels_are_counted_and_all_void_is_a_remark(tmp_path: Path) -> None:
-    folder = make_folder(tmp_path, labels_dtype="uint16")
-    np.array([0, 300, 65_535] * 5, dtype="<u2").tofile(folder / "labels.bin")
+    folder = make_folder(tmp_path)
+    np.array([0, 300, 65_535] * 5, dtype="<u2").tofile(folder / "labels16.bin")
     labels = judge(folder).labels
     assert labels is not None
     assert (labels.counts, labels.remarks) == ({0: 5, 300: 5, 65_535: 5}, ())
-    (folder / "labels.bin").write_bytes(bytes(30))
+    (folder / "labels16.bin").write_bytes(bytes(30))
     labels = judge(folder).labels
     assert labels is not None
     assert (labels.ok, labels.remarks) == (True, ("every patch is void",))
+    (folder / "labels16.bin").unlink()
     (folder / "labels.bin").unlink()
     assert judge(folder).labels is None
 
@@ -219,3 +229,12 @@ def test_one_token_in_all_is_not_called_constant(tmp_path: Path) -> None:
     assert verdict.ok
     assert [shard.rows for shard in verdict.shards] == [1, 0]
     assert verdict.constant == {0: ()}
+
+
+def test_labels_that_void_voted_for_are_remarked_upon(tmp_path: Path) -> None:
+    verdict = judge(make_folder(tmp_path, pixel_agg="majority"))
+    assert verdict.ok
+    (remark,) = verdict.remarks
+    assert "by which void votes and wins ties" in remark
+    assert f"assay labels {tmp_path}" in remark
+    assert judge(make_folder(tmp_path)).remarks == ()

@@ -1,5 +1,6 @@
 """Writing shards: what is refused, and what a writer that fails or dies leaves."""
 
+import json
 import os
 import re
 import signal
@@ -140,3 +141,33 @@ def test_a_failing_source_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(KeyError, match="source"):
         write_shards(tmp_path, make_metadata(), failing())
     assert list(tmp_path.iterdir()) == []
+
+
+SAEV_KEYS = (
+    *("family", "ckpt", "layers", "content_tokens_per_example", "cls_token", "d_model", "n_examples"),
+    *("max_tokens_per_shard", "data", "dataset", "pixel_agg", "dtype", "protocol"),
+)
+"""What saev's reader wants of a metadata.json, nothing missing and nothing more, in the order in which it hashes it."""
+
+
+@pytest.mark.parametrize(
+    ("changes", "written", "name"),
+    [
+        # Hashes by orjson over a dataclass with these fields, as saev takes them.
+        ({}, {}, "ba1ed70c"),
+        ({"pixel_agg": None, "dataset": None}, {"pixel_agg": "prefer-fg", "dataset": "."}, "68f9f0da"),
+        ({"labels_dtype": "uint16", "byteorder": "little"}, {}, "ba1ed70c"),
+        ({"dataset": "/data/Straßen/", "ckpt": '"a\\b"'}, {"dataset": "/data/Straßen", "ckpt": '"a\\b"'}, "905fef46"),
+    ],
+)
+def test_what_is_written_is_what_saev_reads_and_hashes(
+    tmp_path: Path, changes: dict[str, Any], written: dict[str, Any], name: str
+) -> None:
+    metadata = make_metadata(family="fake-clip", **changes)
+    folder = write_shards(tmp_path, metadata, [make_examples(metadata)], make_labels(metadata))
+    raw = json.loads((folder / "metadata.json").read_text(encoding="ascii"))
+    assert raw == FIELDS | {"family": "fake-clip"} | written
+    assert tuple(raw) == SAEV_KEYS
+    assert all(set(entry) == {"name", "n_examples"} for entry in json.loads((folder / "shards.json").read_text()))
+    assert folder.name == name
+    assert Shards(folder).metadata.hash == name

@@ -23,15 +23,15 @@ from assay.numerics.codes import (
 def _make(code_format, n_rows, n_features, seed):
     """Codes of a format with an `error` for each row, and what they say as a plain matrix, by a loop."""
     generator = torch.Generator().manual_seed(seed)
-    matrix = torch.zeros(n_rows, n_features)
+    matrix = torch.zeros(n_rows, n_features, dtype=torch.float32)
     if code_format == "dense":
-        arrays = {"values": torch.randn(n_rows, n_features, generator=generator)}
+        arrays = {"values": torch.randn(n_rows, n_features, generator=generator, dtype=torch.float32)}
         matrix = arrays["values"].clone()
     elif code_format == "sparse":
         k = max(1, n_features // 2)
-        indices = torch.rand(n_rows, n_features, generator=generator).argsort(1)[:, :k]
-        values = torch.randn(n_rows, k, generator=generator)
-        values[torch.rand(n_rows, k, generator=generator) < 0.3] = 0.0
+        indices = torch.rand(n_rows, n_features, generator=generator, dtype=torch.float32).argsort(1)[:, :k]
+        values = torch.randn(n_rows, k, generator=generator, dtype=torch.float32)
+        values[torch.rand(n_rows, k, generator=generator, dtype=torch.float32) < 0.3] = 0.0
         arrays = {"values": values, "indices": indices}
         for row in range(n_rows):
             for slot in range(k):
@@ -81,7 +81,7 @@ def test_every_format_says_what_the_loop_says(code_format, n_rows, n_features, b
 @given(formats, st.integers(1, 12), st.integers(1, 13), st.integers(0, 99))
 def test_selected_rows_keep_their_order_and_their_extra_keys(code_format, n_rows, batch_size, seed):
     codes, matrix = _make(code_format, n_rows, 4, seed)
-    rows = torch.rand(n_rows, generator=torch.Generator().manual_seed(seed)) < 0.5
+    rows = torch.rand(n_rows, generator=torch.Generator().manual_seed(seed), dtype=torch.float32) < 0.5
     selected = SelectedCodes(codes, rows)
     assert (selected.format, selected.n_rows, selected.n_features) == (code_format, int(rows.sum()), 4)
     batches = list(selected.batches(batch_size))
@@ -108,7 +108,7 @@ def test_the_first_k_entries_of_sparse_codes_are_those_of_topk_codes(n_rows, k, 
 
 
 def test_sparse_values_that_are_not_finite_are_named():
-    values = torch.ones(6, 2)
+    values = torch.ones(6, 2, dtype=torch.float32)
     values[4, 1] = torch.nan
     codes = ComputedCodes(
         "sparse", 6, 9, 2, lambda _, start: iter([{"values": values[start:], "indices": torch.tensor([[8, 5]] * 6)}])
@@ -118,7 +118,10 @@ def test_sparse_values_that_are_not_finite_are_named():
 
 
 def test_stored_indices_may_be_narrow_integers():
-    batch = {"values": torch.tensor([[2.0, 3.0]]), "indices": torch.tensor([[2, 0]], dtype=torch.int32)}
+    batch = {
+        "values": torch.tensor([[2.0, 3.0]], dtype=torch.float32),
+        "indices": torch.tensor([[2, 0]], dtype=torch.int32),
+    }
     assert densify(batch, "sparse", 3).tolist() == [[3.0, 0.0, 2.0]]
 
 
@@ -131,7 +134,7 @@ def test_a_tensor_is_dense_codes_of_float32():
 
 
 def test_provenance_is_kept_and_empty_by_default():
-    stream = TensorCodes(torch.ones(1, 1)).batches
+    stream = TensorCodes(torch.ones(1, 1, dtype=torch.float32)).batches
     assert ComputedCodes("dense", 1, 1, 1, stream).provenance == {}
     assert ComputedCodes("dense", 1, 1, 1, stream, provenance={"layer": 3}).provenance == {"layer": 3}
 
@@ -143,20 +146,20 @@ def test_a_pass_from_any_row_on_is_the_rest_of_a_whole_one(code_format, n_rows, 
     if data.draw(st.booleans()) and code_format == "dense":
         codes = TensorCodes(matrix)
     if selected:
-        rows = torch.rand(n_rows, generator=torch.Generator().manual_seed(seed)) < 0.6
+        rows = torch.rand(n_rows, generator=torch.Generator().manual_seed(seed), dtype=torch.float32) < 0.6
         codes, matrix = SelectedCodes(codes, rows), matrix[rows]
     elif code_format == "sparse":
         codes = TopKCodes(codes, 1)
         matrix = torch.cat([densify(batch, "sparse", 4) for batch in codes.batches(20)])
     start = data.draw(st.integers(0, codes.n_rows))
     found = [densify(batch, code_format, 4) for batch in codes.batches(batch_size, start)]
-    assert torch.equal(torch.cat([torch.zeros(0, 4), *found]), matrix[start:])
+    assert torch.equal(torch.cat([torch.zeros(0, 4, dtype=torch.float32), *found]), matrix[start:])
 
 
 def test_topk_codes_want_sparse_codes_of_a_larger_k():
     sparse, _ = _make("sparse", 3, 6, 0)
     varying = ComputedCodes("sparse", 3, 6, None, sparse.stream)
-    for codes, k in ((sparse, 4), (sparse, 0), (varying, 1), (TensorCodes(torch.ones(2, 5)), 1)):
+    for codes, k in ((sparse, 4), (sparse, 0), (varying, 1), (TensorCodes(torch.ones(2, 5, dtype=torch.float32)), 1)):
         with pytest.raises(
             ValueError, match=f"{codes.format} codes of {codes.k} entries a row, wanted .* at least {k}"
         ):
@@ -166,22 +169,24 @@ def test_topk_codes_want_sparse_codes_of_a_larger_k():
 @settings(deadline=None, max_examples=60)
 @given(st.integers(0, 6), st.integers(1, 6), st.integers(0, 99), st.integers(1, 6), st.sampled_from([0.2, 1.0, 9.0]))
 def test_sparsified_rows_keep_what_the_loop_keeps(n, n_features, seed, top_k, margin):
-    values = torch.randn(n, n_features, generator=torch.Generator().manual_seed(seed)).round(decimals=1)
-    batch = {"values": values, "error": torch.arange(float(n))}
+    values = torch.randn(n, n_features, generator=torch.Generator().manual_seed(seed), dtype=torch.float32).round(
+        decimals=1
+    )
+    batch = {"values": values, "error": torch.arange(n, dtype=torch.float32)}
     order = [sorted(range(n_features), key=lambda j: (-abs(row[j]), j)) for row in values.tolist()]
     found = sparsify(batch, top_k=min(top_k, n_features))
     assert found["indices"].tolist() == [row[:top_k] for row in order]
     assert torch.equal(found["values"], values.gather(1, found["indices"]))
     found = sparsify(batch, margin=margin)
     assert found["error"] is batch["error"]
-    plain = torch.where(values.abs() >= torch.tensor(margin), values, 0.0)
+    plain = torch.where(values.abs() >= torch.tensor(margin, dtype=torch.float32), values, 0.0)
     assert torch.equal(densify(found, "sparse", n_features), plain)
     assert found["values"].shape[1] == (int((plain != 0).sum(1).max()) if n else 0)
     assert bool((found["values"].abs().diff(dim=1) <= 0).all())
 
 
 def test_padding_may_name_a_feature_again():
-    batch = {"values": torch.tensor([[2.0, 0.0, 0.0]]), "indices": torch.tensor([[0, 0, 0]])}
+    batch = {"values": torch.tensor([[2.0, 0.0, 0.0]], dtype=torch.float32), "indices": torch.tensor([[0, 0, 0]])}
     assert densify(batch, "sparse", 2).tolist() == [[2.0, 0.0]]
 
 
@@ -189,14 +194,18 @@ def test_padding_may_name_a_feature_again():
 @pytest.mark.parametrize("code_format", ["sparse", "onehot"])
 def test_an_index_that_is_no_feature_is_refused(index, code_format):
     indices = torch.tensor([0, index])
-    batch = {"indices": indices} if code_format == "onehot" else {"indices": indices[None], "values": torch.ones(1, 2)}
+    batch = (
+        {"indices": indices}
+        if code_format == "onehot"
+        else {"indices": indices[None], "values": torch.ones(1, 2, dtype=torch.float32)}
+    )
     with pytest.raises(ValueError, match=f"codes name features .*{index}.*wanted 0 to 2"):
         densify(batch, code_format, 3)
 
 
 def test_batches_with_other_rows_than_promised_are_refused():
     for promised in (2, 4):
-        codes = ComputedCodes("dense", promised, 2, 2, TensorCodes(torch.ones(3, 2)).batches)
+        codes = ComputedCodes("dense", promised, 2, 2, TensorCodes(torch.ones(3, 2, dtype=torch.float32)).batches)
         for use in (measure_l0, lambda codes: gather_columns(codes, [(torch.arange(2), None)], 8)):
             with pytest.raises(ValueError, match=f"codes hold 3 rows.*wanted {promised}"):
                 use(codes)
@@ -204,16 +213,21 @@ def test_batches_with_other_rows_than_promised_are_refused():
 
 def test_shapes_are_refused_by_name():
     with pytest.raises(ValueError, match=r"shape \(3,\), wanted \(rows, features\)"):
-        TensorCodes(torch.ones(3))
-    for rows in (torch.ones(2, dtype=torch.bool), torch.ones(3)):
+        TensorCodes(torch.ones(3, dtype=torch.float32))
+    for rows in (torch.ones(2, dtype=torch.bool), torch.ones(3, dtype=torch.float32)):
         with pytest.raises(ValueError, match=r"wanted torch.bool of shape \(3,\)"):
-            SelectedCodes(TensorCodes(torch.ones(3, 2)), rows)
+            SelectedCodes(TensorCodes(torch.ones(3, 2, dtype=torch.float32)), rows)
     with pytest.raises(ValueError, match="0 rows"):
-        measure_l0(TensorCodes(torch.ones(0, 2)))
+        measure_l0(TensorCodes(torch.ones(0, 2, dtype=torch.float32)))
 
 
 def test_a_sum_of_squares_that_is_gone_on_with_gives_the_same_bits():
-    values = torch.randn(50, 200, generator=torch.Generator().manual_seed(0)).abs().sort(descending=True).values
+    values = (
+        torch.randn(50, 200, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
+        .abs()
+        .sort(descending=True)
+        .values
+    )
     error = torch.rand(50, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     whole = add_squares(error, values[:, 20:])
     assert torch.equal(add_squares(add_squares(error, values[:, 90:]), values[:, 20:90]), whole)
@@ -222,7 +236,7 @@ def test_a_sum_of_squares_that_is_gone_on_with_gives_the_same_bits():
 
 
 def test_squares_are_added_from_the_last_column_on_to_the_bit():
-    values = torch.randn(20, 30, generator=torch.Generator().manual_seed(2))
+    values = torch.randn(20, 30, generator=torch.Generator().manual_seed(2), dtype=torch.float32)
     error = torch.rand(20, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     untouched = error.clone()
     wanted = error.tolist()

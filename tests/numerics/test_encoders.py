@@ -144,14 +144,23 @@ def test_topk_codes_of_a_pca_that_whitens_are_refused():
 
 
 def test_ties_go_to_the_lower_index():
-    state = {"mean": torch.zeros(4), "components": torch.eye(4), "explained_variance": torch.ones(4)}
-    x = torch.tensor([[1.0, -2.0, 2.0, 1.0], [0.0, 0.0, 0.0, 0.0], [3.0, -3.0, 3.0, -3.0]])
+    state = {
+        "mean": torch.zeros(4, dtype=torch.float32),
+        "components": torch.eye(4, dtype=torch.float32),
+        "explained_variance": torch.ones(4, dtype=torch.float32),
+    }
+    x = torch.tensor([[1.0, -2.0, 2.0, 1.0], [0.0, 0.0, 0.0, 0.0], [3.0, -3.0, 3.0, -3.0]], dtype=torch.float32)
     batch = make_encoder("pca-topk-00003", state).encode(x)
     assert batch["indices"].tolist() == [[1, 2, 0], [0, 1, 2], [0, 1, 2]]
     assert batch["values"].tolist() == [[-2.0, 2.0, 1.0], [0.0, 0.0, 0.0], [3.0, -3.0, 3.0]]
     assert batch["error"].tolist() == [1.0, 0.0, 9.0]
-    centers = {"cluster_centers": torch.tensor([[1.0], [-1.0], [1.0]]), "counts": torch.ones(3, dtype=torch.int64)}
-    assert make_encoder("kmeans-onehot", centers).encode(torch.tensor([[0.0], [1.0], [-3.0]]))["indices"].tolist() == [
+    centers = {
+        "cluster_centers": torch.tensor([[1.0], [-1.0], [1.0]], dtype=torch.float32),
+        "counts": torch.ones(3, dtype=torch.int64),
+    }
+    assert make_encoder("kmeans-onehot", centers).encode(torch.tensor([[0.0], [1.0], [-3.0]], dtype=torch.float32))[
+        "indices"
+    ].tolist() == [
         0,
         0,
         1,
@@ -184,7 +193,9 @@ def _transformed(name, x, state):
 def test_distances_in_four_transforms_follow_the_formulas(name, n_clusters, seed, where):
     scale, offset = where
     state = _kmeans_state(n_clusters, seed + 1, scale, offset)
-    x = torch.cat([_tokens(5, seed, scale, offset), state["cluster_centers"][:2], torch.zeros(1, D)])
+    x = torch.cat(
+        [_tokens(5, seed, scale, offset), state["cluster_centers"][:2], torch.zeros(1, D, dtype=torch.float32)]
+    )
     encoder = make_encoder(f"kmeans-distance-{name}", state)
     assert (encoder.format, encoder.n_features, encoder.k) == ("dense", n_clusters, n_clusters)
     assert encoder.zero_is_far == (name in ("cosine", "unit"))
@@ -220,7 +231,7 @@ def test_a_token_on_a_centre_has_no_distance(name, offset):
     batch = make_encoder(name, state).encode(state["cluster_centers"])
     assert batch["error"].tolist() == [0.0] * 5
     if name == "kmeans-invdist":
-        torch.testing.assert_close(batch["values"].diagonal(), torch.full((5,), 1e6))
+        torch.testing.assert_close(batch["values"].diagonal(), torch.full((5,), 1e6, dtype=torch.float32))
     else:
         assert batch["indices"].tolist() == list(range(5))
 
@@ -230,29 +241,39 @@ def test_a_token_on_a_centre_has_no_distance(name, offset):
 def test_every_centre_that_lies_where_a_token_does_is_at_no_distance(name, offset):
     state = _kmeans_state(5, scale=20.0, offset=offset)
     state["cluster_centers"][3] = state["cluster_centers"][1]
-    state["cluster_centers"][4] = torch.nextafter(state["cluster_centers"][1], torch.tensor(torch.inf))
+    state["cluster_centers"][4] = torch.nextafter(
+        state["cluster_centers"][1], torch.tensor(torch.inf, dtype=torch.float32)
+    )
     x = state["cluster_centers"][1:2].repeat(7, 1)
     batch = make_encoder(f"kmeans-{name}", state).encode(x)
     distances = _distances(x, state)
     nowhere = {"invdist": 1e6, "distance-sqeuclidean": 0.0, "distance-neg_euclidean": 0.0, "distance-unit": 1.0}[name]
-    torch.testing.assert_close(batch["values"][:, [1, 3]], torch.full((7, 2), nowhere), rtol=1e-7, atol=0)
+    torch.testing.assert_close(
+        batch["values"][:, [1, 3]], torch.full((7, 2), nowhere, dtype=torch.float32), rtol=1e-7, atol=0
+    )
     wanted = 1 / (distances + 1e-6) if name == "invdist" else _transformed(name.partition("-")[2], x, state)
     np.testing.assert_allclose(batch["values"].numpy(), wanted, rtol=1e-6, atol=0)
     assert batch["error"].tolist() == [0.0] * 7
 
 
-@pytest.mark.parametrize("transform", ["invdist", *(f"distance-{t}" for t in ("sqeuclidean", "cosine", "unit"))])
-def test_a_nan_is_no_distance(transform):
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize(
+    "name", ["kmeans-onehot", "kmeans-invdist", "kmeans-distance-cosine", "pca-dense", "pca-topk-00002"]
+)
+def test_a_token_that_is_not_finite_has_no_code(name, bad):
     x = _tokens(3, 0)
-    x[1, 2] = torch.nan
-    found = make_encoder(f"kmeans-{transform}", _kmeans_state()).encode(x)
-    assert found["values"].isnan().all(1).tolist() == [False, True, False]
-    assert found["error"].isnan().tolist() == [False, True, False]
+    x[1, 2] = bad
+    encoder = make_encoder(name, _kmeans_state() if name.startswith("kmeans") else _pca_state())
+    with pytest.raises(ValueError, match="row 1, dimension 2 of a batch is NaN or infinity, wanted finite activations"):
+        encoder.encode(x)
 
 
 def test_a_token_near_a_centre_has_its_distance():
-    state = {"cluster_centers": torch.tensor([[0.0, 900.0], [0.0, -900.0]]), "counts": torch.ones(2, dtype=torch.int64)}
-    x = torch.tensor([[1e-6, 900.0], [-3e-5, -900.0]])
+    state = {
+        "cluster_centers": torch.tensor([[0.0, 900.0], [0.0, -900.0]], dtype=torch.float32),
+        "counts": torch.ones(2, dtype=torch.int64),
+    }
+    x = torch.tensor([[1e-6, 900.0], [-3e-5, -900.0]], dtype=torch.float32)
     batch = make_encoder("kmeans-invdist", state).encode(x)
     wanted = 1 / (_distances(x, state) + 1e-6)
     np.testing.assert_allclose(batch["values"].numpy(), wanted, rtol=1e-5)
@@ -275,7 +296,7 @@ def test_codes_of_a_token_do_not_depend_on_its_batch(name):
 def test_tokens_of_another_width_are_refused(name):
     encoder = make_encoder(name, _kmeans_state() if name.startswith("kmeans") else _pca_state())
     with pytest.raises(ValueError, match=f"{D + 1}"):
-        encoder.encode(torch.ones(2, D + 1))
+        encoder.encode(torch.ones(2, D + 1, dtype=torch.float32))
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from sklearn.cluster import MiniBatchKMeans as ScikitMiniBatchKMeans
 from sklearn.metrics import adjusted_rand_score
 
 from assay.numerics import distances as distances_module
+from assay.numerics import kmeans as kmeans_module
 from assay.numerics.distances import nearest_in_float64 as nearest_centers
 from assay.numerics.errors import sum_errors
 from assay.numerics.kmeans import (
@@ -25,14 +26,14 @@ from assay.numerics.kmeans import (
 
 
 def randn(seed, *shape):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float32)
 
 
 def mixture(seed, n, n_clusters, d, spread=0.3):
     generator = torch.Generator().manual_seed(seed)
-    planted = torch.randn(n_clusters, d, generator=generator) * 2
+    planted = torch.randn(n_clusters, d, generator=generator, dtype=torch.float32) * 2
     labels = torch.randint(n_clusters, (n,), generator=generator)
-    return planted[labels] + spread * torch.randn(n, d, generator=generator)
+    return planted[labels] + spread * torch.randn(n, d, generator=generator, dtype=torch.float32)
 
 
 def shuffled(x, batch):
@@ -88,8 +89,8 @@ def test_predict_assign_and_transform_are_brute_force(seed, n, d, n_clusters, of
 
 
 def test_what_is_a_tie_but_for_a_hair_goes_to_the_nearer_one():
-    x = torch.tensor([[1e-5, 1e3], [-1e-5, 1e3], [0.0, 1e3]])
-    assert with_centers(torch.tensor([[-1e-3, 0.0], [1e-3, 0.0]])).predict(x).tolist() == [1, 0, 0]
+    x = torch.tensor([[1e-5, 1e3], [-1e-5, 1e3], [0.0, 1e3]], dtype=torch.float32)
+    assert with_centers(torch.tensor([[-1e-3, 0.0], [1e-3, 0.0]], dtype=torch.float32)).predict(x).tolist() == [1, 0, 0]
 
 
 @pytest.mark.parametrize("offset", [0.0, 1e6])
@@ -100,8 +101,8 @@ def test_duplicate_centres_go_to_the_lower_index_in_wide_data(offset):
 
 
 def test_an_outlying_centre_does_not_blur_the_others():
-    centers = torch.cat([torch.full((1, 16), 1e4), randn(0, 40, 16)])
-    x = torch.cat([randn(1, 200, 16), torch.full((1, 16), 9e3)])
+    centers = torch.cat([torch.full((1, 16), 1e4, dtype=torch.float32), randn(0, 40, 16)])
+    x = torch.cat([randn(1, 200, 16), torch.full((1, 16), 9e3, dtype=torch.float32)])
     np.testing.assert_array_equal(with_centers(centers).predict(x), brute_force(x, centers)[0])
 
 
@@ -198,14 +199,20 @@ def test_low_counts_are_zeros_and_those_below_the_share_of_the_mean():
 def test_reassigned_centres_are_distinct_tokens_and_take_the_lowest_other_count():
     x, centers, counts = randn(0, 40, 2), randn(1, 5, 2) + 100, torch.tensor([3, 900, 0, 50, 8])
     low = low_count_clusters(counts, 0.05)
-    moved, new_counts = reassign_centers(x, torch.ones(len(x)), centers, counts, low, torch.Generator().manual_seed(0))
+    moved, new_counts = reassign_centers(
+        x, torch.ones(len(x), dtype=torch.float32), centers, counts, low, torch.Generator().manual_seed(0)
+    )
     assert new_counts.tolist() == [50, 900, 50, 50, 50]
     assert torch.equal(moved[[1, 3]], centers[[1, 3]])
     sources = [(x == moved[cluster]).all(1).nonzero().flatten().tolist() for cluster in (0, 2, 4)]
     assert all(len(found) == 1 for found in sources)
     assert len({found[0] for found in sources}) == 3
-    again, _ = reassign_centers(x, torch.ones(len(x)), centers, counts, low, torch.Generator().manual_seed(0))
-    other, _ = reassign_centers(x, torch.ones(len(x)), centers, counts, low, torch.Generator().manual_seed(1))
+    again, _ = reassign_centers(
+        x, torch.ones(len(x), dtype=torch.float32), centers, counts, low, torch.Generator().manual_seed(0)
+    )
+    other, _ = reassign_centers(
+        x, torch.ones(len(x), dtype=torch.float32), centers, counts, low, torch.Generator().manual_seed(1)
+    )
     assert torch.equal(again, moved)
     assert not torch.equal(other, moved)
     assert counts.tolist() == [3, 900, 0, 50, 8]
@@ -214,26 +221,57 @@ def test_reassigned_centres_are_distinct_tokens_and_take_the_lowest_other_count(
 def test_at_most_half_a_batch_is_reassigned_lowest_counts_first():
     x, centers, counts = randn(0, 5, 2), randn(1, 5, 2) + 100, torch.tensor([3, 900, 0, 1, 1])
     low = low_count_clusters(counts, 0.01)
-    moved, new_counts = reassign_centers(x, torch.ones(len(x)), centers, counts, low, torch.Generator().manual_seed(0))
+    moved, new_counts = reassign_centers(
+        x, torch.ones(len(x), dtype=torch.float32), centers, counts, low, torch.Generator().manual_seed(0)
+    )
     assert (moved != centers).any(1).tolist() == [False, False, True, True, False]
     assert new_counts.tolist() == [3, 900, 1, 1, 1]
-    unmoved, _ = reassign_centers(x[:1], torch.ones(1), centers, counts, low, torch.Generator())
+    unmoved, _ = reassign_centers(x[:1], torch.ones(1, dtype=torch.float32), centers, counts, low, torch.Generator())
     assert torch.equal(unmoved, centers)
 
 
+@pytest.mark.parametrize("counts", [[0, 900, 900], [7, 900, 900], [0, 0, 0]])
+def test_where_every_cluster_is_low_the_one_of_the_highest_count_stays(counts):
+    """One has no tokens, or few, and the others lie in the place of each other."""
+    x, centers, counts = randn(0, 40, 2), randn(1, 3, 2) + 100, torch.tensor(counts)
+    low = torch.ones(3, dtype=torch.bool)
+    moved, new_counts = reassign_centers(x, x.new_ones(40), centers, counts, low, torch.Generator().manual_seed(0))
+    assert (moved != centers).any(1).tolist() == [True, True, False]
+    assert new_counts.tolist() == [int(counts.max())] * 3
+    alone = reassign_centers(x, x.new_ones(40), centers[:1], counts[:1], low[:1], torch.Generator())
+    assert torch.equal(alone[0], centers[:1])
+
+
+def test_a_fit_in_which_every_cluster_is_low_goes_on():
+    """All lie in one place; the first has all tokens, but few so far."""
+    x = mixture(0, 400, 3, 2)
+    model = with_centers(x[:1].repeat(3, 1), torch.tensor([1, 5000, 5000]))
+    model.reassignment_ratio = 1.0
+    model.partial_fit(x)
+    assert len(model.cluster_centers_.unique(dim=0)) == 3
+    assert model.counts_.tolist() == [5000] * 3
+
+
 def test_centres_are_reassigned_to_far_tokens_as_often_as_their_squared_distance_says():
-    x, squared = torch.arange(4.0)[:, None], torch.tensor([0.0, 1.0, 2.0, 5.0])
-    centers, counts, low = torch.tensor([[9.0], [8.0]]), torch.tensor([5, 0]), torch.tensor([False, True])
+    x, squared = (
+        torch.arange(4.0, dtype=torch.float32)[:, None],
+        torch.tensor([0.0, 1.0, 2.0, 5.0], dtype=torch.float32),
+    )
+    centers, counts, low = (
+        torch.tensor([[9.0], [8.0]], dtype=torch.float32),
+        torch.tensor([5, 0]),
+        torch.tensor([False, True]),
+    )
     generator = torch.Generator().manual_seed(0)
     drawn = [int(reassign_centers(x, squared, centers, counts, low, generator)[0][1]) for _ in range(4000)]
-    found = torch.bincount(torch.tensor(drawn), minlength=4) / 4000
+    found = torch.bincount(torch.tensor(drawn), minlength=4).float() / 4000
     torch.testing.assert_close(found, squared / 8, rtol=0, atol=0.03)
-    unmoved, _ = reassign_centers(x, torch.zeros(4), centers, counts, low, generator)
+    unmoved, _ = reassign_centers(x, torch.zeros(4, dtype=torch.float32), centers, counts, low, generator)
     assert torch.equal(unmoved, centers)
 
 
 def test_reassignment_waits_for_ten_tokens_a_cluster_or_a_count_of_zero():
-    centers, x = torch.tensor([[0.0], [1e3]]), randn(0, 18, 1)
+    centers, x = torch.tensor([[0.0], [1e3]], dtype=torch.float32), randn(0, 18, 1)
     model = with_centers(centers, torch.tensor([10_000, 1]))
     assert float(model.partial_fit(x).cluster_centers_[1]) == 1e3
     assert float(model.partial_fit(x[:2]).cluster_centers_[1]) < 10
@@ -256,7 +294,7 @@ def planes(seed, n_clusters, d, kind):
     if kind == "close":
         return 1 + 1e-4 * centers
     if kind == "along an axis":
-        return centers[:, :1] * torch.eye(1, d)
+        return centers[:, :1] * torch.eye(1, d, dtype=torch.float32)
     return centers * 1e25 if kind == "huge" else centers
 
 
@@ -326,7 +364,8 @@ def test_seeds_are_distinct_tokens_and_one_in_each_far_cluster():
 
 
 @pytest.mark.parametrize(
-    "distinct", [torch.arange(7.0)[:, None] * 0.0625 + 1e6, randn(0, 7, 193), randn(0, 7, 50) + 1e4]
+    "distinct",
+    [torch.arange(7.0, dtype=torch.float32)[:, None] * 0.0625 + 1e6, randn(0, 7, 193), randn(0, 7, 50) + 1e4],
 )
 def test_every_distinct_token_is_found_once(distinct):
     x = distinct.repeat(20, 1)
@@ -354,6 +393,61 @@ def test_seeding_is_the_slow_loops(offset):
     x = mixture(0, 150, 6, 3) + offset
     for seed in range(3):
         assert torch.equal(kmeans_plus_plus(x, 12, torch.Generator().manual_seed(seed)), slow_seeding(x, 12, seed))
+
+
+@pytest.mark.parametrize("scale", [1e-40, 1e-24, 1e-19, 1e15, 1e19, 1e30, 1e37])
+def test_seeds_of_huge_and_of_tiny_tokens_are_those_of_plain_ones(scale):
+    """Squares of 1e19 are more than float32 holds, and those of 1e-24 less."""
+    x = mixture(0, 150, 6, 3)
+    x = (x.double() * scale).float()
+    for seed in range(3):
+        found = kmeans_plus_plus(x, 10, torch.Generator().manual_seed(seed))
+        assert len(found.unique(dim=0)) == 10
+        assert torch.equal(found, slow_seeding(x, 10, seed))
+
+
+def test_tokens_that_differ_by_less_than_float32_has_squares_for_are_found_beside_far_ones():
+    x = torch.tensor([0.0, 1e-24, 2e-24, 1.0, 3.0], dtype=torch.float32)[:, None].repeat(8, 2)
+    found = kmeans_plus_plus(x, 5, torch.Generator().manual_seed(0))
+    assert sorted(found[:, 0].tolist()) == sorted(x[:5, 0].tolist())
+    with pytest.raises(ValueError, match="found 5 distinct tokens among the 40"):
+        kmeans_plus_plus(x, 6, torch.Generator())
+
+
+@pytest.mark.parametrize("scale", [1e-24, 1.0, 1e19])
+@pytest.mark.parametrize("stop", [1, 4])
+def test_a_seeding_of_any_size_of_tokens_is_gone_on_with_to_the_bit(scale, stop):
+    x = mixture(0, 150, 6, 3) * scale
+    saved = {}
+
+    def on_seed(_, centres):
+        if centres == stop + 1:
+            saved.update(broken.checkpoint())
+            raise Stop
+
+    whole, broken = MiniBatchKMeans(7).seed_from([x]), MiniBatchKMeans(7)
+    with pytest.raises(Stop):
+        broken.seed_from([x], on_seed)
+    resumed = MiniBatchKMeans(7).resume(saved).seed_from([x])
+    assert torch.equal(resumed.cluster_centers_, whole.cluster_centers_)
+
+
+def test_seeds_do_not_hang_on_what_products_of_float32_may_be_rounded_to(monkeypatch):
+    asked = []
+    real = torch.addmm
+
+    def rounded(bias, a, b, **options):
+        asked.append(a.dtype)
+        if a.dtype == torch.float32:
+            a, b = a.bfloat16().float(), b.bfloat16().float()
+        return real(bias, a, b, **options)
+
+    x = randn(0, 400, 16)
+    wanted = slow_seeding(x, 20, 0)
+    monkeypatch.setattr(torch, "addmm", rounded)
+    monkeypatch.setattr(kmeans_module, "float32_is_exact", lambda: False)
+    assert torch.equal(kmeans_plus_plus(x, 20, torch.Generator().manual_seed(0)), wanted)
+    assert set(asked) == {torch.float64}
 
 
 @pytest.mark.parametrize("with_held_out", [True, False])
@@ -477,7 +571,7 @@ def test_tol_is_the_centres_movement_over_the_variance_of_the_seeding_tokens():
 
 
 def test_reassignment_ratio_changes_the_fit():
-    x = torch.cat([mixture(0, 900, 3, 2), torch.full((4, 2), 50.0) + randn(0, 4, 2)])
+    x = torch.cat([mixture(0, 900, 3, 2), torch.full((4, 2), 50.0, dtype=torch.float32) + randn(0, 4, 2)])
     ends = [
         MiniBatchKMeans(12, reassignment_ratio=ratio, max_iter=2).fit(shuffled(x, 100)).cluster_centers_
         for ratio in (0.0, 0.5)
@@ -505,11 +599,33 @@ def test_partial_fit_alone_seeds_from_the_first_batch():
 # ---- state, errors
 
 
+def test_a_fit_on_float64_tokens_is_that_on_float32_ones():
+    x = mixture(0, 500, 5, 3)
+    plain = MiniBatchKMeans(5, max_iter=5, max_no_improvement=None).fit(lambda _: x.split(50))
+    numbers = x.double()
+    found = MiniBatchKMeans(5, max_iter=5, max_no_improvement=None).fit(lambda _: numbers.split(50))
+    assert torch.equal(numbers.float(), x)
+    assert torch.equal(found.cluster_centers_, plain.cluster_centers_)
+    assert float(found.assign(x)[1].mean()) == float(plain.assign(x)[1].mean())
+
+
+@pytest.mark.parametrize("through", ["torch", "numpy"])
+def test_centres_that_are_edited_in_place_are_seen_by_all_that_use_them(through):
+    x, model = randn(0, 300, 4), with_centers(randn(1, 9, 4))
+    model.predict(x)
+    centers = model.cluster_centers_ if through == "torch" else model.cluster_centers_.numpy()
+    centers *= -1
+    labels, squares = brute_force(x, model.cluster_centers_)
+    np.testing.assert_array_equal(model.predict(x), labels)
+    np.testing.assert_allclose(model.assign(x)[1], squares.min(1), rtol=1e-14)
+    assert torch.equal(model.transform(x).argmin(1), model.predict(x))
+
+
 def test_a_restored_model_predicts_alike_and_goes_on():
     x = mixture(0, 600, 4, 2)
     model = MiniBatchKMeans(4, max_iter=2).fit(shuffled(x, 60))
     state = model.state_dict()
-    assert {name: value.dtype for name, value in state.items()} == {
+    assert {name: value.dtype for name, value in state.items() if value.ndim} == {
         "cluster_centers": torch.float32,
         "counts": torch.int64,
     }
@@ -523,7 +639,7 @@ def test_a_restored_model_predicts_alike_and_goes_on():
 
 
 def test_nmse_is_that_of_putting_tokens_on_their_centres():
-    x, std = mixture(0, 300, 4, 3), torch.tensor([0.0, 2.0, 0.5])
+    x, std = mixture(0, 300, 4, 3), torch.tensor([0.0, 2.0, 0.5], dtype=torch.float32)
     model = MiniBatchKMeans(6, max_iter=2).fit(shuffled(x, 64))
     labels, squares = brute_force(x, model.cluster_centers_)
     exact, weights = x.double().numpy(), np.array([1.0, 2.0, 0.5]) ** 2
@@ -548,6 +664,7 @@ def test_nmse_is_that_of_putting_tokens_on_their_centres():
         ({"init_size": 2}, "found init_size = 2, wanted at least 3"),
         ({"max_no_improvement": 0}, "found max_no_improvement = 0"),
         ({"reassignment_ratio": 1.5}, "found reassignment_ratio = 1.5"),
+        ({"seed": 2**63}, "found seed = 9223372036854775808, wanted an int64"),
     ],
 )
 def test_parameters_out_of_range_are_refused(parameters, message):
@@ -566,7 +683,7 @@ def test_errors_of_fit_and_predict():
     with pytest.raises(ValueError, match="found 20 tokens to seed from, wanted at least n_clusters = 21"):
         MiniBatchKMeans(21).fit(lambda _: x.split(6))
     with pytest.raises(ValueError, match="found 1 distinct tokens"):
-        MiniBatchKMeans(3).fit(lambda _: [torch.ones(9, 2)])
+        MiniBatchKMeans(3).fit(lambda _: [torch.ones(9, 2, dtype=torch.float32)])
     with pytest.raises(ValueError, match="found 0 tokens in pass 1"):
         MiniBatchKMeans(3).fit(lambda epoch: [x] if epoch == 0 else [])
     model = MiniBatchKMeans(3).partial_fit(x)
@@ -717,9 +834,9 @@ def test_agreement_is_scikit_learns_adjusted_rand_index(n, k_a, k_b, seed):
 
 def test_labels_that_cannot_be_compared_are_refused():
     for a, b in (
-        (torch.zeros(2), torch.zeros(3)),
-        (torch.zeros(0), torch.zeros(0)),
-        (torch.zeros(1, 1), torch.zeros(1, 1)),
+        (torch.zeros(2, dtype=torch.float32), torch.zeros(3, dtype=torch.float32)),
+        (torch.zeros(0, dtype=torch.float32), torch.zeros(0, dtype=torch.float32)),
+        (torch.zeros(1, 1, dtype=torch.float32), torch.zeros(1, 1, dtype=torch.float32)),
     ):
         with pytest.raises(ValueError, match="wanted two of one length, at least 1"):
             adjusted_rand_index(a.long(), b.long())

@@ -50,7 +50,9 @@ def test_a_problem_that_is_done_is_not_evaluated_again():
 @pytest.mark.parametrize("max_iter", [0, 1, 3])
 def test_running_out_of_iterations_is_said(max_iter):
     offsets = torch.tensor([6.0], dtype=torch.float64)
-    _, steps, done = minimise(_bowls(offsets), torch.zeros(2, 1).double(), max_iter=max_iter, tol=1e-12)
+    _, steps, done = minimise(
+        _bowls(offsets), torch.zeros(2, 1, dtype=torch.float32).double(), max_iter=max_iter, tol=1e-12
+    )
     assert (steps.tolist(), done.tolist()) == ([max_iter], [False])
 
 
@@ -59,19 +61,24 @@ def test_a_problem_that_is_not_a_number_is_never_done():
         nan = theta[0] * torch.nan
         return nan, nan.expand(2, -1), nan.expand(3, len(problems))
 
-    _, steps, done = minimise(evaluate, torch.zeros(2, 1).double(), max_iter=3, tol=1e-12)
+    _, steps, done = minimise(evaluate, torch.zeros(2, 1, dtype=torch.float32).double(), max_iter=3, tol=1e-12)
     assert (steps.tolist(), done.tolist()) == ([3], [False])
 
 
 def test_nothing_to_minimise_is_done():
-    theta, steps, done = minimise(_bowls(torch.zeros(0)), torch.zeros(2, 0).double(), max_iter=3, tol=1e-12)
+    theta, steps, done = minimise(
+        _bowls(torch.zeros(0, dtype=torch.float32)),
+        torch.zeros(2, 0, dtype=torch.float32).double(),
+        max_iter=3,
+        tol=1e-12,
+    )
     assert (theta.shape, steps.tolist(), done.tolist()) == ((2, 0), [], [])
 
 
 def _losses(n_rows=30, n_features=3, n_classes=4, form="rows"):
     """The same losses over rows, over weighted points, or with class weights in either form."""
     generator = torch.Generator().manual_seed(5)
-    values = torch.randn(n_features, n_rows, generator=generator) * 3 + 1
+    values = torch.randn(n_features, n_rows, generator=generator, dtype=torch.float32) * 3 + 1
     labels = torch.randint(-1, n_classes, (n_rows,), generator=generator)
     mean, scale = torch.randn(2, n_features, generator=generator, dtype=torch.float64)
     scale = scale.abs() + 0.5
@@ -79,7 +86,10 @@ def _losses(n_rows=30, n_features=3, n_classes=4, form="rows"):
     slab = slab_of_rows(values, labels)
     weights = None
     if form.startswith("balanced"):
-        weights = ClassWeights(torch.rand(n_classes, generator=generator).double() + 2, torch.arange(1.0, 5.0).double())
+        weights = ClassWeights(
+            torch.rand(n_classes, generator=generator, dtype=torch.float32).double() + 2,
+            torch.arange(1.0, 5.0, dtype=torch.float32).double(),
+        )
     if form.endswith("points"):
         twice = torch.ones(n_features, n_rows, dtype=torch.float64)  # the last row in two halves
         twice[:, -1] = 0.5
@@ -97,6 +107,7 @@ FORMS = ["rows", "points", "balanced rows", "balanced points"]
 
 
 @pytest.mark.parametrize("form", FORMS)
+@torch.inference_mode(False)  # in which the reference has no gradients
 def test_the_loss_is_that_of_a_loop_and_its_derivatives_are_those_of_autograd(form):
     losses, values, labels, theta = _losses(form=form)
     pairs = torch.tensor([11, 0, 5, 6])  # any pairs, in any order

@@ -15,7 +15,7 @@ from assay.numerics.pca import Convergence, StreamingPCA, orient, subspace_drift
 def correlated(seed, n, d, offset=0.0):
     generator = torch.Generator().manual_seed(seed)
     basis, _ = torch.linalg.qr(torch.randn(d, d, generator=generator, dtype=torch.float64))
-    scales = 2.0 ** -torch.arange(d)
+    scales = 2.0 ** -torch.arange(d, dtype=torch.float64)
     return ((torch.randn(n, d, generator=generator, dtype=torch.float64) * scales) @ basis + offset).float()
 
 
@@ -91,7 +91,7 @@ def test_attributes_follow_later_batches():
     x = correlated(2, 60, 4)
     pca = fitted(x[:30])
     early = pca.explained_variance_
-    pca.partial_fit(torch.empty(0, 4))
+    pca.partial_fit(torch.empty(0, 4, dtype=torch.float32))
     assert torch.equal(pca.explained_variance_, early)
     pca.partial_fit(x[30:])
     np.testing.assert_allclose(pca.explained_variance_, svd(x)[2], rtol=1e-9)
@@ -149,7 +149,7 @@ def test_errors_of_pca():
         pca.inverse_transform(x)
     for k in (0, 4):
         with pytest.raises(ValueError, match=f"found K = {k}, wanted 1 to 3"):
-            pca.reconstruction_errors(x, torch.ones(4), [k])
+            pca.reconstruction_errors(x, torch.ones(4, dtype=torch.float32), [k])
 
 
 def slow_top_k(row, k):
@@ -161,7 +161,7 @@ def slow_top_k(row, k):
     rows=st.integers(1, 40).flatmap(
         lambda width: st.lists(
             st.lists(st.sampled_from([-2.0, -1.0, -0.0, 0.0, 1.0, 2.0]), min_size=width, max_size=width), max_size=4
-        ).map(lambda rows: torch.tensor(rows).reshape(-1, width))
+        ).map(lambda rows: torch.tensor(rows, dtype=torch.float32).reshape(-1, width))
     ),
     data=st.data(),
 )
@@ -174,7 +174,7 @@ def test_top_k_is_the_loops_with_ties_to_the_lower_index(rows, data):
 
 
 def test_top_k_breaks_ties_in_wide_rows_too():
-    z = torch.ones(3, 2000)
+    z = torch.ones(3, 2000, dtype=torch.float32)
     z[:, ::2] = -1
     assert top_k(z, 500)[1].tolist() == [list(range(500))] * 3
     for k in (0, 2001):
@@ -199,7 +199,7 @@ def explicit_errors(x, pca, std, k):
 @pytest.mark.parametrize("n_components", [None, 5])
 def test_nmse_at_every_k_is_that_of_explicit_reconstruction(n_components):
     train, x = correlated(6, 200, 8, offset=0.05), correlated(7, 90, 8, offset=0.1)
-    std = torch.tensor([0.0, 0.5, 1, 2, 4, 8, 0.1, 3])
+    std = torch.tensor([0.0, 0.5, 1, 2, 4, 8, 0.1, 3], dtype=torch.float32)
     pca = fitted(train, n_components=n_components)
     ks = range(1, (n_components or 8) + 1)
     for batch in (90, 13, 1):
@@ -216,7 +216,7 @@ def test_nmse_at_every_k_is_that_of_explicit_reconstruction(n_components):
 
 
 def test_some_ks_in_any_order_are_those_of_all_ks():
-    x, std = correlated(8, 60, 6), torch.full((6,), 2.0)
+    x, std = correlated(8, 60, 6), torch.full((6,), 2.0, dtype=torch.float32)
     pca = fitted(x)
     every = pca.reconstruction_errors(x, std, range(1, 7))
     some = pca.reconstruction_errors(x, std, [4, 1, 4])
@@ -226,8 +226,11 @@ def test_some_ks_in_any_order_are_those_of_all_ks():
 
 
 def test_error_sums_weigh_dimensions_by_variance_and_merge():
-    x, left = torch.tensor([[1.0, 2.0], [3.0, 0.0]]), torch.tensor([[1.0, 0.0], [0.0, -1.0]])
-    sums = error_sums(x, left, torch.tensor([0.0, 3.0]))
+    x, left = (
+        torch.tensor([[1.0, 2.0], [3.0, 0.0]], dtype=torch.float32),
+        torch.tensor([[1.0, 0.0], [0.0, -1.0]], dtype=torch.float32),
+    )
+    sums = error_sums(x, left, torch.tensor([0.0, 3.0], dtype=torch.float32))
     assert sums == ErrorSums(residual=2, total=14, residual_raw=10, total_raw=46, n_tokens=2)
     assert sums.nmse == 2 / 14
     assert sums.nmse_raw == 10 / 46
@@ -243,7 +246,10 @@ def test_error_sums_that_cannot_be_are_refused():
         with pytest.raises(ValueError, match="no variance in 3 tokens"):
             getattr(nothing, ratio)
     with pytest.raises(ValueError, match="found 0 tokens"):
-        sum_errors(lambda x: {1: error_sums(x, x, torch.ones(2))}, [torch.empty(0, 2)])
+        sum_errors(
+            lambda x: {1: error_sums(x, x, torch.ones(2, dtype=torch.float32))},
+            [torch.empty(0, 2, dtype=torch.float32)],
+        )
 
 
 def test_the_spectrum_survives_a_far_mean_and_a_condition_number_of_1e8():
@@ -264,7 +270,7 @@ def test_the_spectrum_survives_a_far_mean_and_a_condition_number_of_1e8():
 
 
 def test_batches_larger_than_a_tile_and_more_dimensions_than_a_block():
-    x = torch.randn(2100, 150, generator=torch.Generator().manual_seed(1)) + 3
+    x = torch.randn(2100, 150, generator=torch.Generator().manual_seed(1), dtype=torch.float32) + 3
     pca = fitted(x, batch=1999)
     np.testing.assert_allclose(pca.explained_variance_, svd(x)[2], rtol=1e-9)
 
@@ -341,14 +347,26 @@ def test_checkpoints_that_cannot_be_are_refused():
 
 def test_whitened_coefficients_have_unit_variance_and_come_back():
     x = correlated(3, 400, 5, offset=2.0)
-    x = torch.cat([x, torch.ones(400, 1)], dim=1)  # a dimension without variance
+    x = torch.cat([x, torch.ones(400, 1, dtype=torch.float32)], dim=1)  # a dimension without variance
     plain, white = fitted(x), StreamingPCA(whiten=True).partial_fit(x)
     z = white.transform(x)
-    np.testing.assert_allclose(z[:, :5].double().var(0), torch.ones(5), rtol=1e-5)
+    np.testing.assert_allclose(z[:, :5].double().var(0), torch.ones(5, dtype=torch.float32), rtol=1e-5)
     assert bool(z.isfinite().all())
     np.testing.assert_allclose(white.inverse_transform(z), x, atol=1e-5)
     assert torch.equal(StreamingPCA.from_state(white.state_dict()).transform(x), z)
     np.testing.assert_allclose(white.squared_errors(x, 2), plain.squared_errors(x, 2), atol=1e-12)
+
+
+def test_rounding_is_not_whitened_to_a_variance_of_1():
+    """Components along which the tokens do not vary: dimensions that repeat others, and one that is constant."""
+    x = correlated(3, 400, 3, offset=2.0).double()
+    x = torch.cat(
+        [x, x @ torch.ones(3, 2, dtype=torch.float64) / 3, torch.full((400, 1), 0.1, dtype=torch.float64)], dim=1
+    )
+    white = StreamingPCA(whiten=True).partial_fit(x)
+    spread = white.transform(x).double().std(0)
+    np.testing.assert_allclose(spread[:3], torch.ones(3, dtype=torch.float64), rtol=1e-5)
+    assert float(spread[3:].max()) < 1e-6
 
 
 @settings(deadline=None, max_examples=30)
@@ -397,12 +415,12 @@ def test_convergence_looks_at_no_more_than_a_quarter_and_waits_for_as_many_token
     again = convergence.look(4, last=True)
     assert again["reconstruction_error"] == convergence.history_[0]["reconstruction_error"]
     assert again["subspace_drift"] == pytest.approx(0, abs=1e-12)
-    same = StreamingPCA().partial_fit(torch.ones(5, 8))
+    same = StreamingPCA().partial_fit(torch.ones(5, 8, dtype=torch.float32))
     assert Convergence(same).look(1)["reconstruction_error"] == 0
 
 
 def test_drift_of_subspaces():
-    axes = torch.eye(4)
+    axes = torch.eye(4, dtype=torch.float32)
     assert subspace_drift(axes[:2], axes[[1, 0]]) == 0
     assert subspace_drift(axes[:2], axes[2:]) == 1
     turned = torch.stack([axes[0], 0.6 * axes[1] + 0.8 * axes[2]])

@@ -35,7 +35,7 @@ def ranked(draw):
     """Scores of few or many distinct values, and labels of which some are -1 and some classes absent."""
     n_rows, n_classes = draw(st.integers(1, 60)), draw(st.integers(1, 5))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 9999)))
-    scores = torch.randn(3, n_rows, generator=generator)
+    scores = torch.randn(3, n_rows, generator=generator, dtype=torch.float32)
     distinct = draw(st.sampled_from([1, 2, 5, None]))
     if distinct is not None:
         scores = (scores * distinct / 4).round()  # rounds to 0.0 and -0.0, which are one score
@@ -52,7 +52,10 @@ def _thresholds(values, n_classes, generator):
     """Some on values, some between, some beyond all."""
     n_features, n_rows = values.shape
     rows = torch.randint(n_rows, (n_features, n_classes), generator=generator)
-    away = torch.randint(-1, 2, rows.shape, generator=generator) * torch.tensor([0.0, 0.3, 100.0, 1e-9])[rows % 4]
+    away = (
+        torch.randint(-1, 2, rows.shape, generator=generator)
+        * torch.tensor([0.0, 0.3, 100.0, 1e-9], dtype=torch.float32)[rows % 4]
+    )
     return values.gather(1, rows).double() + away
 
 
@@ -93,8 +96,8 @@ def test_the_order_of_rows_does_not_matter(case, seed):
 
 
 def test_features_are_ranked_alike_in_any_block(monkeypatch):
-    scores, labels = torch.randn(7, 50).round(decimals=1), torch.randint(0, 3, (50,))
-    thresholds = torch.randn(7, 3).double()
+    scores, labels = torch.randn(7, 50, dtype=torch.float32).round(decimals=1), torch.randint(0, 3, (50,))
+    thresholds = torch.randn(7, 3, dtype=torch.float32).double()
     whole = _rank(scores, labels, 3, thresholds)
     monkeypatch.setattr(ranking, "_BLOCK", 100)
     assert torch.equal(_rank(scores, labels, 3, thresholds), whole)
@@ -118,7 +121,7 @@ def test_counts_of_ones_are_enough_for_binary_features(n_rows, n_classes, seed):
 
 
 def test_a_threshold_that_is_no_number_spoils_no_other():
-    scores, labels = torch.randn(2, 30), torch.randint(0, 2, (30,))
+    scores, labels = torch.randn(2, 30, dtype=torch.float32), torch.randint(0, 2, (30,))
     thresholds = torch.tensor([[torch.nan, 0.1], [torch.inf, -torch.inf]], dtype=torch.float64)
     found = _rank(scores, labels, 2, thresholds)
     assert found[2, 0, 0, 1] == int((scores[0] >= 0.1).sum())
@@ -127,16 +130,16 @@ def test_a_threshold_that_is_no_number_spoils_no_other():
 
 def test_bad_scores_and_labels_are_refused():
     with pytest.raises(ValueError, match="NaN"):
-        _rank(torch.tensor([[0.0, torch.nan]]), torch.tensor([0, 0]), 1)
+        _rank(torch.tensor([[0.0, torch.nan]], dtype=torch.float32), torch.tensor([0, 0]), 1)
     with pytest.raises(ValueError, match=r"torch\.int32 .*wanted torch\.int64"):
-        _rank(torch.zeros(1, 2), torch.zeros(2, dtype=torch.int32), 1)
+        _rank(torch.zeros(1, 2, dtype=torch.float32), torch.zeros(2, dtype=torch.int32), 1)
     with pytest.raises(ValueError, match=r"shape \(3,\), wanted .* shape \(2,\)"):
-        _rank(torch.zeros(1, 2), torch.zeros(3, dtype=torch.int64), 1)
+        _rank(torch.zeros(1, 2, dtype=torch.float32), torch.zeros(3, dtype=torch.int64), 1)
     with pytest.raises(ValueError, match="0 rows"):
-        _rank(torch.zeros(1, 0), torch.zeros(0, dtype=torch.int64), 1)
+        _rank(torch.zeros(1, 0, dtype=torch.float32), torch.zeros(0, dtype=torch.int64), 1)
     for bad in (-2, 2):
         with pytest.raises(ValueError, match=rf"labels run from .*{bad}.*wanted 0 to 1"):
-            _rank(torch.zeros(1, 2), torch.tensor([0, bad]), 2)
+            _rank(torch.zeros(1, 2, dtype=torch.float32), torch.tensor([0, bad]), 2)
 
 
 @settings(deadline=None, max_examples=40)
@@ -145,7 +148,7 @@ def test_bad_scores_and_labels_are_refused():
     st.integers(1, 20),
 )
 def test_purity_is_that_of_a_loop(rows, k):
-    values = torch.tensor([float(value) for value, _ in rows])
+    values = torch.tensor([float(value) for value, _ in rows], dtype=torch.float32)
     labels = torch.tensor([label for _, label in rows])
     order = sorted(range(len(rows)), key=lambda row: (-rows[row][0], row))[:k]
     assert top_rows(values, k).tolist() == order
@@ -156,10 +159,10 @@ def test_purity_is_that_of_a_loop(rows, k):
 
 def test_purity_is_of_the_sixteen_highest_unless_told():
     labels = torch.tensor([0] * 16 + [1] * 84)
-    assert purity_at_k(torch.arange(100.0).flip(0), labels) == 1.0
-    assert purity_at_k(torch.arange(100.0).flip(0), labels, 32) == 0.5
-    assert purity_at_k(torch.zeros(100), labels) == 1.0  # all equal: the lowest rows
-    for values, k in ((torch.zeros(0), 16), (torch.zeros(3), 0)):
+    assert purity_at_k(torch.arange(100.0, dtype=torch.float32).flip(0), labels) == 1.0
+    assert purity_at_k(torch.arange(100.0, dtype=torch.float32).flip(0), labels, 32) == 0.5
+    assert purity_at_k(torch.zeros(100, dtype=torch.float32), labels) == 1.0  # all equal: the lowest rows
+    for values, k in ((torch.zeros(0, dtype=torch.float32), 16), (torch.zeros(3, dtype=torch.float32), 0)):
         with pytest.raises(ValueError, match="wanted at least 1"):
             purity_at_k(values, torch.zeros(len(values), dtype=torch.int64), k)
 
@@ -169,7 +172,7 @@ def test_purity_is_of_the_sixteen_highest_unless_told():
 def test_the_strongest_examples_are_those_of_a_loop(patches, n_examples, k, seed):
     generator = torch.Generator().manual_seed(seed)
     values = torch.randint(-2, 3, (2, n_examples * patches), generator=generator).float()
-    counted = torch.rand(n_examples * patches, generator=generator) < 0.7
+    counted = torch.rand(n_examples * patches, generator=generator, dtype=torch.float32) < 0.7
     found = strongest_examples(values, counted, patches, k)
     for feature in range(2):
         ranked = []

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import statistics
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ def _inputs(n_features, n_classes, seed, levels=4):
     def draw(*shape):
         return torch.randint(1, levels + 1, shape, generator=generator).double() / (levels + 1)
 
-    present = torch.rand(n_classes, generator=generator) < 0.8
+    present = torch.rand(n_classes, generator=generator, dtype=torch.float32) < 0.8
     predicted = (draw(n_features, n_classes) * 40).round()
     positives = present * (draw(n_classes) * 40).round()
     val = Judgement(
@@ -36,7 +37,7 @@ def _inputs(n_features, n_classes, seed, levels=4):
         "base_ce": draw(n_classes),
         "purity": draw(n_classes, 3),
         "train_counts": torch.randint(1, 50, (n_classes,), generator=generator),
-        "fitted": torch.rand(n_classes, generator=generator) < 0.8,
+        "fitted": torch.rand(n_classes, generator=generator, dtype=torch.float32) < 0.8,
     }
 
 
@@ -83,7 +84,8 @@ def test_scores_are_those_of_a_loop(n_features, n_classes, seed, threshold, n_to
     assert scores.mean_val_ce == pytest.approx(val_ce, rel=1e-12)
     assert scores.mean_base_ce == pytest.approx(base, rel=1e-12)
     assert scores.mean_train_ce == pytest.approx(mean(given_["train_ce"][best[c], c] for c in scored), rel=1e-12)
-    assert scores.mean_feature_ce == pytest.approx(mean(val.loss[j, c] for j in range(n_features) for c in scored))
+    assert scores.mean_feature_ce == pytest.approx(mean(val.loss[:, c].mean() for c in scored))
+    assert scores.median_feature_ce == pytest.approx(mean(statistics.median(val.loss[:, c].tolist()) for c in scored))
     assert scores.negative_weights == pytest.approx(
         mean(given_["coef"][j, c] < 0 for j in range(n_features) for c in scored)
     )
@@ -106,6 +108,8 @@ def test_scores_are_those_of_a_loop(n_features, n_classes, seed, threshold, n_to
         assert row.base_ce == given_["base_ce"][c]
         assert row.average_precision == val.average_precision[j, c]
         assert [row.purity_at_16, row.purity_at_64, row.purity_at_256] == given_["purity"][c].tolist()
+        assert row.mean_feature_ce == pytest.approx(mean(val.loss[:, c]))
+        assert row.median_feature_ce == statistics.median(val.loss[:, c].tolist())
         assert row.val_ce_by_val == val.loss[j_val, c]
         assert row.average_precision_by_val == val.average_precision[j_val, c]
         assert row.probe_r == 1 - row.val_ce / row.base_ce
@@ -133,6 +137,18 @@ def test_coverage_counts_an_average_precision_of_exactly_the_threshold():
     assert score_encoding(**given_).coverage == 0.5
 
 
+def test_one_pair_that_is_confident_and_wrong_is_seen_in_its_class_alone():
+    """Its CE of 539 nats makes the mean over all features and classes many times that of any other pair."""
+    given_ = _all_present(4, 3)
+    given_["val"].loss[:] = torch.tensor([0.1, 0.2, 0.3], dtype=torch.float64)
+    given_["val"].loss[2, 1] = 539.0
+    scores = score_encoding(**given_)
+    assert [row.mean_feature_ce for row in scores.classes] == pytest.approx([0.1, 134.9, 0.3])
+    assert [row.median_feature_ce for row in scores.classes] == pytest.approx([0.1, 0.2, 0.3])
+    assert scores.mean_feature_ce == pytest.approx((0.1 + 134.9 + 0.3) / 3)
+    assert scores.median_feature_ce == pytest.approx(0.2)
+
+
 def test_best_features_go_to_the_lower_at_a_tie_and_are_none_without_a_probe():
     nan = torch.nan
     ce = torch.tensor([[2.0, nan, 1.0], [1.0, nan, 1.0], [1.0, nan, 3.0]], dtype=torch.float64)
@@ -145,16 +161,18 @@ def test_best_features_go_to_the_lower_at_a_tie_and_are_none_without_a_probe():
 def test_inputs_that_disagree_are_refused():
     given_ = _all_present(3, 2)
     with pytest.raises(ValueError, match=r"coef has shape \(2, 2\), wanted \(3, 2\)"):
-        score_encoding(**given_ | {"coef": torch.zeros(2, 2)})
+        score_encoding(**given_ | {"coef": torch.zeros(2, 2, dtype=torch.float32)})
     with pytest.raises(ValueError, match=r"purity has shape \(3,\), wanted \(2, 3\)"):
-        score_encoding(**given_ | {"purity": torch.zeros(3)})
+        score_encoding(**given_ | {"purity": torch.zeros(3, dtype=torch.float32)})
     with pytest.raises(ValueError, match=r"loss has shape \(2, 2\), wanted \(3, 2\)"):
-        score_encoding(**given_ | {"val": dataclasses.replace(given_["val"], loss=torch.zeros(2, 2))})
+        score_encoding(
+            **given_ | {"val": dataclasses.replace(given_["val"], loss=torch.zeros(2, 2, dtype=torch.float32))}
+        )
     unfitted = given_["train_ce"].clone()
     unfitted[:, 1] = torch.nan
     with pytest.raises(ValueError, match="marked as fitted is NaN"):
         score_encoding(**given_ | {"train_ce": unfitted})
-    nowhere = dataclasses.replace(given_["val"], average_precision=torch.full((3, 2), torch.nan))
+    nowhere = dataclasses.replace(given_["val"], average_precision=torch.full((3, 2), torch.nan, dtype=torch.float32))
     with pytest.raises(ValueError, match="map is nan"):
         score_encoding(**given_ | {"val": nowhere})
 
@@ -171,6 +189,7 @@ def test_inputs_that_disagree_are_refused():
         ("purity_at_16", -0.1),
         ("purity_at_256", 1.1),
         ("mean_feature_ce", -0.1),
+        ("median_feature_ce", math.nan),
         ("negative_weights", 1.1),
         ("f1", math.nan),
         ("coverage", math.nan),

@@ -31,9 +31,9 @@ N_CLASSES = 3
 
 def _make(kind, n_rows=3000, n_features=4, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(n_rows, n_features, generator=generator)
+    x = torch.randn(n_rows, n_features, generator=generator, dtype=torch.float32)
     if kind == "heavy":
-        x = x / torch.randn(n_rows, n_features, generator=generator)
+        x = x / torch.randn(n_rows, n_features, generator=generator, dtype=torch.float32)
     elif kind == "skewed":
         x = (3 * x).exp()
     elif kind == "discrete":
@@ -73,7 +73,9 @@ def _of_zeros(x, labels, **options):
 def test_statistics_are_those_of_the_rows(kind, events):
     x, labels = _make(kind)
     if events:
-        x = torch.where(torch.rand(x.shape, generator=torch.Generator().manual_seed(1)) < 0.9, 0.0, x)
+        x = torch.where(
+            torch.rand(x.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float32) < 0.9, 0.0, x
+        )
         x[:, 3] = 0.0
     found = (_of_zeros(x, labels) if events else _sketch(x, labels)).statistics()
     exact = x.double()
@@ -127,12 +129,16 @@ def _losses(slab, x, labels):
 def test_the_loss_is_within_the_bound_of_that_of_the_rows(kind, events, n_rows, log_w, b, seed):
     x, labels = _make(kind, n_rows, seed=seed)
     if events:
-        x = torch.where(torch.rand(x.shape, generator=torch.Generator().manual_seed(seed)) < 0.8, 0.0, x)
+        x = torch.where(
+            torch.rand(x.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float32) < 0.8, 0.0, x
+        )
     sketch = _of_zeros(x, labels) if events else _sketch(x, labels)
     sketched = _losses(sketch.slab(sketch.statistics()), x, labels)
     exact = _losses(slab_of_rows(x.T.contiguous(), labels), x, labels)
     pairs = torch.arange(4 * N_CLASSES)
-    theta = torch.stack([torch.full((len(pairs),), b), torch.full((len(pairs),), 10**log_w)]).double()
+    theta = torch.stack(
+        [torch.full((len(pairs),), b, dtype=torch.float64), torch.full((len(pairs),), 10**log_w, dtype=torch.float64)]
+    ).double()
     theta[1, ::2] *= -1
     error = (sketched.loss(pairs, theta) - exact.loss(pairs, theta)).abs()
     size = 1 + theta.abs().sum(0) * 10
@@ -223,7 +229,7 @@ def test_what_is_not_finite_is_named_by_row_and_feature():
 
 
 def test_values_of_hopelessly_different_sizes_are_refused():
-    x = torch.tensor([[0.0, 1e-30], [0.0, 2e-30], [1.0, 1e30]])
+    x = torch.tensor([[0.0, 1e-30], [0.0, 2e-30], [1.0, 1e30]], dtype=torch.float32)
     labels = torch.zeros(3, dtype=torch.int64)
     with pytest.raises(
         ValueError, match=r"feature 8 has values .*e\+60 times as far apart as in its first rows, 1\.0e-30"
@@ -242,7 +248,7 @@ def test_rows_are_left_as_they_are():
 @settings(deadline=None, max_examples=50)
 @given(st.lists(st.floats(-(2.0**100), 2.0**100, width=32), min_size=1, max_size=50), st.integers(0, 3))
 def test_any_finite_rows_have_finite_points_in_their_range(values, seed):
-    x = torch.tensor(values)[:, None]
+    x = torch.tensor(values, dtype=torch.float32)[:, None]
     labels = torch.zeros(len(values), dtype=torch.int64)
     sample = x[: 1 + seed]
     cells = CellMap.of_rows(sample.T)
@@ -256,3 +262,12 @@ def test_any_finite_rows_have_finite_points_in_their_range(values, seed):
     width = float(x.double().max() - x.double().min()) + 1e-6 * float(x.double().abs().max()) + 1e-30
     assert kept.min() >= float(x.double().min()) - width
     assert kept.max() <= float(x.double().max()) + width
+
+
+def test_cells_are_the_same_of_float32_which_stays_as_it_is():
+    t = torch.randn(200, generator=torch.Generator().manual_seed(0), dtype=torch.float32) * 9
+    before = t.clone()
+    cells = CellMap(torch.zeros(1, dtype=torch.float64), torch.ones(1, dtype=torch.float64))
+    for found, wanted in zip(cells.cells(t), cells.cells(t.double()), strict=True):
+        assert torch.equal(found, wanted)
+    assert torch.equal(t, before)

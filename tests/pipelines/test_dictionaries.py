@@ -120,9 +120,48 @@ def test_random_directions_are_an_orthonormal_basis_drawn_by_the_seed(planted):
     assert make_encoder("pca-topk-00004", drawn[0]).n_features == D_MODEL
 
 
-def test_what_saev_measured_is_a_row_without_a_standardised_nmse():
-    class Codes:
-        n_features = 7
+class Codes:
+    n_features = 7
 
-    found = adopt_saev_metrics({"nmse_raw": 0.25}, Codes(), layer=5, name="theirs")
-    assert found == {"layer": 5, "method": "theirs", "rows": [{"k": 7, "nmse": None, "nmse_raw": 0.25}]}
+
+@pytest.fixture
+def shifted(statistics):
+    """A train mean from which the validation tokens' own is far, as it is where the splits differ."""
+    return statistics | {"mean": statistics["mean"] + statistics["std"] / 3}
+
+
+def adopt(metrics, planted, statistics):
+    dictionary = DictionaryParameters(saev_run="runs/abc", batch_size=100)
+    return adopt_saev_metrics(
+        metrics, Codes(), Shards(planted[1]), statistics, "cpu", layer=5, name="theirs", dictionary=dictionary
+    )
+
+
+@pytest.mark.parametrize("names", [("sse_recon", "sse_baseline"), ("normalized_mse",)])
+def test_what_saev_measured_is_divided_by_the_train_mean_as_every_other_row(planted, tokens, shifted, weights, names):
+    """saev's own ratio is about the mean of the tokens that it judges. The same autoencoder by its weights gives the same row."""
+    dictionary = DictionaryParameters(weights="sae.safetensors", activation="relu", trained_on="raw")
+    measured = measure_sae(Shards(planted[1]), shifted, weights, "cpu", layer=5, name="mine", dictionary=dictionary)
+    (mine,) = measured["rows"]
+    sae = SparseAutoencoder(weights, activation="relu", mean=shifted["mean"], std=shifted["std"])
+    x = tokens[1]
+    left = sae.residual(((x - shifted["mean"]) / shifted["std"]).float()).double() * shifted["std"]
+    metrics = {"sse_recon": float(left.square().sum()), "sse_baseline": float((x - x.mean(0)).square().sum())}
+    metrics["normalized_mse"] = metrics["sse_recon"] / metrics["sse_baseline"]
+    found = adopt({name: metrics[name] for name in names}, planted, shifted)
+    (row,) = found["rows"]
+    assert (found["layer"], found["method"], found["n_tokens"], row["k"], row["nmse"]) == (5, "theirs", len(x), 7, None)
+    assert row["nmse_raw"] == pytest.approx(mine["nmse_raw"], rel=1e-5)
+    about_train = float((x - shifted["mean"]).square().sum())
+    assert row["nmse_raw"] == pytest.approx(metrics["sse_recon"] / about_train, rel=1e-6)
+    assert row["nmse_raw"] < 0.95 * metrics["normalized_mse"]
+
+
+def test_metrics_of_other_activations_are_refused(planted, tokens, shifted):
+    """Of another layer, of scaled activations, of some of the tokens: saev's sum about the mean is not that of these tokens."""
+    baseline = float((tokens[1] - tokens[1].mean(0)).square().sum())
+    assert adopt({"sse_recon": 1.0, "sse_baseline": baseline * 1.005}, planted, shifted)
+    with pytest.raises(
+        ValueError, match=r"dictionaries.theirs: metrics.json of runs/abc says sse_baseline .* layer 5 of .* has"
+    ):
+        adopt({"sse_recon": 1.0, "sse_baseline": baseline * 0.98}, planted, shifted)

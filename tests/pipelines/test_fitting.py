@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -12,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from assay.io.checkpoints import Checkpoints
 from assay.io.shards import Shards
+from assay.io.tensors import write_with_header
 from assay.numerics.kmeans import MiniBatchKMeans
 from assay.numerics.pca import Convergence
 from assay.parameters import KMeansParameters, PCAParameters, StandardizeParameters
@@ -114,6 +116,34 @@ def test_a_fit_whose_model_could_not_be_saved_goes_on_from_its_last_checkpoint(f
 
 
 @pytest.mark.parametrize("method", FITS)
+def test_a_fit_goes_on_where_the_shards_were_copied_to(fit, cut, tmp_path, planted, statistics, method, seen):
+    whole = fit(method, Checkpoints(tmp_path / "whole"))
+    checkpoints = Checkpoints(tmp_path / "cut")
+    cut(method, checkpoints, 10)
+    staged = shutil.copytree(planted[0], tmp_path / "scratch" / planted[0].name, copy_function=shutil.copyfile)
+    for path in staged.iterdir():
+        os.utime(path, ns=(0, 12345))
+    (staged / "labels.bin").write_bytes(bytes(48 * 16))  # no fit looks at them
+    del seen[:]
+    again = FITS[method](Shards(staged), statistics, PARAMETERS[method], checkpoints, "cpu", layer=5)[0]
+    assert seen[0][2] == 9
+    assert all(torch.equal(again[name], whole[name]) for name in whole)
+
+
+def test_where_no_checkpoint_is_taken_up_it_is_said_what_differs(cut, tmp_path, planted, statistics, caplog):
+    checkpoints = Checkpoints(tmp_path / "cut")
+    cut("pca", checkpoints, 10)
+    other = shutil.copytree(planted[0], tmp_path / "scratch" / planted[0].name)
+    raw = bytearray((other / "acts000000.bin").read_bytes())
+    raw[400] ^= 1
+    (other / "acts000000.bin").write_bytes(raw)
+    FITS["pca"](Shards(other), statistics, PARAMETERS["pca"], checkpoints, "cpu", layer=5)
+    (record,) = (record for record in caplog.records if record.levelname == "WARNING")
+    assert "of the nearest of them its shards.content is " in record.getMessage()
+    assert "its shards.name" not in record.getMessage()
+
+
+@pytest.mark.parametrize("method", FITS)
 def test_checkpoint_steps_is_how_often_a_fit_is_saved_and_changes_nothing_else(fit, tmp_path, method, monkeypatch):
     saved = []
     save = Checkpoints.save
@@ -154,9 +184,8 @@ def test_another_fits_checkpoint_is_not_gone_on_with(fit, cut, tmp_path, method,
 def test_a_checkpoint_of_another_width_put_in_its_place_is_refused(fit, cut, tmp_path):
     cut("pca", Checkpoints(tmp_path), 10)
     for path in tmp_path.rglob("*.safetensors"):
-        tensors = load_file(path)
-        header = {"schema": "assay.checkpoint", "version": "1", "about": '{"d": 81}', "state": '{"step": 8}'}
-        save_file(tensors, path, metadata=header)
+        header = {"schema": "assay.checkpoint", "version": "2", "about": '{"d": 81}', "state": '{"step": 8}'}
+        write_with_header(path, load_file(path), header)
     with pytest.raises(ValueError, match="a checkpoint of another fit: its d is 81, wanted 80"):
         fit("pca", Checkpoints(tmp_path))
 
@@ -227,7 +256,7 @@ def cut_seeding(fit, monkeypatch):
 
         with monkeypatch.context() as patch:
             patch.setattr(fitting.Fit, "look", counting)
-            with stopping.sigterm_stops(), pytest.raises((Cut, KeyboardInterrupt)):
+            with stopping.signals_stop(), pytest.raises((Cut, KeyboardInterrupt)):
                 fit("kmeans", checkpoints)
 
     return run
@@ -296,8 +325,10 @@ def test_a_fit_killed_at_its_first_step_keeps_its_seeds(fit, cut, tmp_path, monk
     assert all(torch.equal(again[name], whole[name]) for name in whole)
 
 
-@pytest.mark.parametrize("method", FITS)
-def test_sigterm_is_answered_by_saving_before_anything_that_takes_long(fit, tmp_path, method, monkeypatch):
+@pytest.mark.parametrize(
+    ("method", "number"), [*((each, signal.SIGTERM) for each in FITS), ("pca", signal.SIGINT)], ids=str
+)
+def test_a_signal_is_answered_by_saving_before_anything_that_takes_long(fit, tmp_path, method, number, monkeypatch):
     """PCA's look is an eigendecomposition; the record of the resumed fit has it all the same."""
     order = []
     save, look = Checkpoints.save, Convergence.look
@@ -306,15 +337,32 @@ def test_sigterm_is_answered_by_saving_before_anything_that_takes_long(fit, tmp_
 
     def stop(*told):
         if told[2] == 7:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), number)
 
-    with monkeypatch.context() as patch, stopping.sigterm_stops():
+    with monkeypatch.context() as patch, stopping.signals_stop():
         patch.setattr(fitting, "observers", [stop])
         with pytest.raises(KeyboardInterrupt):
             fit(method, Checkpoints(tmp_path))
     assert order[-1] == "save"
     saved = max(int(path.stem[4:]) for path in tmp_path.rglob("step*.safetensors"))
     assert saved == 8, "the next step, a power of 2"
+
+
+def test_a_fit_says_from_which_step_it_goes_on(fit, tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setattr(fitting.logger, "info", lambda words, *values: told.append(words % values))
+
+    def stop(*seen):
+        if seen[2] == 7:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as patch, stopping.signals_stop():
+        patch.setattr(fitting, "observers", [stop])
+        with pytest.raises(KeyboardInterrupt):
+            fit("pca", Checkpoints(tmp_path))
+    assert told == []
+    fit("pca", Checkpoints(tmp_path))
+    assert told == ["layer 5, pca: resuming after step 8"]
 
 
 def test_the_record_of_a_pca_that_was_stopped_at_a_look_is_whole(planted, statistics, tmp_path, monkeypatch):
@@ -329,7 +377,7 @@ def test_the_record_of_a_pca_that_was_stopped_at_a_look_is_whole(planted, statis
             if told[2] == stop:
                 os.kill(os.getpid(), signal.SIGTERM)
 
-        with monkeypatch.context() as patch, stopping.sigterm_stops():
+        with monkeypatch.context() as patch, stopping.signals_stop():
             patch.setattr(fitting, "observers", [observe])
             with pytest.raises(KeyboardInterrupt):
                 run(f"cut {stop}")
@@ -344,7 +392,7 @@ def in_a_child(work):
     status = 1
     try:
         torch.set_num_threads(1)  # OpenMP's threads do not survive a fork
-        with stopping.sigterm_stops():
+        with stopping.signals_stop():
             work()
         status = 0
     except KeyboardInterrupt:
@@ -399,23 +447,40 @@ def assert_same(out: Path, whole: Path) -> None:
     assert out.read_bytes() == whole.read_bytes()
 
 
-def receive(times):
-    """Have SIGTERM come, and wait for what it does."""
-    for _ in range(times):
-        os.kill(os.getpid(), signal.SIGTERM)
+def receive(*numbers):
+    """Have signals come, and wait for what they do."""
+    for number in numbers:
+        os.kill(os.getpid(), number)
     time.sleep(5)
 
 
-def test_sigterm_outside_a_fit_stops_at_once():
-    with stopping.sigterm_stops(), pytest.raises(KeyboardInterrupt):
-        receive(1)
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+@pytest.mark.parametrize("number", stopping.SIGNALS, ids=str)
+def test_a_signal_outside_a_fit_stops_at_once(number):
+    before = signal.getsignal(number)
+    with stopping.signals_stop(), pytest.raises(KeyboardInterrupt):
+        receive(number)
+    assert signal.getsignal(number) == before
+    assert stopping.exit_code() == 128 + number
 
 
-def test_a_second_sigterm_stops_a_fit_at_once():
-    with stopping.sigterm_stops(), stopping.fit_in_progress(), pytest.raises(KeyboardInterrupt):
-        receive(2)
+@pytest.mark.parametrize("number", stopping.SIGNALS, ids=str)
+def test_a_second_signal_stops_a_fit_at_once(number, capfd):
+    with stopping.signals_stop(), stopping.fit_in_progress(), pytest.raises(KeyboardInterrupt):
+        receive(number, signal.SIGINT)
     assert not stopping.stop_is_asked()
+    assert stopping.exit_code() == 130
+    assert "the fit in progress saves itself first" in capfd.readouterr().err
+
+
+def test_a_signal_that_is_ignored_stays_so():
+    """As nohup has SIGHUP, and a shell Ctrl-C of what runs behind its back."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stopping.signals_stop():
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+            os.kill(os.getpid(), signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 @pytest.mark.parametrize("method", FITS)
@@ -425,7 +490,7 @@ def test_sigterm_after_the_last_step_is_not_lost(fit, tmp_path, method, monkeypa
             os.kill(os.getpid(), signal.SIGTERM)
 
     whole = fit(method, Checkpoints(tmp_path / "whole"))
-    with monkeypatch.context() as patch, stopping.sigterm_stops():
+    with monkeypatch.context() as patch, stopping.signals_stop():
         patch.setattr(fitting, "observers", [observe])
         with pytest.raises(KeyboardInterrupt):
             fit(method, Checkpoints(tmp_path / "cut"))

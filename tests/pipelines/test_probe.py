@@ -193,7 +193,7 @@ def test_l0_counts_the_nonzeros_of_every_validation_patch(split, probe):
     assert scores["l0"] == np.count_nonzero(val.numpy()) / len(val)
 
 
-def test_void_decides_what_void_patches_are(probe):
+def test_void_decides_what_void_patches_are(split, probe):
     found = {void: probe(void=void)[1] for void in VOID_MODES}
     assert {void: [row["label"] for row in scores["classes"]] for void, scores in found.items()} == {
         "drop": [1, 2, 3],
@@ -201,6 +201,11 @@ def test_void_decides_what_void_patches_are(probe):
         "class": [0, 1, 2, 3],
     }
     assert len({scores["mean_train_ce"] for scores in found.values()}) == 3
+    for split_name, labels in zip(("n_train", "n_val"), split[1], strict=True):  # how many patches took part
+        kept = int((labels > 0).sum())
+        assert 0 < kept < len(labels)
+        counted = {void: scores[split_name] for void, scores in found.items()}
+        assert counted == {"drop": kept, "negative": len(labels), "class": len(labels)}
     # Negatives or a class of their own, void patches are the same to the probes of the others; purity tells them apart.
     for as_class, as_negative in zip(found["class"]["classes"][1:], found["negative"]["classes"], strict=True):
         purities = {f"purity_at_{k}" for k in (16, 64, 256)}

@@ -2,6 +2,7 @@
 
 import copy
 import random
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -11,21 +12,34 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from assay.pipelines.report.figures import draw_convergence_pca
+from assay.io.shards import Shards
+from assay.parameters import KMeansParameters, PCAParameters, ProbeParameters, StandardizeParameters
+from assay.pipelines.report.figures import (
+    draw_clusters,
+    draw_convergence,
+    draw_convergence_pca,
+    draw_layers,
+    draw_nmse_against_l0,
+    draw_prevalence,
+    draw_spectrum,
+)
 from assay.pipelines.report.nodes import (
     COLUMNS,
     FIGURES,
+    describe_data,
     draw_figures,
     merge_layer,
     summarise_fits,
     tabulate_agreement,
     tabulate_baselines,
+    write_page,
 )
 from assay.pipelines.report.tables import (
     CLASSES,
     IN_PAPER,
     PAPER,
     format_cell,
+    list_reconstructions,
     match_budgets,
     pool_seeds,
     tabulate_classes,
@@ -153,7 +167,7 @@ def rows_of(layer, ces, n_classes=3):
     rows = layer_of(layer, ces)
     for number, row in enumerate(rows):
         row["classes"] = [
-            dict.fromkeys(CLASSES[5:], 0.1 * (number + 1))
+            dict.fromkeys(set(CLASSES[5:]) - {"absent_in"}, 0.1 * (number + 1))
             | {"label": c + 1, "n_train": 50, "n_val": 10 * (c + 1), "feature": number, "feature_by_val": number}
             for c in range(n_classes)
         ]
@@ -179,17 +193,18 @@ def test_the_papers_table_has_each_method_at_its_best_layer():
 def test_the_columns_of_the_other_tables_are_those_that_the_readme_names():
     assert ",".join(PAPER) == (
         "method,encoding,k,layer,seeds,nmse,l0,probe_r,map,purity_at_16,coverage_at_0.3,"
-        "nmse_sd,l0_sd,probe_r_sd,map_sd,purity_at_16_sd,coverage_at_0.3_sd"
+        "nmse_sd,l0_sd,probe_r_sd,map_sd,purity_at_16_sd,coverage_at_0.3_sd,nmse_raw,nmse_raw_sd"
     )
     assert ",".join(tabulate_classes(*both_layers()).columns) == (
         "layer,encoding,seed,label,n_train,n_val,feature,train_ce,margin,val_ce,base_ce,average_precision,precision,recall,f1,"
-        "purity_at_16,purity_at_64,purity_at_256,feature_by_val,val_ce_by_val,average_precision_by_val,absent_in"
+        "purity_at_16,purity_at_64,purity_at_256,feature_by_val,val_ce_by_val,average_precision_by_val,absent_in,"
+        "mean_feature_ce,median_feature_ce"
     )
     assert ",".join(match_budgets(tabulate_baselines(*both_layers())).columns) == (
-        "layer,encoding,l0,nmse,probe_r,map,pca_encoding,pca_l0,pca_nmse,pca_probe_r,pca_map"
+        "layer,encoding,l0,nmse,probe_r,map,pca_encoding,pca_l0,pca_nmse,pca_probe_r,pca_map,nmse_raw,pca_nmse_raw,l0_ratio"
     )
     text = (Path(__file__).parents[2] / "README.md").read_text()
-    for column in (*CLASSES[3:], "absent_in", "inertia_first", "adjusted_rand_index", "seeds"):
+    for column in (*CLASSES[3:], "l0_ratio", "inertia_first", "adjusted_rand_index", "seeds"):
         if not column.startswith("purity"):
             assert f"`{column}`" in text, column
 
@@ -219,6 +234,13 @@ def test_a_row_is_matched_with_the_pca_row_of_its_layer_whose_l0_is_nearest_by_r
         for layer in (3, 5)
         for encoding, k in (("kmeans-invdist", 16), ("kmeans-onehot", 1))
     }
+    ratios = {row.encoding: row.l0_ratio for row in matched.itertuples()}
+    assert ratios == pytest.approx({"kmeans-invdist": 5 / 16, "kmeans-onehot": 3.9})  # near is not equal
+    # The distances reconstruct nothing: at their L0 there is no error to hold against PCA's.
+    errors_of = matched.set_index("encoding")[["nmse", "nmse_raw", "pca_nmse", "pca_nmse_raw"]]
+    assert errors_of.loc["kmeans-onehot"].notna().all(axis=None)
+    assert errors_of.loc["kmeans-invdist", ["nmse", "nmse_raw"]].isna().all(axis=None)
+    assert errors_of.loc["kmeans-invdist", ["pca_nmse", "pca_nmse_raw"]].notna().all(axis=None)
     assert match_budgets(baselines[baselines["method"] == "pca"]).empty
     assert match_budgets(baselines[baselines["method"] == "kmeans"]).empty
 
@@ -233,6 +255,8 @@ def test_a_row_is_matched_with_the_pca_row_of_its_layer_whose_l0_is_nearest_by_r
         (0.0002, "nmse", "2e-04"),
         (31.98765, "l0", "31.99"),
         (64.0, "pca_l0", "64"),
+        (16383.6, "l0", "16384"),
+        (1234.56, "pca_l0", "1235"),
         (12.0, "n_val", "12"),
         (16, "k", "16"),
         (True, "best_layer", "*"),
@@ -252,17 +276,33 @@ def test_markdown_and_latex_say_what_the_paper_table_says():
     lines = markdown.splitlines()
     assert len(lines) == 2 + len(paper)
     assert lines[0].startswith("| Method | Encoding | k | Layer | NMSE | L0 |")
-    assert {line.count("|") for line in lines} == {len(PAPER) - 1 - len(IN_PAPER) + 1}
+    assert {line.count("|") for line in lines} == {4 + len(IN_PAPER) + 1}
     for row, line in zip(paper.itertuples(index=False), lines[2:], strict=True):
         wanted = [
             format_cell(value, name)
             for name, value in zip(PAPER, row, strict=True)
-            if name != "seeds" and not name.endswith("_sd")
+            if name not in ("seeds", "nmse_raw") and not name.endswith("_sd")
         ]
         assert line == f"| {' | '.join(wanted)} |"
         assert f"{' & '.join(wanted)} \\\\" in latex
     assert latex.startswith("\\begin{tabular}{llrrrrrrrr}\n\\toprule")
     assert "a\\_b" in to_latex(paper.assign(encoding="a_b"))
+
+
+def test_a_row_without_nmse_shows_the_raw_one_in_the_paper_table():
+    """As a run of saev, which measured nothing in the standardised space."""
+    layers = both_layers()
+    for row in (row for layer in layers for row in layer if row["method"] == "pca"):
+        row["nmse"] = None
+    paper = tabulate_paper(tabulate_baselines(*layers))
+    assert paper["nmse_raw"].notna().all()
+    header, _, *lines = to_markdown(paper).splitlines()
+    assert header.startswith("| Method | Encoding | k | Layer | NMSE | NMSE raw | L0 |")
+    assert all(
+        f"| – | {format_cell(raw, 'nmse_raw')} |" in line
+        for raw, line in zip(paper["nmse_raw"][2:], lines[2:], strict=True)
+    )
+    assert "& NMSE & NMSE raw &" in to_latex(paper)
 
 
 def three_seeds(layer=7):
@@ -387,7 +427,8 @@ def test_the_pictures_show_the_tables_numbers():
     shown = {
         (text, y) for trace in figures["nmse_against_l0"].data for text, y in zip(trace.text, trace.y, strict=True)
     }
-    assert shown == set(zip(baselines["encoding"], baselines["nmse"], strict=True))
+    texts = ["kmeans, nearest centre" if "kmeans" in name else name for name in baselines["encoding"]]
+    assert shown == set(zip(texts, baselines["nmse"], strict=True))
     (line,) = [trace for trace in figures["layers"].data if trace.name == "pca-topk-00001" and trace.showlegend]
     assert list(line.x) == ["3", "5"]
     assert list(line.y) == baselines.loc[baselines["encoding"] == "pca-topk-00001", "nmse"].tolist()
@@ -403,10 +444,75 @@ def test_the_pictures_show_the_tables_numbers():
     assert (list(left.x), list(left.y)) == ([1, 2, 4, 8], [0.5, 0.6, 0.6, 0.6])
 
 
-def test_a_pca_of_one_step_has_a_legend_though_it_has_no_drift():
-    one = {"layer": 3, "settled": [{"step": 1.0, "reconstruction_error": 0.5}]}
-    shown = [trace for trace in draw_convergence_pca([one]).data if trace.showlegend]
-    assert [list(trace.y) for trace in shown] == [[0.5]]
+def test_a_fit_of_one_step_is_said_to_be_one_and_not_drawn():
+    """A tenth of a screen of words in place of two empty axes; MLflow and kedro-viz show the same figure."""
+    one = {"layer": 3, "settled": [{"step": 1.0, "reconstruction_error": 0.5}], "inertia": [1.0]}
+    for figure, words in (
+        (draw_convergence_pca([one, one]), "PCA was fitted in one step."),
+        (draw_convergence([one, one]), "k-means was fitted in one step."),
+    ):
+        assert not figure.data
+        assert figure.layout.title.text.startswith("Convergence of")
+        assert [note.text for note in figure.layout.annotations] == [words]
+        assert figure.layout.height < 200
+
+
+def test_a_pca_of_one_step_beside_one_of_several_has_a_legend_though_it_has_no_drift():
+    settled = [{"step": float(i), "reconstruction_error": 0.5} for i in range(1, 4)]
+    several = {"layer": 5, "settled": [settled[0], *(look | {"subspace_drift": 0.1} for look in settled[1:])]}
+    shown = [
+        trace
+        for trace in draw_convergence_pca([{"layer": 3, "settled": settled[:1]}, several]).data
+        if trace.showlegend
+    ]
+    assert [list(trace.y) for trace in shown] == [[0.5], [0.5] * 3]
+
+
+def test_a_line_of_a_single_point_is_marked():
+    """One cluster, one dimension, one step: a line through one point shows nothing."""
+    one = {"layer": 3, "spectrum": [1.0], "cluster_counts": [9], "inertia": [1.0], "settled": []}
+    several = one | {"layer": 5, "inertia": [1.0, 0.5]}
+    for draw in (draw_spectrum, draw_clusters, draw_convergence):
+        for trace in draw([one, several]).data:
+            assert "markers" in trace.mode
+    assert drawn(size=50)["convergence"].data[0].mode == "lines"
+
+
+def test_the_metrics_of_one_layer_are_drawn_over_the_encodings():
+    """Over the layers they would be dots above one another."""
+    baselines = tabulate_baselines(layer_of(3, [0.5] * 4))
+    baselines.loc[0, "nmse"] = None
+    figure = draw_layers(pool_seeds(baselines))
+    assert figure.layout.title.text == "Metrics of layer 3"
+    assert [trace.name for trace in figure.data] == ["NMSE", "Probe R", "mAP", "Purity@16", "Coverage@0.3"]
+    assert list(figure.data[0].y) == baselines["encoding"].tolist()[1:]  # a row without NMSE has no such mark
+    for trace, measure in zip(figure.data, ("nmse", *METRICS), strict=True):
+        assert trace.mode == "markers"
+        assert (
+            dict(zip(trace.y, trace.x, strict=True)).items()
+            <= dict(zip(baselines["encoding"], baselines[measure], strict=True)).items()
+        )
+    three = tabulate_baselines(three_seeds())
+    assert draw_layers(pool_seeds(three)).data[2].error_x.array[0] == pytest.approx(0.2)
+
+
+def test_centres_reconstruct_with_one_entry_whatever_codes_are_probed():
+    """Distances to 8 centres are 8 entries a patch, and their NMSE is the nearest centre's. So it is of random centres."""
+    names = ["kmeans-invdist", "kmeans-distance-neg_euclidean", "kmeans-onehot"]
+    parts = [scores(3, "kmeans", name, 8) | {"l0": 1.0 if "onehot" in name else 8.0} for name in names]
+    parts += [scores(3, "floor", f"floor-{name}", 8) | {"l0": 8.0} for name in ("invdist", "unit")]
+    parts += [scores(3, "sae-invdist", "sae-invdist", 8) | {"l0": 3.5}]
+    metrics = [errors(3, name, [8]) for name in ("kmeans", "floor", "sae-invdist")]
+    rows = merge_layer(*metrics, *parts, seeds={part["encoding"]: None for part in parts})
+    pooled = pool_seeds(tabulate_baselines(rows))
+    found = {row.encoding: row.l0 for row in list_reconstructions(pooled).itertuples()}
+    assert found == {"kmeans, nearest centre": 1, "floor, nearest centre": 1, "floor-unit": 8, "sae-invdist": 3.5}
+    figure = draw_nmse_against_l0(pooled)
+    assert {(trace.name, *trace.x) for trace in figure.data} == {
+        ("kmeans, layer 3", 1),
+        ("floor, layer 3", 1, 8),
+        ("sae-invdist, layer 3", 3.5),
+    }
 
 
 def test_long_curves_are_thinned_and_keep_their_ends():
@@ -430,3 +536,86 @@ def test_a_row_without_nmse_is_in_every_picture_but_the_one_of_nmse():
     figures = drawn(layers)
     assert {trace.name.split(",")[0] for trace in figures["nmse_against_l0"].data} == {"pca"}
     assert "kmeans-onehot" in {trace.name for trace in figures["layers"].data}
+
+
+def test_the_prevalence_picture_has_a_point_a_class_whatever_the_seeds():
+    rows = three_seeds()
+    for number, row in enumerate(rows):
+        row["classes"] = [
+            dict.fromkeys(set(CLASSES[5:]) - {"absent_in"}, 0.1)
+            | {"label": label, "n_train": 9, "feature": 0, "feature_by_val": 0}
+            | {"n_val": 10 * label, "average_precision": 0.1 * (number % 3)}
+            for label in (1, 2)
+        ]
+    figure = draw_prevalence(pool_seeds(tabulate_baselines(rows)), tabulate_classes(rows))
+    points = next(trace for trace in figure.data if trace.name.startswith("kmeans"))
+    assert (list(points.x), list(points.text)) == ([10, 20], [1, 2])
+    assert list(points.y) == pytest.approx([0.1, 0.1])  # of 0, 0.1 and 0.2
+
+
+def about(planted, rows=None, **given):
+    fit, val = map(Shards, planted)
+    sections = {
+        "standardize": StandardizeParameters(),
+        "kmeans": KMeansParameters(),
+        "pca": PCAParameters(),
+        "probe": ProbeParameters(),
+    }
+    return describe_data(rows or [{"n_train": 600, "n_val": 300}], fit, val, fit, val, **sections | given)
+
+
+def test_what_was_read_counts_the_patches_that_were_used(planted):
+    fit, val = (f"shards {path.name}" for path in planted)
+    assert about(planted) == {
+        "model": "planted planted-tiny",
+        "statistics, k-means, PCA from": f"{fit}, 768 patches",
+        "reconstruction on": f"{val}, 384 patches",
+        "probes fitted on": f"{fit}, 600 of 768 patches; void patches left out",
+        "probes judged on": f"{val}, 300 of 384 patches; void patches left out",
+    }
+    whole = about(planted, [{"n_train": 768, "n_val": 384}], probe=ProbeParameters(void="negative"))
+    assert whole["probes judged on"] == f"{val}, 384 patches; void patches count as negatives"
+    assert about(planted, probe=ProbeParameters(void="class"))["probes judged on"].endswith("; void is a class")
+
+
+def test_what_was_read_counts_samples_and_names_what_was_given(planted):
+    fit = f"shards {planted[0].name}"
+    sampled = about(planted, kmeans=KMeansParameters(max_tokens=500), pca=PCAParameters(max_tokens=10_000))
+    assert sampled["k-means from"] == f"{fit}, 500 of 768 patches"
+    assert sampled["statistics, PCA from"] == f"{fit}, 768 patches"  # a sample of more than there are is all
+    given_ = about(
+        planted,
+        standardize=StandardizeParameters(statistics="mu_sigma.safetensors"),
+        kmeans=KMeansParameters(order="order.npy"),
+    )
+    assert given_["statistics from"] == "mu_sigma.safetensors"
+    assert given_["k-means from"] == f"{fit}, the patches of order.npy in its order"
+
+
+def test_the_page_has_words_where_there_is_nothing_to_draw_and_names_seeds():
+    rows = three_seeds()
+    for row in rows:
+        row["classes"] = []
+    baselines, classes = tabulate_baselines(rows, rows_of(3, [9.0] * 4)), tabulate_classes(rows, rows_of(3, [9.0] * 4))
+    one_step = {"layer": 7, "settled": [{"step": 1.0, "reconstruction_error": 0.5}], "inertia": [1.0, 0.5]}
+    drawn_here = dict(zip(FIGURES, draw_figures(baselines, classes, curves(3) | one_step), strict=True))
+    item = {"layer": 7, "encoding": "kmeans-onehot", "label": 1, "feature": 2, "average_precision": 0.5, "images": []}
+    page = write_page(
+        baselines=baselines,
+        paper=tabulate_paper(baselines),
+        matched=match_budgets(baselines),
+        classes=classes,
+        about={"probes judged on": "2,375 of 12,800 patches"},
+        gallery=[item | {"seed": 4}, item | {"seed": None, "encoding": "sae"}],
+        **{f"figure_{name}": figure for name, figure in drawn_here.items()},
+    )
+    assert "<b>Convergence of PCA.</b> PCA was fitted in one step." in page
+    assert 'id="convergence_pca"' not in page
+    assert "PCA&#39;s leading subspace moved" not in page  # a legend of nothing
+    assert 'id="convergence"' in page
+    assert "<h3>kmeans-onehot, layer 7, seed 4</h3>" in page
+    assert "<h3>sae, layer 7</h3>" in page
+    assert "<dd>2,375 of 12,800 patches</dd>" in page
+    assert "<span>0.200</span> <span>± 0.200</span>" in page
+    heads = re.findall(r'<button type="button">([^<]*)</button>', page[page.index('<h2 id="matched">') :])
+    assert heads[:8] == ["Layer", "Encoding", "PCA Encoding", "L0", "PCA L0", "L0 / PCA L0", "NMSE", "PCA NMSE"]

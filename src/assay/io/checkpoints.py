@@ -4,8 +4,9 @@
 
     <folder>/<hash of what is fitted>/step000001200.safetensors
 
-A file's header holds its schema and version, and as JSON `about`, what is being fitted (layer, width, shards, statistics,
-parameters), and `state`, JSON scalars beside the tensors such as the reader's cursor. Nothing is ever unpickled.
+A file's header holds its schema and version, the checksum of all that is in the file, and as JSON `about`, what is being
+fitted (layer, width, shards, statistics, parameters), and `state`, JSON scalars beside the tensors such as the reader's
+cursor. Nothing is ever unpickled.
 """
 
 from __future__ import annotations
@@ -24,11 +25,12 @@ from typing import Any
 
 from torch import Tensor
 
-from assay.io.tensors import read_with_header, write_with_header
+from assay.io.strict_json import parse_json
+from assay.io.tensors import read_header, read_with_header, write_with_header
 
 logger = logging.getLogger(__name__)
 
-SCHEMA = {"schema": "assay.checkpoint", "version": "1"}
+SCHEMA = {"schema": "assay.checkpoint", "version": "2"}
 KEPT = 2
 EXPIRE = 30 * 24 * 3600.0
 """Seconds after which an interrupted fit's checkpoints are taken for forgotten."""
@@ -52,12 +54,19 @@ class Checkpoints:
         self._finished: list[Mapping[str, Any]] = []
 
     def save(self, about: Mapping[str, Any], step: int, tensors: dict[str, Tensor], state: Mapping[str, Any]) -> None:
-        """Write where the fit that `about` (JSON) describes stands after `step` steps; the last two are kept."""
+        """Write where the fit that `about` (JSON) describes stands after `step` steps; the last two are kept.
+
+        Those of later steps go as well: a fit that went on from before them found them damaged, and they would take the place of
+        whole ones.
+        """
         folder = self._folder(about)
         path = folder / f"step{step:09d}.safetensors"
         write_with_header(path, tensors, SCHEMA | {"about": _canonical(about), "state": json.dumps(state)})
-        for older in _newest_first(folder)[KEPT:]:
-            older.unlink(missing_ok=True)
+        files = _newest_first(folder)
+        kept = [each for each in files if _step_of(each) <= step][:KEPT]
+        for other in files:
+            if other not in kept:
+                other.unlink(missing_ok=True)
 
     def load(self, about: Mapping[str, Any]) -> Checkpoint | None:
         """The last whole checkpoint of the fit that `about` describes; None where it has none.
@@ -71,21 +80,23 @@ class Checkpoints:
         for path in _newest_first(folder):
             try:
                 tensors, header = read_with_header(path, SCHEMA)
-                found, state = json.loads(header["about"]), json.loads(header["state"])
+                found, state = parse_json(header["about"]), parse_json(header["state"])
             except (ValueError, KeyError, OSError) as error:
                 logger.warning("%s is passed over: %s", path, error)
                 continue
-            if found != json.loads(_canonical(about)):
+            if differences := _differences(found, json.loads(_canonical(about))):
                 raise ValueError(
-                    f"{path} is a checkpoint of another fit: {_difference(found, about)}; remove {folder} to start again"
+                    f"{path} is a checkpoint of another fit: {', '.join(differences)}; remove {folder} to start again"
                 )
             logger.info("going on from %s", path)
             return Checkpoint(tensors, state)
-        if self._fits():
+        others = [said for other in self._fits() if other != folder and (said := _newest_about(other)) is not None]
+        if others:
+            nearest = min((_differences(said, json.loads(_canonical(about))) for said in others), key=len)
             logger.warning(
-                "%s holds no whole checkpoint of this fit, but of others (other shards, layer, statistics or parameters); "
-                "starting from the beginning",
+                "%s holds no whole checkpoint of this fit, but of others, and of the nearest of them %s; starting from the beginning",
                 self.folder,
+                ", ".join(nearest),
             )
         return None
 
@@ -125,7 +136,11 @@ def _canonical(about: Mapping[str, Any]) -> str:
 
 def _newest_first(folder: Path) -> list[Path]:
     files = [path for path in folder.glob("step*.safetensors") if re.fullmatch(r"step\d{9,}\.safetensors", path.name)]
-    return sorted(files, key=lambda path: int(path.stem.removeprefix("step")), reverse=True)
+    return sorted(files, key=_step_of, reverse=True)
+
+
+def _step_of(path: Path) -> int:
+    return int(path.stem.removeprefix("step"))
 
 
 def _last_written(folder: Path) -> float:
@@ -136,8 +151,23 @@ def _last_written(folder: Path) -> float:
         return time.time()
 
 
-def _difference(found: Any, wanted: Mapping[str, Any]) -> str:
-    if not isinstance(found, dict):
-        return f"it is about {found!r}"
-    names = sorted(name for name in {*found, *wanted} if found.get(name) != wanted.get(name))
-    return ", ".join(f"its {name} is {found.get(name)!r}, wanted {wanted.get(name)!r}" for name in names)
+def _newest_about(folder: Path) -> Any:
+    """What the newest checkpoint of a folder that has a header says that it is about; None where none has."""
+    for path in _newest_first(folder):
+        with contextlib.suppress(ValueError, KeyError):
+            return parse_json(read_header(path)["about"])
+    return None
+
+
+def _differences(found: Any, wanted: Any, name: str = "") -> list[str]:
+    """What differs, by the names of the innermost fields."""
+    if isinstance(found, Mapping) and isinstance(wanted, Mapping):
+        inner = sorted(key for key in {*found, *wanted} if found.get(key) != wanted.get(key))
+        return [
+            each
+            for key in inner
+            for each in _differences(found.get(key), wanted.get(key), f"{name}.{key}" if name else key)
+        ]
+    if found == wanted:
+        return []
+    return [f"its {name} is {found!r}, wanted {wanted!r}" if name else f"it is about {found!r}"]

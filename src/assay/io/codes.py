@@ -30,6 +30,7 @@ from assay.io.codes_layout import (
     read_json,
     validated,
 )
+from assay.io.strict_json import shown
 
 LESS = "read fewer rows at once, or encode the patches again"
 
@@ -54,7 +55,7 @@ class StoredCodes:
         found = (raw.get("schema_name"), raw.get("version")) if isinstance(raw, dict) else (type(raw).__name__, None)
         if found != (SCHEMA, VERSION):
             raise ValueError(
-                f"{self.path} holds {found[0]} version {found[1]}; this reader wants {SCHEMA} version {VERSION}: encode the"
+                f"{self.path} holds {shown(found[0])} version {shown(found[1])}; this reader wants {SCHEMA} version {VERSION}: encode the"
                 " patches again with this version, or read them with the one that wrote them"
             )
         self.metadata = validated(self.path / "metadata.json", TypeAdapter(CodesMetadata), raw)
@@ -103,8 +104,8 @@ class StoredCodes:
         """Yield the rows from ``start`` on, in order, ``batch_size`` at a time (fewer at a shard's end).
 
         Values are float32, indices int64, error float64. Rows that vary in length are padded with value 0 and index 0 to the
-        longest of the batch. A shard that is read from its first row to its last is checked against its SHA-256, before its last
-        batch is given out.
+        longest of the batch. Every shard that is read to its last row is checked against its SHA-256 before its last batch is given
+        out, that which ``start`` lies in as well: what comes before is read, and dropped.
 
         Raises:
             FileNotFoundError: a file has gone since the folder was opened.
@@ -142,16 +143,16 @@ class _ShardReader:
         self._metadata = metadata
         self._shard = shard
         self._row = start
-        self._digests = {name: hashlib.sha256() for name in metadata.arrays} if start == 0 else {}
+        self._digests = {name: hashlib.sha256() for name in metadata.arrays}
         with ExitStack() as opened:
             self._files: dict[str, BufferedReader] = {
                 name: opened.enter_context(_open(folder / file_name(name, number))) for name in metadata.arrays
             }
             self._lengths = self._read_lengths() if metadata.k is None else None
             entries = start * metadata.k if metadata.k is not None else int(self._entries_of(0, start).sum())
-            for name, file in self._files.items():
+            for name in self._files:
                 if name != "lengths":
-                    file.seek(metadata.n_bytes(name, start, entries))
+                    self._pass_over(name, metadata.n_bytes(name, start, entries))
             self._open = opened.pop_all()
 
     def __enter__(self) -> _ShardReader:
@@ -184,8 +185,7 @@ class _ShardReader:
     def _read_lengths(self) -> Tensor:
         """Entries of each row of the shard, int64 (rows,)."""
         lengths = self._load("lengths", self._shard.rows, 0).long()
-        if self._digests:
-            self._check_sum("lengths")
+        self._check_sum("lengths")
         n_features = self._metadata.n_features
         if (lengths < 0).any() or (lengths > n_features).any() or int(lengths.sum()) != self._shard.entries:
             raise ValueError(
@@ -199,6 +199,20 @@ class _ShardReader:
         tensor = tensor.long() if name == "indices" else tensor.float() if name == "values" else tensor
         check_numbers(name, tensor, self._metadata.n_features, self._files[name].name + where)
         return tensor
+
+    def _pass_over(self, name: str, n_bytes: int) -> None:
+        """Read bytes for nothing but their checksum."""
+        while n_bytes > 0:
+            try:
+                raw = self._files[name].read(min(n_bytes, 2**20))
+            except OSError as error:
+                raise ValueError(
+                    f"{self._files[name].name} cannot be read: {error.strerror or error}; {REMEDY}"
+                ) from error
+            if not raw:
+                return  # it was cut, as reading on will say
+            self._digests[name].update(raw)
+            n_bytes -= len(raw)
 
     def _load(self, name: str, rows: int, entries: int) -> Tensor:
         dtype, file = self._metadata.stored_dtype(name), self._files[name]
@@ -214,8 +228,7 @@ class _ShardReader:
             ) from None
         if found != wanted:
             raise ValueError(f"{file.name} ended early: it was cut while it was read; {REMEDY}")
-        if self._digests:
-            self._digests[name].update(raw)
+        self._digests[name].update(raw)
         array = np.frombuffer(raw, dtype)
         tensor = torch.from_numpy(array.astype(dtype.newbyteorder("="), copy=False))
         return tensor.view(torch.bfloat16) if name == "values" and self._metadata.dtype == "bfloat16" else tensor

@@ -34,10 +34,10 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
-from pydantic_core import from_json
 from torch import Tensor
 
 from assay.io.metadata import contained_file, explain, read_json_bytes
+from assay.io.strict_json import parse_json
 
 SCHEMA = "assay.codes"
 VERSION = 2
@@ -181,7 +181,7 @@ def read_json(folder: Path, name: str) -> Any:
     """
     raw = read_json_bytes(folder, name, f"wanted a folder of codes, as the `encode` pipeline leaves it: {REMEDY}")
     try:
-        return from_json(raw)
+        return parse_json(raw)
     except ValueError as error:
         raise ValueError(f"{folder / name} is no valid JSON ({error}): {REMEDY}") from None
 

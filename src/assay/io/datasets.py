@@ -22,6 +22,7 @@ from assay.io.images import ImageLayout, Images, write_images
 from assay.io.metadata import METADATA_NAME, Metadata
 from assay.io.publish import discard_partials, publishing_folder
 from assay.io.saev_codes import CODES_NAME, METRICS_NAME, SaevCodes, read_metrics
+from assay.io.sampling import sampled_digest
 from assay.io.shards import Shards, write_shards
 from assay.io.tensors import fingerprint_tensors, read_tensors, write_tensors
 
@@ -290,15 +291,17 @@ class SaevInferenceDataset(AbstractDataset[Never, Any]):
         return self._run / "inference" / find_shards(self._shards).name
 
     def load(self) -> SaevCodes | dict[str, float]:
-        return SaevCodes(self.folder) if self._part == "codes" else read_metrics(self.folder)
+        if self._part == "metrics":
+            return read_metrics(self.folder)
+        shards = Shards(find_shards(self._shards))
+        return SaevCodes(self.folder, shards.n_tokens, shards.d_model)
 
     def save(self, data: Never) -> None:
         raise DatasetError(f"{self._run}: found {type(data).__name__} to save; the folder is saev's")
 
     def fingerprint(self) -> str:
-        """Name, size and time of the file."""
-        stat = self._file().stat()
-        return f"{self.folder.name} {stat.st_size} {stat.st_mtime_ns}"
+        """Name, size and a sample of the file."""
+        return f"{self.folder.name} {self._file().stat().st_size} {sampled_digest(self._file())}"
 
     def _file(self) -> Path:
         return self.folder / (CODES_NAME if self._part == "codes" else METRICS_NAME)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import struct
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePath
@@ -12,6 +14,14 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+
+from assay.io.sampling import sample_bytes, sampled_digest
+
+PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
+"""Numbers a pixel, by a PNG's colour type."""
+
+ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+"""First column and row, and steps, of the passes of an interlaced PNG."""
 
 Size = tuple[PositiveInt, PositiveInt]
 
@@ -84,8 +94,7 @@ def list_files(folder: Path, layout: ImageLayout) -> list[Path]:
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is no folder; wanted that of the {layout.things}, check the path")
     if layout.names is not None:
-        lines = layout.names.read_text(encoding="utf-8").splitlines()
-        names = [line.strip() for line in lines if line.strip()]
+        names = _read_names(layout.names)
         outside = next((name for name in names if _leads_out(name)), None)
         if outside is not None:
             raise ValueError(
@@ -108,6 +117,40 @@ def list_files(folder: Path, layout: ImageLayout) -> list[Path]:
             f"pattern {layout.pattern!r}: {error}; wanted a glob inside the folder, as in '*.png'"
         ) from None
     return sorted(found, key=lambda path: path.relative_to(folder).parts)
+
+
+def _read_names(path: Path) -> list[str]:
+    """The lines of a list of files; a byte order mark, which some editors write, is none of them."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no UTF-8 text ({error}); wanted a list of files, save it as UTF-8") from None
+    names = [line.strip() for line in lines if line.strip()]
+    odd = next((name for name in names if not name.isprintable()), None)
+    if odd is not None:
+        raise ValueError(f"{path} lists {odd!r}; wanted names of printable characters, correct the list")
+    return names
+
+
+def check_png(path: Path) -> None:
+    """Raise ValueError for a whole PNG whose image data end before the image does: decoders fill up the rest with zeros."""
+    raw = path.read_bytes()
+    width, height, depth, colour, _, _, interlaced = struct.unpack(">IIBBBBB", raw[16:29])
+    bits = depth * PNG_CHANNELS[colour]
+    sizes = [
+        (-(-(width - x) // dx), -(-(height - y) // dy)) for x, y, dx, dy in (ADAM7 if interlaced else [(0, 0, 1, 1)])
+    ]
+    wanted = sum(rows * (1 + -(-columns * bits // 8)) for columns, rows in sizes if columns > 0 and rows > 0)
+    found, start, inflate = 0, 8, zlib.decompressobj()
+    while found < wanted and start + 8 <= len(raw):
+        length, kind = struct.unpack(">I4s", raw[start : start + 8])
+        data = raw[start + 8 : start + 8 + length] if kind == b"IDAT" else b""
+        while data and found < wanted:
+            found += len(inflate.decompress(data, min(wanted - found, 2**20)))
+            data = inflate.unconsumed_tail
+        start += length + 12
+    if found < wanted:
+        raise ValueError(f"its image data end after {found} of {wanted} bytes")
 
 
 def _leads_out(path: str) -> bool:
@@ -147,6 +190,8 @@ class Images:
         """
         with self._opened(example, n_patches) as (image, resized, (top, left), (height, width)):
             pixels = image.convert("RGB").resize(resized[::-1], Image.Resampling.BICUBIC)
+            if image.format == "PNG":
+                check_png(self._paths[example])
         return np.asarray(pixels)[top : top + height, left : left + width]
 
     @contextmanager
@@ -162,17 +207,18 @@ class Images:
             OSError,
             SyntaxError,
             ValueError,
+            zlib.error,
             Image.DecompressionBombError,
             Image.DecompressionBombWarning,
         ) as error:
             raise ValueError(f"{path}: {error}; wanted the image of example {example}") from None
 
     def fingerprint(self) -> str:
-        """SHA-256 (64 hex digits) of every file's name, size and time, and of the layout."""
-        described = [self.layout.model_dump_json()]
+        """SHA-256 (64 hex digits) of every file's name, size and a sample of its content, and of the layout."""
+        described, most = [self.layout.model_dump_json(exclude={"names"})], sample_bytes(len(self))
         for path in self._paths:
-            status = path.stat()
-            described.append(f"{path.relative_to(self.folder)} {status.st_size} {status.st_mtime_ns}")
+            content = sampled_digest(path, most)
+            described.append(f"{path.relative_to(self.folder)} {path.stat().st_size} {content}")
         return hashlib.sha256("\n".join(described).encode()).hexdigest()
 
 

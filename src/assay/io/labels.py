@@ -1,7 +1,7 @@
 """Patch labels: the majority of a patch's pixels, and `labels.bin`, where they are kept.
 
-`labels.bin` is (n_examples, content_tokens_per_example) without a header, 0 for void: uint8, or little-endian uint16 where
-the metadata declares `labels_dtype`.
+`labels.bin` is uint8 (n_examples, content_tokens_per_example) without a header, 0 for void. Labels above 255 lie in
+`labels16.bin` in its place, little-endian uint16.
 """
 
 import json
@@ -13,7 +13,6 @@ from typing import Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from pydantic_core import from_json
 
 from assay.io.images import Size, list_files
 from assay.io.masks import UNKNOWN, VOID, MaskLayout, fit_mask, read_mask
@@ -21,12 +20,16 @@ from assay.io.metadata import (
     INDEX_NAME,
     LABELS_NAME,
     METADATA_NAME,
+    OWN_VOTE,
+    WIDE_LABELS_NAME,
     Metadata,
     read_json_bytes,
-    read_metadata,
     real_folder,
 )
 from assay.io.publish import publish_file
+from assay.io.strict_json import parse_json
+
+LABELS_NAMES = (LABELS_NAME, WIDE_LABELS_NAME)
 
 Label = TypeVar("Label", np.uint8, np.uint16)
 
@@ -77,7 +80,7 @@ class PatchLabels:
 
     @property
     def dtype(self) -> Literal["uint8", "uint16"]:
-        """As the metadata declares it."""
+        """By name."""
         return "uint8" if self.labels.dtype == np.uint8 else "uint16"
 
     def counts(self) -> npt.NDArray[np.int64]:
@@ -145,39 +148,47 @@ def check_target(out: Path, shards: Path, *, force: bool) -> None:
 
     Raises:
         FileExistsError: `out` exists, and `force` is false.
-        ValueError: `out` lies in a folder of shards or codes, however deep, and is not the `labels.bin` of these shards.
+        ValueError: `out` lies in a folder of shards or codes, however deep, and is not the labels of these shards.
     """
     parent = Path(os.path.realpath(out.parent))
     published = next((folder for folder in (parent, *parent.parents) if os.path.lexists(folder / INDEX_NAME)), None)
-    if published is not None and (parent, out.name) != (shards, LABELS_NAME):
+    own = parent == shards and out.name in LABELS_NAMES
+    if published is not None and not own:
         raise ValueError(
             f"{out} lies in a folder of shards, which are immutable ({published}); wanted {shards / LABELS_NAME} or a place outside"
         )
-    if os.path.lexists(out) and not force:
-        raise FileExistsError(f"{out} exists already and is not replaced; choose another name, or --force")
+    there = next(
+        (path for path in ([shards / name for name in LABELS_NAMES] if own else [out]) if os.path.lexists(path)), None
+    )
+    if there is not None and not force:
+        raise FileExistsError(f"{there} exists already and is not replaced; choose another name, or --force")
 
 
-def publish_labels(labels: PatchLabels, out: Path, shards: str | os.PathLike[str], *, force: bool = False) -> bool:
+def publish_labels(labels: PatchLabels, out: Path, shards: str | os.PathLike[str], *, force: bool = False) -> Path:
     """Write labels to `out`, whole or not at all.
 
-    Where `out` is the `labels.bin` of the shards, their metadata.json comes to declare the labels' dtype if it did not, and
-    nothing else in it changes. It does so before the labels are written: a process killed between the two leaves labels
-    of a refused size, never labels misread.
+    Where `out` is that of the shards themselves, they go to `labels.bin` or to `labels16.bin`, as their dtype wants it, the other is
+    removed, and the shards' metadata.json comes to say how they were made; nothing else in it changes. A process killed in
+    between leaves the older labels or the newer, or a pair that is refused for its size, never labels misread.
 
     Returns:
-        whether the shards' metadata declares that dtype.
+        the file that was written.
 
     Raises:
         FileExistsError, ValueError: see `check_target`.
     """
     folder = real_folder(shards)
     check_target(out, folder, force=force)
-    declared = (read_metadata(folder).labels_dtype or "uint8") == labels.dtype
-    if not declared and Path(os.path.realpath(out.parent)) == folder:
-        raw = from_json(read_json_bytes(folder, METADATA_NAME)) | {"labels_dtype": labels.dtype}
-        with publish_file(folder / METADATA_NAME) as partial:
-            partial.write_text(json.dumps(raw, indent=2), encoding="utf-8")
-        declared = True
-    with publish_file(out) as partial:
+    own = Path(os.path.realpath(out.parent)) == folder
+    name, other = LABELS_NAMES if labels.dtype == "uint8" else reversed(LABELS_NAMES)
+    path = out.with_name(name) if own else out
+    with publish_file(path) as partial:
         partial.write_bytes(labels.labels.astype(labels.labels.dtype.newbyteorder("<"), copy=False).tobytes())
-    return declared
+    if own:
+        path.with_name(other).unlink(missing_ok=True)
+        said = parse_json(read_json_bytes(folder, METADATA_NAME))
+        says = {key: value for key, value in said.items() if key != "labels_dtype"} | {"pixel_agg": OWN_VOTE}
+        if says != said:
+            with publish_file(folder / METADATA_NAME) as partial:
+                partial.write_text(json.dumps(says, indent=2), encoding="utf-8")
+    return path

@@ -4,20 +4,26 @@ A mask is a PNG with one class id a pixel. Ids become labels, 0 for void, by a `
 between ADE20K, COCO-Stuff, FishVista and the like.
 """
 
+import zlib
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
+import yaml
 from PIL import Image
 from pydantic import Field, ValidationError, model_validator
 
-from assay.io.images import ImageLayout, Size
+from assay.io.images import ImageLayout, Size, check_png
 
 VOID = 0
 MAX_LABEL = 2**16 - 1
 UNKNOWN = -1
+
+MAX_CONFIG_BYTES = 4 * 2**20
+MAX_DEPTH = 20
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 PNG_HEADER_BYTES = 26
@@ -82,6 +88,47 @@ def parse_layout(raw: Mapping[str, object]) -> MaskLayout:
         raise ValueError(f"wrong mask layout: {'; '.join(sorted(faults))}. There are {fields}") from None
 
 
+class _StrictLoader(yaml.SafeLoader):
+    """YAML of bounded depth in which each key is there once."""
+
+    depth = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        self.depth += 1
+        if self.depth > MAX_DEPTH:
+            raise yaml.YAMLError(f"it is nested more than {MAX_DEPTH} deep")
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        found = super().construct_mapping(node, deep)
+        if len(found) < len(node.value):  # a merge key's have been flattened by now
+            keys = Counter(str(self.construct_object(key)) for key, _ in node.value)
+            raise yaml.YAMLError(f"the key {keys.most_common(1)[0][0]!r} is there twice; keep one")
+        return found
+
+
+def read_config(path: Path) -> dict[str, object]:
+    """The names and values in a YAML file of a mask layout, not yet checked.
+
+    Raises:
+        ValueError: it is no YAML of names and values, larger than 4 MiB, deeply nested, or has a key twice; the message names the file.
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        raw = file.read(MAX_CONFIG_BYTES + 1)
+    try:
+        if len(raw) > MAX_CONFIG_BYTES:
+            raise ValueError(f"it has more than {MAX_CONFIG_BYTES} bytes")
+        found = yaml.load(raw.decode("utf-8-sig"), _StrictLoader)
+    except (yaml.YAMLError, ValueError) as error:
+        raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())}; correct the file") from None
+    if isinstance(found, dict):
+        return found
+    raise ValueError(f"{path} holds {type(found).__name__}, wanted names and values, as in `patch_size: 16`")
+
+
 def read_mask(path: Path) -> npt.NDArray[np.integer]:
     """Class ids of the pixels of a PNG, unsigned (height, width): its grey values, or its places in the palette.
 
@@ -102,7 +149,15 @@ def read_mask(path: Path) -> npt.NDArray[np.integer]:
     try:
         with Image.open(path, formats=["PNG"]) as image:
             ids: npt.NDArray[np.integer] = np.asarray(image)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        check_png(path)
+    except (
+        OSError,
+        SyntaxError,
+        ValueError,
+        zlib.error,
+        Image.DecompressionBombError,
+        Image.DecompressionBombWarning,
+    ) as error:
         raise ValueError(f"{path} is damaged or too large ({error}); restore the file") from None
     if colour == 0 and depth in (2, 4):
         # Pillow stretches these greys to 0 to 255.

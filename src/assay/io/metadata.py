@@ -9,13 +9,15 @@ import json
 import os
 import re
 import reprlib
+import shlex
 import stat
 from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     FailFast,
@@ -25,14 +27,18 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from pydantic_core import from_json
+
+from assay.io.strict_json import MAX_JSON_BYTES, parse_json
 
 METADATA_NAME = "metadata.json"
 INDEX_NAME = "shards.json"
 LABELS_NAME = "labels.bin"
-MAX_JSON_BYTES = 64 * 2**20
+WIDE_LABELS_NAME = "labels16.bin"
+"""Labels above 255, little-endian uint16, in the place of labels.bin: saev takes whatever lies there for uint8."""
 MOST_FAULTS = 5
 COPY_AGAIN = "copy the folder of shards again, whole"
+OWN_VOTE = "prefer-fg"
+"""What saev calls the vote of `io/labels.py`."""
 REMEDY = "correct the file or record the activations again"
 
 # The names that saev's code writes, and those of its document and of older files.
@@ -46,6 +52,15 @@ SPELLINGS = {
     "byteorder": ("byte_order", "endianness", "endian"),
 }
 
+
+def _printable(text: str) -> str:
+    # They are printed, and a terminal obeys control characters.
+    if not text.isprintable():
+        raise ValueError("control characters; wanted printable text")
+    return text
+
+
+Text = Annotated[str, AfterValidator(_printable)]
 Block = Annotated[int, Field(ge=-(2**16), le=2**16)]
 Count = Annotated[int, Field(ge=1, le=2**40)]
 Width = Annotated[int, Field(ge=1, le=2**20)]
@@ -87,8 +102,10 @@ class Metadata(_Record):
         max_tokens_per_shard: the budget of a shard in tokens, counted over all layers.
         data: an opaque description of the dataset. It may be a pickle in base64, and is never decoded.
         dataset: where the dataset lay. Older files have none.
-        pixel_agg: how pixel labels became patch labels, in segmentation data.
-        labels_dtype: of the patch labels, "uint16" (little-endian) where there are more than 255 classes; None is "uint8".
+        pixel_agg: how pixel labels became patch labels, in segmentation data: "prefer-fg" leaves void out of the vote, as Assay does;
+            by "majority" void votes as well.
+        labels_dtype: of the patch labels in labels.bin, as older versions of Assay declared it, "uint16" (little-endian) where there
+            are more than 255 classes; None is "uint8". It is no longer written, since saev refuses names that it does not know.
         dtype: only "float32".
         byteorder: only "little". saev writes none; a file that names another order must not be read as if it did not.
         protocol: the version of saev's protocol.
@@ -97,8 +114,8 @@ class Metadata(_Record):
         ValueError: a field is missing, mistyped or out of bounds, or two spellings of it differ (pydantic's subclass).
     """
 
-    family: str
-    ckpt: str
+    family: Text
+    ckpt: Text
     layers: Annotated[tuple[Block, ...], FailFast(), Field(strict=False, min_length=1, max_length=4096)]
     content_tokens_per_example: Width
     cls_token: bool
@@ -106,8 +123,8 @@ class Metadata(_Record):
     n_examples: Count
     max_tokens_per_shard: Count
     data: str
-    dataset: str | None = None
-    pixel_agg: str | None = None
+    dataset: Text | None = None
+    pixel_agg: Text | None = None
     labels_dtype: Literal["uint8", "uint16"] | None = None
     dtype: Literal["float32"]
     byteorder: Literal["little", "<"] | None = None
@@ -156,19 +173,24 @@ class Metadata(_Record):
         return len(self.layers) * self.tokens_per_example * self.d_model * 4
 
     @property
-    def labels_bytes(self) -> int:
-        """Bytes of one patch label."""
-        return 2 if self.labels_dtype == "uint16" else 1
-
-    @property
     def hash(self) -> str:
-        """First 8 hex digits of the SHA-256 of the canonical JSON (sorted keys, no spaces, no nulls)."""
-        canonical = json.dumps(self.model_dump(exclude_none=True), sort_keys=True, separators=(",", ":"))
+        """First 8 hex digits of the SHA-256 of what is written, as saev takes it: fields in their order, no spaces, UTF-8."""
+        canonical = json.dumps(self._as_saev_writes(), separators=(",", ":"), ensure_ascii=False)
         return hashlib.sha256(canonical.encode()).hexdigest()[:8]
 
     def to_json(self) -> str:
-        """The text of a metadata.json, with the names that saev's code writes."""
-        return json.dumps(self.model_dump(exclude_none=True), indent=2)
+        """The text of a metadata.json that saev's reader takes: all names that it wants, and none that it does not know.
+
+        It knows the families bird-mae, clip, dinov2, dinov3, fake-clip, pe-core, pe-spatial and siglip.
+        """
+        return json.dumps(self._as_saev_writes(), indent=2)
+
+    def _as_saev_writes(self) -> dict[str, Any]:
+        found = self.model_dump(exclude={"labels_dtype", "byteorder"})
+        # A path to saev, to which the empty one is ".".
+        found["dataset"] = str(PurePosixPath(self.dataset or "."))
+        found["pixel_agg"] = self.pixel_agg or OWN_VOTE
+        return found
 
 
 class ShardEntry(_Record):
@@ -203,7 +225,8 @@ def contained_file(folder: Path, name: str, remedy: str = COPY_AGAIN) -> tuple[P
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is not a regular file, or a symbolic link that leads out of the folder.
+        ValueError: it is not a regular file, or a symbolic link that leads out of the folder, and not to a blob of the hub's cache that
+            the folder lies in.
     """
     path = folder / name
     try:
@@ -213,11 +236,21 @@ def contained_file(folder: Path, name: str, remedy: str = COPY_AGAIN) -> tuple[P
         raise FileNotFoundError(f"{path} is missing; {remedy}") from None
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}; restore it") from error
-    if Path(os.path.realpath(folder)) not in real.parents:
+    home = Path(os.path.realpath(folder))
+    if home not in real.parents and real.parent != _blobs(home):
         raise ValueError(f"{path} leads out of the folder to {real}; wanted a file inside it, put it there")
     if not stat.S_ISREG(info.st_mode):
         raise ValueError(f"{path} is not a regular file; restore it")
     return real, info
+
+
+def _blobs(folder: Path) -> Path | None:
+    """Where Hugging Face's cache keeps what a folder in it links to: <repository>/snapshots/<revision>/... and <repository>/blobs."""
+    for revision in (folder, *folder.parents):
+        repository = revision.parent.parent
+        if revision.parent.name == "snapshots" and re.match(r"(models|datasets|spaces)--", repository.name):
+            return repository / "blobs"
+    return None
 
 
 def read_json_bytes(folder: Path, name: str, remedy: str = COPY_AGAIN) -> bytes:
@@ -254,8 +287,19 @@ def read_index(folder: Path, metadata: Metadata) -> list[ShardEntry]:
         ValueError: it is anything else; the message names the file.
     """
     path = folder / INDEX_NAME
-    entries = _validated(folder, INDEX_NAME, _INDEX.validate_python)
-    names = Counter((METADATA_NAME, INDEX_NAME, LABELS_NAME))
+    most = metadata.n_examples // metadata.examples_per_shard + 1
+
+    def validate(raw: Any) -> list[ShardEntry]:
+        # First of all: a million entries take a while to look at, each with a file.
+        if isinstance(raw, list) and len(raw) > most:
+            raise ValueError(
+                f"it lists {len(raw)} shards, wanted at most {most} for {metadata.n_examples} examples of which a shard holds"
+                f" {metadata.examples_per_shard}"
+            )
+        return _INDEX.validate_python(raw)
+
+    entries = _validated(folder, INDEX_NAME, validate)
+    names = Counter((METADATA_NAME, INDEX_NAME, LABELS_NAME, WIDE_LABELS_NAME))
     names.update(entry.name for entry in entries)
     (name, times), *_ = names.most_common(1)
     if times > 1:
@@ -279,6 +323,48 @@ def read_index(folder: Path, metadata: Metadata) -> list[ShardEntry]:
     return entries
 
 
+class LabelsFile(NamedTuple):
+    """The patch labels of a folder of shards: a file's name, the dtype of a label, and the bytes of all that there must be."""
+
+    name: str
+    dtype: Literal["uint8", "uint16"]
+    n_bytes: int
+
+
+def find_labels(folder: Path, metadata: Metadata) -> LabelsFile | None:
+    """The file of the labels, the wide ones before the others; None where there is neither. Its size is not looked at."""
+    n_labels = metadata.n_examples * metadata.content_tokens_per_example
+    if os.path.lexists(folder / WIDE_LABELS_NAME):
+        return LabelsFile(WIDE_LABELS_NAME, "uint16", 2 * n_labels)
+    if not os.path.lexists(folder / LABELS_NAME):
+        return None
+    dtype = metadata.labels_dtype or "uint8"
+    return LabelsFile(LABELS_NAME, dtype, n_labels * (2 if dtype == "uint16" else 1))
+
+
+def sized_labels(folder: Path, metadata: Metadata, labels: LabelsFile) -> Path:
+    """The real path of the labels; raises FileNotFoundError, or ValueError if there are not as many as content tokens."""
+    path, info = contained_file(folder, labels.name)
+    if info.st_size != labels.n_bytes:
+        raise ValueError(
+            f"{path} has {info.st_size} bytes, wanted {labels.n_bytes} ({metadata.n_examples} examples x"
+            f" {metadata.content_tokens_per_example} content tokens, {labels.dtype}); restore the file"
+        )
+    return path
+
+
+def doubt_labels(folder: Path, metadata: Metadata) -> str | None:
+    """What is to be said of labels that were not made by Assay's vote, with the command that makes them so; None: nothing."""
+    if metadata.pixel_agg != "majority" or find_labels(folder, metadata) is None:
+        return None
+    name = shlex.quote(str(folder))
+    return (
+        f'the labels of {folder} were made with pixel_agg "majority", by which void votes and wins ties; it should have no vote.'
+        f" To make them so: assay labels {name} --masks MASKS --patch-size PIXELS --out {name}/{LABELS_NAME} --force, with --resize and"
+        " --crop as the images were (assay labels --help)"
+    )
+
+
 def sized_shard(folder: Path, metadata: Metadata, entry: ShardEntry) -> Path:
     """The real path of a shard whose size is that of a full one, or of exactly its examples.
 
@@ -299,11 +385,15 @@ def sized_shard(folder: Path, metadata: Metadata, entry: ShardEntry) -> Path:
 def _validated(folder: Path, name: str, validate: Callable[[Any], T]) -> T:
     raw = read_json_bytes(folder, name)
     try:
-        return validate(from_json(raw))
+        parsed = parse_json(raw)
+    except ValueError as error:
+        raise ValueError(f"{folder / name} is not valid JSON: {error}; {REMEDY}") from error
+    try:
+        return validate(parsed)
     except ValidationError as error:
         raise ValueError(f"{folder / name}: {explain(error)}; {REMEDY}") from error
     except ValueError as error:
-        raise ValueError(f"{folder / name} is not valid JSON: {error}; {REMEDY}") from error
+        raise ValueError(f"{folder / name}: {error}; {REMEDY}") from error
 
 
 def explain(error: ValidationError) -> str:

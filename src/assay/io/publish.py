@@ -133,13 +133,14 @@ def _sole_writer(target: Path, spared: Path | None = None) -> Iterator[None]:
         _remove_stale(target, spared)
         yield
     finally:
-        lock.unlink(missing_ok=True)
+        with suppress(PermissionError):  # another user's, in a folder where everyone removes only what is theirs
+            lock.unlink(missing_ok=True)
         os.close(descriptor)
 
 
 def _acquire(lock: Path, target: Path) -> int:
     while True:
-        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        descriptor = _open_lock(lock, target)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # The previous holder unlinks the file before it lets go: a lock on an unlinked file guards nothing.
@@ -153,6 +154,23 @@ def _acquire(lock: Path, target: Path) -> int:
             os.close(descriptor)
             raise
         os.close(descriptor)
+
+
+def _open_lock(lock: Path, target: Path) -> int:
+    """A descriptor to lock; raises ValueError if the file is another user's, who lets nobody look whether the writer lives."""
+    try:
+        return os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+    except PermissionError:
+        if not os.path.lexists(lock):
+            raise
+    # What another user's dead writer left: to be locked it need only be read.
+    try:
+        return os.open(lock, os.O_RDONLY | os.O_NOFOLLOW)
+    except PermissionError:
+        raise ValueError(
+            f"{lock} belongs to user {lock.lstat().st_uid}, who is writing {target} or was killed while writing it; wait for their run,"
+            " or if there is none remove the file"
+        ) from None
 
 
 def _new_partial(target: Path) -> Path:
@@ -172,7 +190,8 @@ def _remove_stale(target: Path, spared: Path | None) -> None:
         if entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry, ignore_errors=True)
         else:
-            entry.unlink(missing_ok=True)
+            with suppress(PermissionError):  # another user's
+                entry.unlink(missing_ok=True)
 
 
 @contextmanager

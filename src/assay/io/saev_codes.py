@@ -5,7 +5,6 @@ The file is read as a stream, a few thousand rows at a time, and nothing in it i
 
 from __future__ import annotations
 
-import json
 import math
 import zipfile
 import zlib
@@ -20,8 +19,16 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from assay.io.strict_json import read_json_file, shown
+
 CODES_NAME = "token_acts.npz"
 METRICS_NAME = "metrics.json"
+
+MAX_EXPANSION = 1024
+"""Features a dimension: autoencoders have some 8 to 64."""
+MAX_HEADER = 1000
+MAX_PADDED = 2**24
+"""Entries of a batch with what pads it."""
 
 DAMAGE = (
     *(zipfile.BadZipFile, zlib.error, KeyError, EOFError, ValueError, NotImplementedError),
@@ -41,17 +48,21 @@ class SaevCodes:
 
     Args:
         folder: saev's `<run>/inference/<shard hash>`, with `token_acts.npz` in it.
+        n_rows: tokens of the shards that it is of.
+        d_model: their width. Nothing is unpacked that is larger than these two allow.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no CSR matrix of float32 or float64, or its parts disagree; while it is read, for indices that are no
-            features, and values that are not finite.
+        ValueError: it is no CSR matrix of so many rows of float32 or float64, or its parts disagree; while it is read, for indices
+            that are no features, and values that are not finite.
     """
 
     format: Literal["sparse"] = "sparse"
     k: int | None = None
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, n_rows: int, d_model: int) -> None:
+        self.n_rows = n_rows
+        self._most_features = MAX_EXPANSION * d_model
         self.path = folder / CODES_NAME
         if not self.path.is_file():
             raise FileNotFoundError(
@@ -59,23 +70,19 @@ class SaevCodes:
             )
         try:
             with zipfile.ZipFile(self.path) as archive:
-                self._check_kind(archive)
-                self.n_rows, self.n_features = self._shape(archive)
+                self.n_features = self._check_headers(archive)
                 with archive.open("indptr.npy") as file:
                     self._indptr = _read_array(file).astype(np.int64)
-                sizes = [_header(archive, name)[0] for name in ("indices.npy", "data.npy")]
+            n_entries = self._n_entries
+            if self._indptr[0] != 0 or (np.diff(self._indptr) < 0).any() or self._indptr[-1] != n_entries:
+                raise ValueError(
+                    f"indptr from {self._indptr[0]} to {self._indptr[-1]} and {n_entries} entries do not make a matrix of "
+                    f"{self.n_rows} x {self.n_features}"
+                )
         except DAMAGE as error:
             raise ValueError(
-                f"{self.path}: {error or type(error).__name__}; wanted a CSR matrix as scipy.sparse.save_npz writes it"
+                f"{self.path}: {shown(error) or type(error).__name__}; wanted a CSR matrix as scipy.sparse.save_npz writes it"
             ) from error
-        rising = (
-            len(self._indptr) == self.n_rows + 1 and self._indptr[0] == 0 and bool((np.diff(self._indptr) >= 0).all())
-        )
-        if not rising or any(size != (int(self._indptr[-1]),) for size in sizes):
-            raise ValueError(
-                f"{self.path}: indptr, indices and data of {len(self._indptr)}, {sizes[0]} and {sizes[1]} entries do not make a "
-                f"matrix of {self.n_rows} x {self.n_features}: write it again"
-            )
 
     def batches(self, batch_size: int, start: int = 0) -> Iterator[dict[str, Tensor]]:
         """Rows from `start` on: `values` float32 and `indices` int64 (b, longest row), by falling magnitude, padded with 0."""
@@ -85,13 +92,22 @@ class SaevCodes:
             kinds = [_read_header(file)[1] for file in files]
             for file, kind in zip(files, kinds, strict=True):
                 _skip(file, int(self._indptr[start]) * kind.itemsize)
-            for first in range(start, self.n_rows, batch_size):
-                ends = self._indptr[first : min(first + batch_size, self.n_rows) + 1]
+            for first, last in self._cut(start, batch_size):
+                ends = self._indptr[first : last + 1]
                 indices, values = (
                     np.frombuffer(_exactly(file, int(ends[-1] - ends[0]) * kind.itemsize), kind)
                     for file, kind in zip(files, kinds, strict=True)
                 )
                 yield self._pad(first, np.diff(ends), indices.astype(np.int64), values.astype(np.float32))
+
+    def _cut(self, start: int, batch_size: int) -> Iterator[tuple[int, int]]:
+        """First and last row of each batch, fewer rows where they are so long that padding them would fill the memory."""
+        lengths = np.diff(self._indptr)
+        while start < self.n_rows:
+            stop = min(start + batch_size, self.n_rows)
+            stop = min(stop, start + max(1, MAX_PADDED // max(1, int(lengths[start:stop].max()))))
+            yield start, stop
+            start = stop
 
     def _pad(
         self,
@@ -117,24 +133,46 @@ class SaevCodes:
         named[rows, place] = indices[order]
         return {"values": torch.from_numpy(padded), "indices": torch.from_numpy(named)}
 
-    def _check_kind(self, archive: zipfile.ZipFile) -> None:
+    def _check_headers(self, archive: zipfile.ZipFile) -> int:
+        """Look at the beginnings of all arrays, and unpack but the smallest: the features that the matrix has."""
+        found = {name: _header(archive, f"{name}.npy") for name in ("format", "shape", "indptr", "indices", "data")}
+        kinds = {"format": "SU", "shape": "iu", "indptr": "iu", "indices": "iu", "data": "f"}
+        for name, (_, dtype) in found.items():
+            if dtype.kind not in kinds[name] or dtype.itemsize > 64:
+                raise ValueError(f"{name}.npy of {dtype}")
+        shapes = {name: shape for name, (shape, _) in found.items()}
+        if (shapes["format"], shapes["shape"]) != ((), (2,)):
+            raise ValueError(f"format and shape of {shapes['format']} and {shapes['shape']} numbers")
         with archive.open("format.npy") as file:
             kind = _read_array(file).tobytes().decode("latin-1").replace("\0", "")
         if kind != "csr":
             raise ValueError(f"a matrix of format {kind!r}")
-        for name, kinds in (("indptr.npy", "iu"), ("indices.npy", "iu"), ("data.npy", "f")):
-            dtype = _header(archive, name)[1]
-            if dtype.kind not in kinds:
-                raise ValueError(f"{name} of {dtype}")
-
-    def _shape(self, archive: zipfile.ZipFile) -> tuple[int, int]:
         with archive.open("shape.npy") as file:
             n_rows, n_features = (int(size) for size in _read_array(file))
-        return n_rows, n_features
+        if n_rows != self.n_rows or not 1 <= n_features <= self._most_features:
+            raise ValueError(
+                f"a matrix of {n_rows} x {n_features}, wanted {self.n_rows} rows, the tokens of the shards, and 1 to {self._most_features}"
+                " features"
+            )
+        (self._n_entries,) = shapes["data"]
+        if (
+            shapes["indptr"] != (n_rows + 1,)
+            or shapes["indices"] != shapes["data"]
+            or self._n_entries > n_rows * n_features
+        ):
+            raise ValueError(
+                f"indptr, indices and data of {shapes['indptr']}, {shapes['indices']} and {shapes['data']} entries do not make a "
+                f"matrix of {n_rows} x {n_features}"
+            )
+        return n_features
 
 
 def read_metrics(folder: Path) -> dict[str, float]:
-    """NMSE on the activations as saev read them, `nmse_raw`, from the `metrics.json` of a folder.
+    """What the `metrics.json` of a folder says of the error, on the activations as saev read them.
+
+    Returns:
+        `sse_recon` = sum ||x - x^||^2 and `sse_baseline` = sum ||x - x_bar||^2, x_bar the mean of these very tokens; of an older saev
+        `normalized_mse` alone, which is their ratio.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -145,21 +183,24 @@ def read_metrics(folder: Path) -> dict[str, float]:
         raise FileNotFoundError(
             f"{path} does not exist: run saev's inference on the validation shards, or correct the path"
         )
+    metrics = read_json_file(path)
     try:
-        metrics: Any = json.loads(path.read_text())
-        found = metrics["sse_recon"] / metrics["sse_baseline"] if "sse_recon" in metrics else metrics["normalized_mse"]
-        nmse = float(found)
-    except (ValueError, KeyError, TypeError, ZeroDivisionError) as error:
+        names = ("sse_recon", "sse_baseline") if "sse_recon" in metrics else ("normalized_mse",)
+        found = {name: float(metrics[name]) for name in names}
+    except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: {error!r}; wanted `sse_recon` and `sse_baseline`, or `normalized_mse`") from error
-    if not (math.isfinite(nmse) and nmse >= 0):
-        raise ValueError(f"{path}: found an NMSE of {nmse}, wanted a finite number of at least 0")
-    return {"nmse_raw": nmse}
+    for name, value in found.items():
+        if not (math.isfinite(value) and value >= 0) or (name == "sse_baseline" and value == 0):
+            least = "above 0" if name == "sse_baseline" else "of at least 0"
+            raise ValueError(f"{path}: found {name} {value}, wanted a finite number {least}")
+    return found
 
 
 def _read_header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
     version = np.lib.format.read_magic(file)
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, _, dtype = read(file)
+    if version != (1, 0):  # headers of others may be of gigabytes
+        raise ValueError(f"an array of version {version}")
+    shape, _, dtype = np.lib.format.read_array_header_1_0(file, max_header_size=MAX_HEADER)
     if dtype.hasobject:
         raise ValueError("an array of pickled objects, which are never read")
     return shape, dtype
@@ -176,14 +217,14 @@ def _read_array(file: IO[bytes]) -> npt.NDArray[Any]:
 
 def _skip(file: IO[bytes], n_bytes: int) -> None:
     while n_bytes > 0:
-        found = len(file.read(min(n_bytes, 1 << 24)))
-        if found == 0:
-            raise ValueError(f"{getattr(file, 'name', 'it')} is cut short: write it again")
-        n_bytes -= found
+        n_bytes -= len(_exactly(file, min(n_bytes, 1 << 24)))
 
 
 def _exactly(file: IO[bytes], n_bytes: int) -> bytes:
-    found = file.read(n_bytes)
+    try:
+        found = file.read(n_bytes)
+    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+        raise ValueError(f"{getattr(file, 'name', 'it')} is damaged ({error}): write it again") from error
     if len(found) != n_bytes:
         raise ValueError(f"{getattr(file, 'name', 'it')} is cut short: write it again")
     return found

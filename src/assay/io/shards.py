@@ -22,17 +22,21 @@ from assay.io.metadata import (
     INDEX_NAME,
     LABELS_NAME,
     METADATA_NAME,
+    WIDE_LABELS_NAME,
     Metadata,
     contained_file,
+    find_labels,
     read_file,
     read_index,
     read_json_bytes,
     read_metadata,
     real_folder,
+    sized_labels,
     sized_shard,
 )
 from assay.io.order import Order, OrderFile, Sequential, Shuffled
 from assay.io.publish import naming, publishing_folder
+from assay.io.sampling import sample_bytes, sampled_digest
 from assay.io.stream_reader import Batches, LayerBytes
 
 logger = logging.getLogger(__name__)
@@ -83,7 +87,7 @@ class Shards:
         n_examples: examples over all shards.
         content_tokens_per_example: patches in an example; the CLS token is not counted and never read.
         n_tokens: n_examples * content_tokens_per_example, the tokens of one layer.
-        has_labels: whether there is a labels.bin.
+        has_labels: whether there is a labels.bin or a labels16.bin.
 
     Raises:
         FileNotFoundError: the folder or a file that it lists is missing.
@@ -99,12 +103,14 @@ class Shards:
         self.n_examples = self.metadata.n_examples
         self.content_tokens_per_example = self.metadata.content_tokens_per_example
         self.n_tokens = self.n_examples * self.content_tokens_per_example
-        self._files = [sized_shard(self.path, self.metadata, entry) for entry in read_index(self.path, self.metadata)]
+        self._entries = read_index(self.path, self.metadata)
+        self._files = [sized_shard(self.path, self.metadata, entry) for entry in self._entries]
         if len(set(self._files)) < len(self._files):
             raise ValueError(f"{self.path / INDEX_NAME} lists two links to one file; wanted a file for each shard")
-        self.has_labels = os.path.lexists(self.path / LABELS_NAME)
-        if self.has_labels:
-            self._labels_file()
+        self._labels = find_labels(self.path, self.metadata)
+        self.has_labels = self._labels is not None
+        if self._labels is not None:
+            sized_labels(self.path, self.metadata, self._labels)
 
     def __repr__(self) -> str:
         return (
@@ -114,15 +120,31 @@ class Shards:
         )
 
     def fingerprint(self) -> str:
-        """SHA-256 (64 hex digits) of the folder's name, its JSON files, and every data file's name, size and mtime.
+        """SHA-256 (64 hex digits) of the `identity` and the labels, as they are now."""
+        found = self.identity()
+        if self._labels is not None:
+            found["labels"] = _hash(read_file(contained_file(self.path, self._labels.name)[0]))
+        return _hash(json.dumps(found).encode())
 
-        Changed data has a changed fingerprint without a terabyte being read. It is taken from the folder as it is now.
+    def identity(self) -> dict[str, str]:
+        """What tells these activations from others, by part: the folder's name, hashes of its JSON files, of the shards' sizes, and of a
+        sample of their content, some MiB in all (io/sampling.py). It is taken from the folder as it is now.
+
+        A copy of the folder has the same. A change to one of many numbers may go unseen; another recording does not.
         """
-        described = [hashlib.sha256(read_json_bytes(self.path, n)).hexdigest() for n in (METADATA_NAME, INDEX_NAME)]
-        names = [file.name for file in self._files] + [LABELS_NAME] * self.has_labels
-        status = [contained_file(self.path, name)[1] for name in names]
-        files = [(name, info.st_size, info.st_mtime_ns) for name, info in zip(names, status, strict=True)]
-        return hashlib.sha256(json.dumps([self.name, described, files]).encode()).hexdigest()
+        described = {n: _short_hash(read_json_bytes(self.path, n)) for n in (METADATA_NAME, INDEX_NAME)}
+        sizes = [contained_file(self.path, entry.name)[1].st_size for entry in self._entries]
+        most, example = sample_bytes(len(self._files)), self.metadata.example_bytes
+        content = [
+            sampled_digest(file, most, entry.n_examples * example)
+            for file, entry in zip(self._files, self._entries, strict=True)
+        ]
+        return {
+            "name": self.name,
+            **described,
+            "sizes": _short_hash(json.dumps(sizes).encode()),
+            "content": _short_hash(json.dumps(content).encode()),
+        }
 
     def labels(self) -> torch.Tensor:
         """Patch labels, int64 (n_tokens,), in the order of unshuffled batches; 0 is void.
@@ -131,13 +153,15 @@ class Shards:
             FileNotFoundError: the folder has no labels.bin.
             ValueError: labels.bin cannot be read, or has changed its size since the folder was opened.
         """
-        path, width = self._labels_file(), self.metadata.labels_bytes
+        if self._labels is None:
+            raise FileNotFoundError(f"{self.path} has no {LABELS_NAME}; record a segmentation dataset to have labels")
+        path = sized_labels(self.path, self.metadata, self._labels)
         content = read_file(path)
-        if len(content) != self.n_tokens * width:
+        if len(content) != self._labels.n_bytes:
             raise ValueError(
-                f"{path} has {len(content)} bytes, wanted {self.n_tokens * width}: it changed while it was read; restore the file"
+                f"{path} has {len(content)} bytes, wanted {self._labels.n_bytes}: it changed while it was read; restore the file"
             )
-        raw = np.frombuffer(content, dtype=f"<u{width}")
+        raw = np.frombuffer(content, dtype=np.dtype(self._labels.dtype).newbyteorder("<"))
         return torch.from_numpy(raw.astype(np.int64))
 
     def layer(self, layer: int) -> "LayerActivations":
@@ -154,7 +178,7 @@ class Shards:
         first = self.layers.index(layer) * metadata.tokens_per_example + metadata.cls_token
         return LayerBytes(
             name=self.name,
-            fingerprint=self.fingerprint(),
+            fingerprint=_hash(json.dumps(self.identity()).encode()),
             layer=layer,
             files=self._files,
             examples_per_shard=metadata.examples_per_shard,
@@ -163,18 +187,6 @@ class Shards:
             first_byte=first * self.d_model * 4,
             d_model=self.d_model,
         )
-
-    def _labels_file(self) -> Path:
-        if not os.path.lexists(self.path / LABELS_NAME):
-            raise FileNotFoundError(f"{self.path} has no {LABELS_NAME}; record a segmentation dataset to have labels")
-        path, info = contained_file(self.path, LABELS_NAME)
-        wanted = self.n_tokens * self.metadata.labels_bytes
-        if info.st_size != wanted:
-            raise ValueError(
-                f"{path} has {info.st_size} bytes, wanted {wanted} ({self.n_examples} examples x {self.content_tokens_per_example} "
-                f"content tokens, {self.metadata.labels_dtype or 'uint8'}); restore the file"
-            )
-        return path
 
 
 @dataclass(frozen=True)
@@ -268,7 +280,7 @@ def write_shards(
         root: the folder that holds the folders of shards; made if it is missing.
         metadata: what is recorded. Its n_examples must be what `examples` yields in all.
         examples: batches, float32 (n, n_layers, tokens, d_model), the CLS token first where there is one.
-        labels: patch labels (n_examples, content_tokens_per_example) of the metadata's labels_dtype, 0 for void.
+        labels: patch labels (n_examples, content_tokens_per_example), 0 for void; uint16 lie in labels16.bin.
 
     Raises:
         FileExistsError: that folder exists already: published shards are immutable.
@@ -281,7 +293,9 @@ def write_shards(
     with publishing_folder(folder) as partial:
         if labels is not None:
             with naming(folder):
-                (partial / LABELS_NAME).write_bytes(_checked_labels(labels, metadata).tobytes())
+                checked = _checked_labels(labels, metadata)
+                name = LABELS_NAME if checked.dtype == np.uint8 else WIDE_LABELS_NAME
+                (partial / name).write_bytes(checked.tobytes())
         n_written = 0
         for batch in examples:
             array = _checked_batch(batch, metadata, n_written)
@@ -305,6 +319,14 @@ def write_shards(
     return folder
 
 
+def _hash(raw: bytes) -> str:
+    return hashlib.sha256(raw).hexdigest()
+
+
+def _short_hash(raw: bytes) -> str:
+    return _hash(raw)[:16]
+
+
 def _shard_name(shard: int) -> str:
     return f"acts{shard:06d}.bin"
 
@@ -314,9 +336,11 @@ def _checked_labels(
 ) -> npt.NDArray[np.uint8] | npt.NDArray[np.uint16]:
     """The labels as a little-endian array."""
     array = labels.detach().cpu().numpy() if isinstance(labels, torch.Tensor) else labels
-    dtype, wanted = metadata.labels_dtype or "uint8", (metadata.n_examples, metadata.content_tokens_per_example)
-    if array.dtype != dtype or array.shape != wanted:
-        raise ValueError(f"labels are {array.dtype} {array.shape}, wanted {dtype} {wanted}, one a content token")
+    wanted = (metadata.n_examples, metadata.content_tokens_per_example)
+    if array.dtype not in (np.uint8, np.uint16) or array.shape != wanted:
+        raise ValueError(
+            f"labels are {array.dtype} {array.shape}, wanted uint8 {wanted}, one a content token, or uint16"
+        )
     return array.astype(array.dtype.newbyteorder("<"), copy=False)
 
 

@@ -1,4 +1,4 @@
-"""Named tensors in one safetensors file, with a header that says what they are. Never a pickle."""
+"""Named tensors in one safetensors file, with a header that says what they are and their checksum. Never a pickle."""
 
 from __future__ import annotations
 
@@ -13,8 +13,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from assay.io.publish import publish_file
+from assay.io.strict_json import parse_json, shown
 
-SCHEMA = {"schema": "assay.tensors", "version": "1"}
+SCHEMA = {"schema": "assay.tensors", "version": "2"}
+SHA256 = "sha256"
+"""The header's name for the checksum of everything else in the file."""
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
@@ -23,7 +26,7 @@ def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
 
 
 def write_with_header(path: Path, tensors: dict[str, Tensor], header: dict[str, str]) -> None:
-    """Write named tensors and a header of strings to ``path``, atomically.
+    """Write named tensors, a header of strings and the checksum of both to ``path``, atomically.
 
     Raises:
         OSError: the disk is full, say; it names ``path``.
@@ -34,7 +37,7 @@ def write_with_header(path: Path, tensors: dict[str, Tensor], header: dict[str, 
     }
     with publish_file(path) as partial:
         try:
-            save_file(stored, partial, metadata=header)
+            save_file(stored, partial, metadata=header | {SHA256: _checksum(stored, header)})
         except SafetensorError as error:
             system = re.search(r"os error ([0-9]+)", str(error))
             if system is None:
@@ -51,7 +54,7 @@ def read_tensors(path: Path, *, any_schema: bool = False) -> dict[str, Tensor]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no safetensors file, or one of another schema or version.
+        ValueError: it is no safetensors file, one of another schema or version, or one that was changed after it was written.
     """
     return read_with_header(path, None if any_schema else SCHEMA)[0]
 
@@ -61,7 +64,7 @@ def read_with_header(path: Path, wanted: dict[str, str] | None) -> tuple[dict[st
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no safetensors file, or one of another schema or version.
+        ValueError: it is no safetensors file, one of another schema or version, or one that was changed after it was written.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; make it first, or correct the path")
@@ -70,11 +73,57 @@ def read_with_header(path: Path, wanted: dict[str, str] | None) -> tuple[dict[st
             found = file.metadata() or {}
             if wanted is not None and not wanted.items() <= found.items():
                 raise ValueError(
-                    f"{path} is {found.get('schema')} version {found.get('version')}; this reader wants {wanted['schema']} version"
-                    f" {wanted['version']}: make the file again with this version, or read it with the one that wrote it"
+                    f"{path} is {shown(found.get('schema'))} version {shown(found.get('version'))}; this reader wants"
+                    f" {wanted['schema']} version {wanted['version']}: make the file again with this version, or read it with the"
+                    " one that wrote it"
                 )
+            _check_keys(path)
             names = file.keys()
-            return {name: file.get_tensor(name) for name in names}, found
+            tensors = {name: file.get_tensor(name) for name in names}
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a whole safetensors file ({shown(error)}): make it again") from None
+    said = found.pop(SHA256, None)
+    if (wanted is not None or said is not None) and said != (counted := _checksum(tensors, found)):
+        raise ValueError(
+            f"{path} has checksum {counted}, wanted {shown(said)}: it was changed after it was written; remove it, and the next"
+            " run makes it again"
+        )
+    return tensors, found
+
+
+def read_header(path: Path) -> dict[str, str]:
+    """The header of a safetensors file, without its tensors; raises ValueError if it is none. No checksum is compared."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is not a whole safetensors file ({shown(error)}): make it again") from None
+
+
+def _check_keys(path: Path) -> None:
+    """Raise ValueError where the header, JSON after its length in 8 bytes, names a tensor twice: which one is meant?"""
+    with path.open("rb") as file:
+        header = file.read(int.from_bytes(file.read(8), "little"))
+    try:
+        parse_json(header)
+    except ValueError as error:
+        raise ValueError(f"{path} has a header that is no valid JSON ({error}): make it again") from None
+
+
+def _checksum(tensors: dict[str, Tensor], header: dict[str, str]) -> str:
+    """SHA-256 (hex) over tensors and header."""
+    return hashlib.sha256(repr((fingerprint_tensors(tensors), sorted(header.items()))).encode()).hexdigest()
+
+
+def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """The shape of every tensor of ``path``, from its header alone.
+
+    Raises:
+        ValueError: it is no safetensors file.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: tuple(file.get_slice(name).get_shape()) for name in list(file.keys())}
     except SafetensorError as error:
         raise ValueError(f"{path} is not a whole safetensors file ({error}): make it again") from None
 
@@ -85,5 +134,6 @@ def fingerprint_tensors(tensors: dict[str, Tensor]) -> str:
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
         digest.update(repr((name, str(tensor.dtype), tuple(tensor.shape))).encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
+        if tensor.numel():
+            digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -11,18 +11,25 @@ import numpy as np
 import numpy.typing as npt
 
 from assay.io.metadata import (
-    LABELS_NAME,
+    COPY_AGAIN,
+    LabelsFile,
     Metadata,
     ShardEntry,
     contained_file,
+    doubt_labels,
+    find_labels,
     read_index,
     read_metadata,
     real_folder,
+    sized_labels,
     sized_shard,
 )
 
 CHUNK_BYTES = 8 * 2**20
 """Read at a time, or one token if that is more."""
+
+MOST_MISSING = 1000
+"""Shards that are named one by one where they are missing; of more, only the first."""
 
 Progress: TypeAlias = Callable[[int, int], object]
 """Called with the bytes read since the last call, and those of the whole folder."""
@@ -57,8 +64,9 @@ class ShardVerdict(Verdict):
 
 @dataclass(frozen=True, kw_only=True)
 class LabelsVerdict(Verdict):
-    """What was found in labels.bin: `counts`, the patches of each label that occurs, lowest label first; 0 is void."""
+    """What was found in the file of the labels: `counts`, the patches of each label that occurs, lowest label first; 0 is void."""
 
+    name: str
     counts: dict[int, int]
 
 
@@ -69,9 +77,10 @@ class FolderVerdict:
     Attributes:
         path: as it was given.
         shards: a verdict each, in their order; none if the JSON files are at fault.
-        labels: None if there is no labels.bin.
+        labels: None if there are none.
         constant: for each layer, the dimensions that are the same in every content token of the folder.
         faults: of the folder as a whole, a layer without any variation among them.
+        remarks: on the folder as a whole: that void voted in its labels.
     """
 
     path: Path
@@ -79,6 +88,7 @@ class FolderVerdict:
     labels: LabelsVerdict | None = None
     constant: dict[int, tuple[int, ...]] | None = None
     faults: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -121,7 +131,17 @@ def verify_shards(path: str | os.PathLike[str], progress: Progress) -> FolderVer
         entries = read_index(folder, metadata)
     except (ValueError, OSError) as error:
         return FolderVerdict(Path(path), faults=(str(error),))
-    total = sum(_size(folder, name) for name in [*(entry.name for entry in entries), LABELS_NAME])
+    labels_file = find_labels(folder, metadata)
+    missing = _missing(folder, entries)
+    if len(missing) > MOST_MISSING:
+        return FolderVerdict(
+            Path(path),
+            faults=(f"{len(missing)} of {len(entries)} shards are missing, {missing[0]} the first; {COPY_AGAIN}",),
+        )
+    total = sum(
+        _size(folder, name)
+        for name in [*(entry.name for entry in entries), *([labels_file.name] if labels_file else [])]
+    )
     extent = _Extent()
 
     def advance(n: int) -> None:
@@ -138,8 +158,14 @@ def verify_shards(path: str | os.PathLike[str], progress: Progress) -> FolderVer
         for layer, number in enumerate(metadata.layers)
         if len(constant[number]) == metadata.d_model
     )
-    labels = _verify_labels(folder, metadata, advance)
-    return FolderVerdict(Path(path), tuple(shards), labels, constant, faults)
+    labels = None if labels_file is None else _verify_labels(folder, metadata, labels_file, advance)
+    doubt = doubt_labels(folder, metadata)
+    return FolderVerdict(Path(path), tuple(shards), labels, constant, faults, () if doubt is None else (doubt,))
+
+
+def _missing(folder: Path, entries: list[ShardEntry]) -> list[str]:
+    present = set(os.listdir(folder))
+    return [entry.name for entry in entries if entry.name not in present]
 
 
 def _size(folder: Path, name: str) -> int:
@@ -257,21 +283,17 @@ def _bytes(
             start += n
 
 
-def _verify_labels(folder: Path, metadata: Metadata, advance: Callable[[int], None]) -> LabelsVerdict | None:
-    if not os.path.lexists(folder / LABELS_NAME):
-        return None
-    wanted = metadata.n_examples * metadata.content_tokens_per_example * metadata.labels_bytes
-    dtype = metadata.labels_dtype or "uint8"
-    counts = np.zeros(2 ** (8 * metadata.labels_bytes), dtype=np.int64)
+def _verify_labels(
+    folder: Path, metadata: Metadata, labels: LabelsFile, advance: Callable[[int], None]
+) -> LabelsVerdict:
+    dtype = np.dtype(labels.dtype).newbyteorder("<")
+    counts = np.zeros(2 ** (8 * dtype.itemsize), dtype=np.int64)
     try:
-        path, info = contained_file(folder, LABELS_NAME)
-        if info.st_size != wanted:
-            raise ValueError(
-                f"{path} has {info.st_size} bytes, wanted {wanted} ({dtype}, one a content token); restore it"
-            )
-        for chunk in _bytes(path, 0, wanted, CHUNK_BYTES, advance):
-            counts += np.bincount(chunk.view(f"<u{metadata.labels_bytes}"), minlength=len(counts))
+        path = sized_labels(folder, metadata, labels)
+        for chunk in _bytes(path, 0, labels.n_bytes, CHUNK_BYTES, advance):
+            counts += np.bincount(chunk.view(dtype), minlength=len(counts))
     except (ValueError, OSError) as error:
-        return LabelsVerdict(counts={}, faults=(str(error),))
+        return LabelsVerdict(name=labels.name, counts={}, faults=(str(error),))
     found = {int(label): int(counts[label]) for label in np.flatnonzero(counts)}
-    return LabelsVerdict(counts=found, remarks=("every patch is void",) if set(found) == {0} else ())
+    remarks = ("every patch is void",) if set(found) == {0} else ()
+    return LabelsVerdict(name=labels.name, counts=found, remarks=remarks)

@@ -17,6 +17,8 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
+from assay.numerics.isolation import isolated
+
 Format = Literal["dense", "sparse", "onehot"]
 Batch = dict[str, Tensor]
 
@@ -55,6 +57,7 @@ def check_indices(indices: Tensor, n_features: int) -> None:
         )
 
 
+@isolated()
 def densify(batch: Batch, code_format: Format, n_features: int, start: int = 0, stop: int | None = None) -> Tensor:
     """Features `start` to `stop` (default: all the rest) of a batch as float32 (b, stop - start).
 
@@ -66,13 +69,14 @@ def densify(batch: Batch, code_format: Format, n_features: int, start: int = 0, 
     indices = batch["indices"].long()
     if code_format == "onehot":
         indices = indices.unsqueeze(1)
-        values = torch.ones(indices.shape, device=indices.device)
+        values = torch.ones(indices.shape, dtype=torch.float32, device=indices.device)
     else:
         values = batch["values"].float()
     check_indices(indices, n_features)
     width = stop - start
     inside = (indices >= start) & (indices < stop)
-    dense = torch.zeros(indices.shape[0], width + 1, device=indices.device)  # the last column takes what is outside
+    # The last column takes what is outside.
+    dense = torch.zeros(indices.shape[0], width + 1, dtype=torch.float32, device=indices.device)
     # Added, since padding may name a feature again: with 0.
     return dense.scatter_add_(1, torch.where(inside, indices - start, width), values)[:, :width]
 
@@ -194,6 +198,7 @@ class TopKCodes:
             yield cut
 
 
+@isolated()
 def add_squares(error: Tensor, dropped: Tensor) -> Tensor:
     """error (b,) plus the squares of dropped (b, n), float64 (b,), one after the other from the last column to the first."""
     total = error.double().clone()
@@ -203,6 +208,7 @@ def add_squares(error: Tensor, dropped: Tensor) -> Tensor:
     return total
 
 
+@isolated()
 def sparsify(batch: Batch, *, top_k: int | None = None, margin: float | None = None) -> Batch:
     """A dense batch with the `top_k` entries of largest magnitude a row, or with those of magnitude `margin` or more.
 
@@ -225,18 +231,22 @@ def as_codes(codes: Codes | Tensor) -> Codes:
 
 
 def checked_batches(codes: Codes, batch_size: int) -> Iterator[tuple[slice, Batch]]:
-    """Each batch with the rows it holds. Raises ValueError where the batches hold more or fewer rows than `n_rows`."""
+    """Each batch with the rows it holds, without its gradients' history.
+
+    Raises ValueError where the batches hold more or fewer rows than `n_rows`.
+    """
     start = 0
     for batch in codes.batches(batch_size):
         stop = start + count_rows(batch)
         if stop > codes.n_rows:
             raise ValueError(f"codes hold {stop} rows or more, wanted {codes.n_rows}: make them again")
-        yield slice(start, stop), batch
+        yield slice(start, stop), {name: tensor.detach() for name, tensor in batch.items()}
         start = stop
     if start != codes.n_rows:
         raise ValueError(f"codes hold {start} rows, wanted {codes.n_rows}: make them again")
 
 
+@isolated()
 def check_finite(batch: Batch, first_row: int) -> None:
     """Raise ValueError for NaN and infinity in a batch of any format, naming row, counted from `first_row`, and feature."""
     values = batch.get("values")
@@ -268,14 +278,19 @@ def gather_columns(
 
     Raises ValueError for NaN and infinity, and for an index that is not a feature.
     """
-    gathered = [torch.empty(len(features), codes.n_rows, device=device) for features, _ in wanted]
+    place = torch.device("cpu") if device is None else device
+    with isolated():
+        gathered = [
+            torch.empty(len(features), codes.n_rows, dtype=torch.float32, device=place) for features, _ in wanted
+        ]
     for rows, batch in checked_batches(codes, batch_size):
-        batch = {name: tensor.to(device) for name, tensor in batch.items() if name in ("values", "indices")}
-        check_finite(batch, rows.start)
-        for columns, (features, k) in zip(gathered, wanted, strict=True):
-            if len(features):
-                part = {name: tensor[:, :k] for name, tensor in batch.items()} if codes.format == "sparse" else batch
-                columns[:, rows] = _columns(part, codes, features.to(device)).T
+        with isolated():
+            batch = {name: tensor.to(place) for name, tensor in batch.items() if name in ("values", "indices")}
+            check_finite(batch, rows.start)
+            for columns, (features, k) in zip(gathered, wanted, strict=True):
+                if len(features):
+                    part = {name: each[:, :k] for name, each in batch.items()} if codes.format == "sparse" else batch
+                    columns[:, rows] = _columns(part, codes, features.to(place)).T
         if progress is not None:
             progress(rows.stop)
     return gathered
@@ -305,10 +320,10 @@ def measure_l0_by_rank(codes: Codes, batch_size: int = 1024) -> Tensor:
     """
     if codes.n_rows == 0:
         raise ValueError("codes hold 0 rows, wanted at least 1 to measure L0")
-    nonzeros = torch.zeros(1, dtype=torch.int64)
+    nonzeros = torch.zeros(1, dtype=torch.int64, device="cpu")
     for _, batch in checked_batches(codes, batch_size):
         if codes.format == "onehot":
-            found = torch.tensor([count_rows(batch)])
+            found = torch.tensor([count_rows(batch)], dtype=torch.int64, device="cpu")
         elif codes.format == "dense":
             found = batch["values"].count_nonzero().cpu()[None]
         else:

@@ -17,6 +17,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from assay.numerics.isolation import isolated
+
 logger = logging.getLogger(__name__)
 
 _DISTANCE_BYTES = 64 * 2**20
@@ -24,6 +26,8 @@ _DISTANCE_BYTES = 64 * 2**20
 _TILE_BYTES = {"cpu": 8 * 2**20, "cuda": 512 * 2**20}
 # Centres are looked at in so many groups first, by the best score of each: only groups with a candidate are looked into.
 _GROUP = 64
+# On a GPU they are filled up to whole tiles of the fused kernels.
+_FUSED_TILE = 256
 _MOST_GROUPS = 16
 # In float64, pairs of a row and a centre that are looked at together; and the share of them above which all are taken by differences:
 # a pair picked out costs some thirty times as much.
@@ -31,11 +35,14 @@ _PAIRS = 2**20
 _MANY = 1 / 32
 
 
-def fast_dtype(device: torch.device) -> torch.dtype:
-    """bfloat16 where the hardware multiplies it faster than float32, float32 elsewhere."""
+def fast_dtypes(device: torch.device) -> tuple[torch.dtype, ...]:
+    """What the hardware multiplies faster than float32, in the order in which it is worth a try.
+
+    Tensor cores take float16 and bfloat16 at one rate, and float16 leaves fewer candidates; where it overflows, bfloat16 does not.
+    """
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float32
-    return torch.bfloat16 if device.type == "cpu" and _cpu_multiplies_bfloat16() else torch.float32
+        return (torch.float16, torch.bfloat16) if torch.cuda.get_device_capability(device) >= (8, 0) else ()
+    return (torch.bfloat16,) if device.type == "cpu" and _cpu_multiplies_bfloat16() else ()
 
 
 @cache
@@ -50,7 +57,7 @@ def _cpu_multiplies_bfloat16() -> bool:
 
     times = {}
     for dtype in (torch.float32, torch.bfloat16):
-        x = torch.ones(512, 512, dtype=dtype)
+        x = torch.ones(512, 512, dtype=dtype, device="cpu")
         x @ x
         began = perf_counter()
         for _ in range(4):
@@ -70,95 +77,132 @@ def float32_is_exact() -> bool:
     return exact and mode.lower() == "strict"
 
 
-_REDUCTION = "allow_bf16_reduced_precision_reduction"
-_reduction_lock = threading.Lock()
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """a @ b of float32 matrices (n, d) and (d, m), to float32's rounding whatever the process lets torch round: float32 (n, m)."""
+    return a @ b if float32_is_exact() else (a.double() @ b.double()).float()
+
+
+# Whether cuBLAS may round partial sums, by the dtype of a product; and whether it may keep them in float16 all along.
+_ROUNDING = (
+    "allow_bf16_reduced_precision_reduction",
+    "allow_fp16_reduced_precision_reduction",
+    "allow_fp16_accumulation",
+)
+_rounding_lock = threading.Lock()
 _within = 0
-_before: bool | tuple[bool, bool] = True
+_before: dict[str, bool | tuple[bool, bool]] = {}
 
 
 @contextmanager
 def sums_in_float32() -> Iterator[None]:
-    """Within the block cuBLAS keeps the partial sums of bfloat16 products in float32, which torch by default lets it round.
+    """Within the block cuBLAS keeps the partial sums of bfloat16 and float16 products in float32, which torch by default lets it round.
 
-    The setting is the process's: the last thread to leave the block puts it back.
+    The settings are the process's: the last thread to leave the block puts them back.
     """
-    global _within, _before
+    global _within
     settings = torch.backends.cuda.matmul
-    with _reduction_lock:
+    with _rounding_lock:
         if _within == 0:
-            split = getattr(settings, f"{_REDUCTION}_split_k", None)  # set together in newer versions of torch
-            _before = getattr(settings, _REDUCTION) if split is None else (getattr(settings, _REDUCTION), split)
-            setattr(settings, _REDUCTION, False if split is None else (False, split))
+            for name in _ROUNDING:
+                split = getattr(settings, f"{name}_split_k", None)  # set together in newer versions of torch
+                _before[name] = getattr(settings, name) if split is None else (getattr(settings, name), split)
+                setattr(settings, name, False if split is None else (False, split))
         _within += 1
     try:
         yield
     finally:
-        with _reduction_lock:
+        with _rounding_lock:
             _within -= 1
             if _within == 0:
-                setattr(settings, _REDUCTION, _before)
+                for name, before in _before.items():
+                    setattr(settings, name, before)
 
 
-TwoBest = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
+Nearest = Callable[[Tensor, Tensor, Tensor, "_Product"], Tensor]
 
 
 @cache
-def fused_kernel(device: torch.device) -> TwoBest | None:
-    """The kernel of `fused.py` where there is CUDA, Triton, and the kernel agrees with torch on a product of random numbers.
+def fused_kernels(device: torch.device) -> Nearest | None:
+    """`fused.nearest` where there is Triton and a GPU of Hopper's kind or later, and where what it finds in a trial is right.
 
-    Not yet run on a GPU, hence the trial; elsewhere, and where it fails, torch writes the scores down.
+    Compilers have been wrong: the trial has rows of one candidate, of a few, and of several in several tiles. Elsewhere, and where it
+    fails, torch writes the scores down.
     """
     if device.type != "cuda":
         return None
     try:
-        from assay.numerics.fused import two_best
+        from assay.numerics.fused import nearest
 
+        if torch.cuda.get_device_capability(device) < (9, 0):
+            return None
         generator = torch.Generator().manual_seed(0)
-        x, c = (torch.randn(rows, 100, generator=generator).bfloat16().to(device) for rows in (300, 200))
-        best, second, where = two_best(x, c)
-        wanted, places = (x.float() @ c.float().T).topk(2, dim=1)
-        torch.testing.assert_close(torch.stack([best, second], dim=1), wanted, rtol=1e-3, atol=1e-3)
-        torch.testing.assert_close(where, places[:, 0])
+        drawn = torch.randn(1400, 100, generator=generator, dtype=torch.float32, device="cpu").to(device)
+        x, distinct = drawn[:300], drawn[300:]
+        repeated = distinct[torch.randint(0, 300, (1100,), generator=generator, device="cpu").to(device)]
+        origin = torch.zeros(100, dtype=torch.float32, device=device)
+        for centers in (distinct, repeated):
+            wanted = nearest_in_float64(x, centers)
+            for dtype in (torch.float16, torch.bfloat16):
+                found = nearest(x, centers, origin, _Product(centers, dtype))
+                right, settled = found == wanted, found >= 0
+                if not bool(right[settled].all()) or int(settled.sum()) < 200:
+                    raise ArithmeticError(
+                        f"of 300 in {dtype} it settled {int(settled.sum())}, {int(right.sum())} right"
+                    )
     except Exception as error:  # whatever goes wrong in a compiler that is not ours
-        logger.warning("the fused kernel is not used: %s", error)
+        logger.warning("the fused kernels are not used: %s", error)
         return None
-    return two_best
+    return nearest
 
 
 class NearestCenters:
     """Centres made ready to find the nearest of them for many tokens.
 
-    centers: float32 (K, d). dtypes: of the products that are tried, in this order, before float64 settles what is left; by
-    default the fastest of the device, then float32. They change the time, never the answer.
+    centers: float32 (K, d), which must not change while this is in use. dtypes: of the products that are tried, in this order, before
+    float64 settles what is left; by default the fastest of the device, then float32. They change the time, never the answer.
     """
 
+    @isolated()
     def __init__(self, centers: Tensor, dtypes: tuple[torch.dtype, ...] | None = None) -> None:
         self._centers = centers
-        wanted = (fast_dtype(centers.device), torch.float32) if dtypes is None else dtypes
+        wanted = (*fast_dtypes(centers.device), torch.float32) if dtypes is None else dtypes
         # A large common offset would cancel away the digits that matter. As float32, it is the same for tokens and centres.
         self._origin = _origin(centers).float()
         self._shifted = centers - self._origin
         self._dtypes = tuple(dict.fromkeys(wanted))
         self._products: dict[torch.dtype, _Product] = {}
 
+    @isolated()
     def find(self, x: Tensor) -> Tensor:
         """Index of the nearest centre to each row of x (n, d), float32: int64 (n,); ties: the lower index.
 
         It is that of float64 distances by differences but where the two best differ by float64's rounding.
         """
         labels = torch.full((len(x),), -1, dtype=torch.int64, device=x.device)
-        left = torch.arange(len(x), device=x.device)
+        left: Tensor | None = None  # of all rows those without a label; None: all
+        fused = fused_kernels(x.device)
         exact = float32_is_exact()
         for dtype in self._dtypes:
             if dtype == torch.float32 and not exact:
                 continue
             if dtype not in self._products:
                 self._products[dtype] = _Product(self._shifted, dtype)
-            for rows in torch.split(left, max(1, _TILE_BYTES[x.device.type] // (2 * len(self._centers)))):
-                self._settle(x, rows, labels, self._products[dtype])
-            left = left[labels[left] < 0]
+            if not self._products[dtype].holds_the_centers:
+                continue
+            product = self._products[dtype]
+            if fused is not None and dtype != torch.float32:
+                found = fused(x if left is None else x[left], self._centers, self._origin, product)
+                labels = found if left is None else labels.index_copy_(0, left, found)
+            else:
+                if left is None:
+                    left = torch.arange(len(x), device=x.device)
+                for rows in torch.split(left, max(1, _TILE_BYTES[x.device.type] // (2 * len(self._centers)))):
+                    self._settle(x, rows, labels, product)
+            left = (labels < 0).nonzero()[:, 0]
             if not len(left):
                 return labels
+        if left is None:
+            return nearest_in_float64(x, self._centers)
         labels[left] = nearest_in_float64(x[left], self._centers)
         return labels
 
@@ -193,43 +237,50 @@ class _Product:
       m 2^-23 times the sum of their magnitudes, and g = (d + 8) 2^-23 leaves enough for x and c, which the shift has rounded.
 
     So |x - x'| + g |x'| meets |c|, |x'| meets |c - c'|, and g |c|^2 / 2 and whatever rounding takes off are added to the halved norm. All
-    are raised by `_margin`, for the rounding of the bounds themselves and of norms in float32. Where b seems the best, with p(b), twice
+    are raised by `margin`, for the rounding of the bounds themselves and of norms in float32. Where b seems the best, with p(b), twice
     what b may be too large is `_slack`: p(c) >= s(c) >= s(b) >= p(b) - slack for the c that is nearest.
     """
 
+    @isolated()
     def __init__(self, centers: Tensor, dtype: torch.dtype) -> None:
         n_clusters, self._d = centers.shape
-        self._n_groups = -(-n_clusters // _GROUP)
+        rows = _FUSED_TILE if centers.is_cuda else _GROUP
+        self._n_groups = -(-n_clusters // rows) * rows // _GROUP
         self._dtype = dtype
-        self._unit = float(torch.finfo(dtype).eps) / 2  # the relative error of one rounding
-        self._sums = (self._d + 8) * 2.0**-23
-        self._margin = 1 + 2.0**-6 + 2 * self._sums
+        limits = torch.finfo(dtype)
+        self.unit = limits.eps / 2  # the relative error of one rounding
+        self.least_step = limits.tiny * limits.eps  # twice its absolute error where it underflows
+        self.sums = (self._d + 8) * 2.0**-23
+        self.margin = 1 + 2.0**-6 + 2 * self.sums
+        # A square below the least float32 is lost: a norm may be so much larger.
+        self.underflow = math.sqrt(self._d) * 2.0**-62
         norms = centers.norm(dim=1, dtype=torch.float64)
         halves = -0.5 * norms.square()
         # A score that would overflow may seem larger than it is: then it is asked again, and no other centre's is lost.
-        most = (halves * (1 - self._margin * self._sums)).clamp(min=-1e38)
+        most = (halves * (1 - self.margin * self.sums)).clamp(min=-min(1e38, 0.9 * limits.max))
         high = most.to(dtype)
         low = most - high.double()
-        low = (low + 2 * self._unit * low.abs()).to(dtype)  # rounded up
-        # What fills the last group up is never near.
+        low = (low + 2 * self.unit * low.abs() + self.least_step).to(dtype)  # rounded up
+        # What fills the last group up is never near: below -|x| |c| and the halved norm of all that fits.
         matrix = self._allocate(self._n_groups * _GROUP, 0.0, centers.device)
-        matrix[:, self._d] = -torch.finfo(dtype).max
+        matrix[:, self._d : self._d + 4] = -limits.max
         matrix[:n_clusters, : self._d] = centers
         kept = matrix[:n_clusters, : self._d].float()
         lost = (centers - kept).norm(dim=1, dtype=torch.float64) + math.sqrt(self._d) * 2.0**-126  # and of underflow
         bounds = torch.stack([high, low, self._round_up(norms), self._round_up(lost)], dim=1)
         matrix[:n_clusters, self._d : self._d + 4] = bounds
-        self._rows, self._matrix = matrix, matrix.T
-        self._bounds = torch.stack([norms, lost, high.double() + low.double() - halves], dim=1).float()
+        self.holds_the_centers = bool(matrix.isfinite().all())
+        self.matrix = matrix
+        self.bounds = torch.stack([norms, lost, high.double() + low.double() - halves], dim=1).float()
 
     def _allocate(self, rows: int, value: float, device: torch.device) -> Tensor:
-        """(rows, d + 4 or a little more) of `value`; every row begins at a multiple of 128 bytes, as tensor cores load it fastest."""
-        columns = -(-(self._d + 4) // 8) * 8
-        return torch.full((rows, -(-columns // 64) * 64), value, dtype=self._dtype, device=device)[:, :columns]
+        """(rows, at least d + 4) of `value`; every row is a multiple of 128 bytes, as tensor cores load it fastest."""
+        return torch.full((rows, -(-(self._d + 4) // 64) * 64), value, dtype=self._dtype, device=device)
 
     def _round_up(self, values: Tensor) -> Tensor:
-        return (values * (1 + 4 * self._unit)).to(self._dtype)
+        return (values * (1 + 4 * self.unit) + self.least_step).to(self._dtype)
 
+    @isolated()
     def candidates(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Pairs (row, centre), int64, by row and then centre, of all that may be nearest to rows of x (n, d), shifted.
 
@@ -238,36 +289,19 @@ class _Product:
         tokens = self._allocate(len(x), 1.0, x.device)
         tokens[:, : self._d] = x
         kept = tokens[:, : self._d].float()
-        # A square below the least float32 is lost: a norm may be so much larger.
-        underflow = math.sqrt(self._d) * 2.0**-62
-        norms = self._margin * kept.norm(dim=1)
-        lost = self._margin * (x - kept).norm(dim=1) + self._sums * norms + underflow
-        norms = norms + underflow
+        norms = self.margin * kept.norm(dim=1)
+        lost = self.margin * (x - kept).norm(dim=1) + self.sums * norms + self.underflow
+        norms = norms + self.underflow
         tokens[:, self._d + 2] = self._round_up(lost)
         tokens[:, self._d + 3] = self._round_up(norms)
-        two_best = fused_kernel(x.device) if self._dtype == torch.bfloat16 else None
-        if two_best is None:
-            return self._among_all(tokens, norms, lost)
-        # The kernel settles the rows in which no second centre is near; only the others' scores are ever written down.
-        best, second, seeming = two_best(tokens, self._rows)
-        least = self._least(best, seeming, norms, lost)
-        single = (second < least) & least.isfinite() & (seeming < len(self._bounds))
-        several = (~single).nonzero()[:, 0]
-        rows, centers = self._among_all(tokens[several], norms[several], lost[several])
-        rows, centers = torch.cat([single.nonzero()[:, 0], several[rows]]), torch.cat([seeming[single], centers])
-        order = rows.argsort(stable=True)
-        return rows[order], centers[order]
-
-    def _among_all(self, tokens: Tensor, norms: Tensor, lost: Tensor) -> tuple[Tensor, Tensor]:
-        """The candidates by all scores of the tokens, as the product takes them."""
-        n = len(tokens)
+        n, used = len(x), -(-(self._d + 4) // 8) * 8
         with sums_in_float32():
-            scores = tokens @ self._matrix
+            scores = tokens[:, :used] @ self.matrix[:, :used].T
         most = scores.view(n, _GROUP, self._n_groups)  # centre j * n_groups + g is the j-th of group g
         most_of_group = most.amax(1)
         best, group = most_of_group.max(1)
         seeming = most.gather(2, group[:, None, None].expand(n, _GROUP, 1)).argmax(1)[:, 0] * self._n_groups + group
-        least = self._least(best.float(), seeming, norms, lost)
+        least = self._least(best.float(), seeming, norms, lost, self._dtype)
         promising = most_of_group >= least[:, None]
         promising &= (promising.sum(1) <= _MOST_GROUPS)[:, None] & least.isfinite()[:, None]
         rows, groups = promising.nonzero(as_tuple=True)
@@ -276,17 +310,21 @@ class _Product:
         order = (rows * (_GROUP * self._n_groups) + centers).argsort()
         return rows[order], centers[order]
 
-    def _least(self, best: Tensor, seeming: Tensor, norms: Tensor, lost: Tensor) -> Tensor:
-        """What a score must seem at least to be the largest in truth, float32 (n,), by the best and the centre whose it is."""
-        # What fills up can only seem the best where all is lost.
-        norm_of_best, lost_of_best, raised = self._bounds[seeming.clamp(max=len(self._bounds) - 1)].unbind(1)
-        return best - self._slack(best, lost * norm_of_best + norms * lost_of_best + raised)
+    def _least(self, best: Tensor, seeming: Tensor, norms: Tensor, lost: Tensor, scores: torch.dtype) -> Tensor:
+        """What a score must seem at least to be the largest in truth, float32 (n,), by the best and the centre whose it is.
 
-    def _slack(self, best: Tensor, error: Tensor) -> Tensor:
+        `scores`: the dtype that scores are written down in.
+        """
+        # What fills up can only seem the best where all is lost.
+        norm_of_best, lost_of_best, raised = self.bounds[seeming.clamp(max=len(self.bounds) - 1)].unbind(1)
+        return best - self._slack(best, lost * norm_of_best + norms * lost_of_best + raised, torch.finfo(scores))
+
+    def _slack(self, best: Tensor, error: Tensor, scores: torch.finfo) -> Tensor:
         """How far below the best seeming score one may seem that is larger in truth, float32 (n,). `error`: what was added to the best."""
-        # A score is rounded to `dtype`, and so is one as far below the best as this. What underflows is lost without a relative bound.
-        rounding = self._unit * (best.abs() + 3 * error)
-        slack: Tensor = 2.02 * (error * (1 + 8 * self._unit) + rounding + (self._d + 8) * 2.0**-120)
+        # A score is rounded as it is written down, and so is one as far below the best as this. What underflows is lost without a
+        # relative bound.
+        rounding = scores.eps / 2 * (best.abs() + 3 * error) + scores.tiny * scores.eps
+        slack: Tensor = 2.02 * (error * (1 + 8 * self.unit) + rounding + (self._d + 8) * 2.0**-120)
         return slack
 
 
@@ -311,6 +349,7 @@ def _nearest_of_candidates(x: Tensor, rows: Tensor, centers: Tensor, candidates:
     return found, nearest
 
 
+@isolated()
 def paired_distances(x: Tensor, rows: Tensor, centers: Tensor, pairs: Tensor) -> Tensor:
     """|x[rows] - centers[pairs]|^2 by differences, float64 (pairs,): as exact as can be, however near they are."""
     chunk = max(1, _DISTANCE_BYTES // (16 * x.shape[1]))
@@ -374,6 +413,7 @@ def chunked_distances(x: Tensor, centers: Tensor) -> Iterator[Tensor]:
         yield distances
 
 
+@isolated()
 def nearest_in_float64(x: Tensor, centers: Tensor) -> Tensor:
     """Index of the nearest of centers (K, d) to each row of x (n, d), by differences in float64: int64 (n,); ties: the lower index.
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from assay.numerics.codes import Batch, Format, add_squares
 from assay.numerics.distances import paired_distances
+from assay.numerics.isolation import isolated
 from assay.numerics.kmeans import MiniBatchKMeans
 from assay.numerics.pca import StreamingPCA, top_k
 
@@ -40,6 +41,7 @@ def kmeans_onehot(state: Mapping[str, Tensor]) -> Encoder:
     """1 for the nearest centre, 0 for the others."""
     kmeans = MiniBatchKMeans.from_state(state)
 
+    @isolated()
     def encode(x: Tensor) -> Batch:
         labels, squared_distances = kmeans.assign(x)
         return {"indices": labels, "error": squared_distances}
@@ -47,11 +49,13 @@ def kmeans_onehot(state: Mapping[str, Tensor]) -> Encoder:
     return Encoder("onehot", kmeans.n_clusters, 1, encode)
 
 
+@isolated()
 def invert(distances: Tensor) -> Tensor:
     """1 / (d + 1e-6)."""
     return 1 / (distances + DISTANCE_FLOOR)
 
 
+@isolated()
 def unit(distances: Tensor) -> Tensor:
     """1 - d / d_max, d_max the distance to the centre that is farthest from the token; 1 where all are at 0."""
     farthest = distances.amax(1, keepdim=True)
@@ -72,6 +76,7 @@ def kmeans_distances(state: Mapping[str, Tensor], transform: Callable[[Tensor], 
     kmeans = MiniBatchKMeans.from_state(state)
     centers = kmeans.cluster_centers_
 
+    @isolated()
     def encode(x: Tensor) -> Batch:
         distances = kmeans.transform(x)
         rows = torch.arange(len(x), device=centers.device)
@@ -86,6 +91,7 @@ def kmeans_cosine(state: Mapping[str, Tensor]) -> Encoder:
     kmeans = MiniBatchKMeans.from_state(state)
     directions = _directions(kmeans.cluster_centers_)
 
+    @isolated()
     def encode(x: Tensor) -> Batch:
         _, error = kmeans.assign(x)
         return {"values": (_directions(x.to(directions.device)) @ directions.T).float(), "error": error}
@@ -93,6 +99,7 @@ def kmeans_cosine(state: Mapping[str, Tensor]) -> Encoder:
     return Encoder("dense", kmeans.n_clusters, kmeans.n_clusters, encode, zero_is_far=True)
 
 
+@isolated()
 def _directions(vectors: Tensor) -> Tensor:
     """Rows (n, d) over their lengths, float64; 0 where the length is, NaN where there is a NaN."""
     vectors = vectors.double()
@@ -105,6 +112,7 @@ def pca_dense(state: Mapping[str, Tensor]) -> Encoder:
     pca = StreamingPCA.from_state(state)
     n_components = len(pca.components_)
 
+    @isolated()
     def encode(x: Tensor) -> Batch:
         values, error = pca.project(x)
         return {"values": values, "error": error}
@@ -130,6 +138,7 @@ def pca_topk(state: Mapping[str, Tensor], k: int) -> Encoder:
             "found a PCA that whitens, wanted coefficients whose squares are errors: fit it with whiten=False"
         )
 
+    @isolated()
     def encode(x: Tensor, dtype: torch.dtype = torch.float32) -> Batch:
         z, left = pca.project(x)
         values, indices = top_k(z, n_components)

@@ -7,6 +7,7 @@ from typing import Self
 
 from torch import Tensor
 
+from assay.numerics.isolation import isolated
 from assay.numerics.moments import scale_of
 
 
@@ -53,6 +54,7 @@ def _ratio(residual: float, total: float, n_tokens: int) -> float:
     return residual / total
 
 
+@isolated()
 def error_sums(x: Tensor, residual: Tensor, std: Tensor) -> ErrorSums:
     """Errors of one batch: standardised tokens x~ and what is left of them, x~ - x^, both (batch, d) on one device.
 

@@ -1,90 +1,384 @@
-"""The two largest entries of each row of a product, without the product: a Triton kernel for CUDA.
+"""The nearest centre of every token in five Triton kernels for Hopper, with nothing for the host to look at in between.
 
-A block of rows meets one block of centres after the other; only the running best, the second best and the place of the best are kept.
-Its logic was run in Triton's interpreter, and it compiles for compute capability 8.0 and 9.0; it has not yet been run on a GPU.
+1. `_prepare`: a token less the origin, rounded, with the bounds that ride along in the product, and their float32 norms.
+2. `_two_best`: of each tile of 256 centres the largest score and the second, as float32 whose low eight bits say which column it is. The
+   scores themselves are never written down.
+3. `_shortlist`: which centres a row leaves in question: one as a rule, a few at times, too many seldom.
+4. `_settle`: of a few the nearest by differences in float64; and `_settle_crowded`, where a tile has two of them, among all of the tile.
+
+What the bounds are, and why they hold: `assay.numerics.distances._Product`.
 """
 
 from contextlib import nullcontext
+from typing import Protocol
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
-_BLOCK_ROWS, _BLOCK_CENTERS, _BLOCK_DIMS = 128, 128, 64
-# What is left of the dimensions beyond whole blocks, by the least that a tensor core takes: bounds are a few dimensions more than d.
-_BLOCK_REST = 16
-# With four, registers are spilled.
-_WARPS = 8
+# Of the shapes that fit, the fastest on an H200 (docs/benchmarks.md).
+_ROWS, _TILE, _DIMS = 128, 256, 64
+_WARPS, _STAGES = 8, 4
+# What a float32 loses where a column takes its low bits, relative.
+_PACKING = 2.0**-15
+# More candidates than this, or tiles with two, and a row is better asked again in the next precision.
+_MOST_NEAR, _MOST_CROWDED = 16, 4
+# Tokens at a time, for the memory of the results by tile.
+_CHUNK = 65_536
+
+
+class Product(Protocol):
+    """What a product in low precision needs to know of the centres: see `assay.numerics.distances._Product`.
+
+    matrix: float16 or bfloat16 (whole tiles of rows, width), the width a multiple of 64, four bounds behind the d dimensions.
+    bounds: float32 (K, 3). unit: a rounding's relative error; least_step, sums, margin, underflow: see there.
+    """
+
+    matrix: Tensor
+    bounds: Tensor
+    unit: float
+    least_step: float
+    sums: float
+    margin: float
+    underflow: float
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _kernel(  # type: ignore[no-untyped-def]
+def _prepare(  # type: ignore[no-untyped-def]
     x,
-    c,
-    best,
-    second,
-    where,
+    origin,
+    tokens,
+    norms,
+    lost,
     n,
-    n_centers,
     d,
-    whole,
+    width,
     x_stride,
-    c_stride,
+    margin,
+    sums,
+    underflow,
+    raised,
+    least_step,
     ROWS: tl.constexpr,  # noqa: N803
-    CENTERS: tl.constexpr,  # noqa: N803
     DIMS: tl.constexpr,  # noqa: N803
-    REST: tl.constexpr,  # noqa: N803
 ):
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    first = tl.full((ROWS,), float("-inf"), tl.float32)
-    runner_up = tl.full((ROWS,), float("-inf"), tl.float32)
-    place = tl.zeros((ROWS,), tl.int32)
-    x_rows = x + rows.to(tl.int64)[:, None] * x_stride
     is_row = (rows < n)[:, None]
-    for start in range(0, n_centers, CENTERS):
-        centers = start + tl.arange(0, CENTERS)
-        c_columns = c + centers.to(tl.int64)[None, :] * c_stride
-        is_center = (centers < n_centers)[None, :]
-        scores = tl.zeros((ROWS, CENTERS), tl.float32)
-        for begin in range(0, whole, DIMS):
-            dims = begin + tl.arange(0, DIMS)
-            a = tl.load(x_rows + dims[None, :], mask=is_row, other=0.0)
-            b = tl.load(c_columns + dims[:, None], mask=is_center, other=0.0)
-            scores = tl.dot(a, b, scores)
-        for begin in range(whole, d, REST):
-            dims = begin + tl.arange(0, REST)
-            a = tl.load(x_rows + dims[None, :], mask=is_row & (dims < d)[None, :], other=0.0)
-            b = tl.load(c_columns + dims[:, None], mask=is_center & (dims < d)[:, None], other=0.0)
-            scores = tl.dot(a, b, scores)
-        scores = tl.where(is_center, scores, float("-inf"))
-        here = tl.max(scores, 1)
-        j = tl.argmax(scores, 1)
-        others = tl.where(tl.arange(0, CENTERS)[None, :] == j[:, None], float("-inf"), scores)
-        runner_up = tl.maximum(tl.maximum(tl.minimum(first, here), runner_up), tl.max(others, 1))
-        place = tl.where(here > first, start + j, place)
-        first = tl.maximum(first, here)
-    tl.store(best + rows, first, mask=rows < n)
-    tl.store(second + rows, runner_up, mask=rows < n)
-    tl.store(where + rows, place, mask=rows < n)
+    x_rows = x + rows.to(tl.int64)[:, None] * x_stride
+    out = tokens + rows.to(tl.int64)[:, None] * width
+    kept_squared = tl.zeros((ROWS,), tl.float32)
+    lost_squared = tl.zeros((ROWS,), tl.float32)
+    for begin in range(0, d, DIMS):
+        dims = begin + tl.arange(0, DIMS)
+        inside = is_row & (dims < d)[None, :]
+        shifted = tl.load(x_rows + dims[None, :], mask=inside, other=0.0)
+        shifted = tl.where(inside, shifted - tl.load(origin + dims, mask=dims < d, other=0.0)[None, :], 0.0)
+        rounded = shifted.to(tokens.dtype.element_ty)
+        kept = rounded.to(tl.float32)
+        kept_squared += tl.sum(kept * kept, 1)
+        lost_squared += tl.sum((shifted - kept) * (shifted - kept), 1)
+        tl.store(out + dims[None, :], rounded, mask=inside)
+    norm = margin * tl.sqrt(kept_squared)
+    loss = margin * tl.sqrt(lost_squared) + sums * norm + underflow
+    norm = norm + underflow
+    # Two ones for the halved norm, the bounds, and zeros up to the width.
+    rest = tl.arange(0, 64)[None, :]
+    loss_up = (loss * raised + least_step)[:, None]
+    norm_up = (norm * raised + least_step)[:, None]
+    bound = tl.where(rest < 2, 1.0, tl.where(rest == 2, loss_up, tl.where(rest == 3, norm_up, 0.0)))
+    for begin in range(d, width, 64):
+        place = begin + rest
+        value = tl.where(begin == d, bound, 0.0)
+        tl.store(out + place, value.to(tokens.dtype.element_ty), mask=is_row & (place < width))
+    tl.store(norms + rows, norm, mask=rows < n)
+    tl.store(lost + rows, loss, mask=rows < n)
 
 
-def two_best(x: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Of x @ c.T, x (n, d) and c (K, d) bfloat16: largest and second largest float32 (n,), and where, int64 (n,).
+@triton.jit  # type: ignore[untyped-decorator]
+def _two_best(  # type: ignore[no-untyped-def]
+    tokens,
+    matrix,
+    best,
+    second,
+    n,
+    n_tiles,
+    WIDTH: tl.constexpr,  # noqa: N803
+    ROWS: tl.constexpr,  # noqa: N803
+    TILE: tl.constexpr,  # noqa: N803
+    DIMS: tl.constexpr,  # noqa: N803
+    SPLITS: tl.constexpr,  # noqa: N803
+    MAY_OVERFLOW: tl.constexpr,  # noqa: N803
+):
+    program = tl.program_id(0)
+    row = program // SPLITS * ROWS
+    share = tl.cdiv(n_tiles, SPLITS)
+    first = program % SPLITS * share
+    last = tl.minimum(first + share, n_tiles)
+    rows = row + tl.arange(0, ROWS)
+    columns = tl.arange(0, TILE)
+    for tile in tl.range(first, last, flatten=True):
+        scores = tl.zeros((ROWS, TILE), tl.float32)
+        for k in range(WIDTH // DIMS):
+            a = tokens.load([row, k * DIMS])
+            b = matrix.load([tile * TILE, k * DIMS])
+            scores = tl.dot(a, b.T, scores)
+        if MAY_OVERFLOW:
+            # What overflows may be the largest; low bits would make it NaN.
+            scores = tl.where(scores == scores, tl.minimum(tl.maximum(scores, -3.0e38), 3.0e38), 3.0e38)
+        bits = (scores.to(tl.int32, bitcast=True) & ~(TILE - 1)) | columns[None, :]
+        packed = bits.to(tl.float32, bitcast=True)
+        top = tl.max(packed, 1)
+        rest = tl.max(tl.where(packed == top[:, None], float("-inf"), packed), 1)
+        place = rows.to(tl.int64) * n_tiles + tile
+        tl.store(best + place, top, mask=rows < n)
+        tl.store(second + place, rest, mask=rows < n)
 
-    Entries of a row lie side by side; rows may be apart, and are loaded fastest 128 bytes or a multiple of it apart.
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _shortlist(  # type: ignore[no-untyped-def]
+    best,
+    second,
+    norms,
+    lost,
+    bounds,
+    least_of,
+    labels,
+    queue,
+    queued,
+    n,
+    n_centers,
+    n_tiles,
+    grown,
+    packing,
+    least_error,
+    ROWS: tl.constexpr,  # noqa: N803
+    TILES: tl.constexpr,  # noqa: N803
+    TILE: tl.constexpr,  # noqa: N803
+    MOST_NEAR: tl.constexpr,  # noqa: N803
+    MOST_CROWDED: tl.constexpr,  # noqa: N803
+):
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    tiles = tl.arange(0, TILES)[None, :]
+    place = rows.to(tl.int64)[:, None] * n_tiles + tiles
+    inside = (rows < n)[:, None] & (tiles < n_tiles)
+    tops = tl.load(best + place, mask=inside, other=float("-inf"))
+    rests = tl.load(second + place, mask=inside, other=float("-inf"))
+    columns = tops.to(tl.int32, bitcast=True) & (TILE - 1)
+    top = tl.max(tops, 1)
+    tile = tl.min(tl.where(tops == top[:, None], tiles, TILES), 1)
+    seeming = tile * TILE + tl.sum(tl.where(tiles == tile[:, None], columns, 0), 1)
+    clear = (rows < n) & (seeming < n_centers)  # what fills up can only seem the best where all is lost
+    of_best = bounds + 3 * tl.where(clear, seeming, 0)
+    norm, loss = tl.load(norms + rows, mask=rows < n, other=0.0), tl.load(lost + rows, mask=rows < n, other=0.0)
+    error = loss * tl.load(of_best) + norm * tl.load(of_best + 1) + tl.load(of_best + 2)
+    size = tl.abs(top)
+    least = top - 2.02 * (error * grown + packing * (size + 3 * error) + least_error)
+    clear = clear & (tl.abs(least) < 2.9e38) & (size < 2.9e38)  # neither infinite nor NaN
+    n_near = tl.sum((tops >= least[:, None]).to(tl.int32), 1)
+    n_crowded = tl.sum((rests >= least[:, None]).to(tl.int32), 1)
+    few = clear & (n_near <= MOST_NEAR)
+    label = tl.where(few & (n_crowded == 0), tl.where(n_near == 1, seeming, -2), -1)
+    tl.store(labels + rows, label.to(tl.int64), mask=rows < n)
+    tl.store(least_of + rows, least, mask=rows < n)
+    # In which order the queue is filled changes no answer.
+    crowded = few & (n_crowded > 0) & (n_crowded <= MOST_CROWDED)
+    place = tl.atomic_add(queued + tl.zeros((ROWS,), tl.int32), 1, mask=crowded)
+    tl.store(queue + place, rows, mask=crowded)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _squared(x, centers, members, wanted, d, c_stride, DIMS: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: N803
+    """|x - c|^2 of the wanted members, float64, infinite for the others."""
+    rows = centers + members.to(tl.int64)[:, None] * c_stride
+    squared = tl.zeros(members.shape, tl.float64)
+    for begin in range(0, d, DIMS):
+        dims = begin + tl.arange(0, DIMS)
+        inside = wanted[:, None] & (dims < d)[None, :]
+        a = tl.load(x + dims, mask=dims < d, other=0.0).to(tl.float64)
+        b = tl.load(rows + dims[None, :], mask=inside, other=0.0).to(tl.float64)
+        away = tl.where(inside, a[None, :] - b, 0.0)
+        squared += tl.sum(away * away, 1)
+    return tl.where(wanted, squared, float("inf"))
+
+
+@triton.jit
+def _lowest(squared, members, n_centers, d):  # type: ignore[no-untyped-def]
+    """The least, and the lowest index whose distance differs from it by no more than rounding."""
+    least = tl.min(squared, 0)
+    return least, tl.min(tl.where(squared * _alike(d) <= least, members, n_centers), 0)
+
+
+@triton.jit
+def _alike(d):  # type: ignore[no-untyped-def]
+    return 1.0 - tl.cast((d + 4) * 2.3e-16, tl.float64)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _settle(  # type: ignore[no-untyped-def]
+    x,
+    centers,
+    best,
+    least_of,
+    labels,
+    n_centers,
+    n_tiles,
+    d,
+    x_stride,
+    c_stride,
+    TILES: tl.constexpr,  # noqa: N803
+    TILE: tl.constexpr,  # noqa: N803
+    DIMS: tl.constexpr,  # noqa: N803
+):
+    row = tl.program_id(0).to(tl.int64)
+    if tl.load(labels + row) == -2:
+        tiles = tl.arange(0, TILES)
+        tops = tl.load(best + row * n_tiles + tiles, mask=tiles < n_tiles, other=float("-inf"))
+        members = tiles * TILE + (tops.to(tl.int32, bitcast=True) & (TILE - 1))
+        near = tops >= tl.load(least_of + row)
+        squared = _squared(x + row * x_stride, centers, members, near, d, c_stride, DIMS)
+        _, label = _lowest(squared, members, n_centers, d)
+        tl.store(labels + row, label.to(tl.int64))
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _settle_crowded(  # type: ignore[no-untyped-def]
+    x,
+    centers,
+    best,
+    second,
+    least_of,
+    labels,
+    queue,
+    queued,
+    n_centers,
+    n_tiles,
+    d,
+    x_stride,
+    c_stride,
+    PROGRAMS: tl.constexpr,  # noqa: N803
+    TILES: tl.constexpr,  # noqa: N803
+    TILE: tl.constexpr,  # noqa: N803
+    DIMS: tl.constexpr,  # noqa: N803
+):
+    tiles = tl.arange(0, TILES)
+    for place in range(tl.program_id(0), tl.load(queued), PROGRAMS):
+        row = tl.load(queue + place).to(tl.int64)
+        tops = tl.load(best + row * n_tiles + tiles, mask=tiles < n_tiles, other=float("-inf"))
+        rests = tl.load(second + row * n_tiles + tiles, mask=tiles < n_tiles, other=float("-inf"))
+        least = tl.load(least_of + row)
+        crowded = rests >= least
+        number = tl.cumsum(crowded.to(tl.int32), 0)
+        members = tiles * TILE + (tops.to(tl.int32, bitcast=True) & (TILE - 1))
+        alone = (tops >= least) & (rests < least)
+        nearest, label = _lowest(
+            _squared(x + row * x_stride, centers, members, alone, d, c_stride, DIMS), members, n_centers, d
+        )
+        label = tl.where(nearest < float("inf"), label, n_centers)
+        for index in range(1, tl.sum(crowded.to(tl.int32), 0) + 1):
+            tile = tl.sum(tl.where(crowded & (number == index), tiles, 0), 0)
+            block = tile * TILE + tl.arange(0, TILE)
+            closest, member = _lowest(
+                _squared(x + row * x_stride, centers, block, block < n_centers, d, c_stride, DIMS), block, n_centers, d
+            )
+            closer = (closest < nearest * _alike(d)) | ((closest * _alike(d) <= nearest) & (member < label))
+            label = tl.where(closer, member, label)
+            nearest = tl.minimum(closest, nearest)
+        tl.store(labels + row, label.to(tl.int64))
+
+
+def nearest(x: Tensor, centers: Tensor, origin: Tensor, product: Product) -> Tensor:
+    """Index of the nearest of centers (K, d) to each row of x (n, d), float32: int64 (n,), -1 where too many are left in question.
+
+    Ties by float64's rounding go to the lower index. Nothing is synchronized.
     """
-    n, d = x.shape
-    best, second = torch.empty(2, n, dtype=torch.float32, device=x.device)
-    where = torch.empty(n, dtype=torch.int32, device=x.device)
-    if n == 0:
-        return best, second, where.long()
-    grid = (triton.cdiv(n, _BLOCK_ROWS),)
-    sizes = {"ROWS": _BLOCK_ROWS, "CENTERS": _BLOCK_CENTERS, "DIMS": _BLOCK_DIMS, "REST": _BLOCK_REST}
-    whole = d // _BLOCK_DIMS * _BLOCK_DIMS
+    x, centers = (each if each.stride(-1) == 1 else each.contiguous() for each in (x, centers))
     # Triton launches on the current device, whatever the tensors'.
     with torch.cuda.device(x.device) if x.is_cuda else nullcontext():
-        _kernel[grid](
-            x, c, best, second, where, n, len(c), d, whole, x.stride(0), c.stride(0), **sizes, num_warps=_WARPS
-        )
-    return best, second, where.long()
+        parts = [_nearest(part, centers, origin, product) for part in torch.split(x, _CHUNK) if len(part)]
+    return torch.cat(parts) if parts else torch.empty(0, dtype=torch.int64, device=x.device)
+
+
+def _nearest(x: Tensor, centers: Tensor, origin: Tensor, product: Product) -> Tensor:
+    n, d = x.shape
+    matrix = product.matrix
+    width, n_tiles = matrix.shape[1], len(matrix) // _TILE
+    tokens = torch.empty(n, width, dtype=matrix.dtype, device=x.device)
+    norms, lost, least = torch.empty(3, n, dtype=torch.float32, device=x.device)
+    best, second = torch.empty(2, n, n_tiles, dtype=torch.float32, device=x.device)
+    labels = torch.empty(n, dtype=torch.int64, device=x.device)
+    _prepare[(triton.cdiv(n, 4),)](
+        x,
+        origin,
+        tokens,
+        norms,
+        lost,
+        n,
+        d,
+        width,
+        x.stride(0),
+        product.margin,
+        product.sums,
+        product.underflow,
+        1 + 4 * product.unit,
+        product.least_step,
+        ROWS=4,
+        DIMS=256,
+    )
+    blocks = triton.cdiv(n, _ROWS)
+    splits = max(1, min(n_tiles, _multiprocessors(x.device) // blocks))
+    _two_best[(blocks * splits,)](
+        TensorDescriptor.from_tensor(tokens, [_ROWS, _DIMS]),
+        TensorDescriptor.from_tensor(matrix, [_TILE, _DIMS]),
+        best,
+        second,
+        n,
+        n_tiles,
+        WIDTH=width,
+        ROWS=_ROWS,
+        TILE=_TILE,
+        DIMS=_DIMS,
+        SPLITS=splits,
+        MAY_OVERFLOW=matrix.dtype != torch.float16,
+        num_warps=_WARPS,
+        num_stages=_STAGES,
+    )
+    tiles = triton.next_power_of_2(n_tiles)
+    rows = max(1, 512 // tiles)
+    queue = torch.empty(n, dtype=torch.int32, device=x.device)
+    queued = torch.zeros(1, dtype=torch.int32, device=x.device)
+    _shortlist[(triton.cdiv(n, rows),)](
+        best,
+        second,
+        norms,
+        lost,
+        product.bounds,
+        least,
+        labels,
+        queue,
+        queued,
+        n,
+        len(centers),
+        n_tiles,
+        1 + 8 * product.unit,
+        _PACKING,
+        (d + 8) * 2.0**-120,
+        ROWS=rows,
+        TILES=tiles,
+        TILE=_TILE,
+        MOST_NEAR=_MOST_NEAR,
+        MOST_CROWDED=_MOST_CROWDED,
+    )
+    sizes = (len(centers), n_tiles, d, x.stride(0), centers.stride(0))
+    shapes = {"TILES": tiles, "TILE": _TILE, "DIMS": 16}
+    _settle[(n,)](x, centers, best, least, labels, *sizes, **shapes)
+    programs = 2 * _multiprocessors(x.device)
+    _settle_crowded[(programs,)](
+        x, centers, best, second, least, labels, queue, queued, *sizes, PROGRAMS=programs, **shapes, num_warps=16
+    )
+    return labels
+
+
+def _multiprocessors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1

@@ -14,8 +14,9 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from assay.numerics.distances import NearestCenters, chunked_distances, paired_distances
+from assay.numerics.distances import NearestCenters, chunked_distances, float32_is_exact, paired_distances
 from assay.numerics.errors import ErrorSums, error_sums
+from assay.numerics.isolation import isolated, snapshot
 from assay.numerics.moments import batch_moments, check_batch
 
 logger = logging.getLogger(__name__)
@@ -27,6 +28,10 @@ METRICS = ("inertia", "ewa_inertia", "learning_rate", "dead_clusters")
 _ROWS = 1024
 # Squared distances below this share of the squared norms have lost most of their digits to cancellation in float32.
 _CLOSE = 1e-4
+# Squared norms between which float32 holds squared distances, and, up to as many times less as there are tokens, their sum.
+_LEAST_SQUARE, _MOST_SQUARE = 2.0**-100, 2.0**125
+# Centres are float32.
+_LARGEST = torch.finfo(torch.float32).max
 # Centres this share of the tokens' distance apart lie in one place; so many that follow each other along a line are compared.
 _SAME = 2.0**-10
 _LOOKED_AT = 16
@@ -37,7 +42,7 @@ class Seeding:
     """Where seedings stand that are not done: `tried`, and the `least` inertia among them.
 
     Of the one under way: the numbers of the tokens `chosen` so far, and the squared distance of every token to the `closest` of
-    them, float32 (n,).
+    them, float32 (n,), or float64 where float32 does not hold it.
     """
 
     tried: int = 0
@@ -46,6 +51,7 @@ class Seeding:
     closest: Tensor | None = None
 
 
+@isolated()
 def kmeans_plus_plus(
     x: Tensor,
     n_clusters: int,
@@ -67,38 +73,58 @@ def kmeans_plus_plus(
             "lower n_clusters, or give more tokens (a larger init_size or first batch)"
         )
     n_trials = 2 + int(math.log(n_clusters))
-    tokens = (x.double() - x.double().mean(0)).float()
-    norms = tokens.square().sum(1)
     seeding = seeding or Seeding()
     chosen, closest = seeding.chosen, seeding.closest
+    tokens, norms = _centred(x, torch.float32)
+    begun_in_float64 = closest is not None and closest.dtype == torch.float64
+    if begun_in_float64 or not float32_is_exact() or not _LEAST_SQUARE < float(norms.max()) < _MOST_SQUARE / n:
+        tokens, norms = _centred(x, torch.float64)
     if closest is None:
-        chosen.append(int(torch.randint(n, (1,), generator=generator)))
-        closest = seeding.closest = (x.double() - x[chosen[0]].double()).square().sum(1).float()
+        chosen.append(int(torch.randint(n, (1,), generator=generator, device="cpu")))
+        closest = seeding.closest = (x.double() - x[chosen[0]].double()).square().sum(1).to(tokens.dtype)
     elif len(closest) != n:
         raise ValueError(
             f"found {n} tokens, wanted the {len(closest)} that the seeding was begun on: give the same stream"
         )
+    closest = closest.to(tokens.dtype)
     while len(chosen) < n_clusters:
         cumulative = closest.cpu().double().cumsum(0)
+        if cumulative[-1] == 0 and tokens.dtype == torch.float32 and len(_distinct(x)) > len(chosen):
+            # What is left differs by less than float32 has squares for.
+            tokens, norms = _centred(x, torch.float64)
+            closest = torch.cat([squared.amin(1) for squared in chunked_distances(x, x[chosen])])
+            continue
         if cumulative[-1] == 0:
             raise ValueError(
                 f"found {len(chosen)} distinct tokens among the {n} to seed from, wanted at least n_clusters = "
                 f"{n_clusters}: lower n_clusters, or raise init_size"
             )
-        draws = torch.rand(n_trials, generator=generator, dtype=torch.float64) * cumulative[-1]
+        draws = torch.rand(n_trials, generator=generator, dtype=torch.float64, device="cpu") * cumulative[-1]
         trials = torch.searchsorted(cumulative, draws, right=True).clamp_(max=n - 1).to(x.device)
         distances = torch.addmm(norms, tokens[trials], tokens.T, alpha=-2).add_(norms[trials, None]).clamp_(min=0)
         best = int(torch.minimum(distances, closest).sum(1).argmin())
         chosen.append(int(trials[best]))
         # A token equal to a centre must be at exactly 0, or it could be drawn again: by differences where it is close.
         close = distances[best] <= _CLOSE * (norms + norms[chosen[-1]])
-        distances[best, close] = (x[close].double() - x[chosen[-1]].double()).square().sum(1).float()
+        distances[best, close] = (x[close].double() - x[chosen[-1]].double()).square().sum(1).to(tokens.dtype)
         closest = seeding.closest = torch.minimum(closest, distances[best])
         if on_centre is not None:
             on_centre()
     return x[chosen].float()
 
 
+def _centred(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Tokens (n, d) about their mean, and their squared norms (n,), of `dtype`."""
+    tokens = (x.double() - x.double().mean(0)).to(dtype)
+    return tokens, tokens.square().sum(1)
+
+
+def _distinct(x: Tensor) -> Tensor:
+    """The rows of x (n, d), each once."""
+    return x.unique(dim=0)  # type: ignore[no-untyped-call, no-any-return]
+
+
+@isolated()
 def pull_centers(x: Tensor, centers: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """How tokens x (n, d) pull at their centres: sums of x - c by label (n,), (K, d), and |x - c|^2, (n,); float64.
 
@@ -110,23 +136,25 @@ def pull_centers(x: Tensor, centers: Tensor, labels: Tensor) -> tuple[Tensor, Te
         lengths = torch.bincount(labels, minlength=len(centers))
         pulls = torch.segment_reduce(residual[labels.argsort(stable=True)], "sum", lengths=lengths, axis=0)
         return pulls, residual.square_().sum(1)
-    pulls, squared = torch.zeros(centers.shape, dtype=torch.float64), torch.empty(len(x), dtype=torch.float64)
+    pulls = torch.zeros(centers.shape, dtype=torch.float64, device=x.device)
+    squared = torch.empty(len(x), dtype=torch.float64, device=x.device)
     for start in range(0, len(x), _ROWS):
         rows = slice(start, start + _ROWS)
-        residual = x[rows].double()
+        residual = x[rows].to(torch.float64, copy=True)  # float64 tokens are the caller's
         residual -= centers[labels[rows]]
         pulls.index_add_(0, labels[rows], residual)
         squared[rows] = residual.square_().sum(1)
     return pulls, squared
 
 
+@isolated()
 def mini_batch_step(x: Tensor, centers: Tensor, counts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """One step on x (n, d): new centers (K, d) and counts (K,), and the squared distances before it, float64 (n,).
 
     With b tokens in the batch nearest to a centre and n in all, it moves by b/n of the way to the mean of the b: as if
     it took the tokens one after another at a learning rate of one over its count (Sculley 2010).
     """
-    labels = NearestCenters(centers).find(x)
+    labels = NearestCenters(centers).find(x.float())
     pulls, squared = pull_centers(x, centers, labels)
     hits = torch.bincount(labels, minlength=len(centers))
     counts = counts + hits
@@ -143,6 +171,7 @@ def low_count_clusters(counts: Tensor, reassignment_ratio: float) -> Tensor:
     return (counts < reassignment_ratio * counts.double().mean()) | (counts == 0)
 
 
+@isolated()
 def collapsed_clusters(centers: Tensor, radius: float, generator: torch.Generator) -> Tensor:
     """Which of centers (K, d) lie in the place of one of lower index: bool (K,).
 
@@ -151,7 +180,8 @@ def collapsed_clusters(centers: Tensor, radius: float, generator: torch.Generato
     What is so near is nearer still along a random direction, by the root of d. Along one each is held against the 16 that follow it,
     in place of all, where it is near along some others too; what more part is found another time. Equal centres are always found.
     """
-    directions = torch.randn(centers.shape[1], 8, generator=generator, dtype=torch.float64).to(centers.device)
+    directions = torch.randn(centers.shape[1], 8, generator=generator, dtype=torch.float64, device="cpu")
+    directions = directions.to(centers.device)
     along = centers.double() @ (directions / directions.norm(dim=0))
     order = along[:, 0].argsort(stable=True)
     along = along[order]
@@ -170,6 +200,7 @@ def collapsed_clusters(centers: Tensor, radius: float, generator: torch.Generato
     return collapsed
 
 
+@isolated()
 def reassign_centers(
     x: Tensor, squared: Tensor, centers: Tensor, counts: Tensor, low: Tensor, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
@@ -177,18 +208,19 @@ def reassign_centers(
 
     A token is drawn with probability proportional to `squared` (n,), its squared distance to its centre: far ones, but not the
     outliers alone (the D^2 sampling of k-means++, Arthur and Vassilvitskii 2007). At most half as many as there are tokens off their
-    centres, the clusters of lowest count first (ties to the lower index), each to a token of its own. They take the lowest count
-    among the others, so that they neither jump about nor are at once low again. Of two centres that have fallen together the one of
-    higher index gets no more tokens, but its count may be high and stay so: `collapsed_clusters` finds it.
+    centres, the clusters of lowest count first (ties to the lower index), each to a token of its own; where all are low, the last
+    stays. They take the lowest count among the others, so that they neither jump about nor are at once low again. Of two centres that
+    have fallen together the one of higher index gets no more tokens, but its count may be high and stay so: `collapsed_clusters` finds it.
     """
-    n_moved = min(int(low.sum()), int((squared > 0).sum()) // 2)
+    n_moved = min(int(low.sum()), int((squared > 0).sum()) // 2, len(low) - 1)
     if n_moved == 0:
         return centers, counts
     moved = torch.where(low, counts, torch.iinfo(counts.dtype).max).argsort(stable=True)[:n_moved]
     stays = torch.ones_like(low)
     stays[moved] = False
     # Largest of u^(1/w) (Efraimidis and Spirakis 2006), as logarithms: a weighted draw without replacement, of any size.
-    keys = torch.rand(len(squared), generator=generator, dtype=torch.float64).log() / squared.cpu()
+    uniform = torch.rand(len(squared), generator=generator, dtype=torch.float64, device="cpu")
+    keys = uniform.log() / squared.cpu()
     tokens = keys.nan_to_num(-math.inf, -math.inf, -math.inf).topk(n_moved).indices.to(x.device)
     centers, new_counts = centers.clone(), counts.clone()
     centers[moved] = x[tokens].float()
@@ -196,8 +228,23 @@ def reassign_centers(
     return centers, new_counts
 
 
+@isolated()
+def _decayed(counts: Tensor, decay: float) -> Tensor:
+    """counts (K,) times `decay`, rounded up: int64 (K,)."""
+    return (counts.float() * decay).ceil().to(torch.int64)
+
+
+# What a state holds of the parameters, as tensors of these dtypes.
+_PARAMETERS = {
+    **dict.fromkeys(("seed", "n_init", "init_size", "max_iter", "max_no_improvement"), torch.int64),
+    **dict.fromkeys(("tol", "reassignment_ratio", "decay"), torch.float64),
+}
+
+
 class MiniBatchKMeans:
-    """k-means by mini-batches, for data that is seen as a stream of float32 batches (batch, d).
+    """k-means by mini-batches, for data that is seen as a stream of batches (batch, d) of real numbers, within float32's range.
+
+    Centres are float32, and so are tokens when the nearest is sought; what is summed is float64. NaN and infinity are a ValueError.
 
     n_clusters: centres. seed: of every random draw; one seed and one stream give one result.
     device: where the model lives, by default that of its first batch; inputs are moved there.
@@ -324,7 +371,7 @@ class MiniBatchKMeans:
                 self._epoch += 1
                 self.steps_of_pass_ = 0
                 if self._epoch < self.max_iter:
-                    self.counts_ = (self.counts_ * self.decay).ceil().to(torch.int64)
+                    self.counts_ = _decayed(self.counts_, self.decay)
         why = "no better inertia or centres at rest" if self._is_done() else "max_iter"
         logger.info("k-means stops in pass %d after %d steps: %s", self._epoch + 1, self.n_steps_, why)
         return self
@@ -342,13 +389,14 @@ class MiniBatchKMeans:
     def _is_done(self) -> bool:
         return self._rests or self._stalled == self.max_no_improvement
 
+    @isolated()
     def partial_fit(self, x: Tensor) -> Self:
         """One step on a batch (batch, d); an empty one changes nothing. The first batch also seeds, where fit did not.
 
-        ValueError when d changes, or when it must seed from fewer (distinct) rows than clusters.
+        ValueError when d changes, for NaN and infinity, or when it must seed from fewer (distinct) rows than clusters.
         """
         fitted = self.is_seeded_
-        check_batch(x, self.cluster_centers_.shape[1] if fitted else None)
+        check_batch(x, self.cluster_centers_.shape[1] if fitted else None, largest=_LARGEST)
         if x.shape[0] == 0:
             return self
         if not fitted:
@@ -392,6 +440,8 @@ class MiniBatchKMeans:
         for name, bound in least.items():
             if not getattr(self, name) >= bound:
                 raise ValueError(f"found {name} = {getattr(self, name)}, wanted at least {bound}: change {name}")
+        if not -(2**63) <= self.seed < 2**63:
+            raise ValueError(f"found seed = {self.seed}, wanted an int64: change seed")
         if not 0 < self.decay <= 1:
             raise ValueError(f"found decay = {self.decay}, wanted more than 0 and at most 1, which forgets nothing")
         if not 0 <= self.reassignment_ratio <= 1:
@@ -402,19 +452,21 @@ class MiniBatchKMeans:
         found: list[Tensor] = []
         size, n = self.init_size or 0, 0
         for x in batches:
-            check_batch(x, found[0].shape[1] if found else None)
+            check_batch(x, found[0].shape[1] if found else None, largest=_LARGEST)
             if x.shape[0] == 0:
                 continue
             size = size or 3 * max(self.n_clusters, x.shape[0])
-            found.append(x.to(self.device or x.device))
+            found.append(x.detach().to(self.device or x.device))
             n += x.shape[0]
             if n >= (size if self.n_init == 1 else 2 * size):
                 break
         if not found:
             raise ValueError("found 0 tokens in stream(0), wanted at least n_clusters: is the split empty?")
-        tokens = torch.cat(found)
+        with isolated():
+            tokens = torch.cat(found)
         return tokens[:size], tokens[size : 2 * size] if n > size else None
 
+    @isolated()
     def _seed_centers(
         self, tokens: Tensor, held_out: Tensor | None, on_seed: Callable[[int, int], None] | None = None
     ) -> None:
@@ -455,36 +507,42 @@ class MiniBatchKMeans:
     def _prepare(self, x: Tensor) -> Tensor:
         if not self.is_seeded_:
             raise ValueError("found a k-means without centres, wanted a fitted one: call fit or partial_fit first")
-        check_batch(x, self.cluster_centers_.shape[1])
+        check_batch(x, self.cluster_centers_.shape[1], largest=_LARGEST)
         return x.to(self.cluster_centers_.device)
 
+    @isolated()
     def predict(self, x: Tensor) -> Tensor:
         """Nearest centre of each row of x (batch, d), ties to the lower index: int64 (batch,)."""
         x = self._prepare(x)
         return self._nearest().find(x.float())
 
     def _nearest(self) -> NearestCenters:
-        """The centres made ready, once for all batches between two steps."""
-        if self._ready is None or self._ready[0] is not self.cluster_centers_:
-            self._ready = self.cluster_centers_, NearestCenters(self.cluster_centers_)
+        """The centres made ready, once for all batches until they change: by a step, or by whoever edits them in place."""
+        centers = self.cluster_centers_
+        if self._ready is None or self._ready[0].device != centers.device or not torch.equal(self._ready[0], centers):
+            centers = snapshot(centers)
+            self._ready = centers, NearestCenters(centers)
         return self._ready[1]
 
+    @isolated()
     def assign(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Nearest centre, int64 (batch,), and squared distance to it, float64 (batch,), of each row of x (batch, d)."""
         x = self._prepare(x)
         labels = self._nearest().find(x.float())
         return labels, (x.double() - self.cluster_centers_[labels]).square_().sum(1)
 
+    @isolated()
     def transform(self, x: Tensor) -> Tensor:
         """Euclidean distances of x (batch, d) to every centre: float32 (batch, n_clusters), never negative or NaN."""
         x = self._prepare(x)
-        found = torch.empty(len(x), self.n_clusters, device=x.device)
+        found = torch.empty(len(x), self.n_clusters, dtype=torch.float32, device=x.device)
         start = 0
         for squared in chunked_distances(x, self.cluster_centers_):
             found[start : start + len(squared)] = squared.sqrt_()
             start += len(squared)
         return found
 
+    @isolated()
     def reconstruction_errors(self, x: Tensor, std: Tensor) -> dict[int, ErrorSums]:
         """Errors of a batch (batch, d) of standardised tokens put on their centres, under K = 1: one latent is active.
 
@@ -493,16 +551,28 @@ class MiniBatchKMeans:
         x = self._prepare(x)
         return {1: error_sums(x, x.double() - self.cluster_centers_[self._nearest().find(x.float())], std)}
 
+    @isolated()
     def state_dict(self) -> dict[str, Tensor]:
-        """`cluster_centers` float32 (n_clusters, d) and `counts` int64 (n_clusters,)."""
-        return {"cluster_centers": self.cluster_centers_, "counts": self.counts_}
+        """`cluster_centers` float32 (n_clusters, d), `counts` int64 (n_clusters,), and the parameters by name, int64 or float64 (): copies.
 
+        0 stands for None.
+        """
+        kept = {name: getattr(self, name) or 0 for name in _PARAMETERS}
+        return {
+            **self._centers_and_counts(),
+            **{name: torch.tensor(kept[name], dtype=dtype, device="cpu") for name, dtype in _PARAMETERS.items()},
+        }
+
+    def _centers_and_counts(self) -> dict[str, Tensor]:
+        return {"cluster_centers": snapshot(self.cluster_centers_), "counts": snapshot(self.counts_)}
+
+    @isolated()
     def checkpoint(self) -> dict[str, Tensor]:
-        """What `resume` needs to go on exactly.
+        """What `resume` needs to go on exactly, as copies; the parameters are not in it.
 
-        The `state_dict`, the random `generator`'s state uint8 (n,), `history` float64 (steps, 4), `counters` int64 (7,) and
-        `levels` float64 (2,). Before the last seeding is done: `generator`; `tried` int64 (), `least` float64 (), `chosen` int64 (m,)
-        and `closest` float32 (n,), of 0 tokens between two seedings; and the best centres so far.
+        `cluster_centers` and `counts` as in `state_dict`, the random `generator`'s state uint8 (n,), `history` float64 (steps, 4),
+        `counters` int64 (7,) and `levels` float64 (2,). Before the last seeding is done: `generator`; `tried` int64 (), `least` float64 (),
+        `chosen` int64 (m,) and `closest` float32 or float64 (n,), of 0 tokens between two seedings; and the best centres so far.
         """
         if self._seeding is not None:
             return self._seeding_checkpoint(self._seeding)
@@ -512,23 +582,25 @@ class MiniBatchKMeans:
         ]
         history = [[metrics[name] for name in METRICS] for metrics in self.history_]
         return {
-            **self.state_dict(),
+            **self._centers_and_counts(),
             "generator": self._generator.get_state(),
-            "history": torch.tensor(history, dtype=torch.float64).reshape(-1, len(METRICS)),
-            "counters": torch.tensor(counters, dtype=torch.int64),
-            "levels": torch.tensor([self._least, self._at_rest], dtype=torch.float64),
+            "history": torch.tensor(history, dtype=torch.float64, device="cpu").reshape(-1, len(METRICS)),
+            "counters": torch.tensor(counters, dtype=torch.int64, device="cpu"),
+            "levels": torch.tensor([self._least, self._at_rest], dtype=torch.float64, device="cpu"),
         }
 
     def _seeding_checkpoint(self, seeding: Seeding) -> dict[str, Tensor]:
+        none = torch.empty(0, dtype=torch.float32, device="cpu")
         return {
             "generator": self._generator.get_state(),
-            "tried": torch.tensor(seeding.tried),
-            "least": torch.tensor(seeding.least, dtype=torch.float64),
-            "chosen": torch.tensor(seeding.chosen, dtype=torch.int64),
-            "closest": torch.empty(0) if seeding.closest is None else seeding.closest,
-            **({"cluster_centers": self.cluster_centers_} if seeding.tried else {}),
+            "tried": torch.tensor(seeding.tried, dtype=torch.int64, device="cpu"),
+            "least": torch.tensor(seeding.least, dtype=torch.float64, device="cpu"),
+            "chosen": torch.tensor(seeding.chosen, dtype=torch.int64, device="cpu"),
+            "closest": none if seeding.closest is None else snapshot(seeding.closest),
+            **({"cluster_centers": snapshot(self.cluster_centers_)} if seeding.tried else {}),
         }
 
+    @isolated()
     def resume(self, checkpoint: Mapping[str, Tensor]) -> Self:
         """Take up what `checkpoint` returned, on this one's parameters; then `go_on`, or `partial_fit`.
 
@@ -558,9 +630,11 @@ class MiniBatchKMeans:
         place = closest.device if self.device is None else self.device
         self._start(torch.Generator())
         self._generator.set_state(checkpoint["generator"])
-        self._seeding = Seeding(tried, float(checkpoint["least"]), chosen, closest.to(place) if chosen else None)
+        self._seeding = Seeding(
+            tried, float(checkpoint["least"]), chosen, snapshot(closest.to(place)) if chosen else None
+        )
         if tried:
-            self.cluster_centers_ = checkpoint["cluster_centers"].to(place)
+            self.cluster_centers_ = snapshot(checkpoint["cluster_centers"].to(place))
             self._check_clusters(len(self.cluster_centers_))
         return self
 
@@ -569,10 +643,12 @@ class MiniBatchKMeans:
             raise ValueError(f"found a checkpoint of {n_clusters} clusters, wanted {self.n_clusters}")
 
     @classmethod
+    @isolated()
     def from_state(cls, state: Mapping[str, Tensor]) -> Self:
         """A model that predicts as the one that left `state`, and whose partial_fit goes on at the same learning rates.
 
-        Its other parameters are the defaults. ValueError for shapes that do not fit.
+        What of the parameters is not in it is the default. Random draws begin anew with the seed, and the record of steps is empty: to go
+        on with a fit, `resume` its checkpoint. ValueError for shapes that do not fit and centres that are not finite.
         """
         centers, counts = state["cluster_centers"], state["counts"]
         if centers.ndim != 2 or 0 in centers.shape or counts.shape != centers.shape[:1]:
@@ -580,9 +656,16 @@ class MiniBatchKMeans:
                 f"found cluster_centers {tuple(centers.shape)} and counts {tuple(counts.shape)}, "
                 "wanted (n_clusters, d) and (n_clusters,): is it a k-means' state?"
             )
+        if not centers.is_floating_point() or not bool(centers.isfinite().all()):
+            raise ValueError(
+                f"found cluster_centers of {centers.dtype} that hold NaN, infinity or no real numbers, wanted finite ones: fit it again"
+            )
         restored = cls(centers.shape[0])
+        for name in _PARAMETERS.keys() & state.keys():
+            value = state[name].item()
+            setattr(restored, name, None if value == 0 and name in ("init_size", "max_no_improvement") else value)
         restored._start(torch.Generator().manual_seed(restored.seed))
-        restored.cluster_centers_, restored.counts_ = centers.float(), counts.to(torch.int64)
+        restored.cluster_centers_, restored.counts_ = snapshot(centers).float(), snapshot(counts).to(torch.int64)
         return restored
 
 

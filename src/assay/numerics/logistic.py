@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from assay.numerics.isolation import isolated
+
 _BLOCK = {
     "cpu": 1 << 16,
     "cuda": 1 << 24,
@@ -70,6 +72,7 @@ def slab_of_rows(values: Tensor, labels: Tensor) -> Slab:
     return Slab(Points(values), labels=labels)
 
 
+@isolated()
 def moments_of_rows(values: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and population standard deviation of values (features, rows), float64 (features,); exactly 0 where all are one value."""
     mean = torch.stack([row.double().mean() for row in values])
@@ -78,6 +81,7 @@ def moments_of_rows(values: Tensor) -> tuple[Tensor, Tensor]:
     return torch.where(constant, values[:, 0].double(), mean), torch.where(constant, 0.0, std)
 
 
+@isolated()
 def slab_of_table(table: Tensor, class_counts: Tensor, n_rows: int) -> Slab:
     """Features that are 0 or 1: `table` (features, classes + 1) counts the ones of each class, and of none."""
     ones = table.sum(1).double()
@@ -107,6 +111,7 @@ class PairLosses:
     n_rows: int
     class_weights: ClassWeights | None = None
 
+    @isolated()
     def loss(self, pairs: Tensor, theta: Tensor) -> Tensor:
         """Mean CE in nats, float64 (pairs,), at theta (2, pairs), which holds b and w."""
         total = theta.new_zeros(len(pairs))
@@ -117,6 +122,7 @@ class PairLosses:
             total[block] += _row_sums(softplus, weights)
         return (total - (self._linear(pairs) * theta).sum(0)) / self._norm(pairs)
 
+    @isolated()
     def derivatives(self, pairs: Tensor, theta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Mean CE (pairs,), its gradient (2, pairs) and its Hessian (3, pairs): the bb, bw and ww entries."""
         total = theta.new_zeros(len(pairs))
@@ -142,10 +148,12 @@ class PairLosses:
         loss = (total - (linear * theta).sum(0)) / norm
         return loss, (gradient - linear) / norm, hessian / norm
 
+    @isolated()
     def rounding(self, pairs: Tensor, theta: Tensor) -> Tensor:
         """How far `loss` can be off since it is a difference, nats, float64 (pairs,): of rows it is none."""
         return 1e-15 * (self._linear(pairs) * theta).abs().sum(0) / self._norm(pairs)
 
+    @isolated()
     def bound(self, pairs: Tensor, theta: Tensor) -> Tensor:
         """How far `loss` can be from that of the rows that the points stand for, nats, float64 (pairs,): see `sketch`."""
         features, classes = self._split(pairs)
@@ -252,6 +260,7 @@ def _row_sums(terms: Tensor, weights: Tensor | None) -> Tensor:
 Evaluate = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
 
 
+@isolated()
 def minimise(evaluate: Evaluate, start: Tensor, *, max_iter: int, tol: float) -> tuple[Tensor, Tensor, Tensor]:
     """Minimise many smooth convex functions of two variables at once by Newton's method with Marquardt's damping.
 

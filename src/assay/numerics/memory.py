@@ -25,7 +25,7 @@ def free_bytes(device: torch.device) -> int:
 def _left_by_groups() -> Iterator[int]:
     """What the limit of each group that this process is in leaves: of both versions of Linux' control groups."""
     groups = _PROC / "self" / "cgroup"
-    for line in groups.read_text().splitlines() if groups.exists() else []:
+    for line in groups.read_text(encoding="utf-8", errors="surrogateescape").splitlines() if groups.exists() else []:
         number, controllers, path = line.split(":", 2)
         if number == "0" and not controllers:
             root, limit, used, inactive = _CGROUP, "memory.max", "memory.current", "inactive_file"
@@ -45,7 +45,7 @@ def _left_by_groups() -> Iterator[int]:
 def _number(path: Path) -> int | None:
     """The number that a file holds; None where it holds none, as `max`, or is not there."""
     try:
-        return int(path.read_text())
+        return int(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
 
@@ -54,5 +54,5 @@ def _numbers(path: Path) -> dict[str, int]:
     """The numbers of a file's lines, by the word before them."""
     if not path.exists():
         return {}
-    lines = [line.split() for line in path.read_text().splitlines()]
+    lines = [line.split() for line in path.read_text(encoding="utf-8").splitlines()]
     return {words[0]: int(words[1]) for words in lines if len(words) > 1 and words[1].isdigit()}

@@ -4,12 +4,18 @@ Batches are merged with the pairwise update of Chan, Golub and LeVeque (1979, "U
 algorithm for computing sample variances"), which does not lose digits when the mean is large beside the spread.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Self
 
 import torch
 from torch import Tensor
+
+from assay.numerics.isolation import isolated, snapshot
+
+# A second moment below this share of the squared mean may be rounding alone: whether the tokens differ has to be looked at.
+_ROUNDING = (64 * torch.finfo(torch.float64).eps) ** 2
 
 
 @dataclass(frozen=True)
@@ -21,21 +27,49 @@ class Moments:
     second: Tensor
 
 
-def check_batch(x: Tensor, d: int | None = None) -> None:
-    """Raise ValueError unless x is (batch, d); without d, any width but 0 will do."""
+@isolated()
+def check_batch(x: Tensor, d: int | None = None, *, largest: float = math.inf) -> None:
+    """Raise ValueError unless x is (batch, d), of finite real numbers; without d, any width but 0 will do.
+
+    largest: the magnitude that a number may have at most.
+    """
     if x.ndim != 2 or x.shape[1] == 0:
         raise ValueError(f"found a batch of shape {tuple(x.shape)}, wanted (batch, d): flatten all axes but the last")
     if d is not None and x.shape[1] != d:
         raise ValueError(f"found a batch of {x.shape[1]} dimensions, wanted {d}: was it fitted on another layer?")
+    if x.dtype == torch.bool or x.is_complex():
+        raise ValueError(f"found a batch of {x.dtype}, wanted real numbers: are these activations?")
+    if len(x) == 0 or x.is_meta:
+        return
+    low, high = map(float, x.aminmax())  # one pass; a NaN is both
+    if math.isfinite(low) and math.isfinite(high) and -largest <= low and high <= largest:
+        return
+    wrong = ~x.isfinite() | (x.double().abs() > largest)
+    row, dimension = wrong.nonzero()[0].tolist()
+    found = float(x[row, dimension])
+    if math.isfinite(found):
+        raise ValueError(
+            f"row {row}, dimension {dimension} is {found:g}, wanted at most {largest:g}: scale the activations"
+        )
+    raise ValueError(
+        f"row {row}, dimension {dimension} of a batch is NaN or infinity, wanted finite activations: record that example again"
+    )
 
 
+@isolated()
 def batch_moments(x: Tensor) -> Moments:
-    """Moments of each dimension of a batch (n, d), n >= 1, in float64."""
+    """Moments of each dimension of a batch (n, d), n >= 1, in float64; of one whose tokens are all equal they are exact."""
     x = x.double()
     mean = x.mean(0)
-    return Moments(x.shape[0], mean, (x - mean).square().sum(0))
+    second = (x - mean).square().sum(0)
+    doubtful = (second <= _ROUNDING * len(x) * mean.square()).nonzero()[:, 0]
+    if len(doubtful):
+        constant = doubtful[(x[:, doubtful] == x[0, doubtful]).all(0)]
+        mean[constant], second[constant] = x[0, constant] + 0.0, 0.0  # and not -0.0
+    return Moments(x.shape[0], mean, second)
 
 
+@isolated()
 def merge_moments(a: Moments, b: Moments) -> Moments:
     """Moments of two sets of tokens together (Chan et al. 1979, eq. 2.1): M = M_a + M_b + delta^2 n_a n_b / n."""
     count = a.count + b.count
@@ -55,8 +89,12 @@ class StreamingMoments:
     def __init__(self) -> None:
         self._moments: Moments | None = None
 
+    @isolated()
     def partial_fit(self, x: Tensor) -> Self:
-        """Add a batch (batch, d) of any floating dtype; an empty one changes nothing. ValueError when d changes."""
+        """Add a batch (batch, d) of any real dtype; an empty one changes nothing.
+
+        ValueError when d changes, and for NaN and infinity.
+        """
         seen = self._moments
         check_batch(x, None if seen is None else seen.mean.shape[0])
         if x.shape[0] == 0:
@@ -75,8 +113,9 @@ class StreamingMoments:
         return self._fitted().mean
 
     @property
+    @isolated()
     def std_(self) -> Tensor:
-        """Population standard deviation, float64 (d,)."""
+        """Population standard deviation, float64 (d,); exactly 0 where all tokens are equal."""
         moments = self._fitted()
         return (moments.second / moments.count).sqrt()
 
@@ -85,15 +124,18 @@ class StreamingMoments:
             raise ValueError("found 0 tokens, wanted at least 1: call partial_fit with a batch that is not empty")
         return self._moments
 
+    @isolated()
     def state_dict(self) -> dict[str, Tensor]:
         """`mean` and `std`, float64 (d,), and `count`, int64 ()."""
-        return {"mean": self.mean_, "std": self.std_, "count": torch.tensor(self.count_)}
+        count = torch.tensor(self.count_, dtype=torch.int64, device="cpu")
+        return {"mean": snapshot(self.mean_), "std": self.std_, "count": count}
 
     @classmethod
+    @isolated()
     def from_state(cls, state: Mapping[str, Tensor]) -> Self:
         """The estimator that left `state`; it can go on with partial_fit. ValueError for a state that cannot be."""
-        mean, std, count = state["mean"].double(), state["std"].double(), int(state["count"])
-        _check_mean_std(mean, std)
+        check_mean_std(state["mean"], state["std"])
+        mean, std, count = snapshot(state["mean"]).double(), state["std"].double(), int(state["count"])
         if count < 1:
             raise ValueError(f"found statistics over {count} tokens, wanted at least 1: compute them again")
         restored = cls()
@@ -101,26 +143,33 @@ class StreamingMoments:
         return restored
 
 
+@isolated()
 def scale_of(std: Tensor) -> Tensor:
     """The divisor that standardises: std in float64, with 1 where it is 0."""
     std = std.double()
     return torch.where(std == 0, torch.ones_like(std), std)
 
 
+@isolated()
 def standardize(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     """(x - mean) / std, computed in float64: (batch, d) to float32 (batch, d). A std of 0 counts as 1."""
     return ((x.double() - mean.to(x.device, torch.float64)) / scale_of(std.to(x.device))).float()
 
 
+@isolated()
 def unstandardize(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     """x std + mean, computed in float64, the inverse of `standardize`: (batch, d) to float32 (batch, d)."""
     return (x.double() * scale_of(std.to(x.device)) + mean.to(x.device, torch.float64)).float()
 
 
-def _check_mean_std(mean: Tensor, std: Tensor) -> None:
+@isolated()
+def check_mean_std(mean: Tensor, std: Tensor) -> None:
+    """Raise ValueError unless mean and std are real and finite, both (d,), and no std is below 0."""
     if mean.ndim != 1 or mean.shape != std.shape:
         raise ValueError(f"found mean {tuple(mean.shape)} and std {tuple(std.shape)}, wanted (d,) for both")
     for name, value in (("mean", mean), ("std", std)):
+        if value.dtype == torch.bool or value.is_complex():
+            raise ValueError(f"found a {name} of {value.dtype}, wanted real numbers: compute it again")
         bad = int((~value.isfinite()).sum())
         if bad:
             raise ValueError(f"found {bad} values of {name} that are not finite, wanted none: compute it again")
@@ -157,6 +206,7 @@ _OF_THESE_TOKENS = _Limits(spread_ratio=1.5, correlation=0.25, dimensions=16, va
 _OF_THIS_MODEL = _Limits(spread_ratio=2.7, correlation=0.1, dimensions=64, variation=0.1)
 
 
+@isolated()
 def check_statistics(x: Tensor, mean: Tensor, std: Tensor, *, same_data: bool = True) -> None:
     """Raise ValueError when mean and std (d,) plainly do not belong to the data that the batch x (batch, d) is from.
 
@@ -168,7 +218,7 @@ def check_statistics(x: Tensor, mean: Tensor, std: Tensor, *, same_data: bool = 
     correlate over dimensions, by 0.25 or more: statistics of another layer or of permuted dimensions do not. Where `mean` and
     `std` are of other data of the same layer and model (`same_data` false), it is a factor of 2.7, and 0.1.
     """
-    _check_mean_std(mean, std)
+    check_mean_std(mean, std)
     check_batch(x, mean.shape[0])
     n = x.shape[0]
     if n == 0:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from assay.numerics.errors import ErrorSums, error_sums
+from assay.numerics.isolation import isolated, snapshot
 from assay.numerics.moments import Moments, check_batch, merge_moments
 
 # A batch is taken so many rows at a time, which stay in the cache, and the scatter matrix in blocks of so many rows.
@@ -26,6 +27,7 @@ class _Axes(NamedTuple):
     variance: Tensor
 
 
+@isolated()
 def top_k(z: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The k entries of each row of z (batch, r) with the largest |z|: values (batch, k), int64 indices (batch, k).
 
@@ -42,6 +44,7 @@ def _check_k(k: int, n_components: int) -> None:
         raise ValueError(f"found K = {k}, wanted 1 to {n_components}, the number of components: change K")
 
 
+@isolated()
 def orient(components: Tensor) -> Tensor:
     """Flip rows of components (r, d) so that the entry of largest magnitude is positive; ties to the lower index.
 
@@ -54,6 +57,7 @@ def orient(components: Tensor) -> Tensor:
     return components * components.gather(1, first).sign()
 
 
+@isolated()
 def scatter_step(seen: Moments, x: Tensor) -> Moments:
     """Moments with the tokens x (n, d) as well; the scatter matrix is updated in place, on and above its diagonal only.
 
@@ -79,6 +83,7 @@ def scatter_step(seen: Moments, x: Tensor) -> Moments:
     return Moments(count, seen.mean + delta, seen.second)
 
 
+@isolated()
 def principal_axes(moments: Moments, n_components: int) -> _Axes:
     """Leading eigenvectors of the covariance scatter / (count - 1), by one float64 eigendecomposition, oriented.
 
@@ -90,6 +95,7 @@ def principal_axes(moments: Moments, n_components: int) -> _Axes:
     return _Axes(moments.mean, orient(components), variance.flip(0)[:n_components].clamp(min=0))
 
 
+@isolated()
 def subspace_drift(components: Tensor, others: Tensor) -> float:
     """How far two subspaces of one dimension are apart, 0 (the same) to 1 (orthogonal).
 
@@ -121,8 +127,12 @@ class StreamingPCA:
         self._moments: Moments | None = None
         self._axes: _Axes | None = None
 
+    @isolated()
     def partial_fit(self, x: Tensor) -> Self:
-        """Add a batch (batch, d); an empty one changes nothing. ValueError when d changes, or on a restored model."""
+        """Add a batch (batch, d) of real numbers; an empty one changes nothing.
+
+        ValueError when d changes, for NaN and infinity, or on a restored model.
+        """
         seen = self._moments
         if seen is None and self._axes is not None:
             raise ValueError("found a PCA restored from its components, wanted its sums to go on: fit a new one")
@@ -137,6 +147,7 @@ class StreamingPCA:
         self._moments = scatter_step(seen, x.to(seen.mean.device))
         return self
 
+    @isolated()
     def merge(self, other: Self) -> Self:
         """Add the tokens that `other` was fitted on: two halves merged equal one pass, to rounding. `other` stays as it is.
 
@@ -161,6 +172,7 @@ class StreamingPCA:
         if self.n_components is not None and not 1 <= self.n_components <= d:
             raise ValueError(f"found n_components = {self.n_components}, wanted 1 to {d}, the dimensions: change it")
 
+    @isolated()
     def _solution(self) -> _Axes:
         if self._axes is None:
             if self._moments is None or self._moments.count < 2:
@@ -188,10 +200,12 @@ class StreamingPCA:
         """Variance along each component over count - 1, as scikit-learn has it: float64 (n_components,)."""
         return self._solution().variance
 
+    @isolated()
     def transform(self, x: Tensor) -> Tensor:
         """Coefficients z = (x - mean) U, computed in float64: (batch, d) to float32 (batch, n_components)."""
         return self.project(x)[0]
 
+    @isolated()
     def project(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """As `transform`, and what the reconstruction by all components leaves of each token, squared: float64 (batch,).
 
@@ -203,20 +217,26 @@ class StreamingPCA:
         left = z.new_zeros(len(z)) if full_rank else (centred.square().sum(1) - z.square().sum(1)).clamp(min=0)
         return (z / self._unit()).float(), left
 
+    @isolated()
     def inverse_transform(self, z: Tensor) -> Tensor:
         """z U^T + mean, computed in float64: (batch, n_components) to float32 (batch, d)."""
         check_batch(z, self.components_.shape[0])
         return (z.to(self.mean_) * self._unit() @ self.components_ + self.mean_).float()
 
+    @isolated()
     def _unit(self) -> Tensor:
         """What a coefficient of 1 is worth along each component, float64 (n_components,)."""
-        deviation = self.explained_variance_.sqrt()
-        return torch.where(deviation > 0, deviation, 1.0) if self.whiten else torch.ones_like(deviation)
+        variance = self.explained_variance_
+        # As in the rank of a matrix: below this an eigenvalue is the decomposition's rounding.
+        rounding = variance.max() * self.mean_.shape[0] * torch.finfo(torch.float64).eps
+        return torch.where(variance > rounding, variance.sqrt(), 1.0) if self.whiten else torch.ones_like(variance)
 
+    @isolated()
     def _centre(self, x: Tensor) -> Tensor:
         check_batch(x, self.mean_.shape[0])
         return x.to(self.mean_) - self.mean_
 
+    @isolated()
     def squared_errors(self, x: Tensor, k: int) -> Tensor:
         """||x - x^||^2 of each token with its k largest coefficients kept: float64 (batch,).
 
@@ -226,6 +246,7 @@ class StreamingPCA:
         values, _ = top_k(centred @ self.components_.T, k)
         return (centred.square().sum(1) - values.square().sum(1)).clamp(min=0)
 
+    @isolated()
     def reconstruction_errors(self, x: Tensor, std: Tensor, ks: Iterable[int]) -> dict[int, ErrorSums]:
         """Errors at every K of `ks` for a batch (batch, d) of standardised tokens, std (d,) what they were divided by.
 
@@ -245,22 +266,25 @@ class StreamingPCA:
             done = k
         return errors
 
+    @isolated()
     def state_dict(self) -> dict[str, Tensor]:
-        """`mean` (d,), `components` (n_components, d) and `explained_variance` (n_components,), float64; `whiten`, bool ()."""
+        """`mean` (d,), `components` (n_components, d) and `explained_variance` (n_components,), float64; `whiten`, bool (): copies."""
         return {
-            "mean": self.mean_,
-            "components": self.components_,
-            "explained_variance": self.explained_variance_,
-            "whiten": torch.tensor(self.whiten),
+            "mean": snapshot(self.mean_),
+            "components": snapshot(self.components_),
+            "explained_variance": snapshot(self.explained_variance_),
+            "whiten": torch.tensor(self.whiten, dtype=torch.bool, device="cpu"),
         }
 
+    @isolated()
     def checkpoint(self) -> dict[str, Tensor]:
-        """What `resume` needs to go on exactly: `count` int64 (), `mean` float64 (d,) and `scatter` float64 (d, d)."""
+        """What `resume` needs to go on exactly, as copies: `count` int64 (), `mean` float64 (d,) and `scatter` float64 (d, d)."""
         if self._moments is None:
             raise ValueError("found a PCA without sums, wanted one that has seen tokens: call partial_fit first")
-        count, mean, scatter = self._moments.count, self._moments.mean, self._moments.second
-        return {"count": torch.tensor(count), "mean": mean, "scatter": scatter}
+        count = torch.tensor(self._moments.count, dtype=torch.int64, device="cpu")
+        return {"count": count, "mean": snapshot(self._moments.mean), "scatter": snapshot(self._moments.second)}
 
+    @isolated()
     def resume(self, checkpoint: Mapping[str, Tensor]) -> Self:
         """Go on from what `checkpoint` returned, bit for bit as if there had been no break. ValueError on bad shapes."""
         mean, scatter = checkpoint["mean"], checkpoint["scatter"]
@@ -272,18 +296,23 @@ class StreamingPCA:
         place = self.device or mean.device
         self._axes = None
         self._moments = Moments(
-            int(checkpoint["count"]), mean.to(place, torch.float64), scatter.to(place, torch.float64, copy=True)
+            int(checkpoint["count"]),
+            snapshot(mean).to(place, torch.float64),
+            snapshot(scatter).to(place, torch.float64),
         )
         return self
 
     @classmethod
+    @isolated()
     def from_state(cls, state: Mapping[str, Tensor]) -> Self:
         """A model that transforms as the one that left `state`, not to be fitted further. ValueError on bad shapes."""
-        axes = _Axes(*(state[name].double() for name in ("mean", "components", "explained_variance")))
+        axes = _Axes(*(snapshot(state[name]).double() for name in ("mean", "components", "explained_variance")))
         r, d = axes.variance.numel(), axes.mean.numel()
         if axes.mean.shape != (d,) or axes.components.shape != (r, d) or axes.variance.shape != (r,) or not 1 <= r <= d:
             shapes = ", ".join(f"{name} {tuple(value.shape)}" for name, value in axes._asdict().items())
             raise ValueError(f"found {shapes}, wanted (d,), (n_components, d), (n_components,): is it a PCA's state?")
+        if not all(bool(value.isfinite().all()) for value in axes):
+            raise ValueError("found a PCA's state that holds NaN or infinity, wanted finite numbers: fit it again")
         restored = cls(r, whiten=bool(state["whiten"]) if "whiten" in state else False)
         restored._axes = axes
         return restored
@@ -306,6 +335,7 @@ class Convergence:
         self._watched = watched
         self._leading: Tensor | None = None
 
+    @isolated()
     def look(self, step: int, last: bool = False) -> dict[str, float]:
         """What there is to say after `step` steps, also in `history_`; nothing where it is not time, or was said already.
 
@@ -328,18 +358,21 @@ class Convergence:
         self.history_.append({"step": float(step), **found})
         return found
 
+    @isolated()
     def checkpoint(self) -> dict[str, Tensor]:
-        """The PCA's, `history` float64 (looks, 3), NaN for the drift of the first, and `leading` float64 (components, d), or (0, 0)."""
+        """The PCA's, `history` float64 (looks, 3), NaN for the first's drift, and `leading` float64 (components, d), or (0, 0): copies."""
         names = ("step", "reconstruction_error", "subspace_drift")
         rows = [[look.get(name, torch.nan) for name in names] for look in self.history_]
-        leading = torch.empty(0, 0, dtype=torch.float64) if self._leading is None else self._leading
-        history = torch.tensor(rows, dtype=torch.float64).reshape(-1, len(names))
+        none = torch.empty(0, 0, dtype=torch.float64, device="cpu")
+        leading = none if self._leading is None else snapshot(self._leading)
+        history = torch.tensor(rows, dtype=torch.float64, device="cpu").reshape(-1, len(names))
         return {**self._pca.checkpoint(), "history": history, "leading": leading}
 
+    @isolated()
     def resume(self, checkpoint: Mapping[str, Tensor]) -> Self:
         """Go on from what `checkpoint` returned, the PCA too, bit for bit as if there had been no break."""
         self._pca.resume(checkpoint)
-        leading = checkpoint["leading"]
+        leading = snapshot(checkpoint["leading"])
         self._leading = leading.to(self._pca._moments.mean.device) if len(leading) and self._pca._moments else None
         self.history_ = []
         for step, error, drift in checkpoint["history"].tolist():

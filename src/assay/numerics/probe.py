@@ -33,6 +33,7 @@ from assay.numerics.codes import (
     checked_batches,
     gather_columns,
 )
+from assay.numerics.isolation import isolated, snapshot
 from assay.numerics.logistic import (
     ClassWeights,
     PairLosses,
@@ -65,6 +66,22 @@ CERTIFIED = 1e-8
 """Nats between the loss as reported and that of the rows, and the length of its gradient, at the most."""
 
 _FEATURES = 256  # features that are solved together
+
+_FITTED = {
+    "coef_standardized": "coef_standardized_",
+    "intercept_standardized": "intercept_standardized_",
+    "train_ce": "loss_",
+    "base_rate": "base_rate_",
+    "feature_mean": "feature_mean_",
+    "feature_std": "feature_std_",
+    "max_abs": "max_abs_",
+    "n_iter": "n_iter_",
+    "converged": "converged_",
+}
+"""What a state calls the fitted attributes."""
+
+_HOW = ("ridge", "balanced", "max_iter", "tol")
+"""What else is in a state."""
 
 K = TypeVar("K", int, int | None)
 """How many entries of each row are looked at; None: all."""
@@ -198,6 +215,7 @@ class LogisticProbe1d:
         (sketch,) = _sketch(columns, [codes.k], codes, labels, n_classes, by_class, self.slab_rows, None, cells)
         return sketch
 
+    @isolated()
     def fit_sketch(self, sketch: FeatureSketch) -> LogisticProbe1d:
         """Fit on a sketch alone. Pairs that it does not settle, by its bound, are not `converged_`: they want the rows."""
         self._begin(len(sketch.low), sketch.n_rows, sketch.class_counts)
@@ -226,16 +244,19 @@ class LogisticProbe1d:
         return dict(zip(probes, _certify(wanted, codes, labels, n_random, seed), strict=True))
 
     @property
+    @isolated()
     def fitted_classes_(self) -> Tensor:
         """Classes (classes,) bool with both positives and negatives among the training rows."""
         return (self.base_rate_ > 0) & (self.base_rate_ < 1)
 
     @property
+    @isolated()
     def coef_(self) -> Tensor:
         """w on raw features."""
         return self.coef_standardized_ / self._scale()[:, None]
 
     @property
+    @isolated()
     def intercept_(self) -> Tensor:
         """b on raw features."""
         return self.intercept_standardized_ - self.coef_ * self.feature_mean_[:, None]
@@ -261,6 +282,7 @@ class LogisticProbe1d:
         codes = as_codes(codes)
         return _judge([(self, codes.k)], codes, labels, progress)[0]
 
+    @isolated()
     def base_loss(self, labels: Tensor) -> Tensor:
         """Mean CE in nats on these labels of the intercept b0 alone: float64 (classes,), NaN for a class not fitted.
 
@@ -295,6 +317,7 @@ class LogisticProbe1d:
         certificate.check(bound)
         return certificate
 
+    @isolated()
     def certify_loss(self, values: Tensor, features: Tensor, labels: Tensor, loss: Tensor) -> float:
         """Largest difference in nats, or as a share of a loss above 1, between a loss that was reported and the rows themselves.
 
@@ -320,33 +343,39 @@ class LogisticProbe1d:
             )
         return error
 
+    @isolated()
     def state_dict(self) -> dict[str, Tensor]:
-        """What was fitted, as tensors by name: float64 but for `n_iter` int64 and `converged` bool."""
-        return {
-            "coef_standardized": self.coef_standardized_,
-            "intercept_standardized": self.intercept_standardized_,
-            "train_ce": self.loss_,
-            "base_rate": self.base_rate_,
-            "feature_mean": self.feature_mean_,
-            "feature_std": self.feature_std_,
-            "max_abs": self.max_abs_,
-            "n_iter": self.n_iter_,
-            "converged": self.converged_,
+        """What was fitted and how, as tensors by name, copies: float64 but for `n_iter` and `max_iter` int64, and `converged` and
+        `balanced` bool. What is held in memory together, `slab_features` and `slab_rows`, changes no result, and is not in it."""
+        fitted = {name: snapshot(getattr(self, attribute)) for name, attribute in _FITTED.items()}
+        how = {
+            "ridge": torch.tensor(self.ridge, dtype=torch.float64, device="cpu"),
+            "balanced": torch.tensor(self.class_weight == "balanced", dtype=torch.bool, device="cpu"),
+            "max_iter": torch.tensor(self.max_iter, dtype=torch.int64, device="cpu"),
+            "tol": torch.tensor(self.tol, dtype=torch.float64, device="cpu"),
         }
+        return fitted | how
 
     @classmethod
-    def from_state(cls, state: dict[str, Tensor]) -> LogisticProbe1d:
-        """A fitted probe from its `state_dict`, with default hyper-parameters."""
-        probe = cls()
-        probe.coef_standardized_ = state["coef_standardized"]
-        probe.intercept_standardized_ = state["intercept_standardized"]
-        probe.loss_ = state["train_ce"]
-        probe.base_rate_ = state["base_rate"]
-        probe.feature_mean_ = state["feature_mean"]
-        probe.feature_std_ = state["feature_std"]
-        probe.max_abs_ = state["max_abs"]
-        probe.n_iter_ = state["n_iter"]
-        probe.converged_ = state["converged"]
+    @isolated()
+    def from_state(cls, state: Mapping[str, Tensor]) -> LogisticProbe1d:
+        """A fitted probe from its `state_dict`, that judges, certifies and fits as the one that left it.
+
+        ValueError where something of the state is missing.
+        """
+        missing = [name for name in (*_FITTED, *_HOW) if name not in state]
+        if missing:
+            raise ValueError(
+                f"found a probe's state without {', '.join(missing)}, wanted all that state_dict gives: fit it again"
+            )
+        probe = cls(
+            float(state["ridge"]),
+            class_weight="balanced" if bool(state["balanced"]) else None,
+            max_iter=int(state["max_iter"]),
+            tol=float(state["tol"]),
+        )
+        for name, attribute in _FITTED.items():
+            setattr(probe, attribute, snapshot(state[name]))
         return probe
 
     def _unfitted(self) -> LogisticProbe1d:
@@ -359,6 +388,7 @@ class LogisticProbe1d:
             slab_rows=self.slab_rows,
         )
 
+    @isolated()
     def _begin(self, n_features: int, n_rows: int, counts: Tensor) -> None:
         self._counts = counts.double()
         self._n_rows = n_rows
@@ -382,6 +412,7 @@ class LogisticProbe1d:
             )
         return self
 
+    @isolated()
     def _solve_table(self, table: Tensor, counts: Tensor, progress: Progress | None) -> None:
         ones = table.sum(1).double()
         self.feature_mean_ = ones / self._n_rows
@@ -392,6 +423,7 @@ class LogisticProbe1d:
             self._solve(columns, [slab], self._fitted_pairs(columns))
             _tell(progress, "probes", columns.stop, len(table))
 
+    @isolated()
     def _solve_sketch(self, columns: slice, sketch: FeatureSketch, progress: Progress | None, total: int) -> None:
         """Fit the features of `columns` on their sketch; afterwards `converged_` is False where it did not settle them."""
         for part in _ranges(len(sketch.low), _FEATURES):
@@ -406,6 +438,7 @@ class LogisticProbe1d:
             self.converged_[here] &= statistics.resolved[:, None] | ~self.fitted_classes_
             _tell(progress, "probes", here.stop, total)
 
+    @isolated()
     def _refine(self, features: Tensor, values: Tensor, labels: Tensor) -> None:
         """Fit what is not settled of `features` (f,) again: `values` (f, rows) are theirs."""
         n_classes = len(self.base_rate_)
@@ -484,6 +517,7 @@ class LogisticProbe1d:
             weights = ClassWeights.balanced(self.base_rate_, 1)
         return PairLosses(slab, self.feature_mean_[features], self._scale()[features], counts.double(), n_rows, weights)
 
+    @isolated()
     def _differences(self, values: Tensor, features: Tensor, pairs: Tensor, labels: Tensor) -> Tensor:
         """Largest CE error and gradient over `pairs` (p, 2), all of `features` (f,), whose `values` are (f, rows).
 
@@ -502,11 +536,13 @@ class LogisticProbe1d:
         error = (loss - self.loss_[feature, label]).abs()
         return torch.stack([error, gradient.norm(dim=0)]).nan_to_num(torch.inf).amax(1).cpu()
 
+    @isolated()
     def _losses_of_rows(self, values: Tensor, features: slice | Tensor, labels: Tensor) -> PairLosses:
         """The losses of features, whose `values` are (features, rows), on every row."""
         counts = count_classes(labels, len(self.base_rate_))
         return self._losses(slab_of_rows(values, labels), features, counts, len(labels))
 
+    @isolated()
     def _loss(self, slab: Slab, columns: slice, counts: Tensor, n_rows: int) -> Tensor:
         pairs = self._fitted_pairs(columns)
         theta = torch.stack([self.intercept_standardized_[columns], self.coef_standardized_[columns]]).flatten(1)
@@ -514,6 +550,7 @@ class LogisticProbe1d:
         matrix.view(-1)[pairs] = self._losses(slab, columns, counts, n_rows).loss(pairs, theta[:, pairs])
         return matrix
 
+    @isolated()
     def _loss_of_values(self, values: Tensor, columns: slice, labels: Tensor, counts: Tensor) -> Tensor:
         """Losses on rows at hand, `values` (features, rows): on sketches of them, where these are exact enough."""
         n_classes = len(self.base_rate_)
@@ -540,6 +577,7 @@ class LogisticProbe1d:
                 pairs = pairs[missed > 10 * CE_ERROR]
         return matrix
 
+    @isolated()
     def _choose(self, ranked: Tensor, columns: slice, counts: Tensor, n_rows: int) -> Tensor:
         """Of ranks both ways those of the probes' signs: average precision, true positives and predicted (3, f, classes)."""
         w, b = self.coef_standardized_[columns], self.intercept_standardized_[columns]
@@ -607,29 +645,33 @@ def _judge(
         )
     check_labels(labels, codes.n_rows, n_classes)
     counts = count_classes(labels, n_classes)
-    matrices = [torch.full_like(first.coef_standardized_, torch.nan).repeat(4, 1, 1) for _ in probes]
-    thresholds = [p.feature_mean_[:, None] - p.intercept_standardized_ / p.coef_ for p, _ in probes]
+    with isolated():
+        matrices = [torch.full_like(first.coef_standardized_, torch.nan).repeat(4, 1, 1) for _ in probes]
+        thresholds = [p.feature_mean_[:, None] - p.intercept_standardized_ / p.coef_ for p, _ in probes]
     if codes.format == "onehot":
         table = count_table(codes, labels, n_classes, first.slab_rows, progress)
-        for columns in _ranges(n_features, _FEATURES):
-            slab = slab_of_table(table[columns], counts.double(), codes.n_rows)
-            ranked = rank_table(table[columns], counts, codes.n_rows, thresholds[0][columns])
-            matrices[0][0, columns] = first._loss(slab, columns, counts, codes.n_rows)
-            matrices[0][1:, columns] = first._choose(ranked, columns, counts, codes.n_rows)
+        with isolated():
+            for columns in _ranges(n_features, _FEATURES):
+                slab = slab_of_table(table[columns], counts.double(), codes.n_rows)
+                ranked = rank_table(table[columns], counts, codes.n_rows, thresholds[0][columns])
+                matrices[0][0, columns] = first._loss(slab, columns, counts, codes.n_rows)
+                matrices[0][1:, columns] = first._choose(ranked, columns, counts, codes.n_rows)
     else:
         for columns in _ranges(n_features, first._width(4 * codes.n_rows * len(probes), labels.device)):
-            features = torch.arange(columns.start, columns.stop, device=labels.device)
+            features = torch.arange(columns.start, columns.stop, dtype=torch.int64, device=labels.device)
             wanted = [(features, k) for _, k in probes]
             for values, (probe, _), matrix, threshold in zip(
                 _gather(wanted, codes, labels, first.slab_rows, progress), probes, matrices, thresholds, strict=True
             ):
-                ranked = rank_features(values, labels, n_classes, threshold[columns])
-                matrix[0, columns] = probe._loss_of_values(values, columns, labels, counts)
-                matrix[1:, columns] = probe._choose(ranked, columns, counts, codes.n_rows)
+                with isolated():
+                    ranked = rank_features(values, labels, n_classes, threshold[columns])
+                    matrix[0, columns] = probe._loss_of_values(values, columns, labels, counts)
+                    matrix[1:, columns] = probe._choose(ranked, columns, counts, codes.n_rows)
                 _tell(progress, "ranked", columns.stop, n_features)
-    for (probe, _), matrix in zip(probes, matrices, strict=True):
-        matrix[:, :, ~probe.fitted_classes_] = torch.nan
-    return [Judgement(m[0], m[1], m[2], m[3], counts.double(), codes.n_rows) for m in matrices]
+    with isolated():
+        for (probe, _), matrix in zip(probes, matrices, strict=True):
+            matrix[:, :, ~probe.fitted_classes_] = torch.nan
+        return [Judgement(m[0], m[1], m[2], m[3], counts.double(), codes.n_rows) for m in matrices]
 
 
 def _certify(
@@ -646,11 +688,11 @@ def _certify(
     for probe, _, pairs in probes:
         fitted = probe.fitted_classes_.nonzero().flatten().cpu()
         n_drawn = n_random if len(fitted) else 0
-        features = torch.randint(codes.n_features, (n_drawn,), generator=generator)
-        classes = torch.randint(max(1, len(fitted)), (n_drawn,), generator=generator)
+        features = torch.randint(codes.n_features, (n_drawn,), generator=generator, device="cpu")
+        classes = torch.randint(max(1, len(fitted)), (n_drawn,), generator=generator, device="cpu")
         both = torch.cat([pairs.cpu(), torch.stack([features, fitted[classes]], 1)]).unique(dim=0)  # type: ignore[no-untyped-call]
         chosen.append(both[probe.fitted_classes_.cpu()[both[:, 1]]].to(place))
-    worst = torch.zeros(len(probes), 2, dtype=torch.float64)
+    worst = torch.zeros(len(probes), 2, dtype=torch.float64, device="cpu")
     first = probes[0][0]
     most = max(int(pairs[:, 0].unique().numel()) for pairs in chosen)
     for some in _ranges(most, max(1, first._width(16 * codes.n_rows * len(probes), place))):
@@ -732,12 +774,14 @@ def count_table(
     codes: Codes, labels: Tensor, n_classes: int, slab_rows: int, progress: Progress | None = None
 ) -> Tensor:
     """Rows of each (feature, class) of one-hot codes, int64 (features, n_classes + 1); the last column is label -1."""
-    table = torch.zeros(codes.n_features * (n_classes + 1), dtype=torch.int64, device=labels.device)
-    classes = torch.where(labels < 0, n_classes, labels)
+    with isolated():
+        table = torch.zeros(codes.n_features * (n_classes + 1), dtype=torch.int64, device=labels.device)
+        classes = torch.where(labels < 0, n_classes, labels)
     for rows, batch in checked_batches(codes, slab_rows):
-        features = batch["indices"].to(labels.device, torch.int64)
-        check_indices(features, codes.n_features)
-        table.scatter_add_(0, features * (n_classes + 1) + classes[rows], torch.ones_like(features))
+        with isolated():
+            features = batch["indices"].to(labels.device, torch.int64)
+            check_indices(features, codes.n_features)
+            table.scatter_add_(0, features * (n_classes + 1) + classes[rows], torch.ones_like(features))
         _tell(progress, "rows", rows.stop, codes.n_rows)
     return table.view(codes.n_features, n_classes + 1)
 

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from assay.numerics.isolation import isolated
+
 _BLOCK = 1 << 20  # values sorted at once: about ten int64 temporaries of this size are alive
 
 
@@ -23,11 +25,13 @@ def check_labels(labels: Tensor, n_rows: int, n_classes: int) -> None:
         )
 
 
+@isolated()
 def count_classes(labels: Tensor, n_classes: int) -> Tensor:
     """Rows of each class, int64 (n_classes,); those labelled -1 are in none."""
     return torch.bincount(labels + 1, minlength=n_classes + 1)[1:]
 
 
+@isolated()
 def rank_features(values: Tensor, labels: Tensor, n_classes: int, thresholds: Tensor) -> Tensor:
     """What the order of each feature's values says of every class: float64 (3, 2, features, n_classes).
 
@@ -103,6 +107,7 @@ def _run_bounds(changes: Tensor) -> tuple[Tensor, Tensor]:
     return first, last
 
 
+@isolated()
 def rank_table(table: Tensor, class_counts: Tensor, n_rows: int, thresholds: Tensor) -> Tensor:
     """As `rank_features`, for features that are 0 or 1, from counts: float64 (3, 2, features, classes).
 
@@ -121,6 +126,7 @@ def rank_table(table: Tensor, class_counts: Tensor, n_rows: int, thresholds: Ten
     return torch.stack([average_precision, of_class, (high * first + low * (n_rows - first)).expand_as(of_class)])
 
 
+@isolated()
 def top_rows(values: Tensor, k: int) -> Tensor:
     """The k rows (all, if there are fewer) with the highest of values (rows,), highest first, ties to the lower row."""
     if k < len(values):
@@ -129,6 +135,7 @@ def top_rows(values: Tensor, k: int) -> Tensor:
     return values.argsort(descending=True, stable=True)
 
 
+@isolated()
 def strongest_examples(values: Tensor, counted: Tensor, patches: int, k: int) -> dict[str, Tensor]:
     """The k examples (all, if there are fewer) whose strongest patch is strongest, by falling strength, for each feature.
 
@@ -152,6 +159,7 @@ def strongest_examples(values: Tensor, counted: Tensor, patches: int, k: int) ->
     return {"example": example, "patch": patch, "strength": maps[rows, example]}
 
 
+@isolated()
 def purity_at_k(values: Tensor, labels: Tensor, k: int = 16) -> float:
     """Share of the commonest class among the k rows with the highest values; over all rows, where there are fewer.
 

@@ -4,10 +4,10 @@ With pre = (x - b_dec) W_enc + b_enc (b_dec is taken off only where the autoenco
 
 - `relu`: max(pre, 0)
 - `topk` (Gao et al. 2024): max(pre, 0) of the K largest, ties to the lower index, 0 elsewhere
-- `jumprelu` (Rajamanoharan et al. 2024): pre where it is above the feature's threshold, 0 elsewhere
+- `jumprelu` (Rajamanoharan et al. 2024): max(pre, 0) where pre is above the feature's threshold, 0 elsewhere
 - `batchtopk` (Bussmann et al. 2024): as `jumprelu` with the threshold that training left, the same for all features or not
 
-and the reconstruction a W_dec + b_dec. All is computed in float32, as these models are trained.
+and the reconstruction a W_dec + b_dec. All is computed in float32, as these models are trained, whatever the process lets torch round.
 """
 
 from __future__ import annotations
@@ -19,8 +19,10 @@ import torch
 from torch import Tensor
 
 from assay.numerics.codes import Batch
+from assay.numerics.distances import product
 from assay.numerics.errors import ErrorSums, error_sums
-from assay.numerics.moments import scale_of
+from assay.numerics.isolation import isolated
+from assay.numerics.moments import check_batch, check_mean_std, scale_of
 
 Activation = Literal["relu", "topk", "batchtopk", "jumprelu"]
 
@@ -40,7 +42,7 @@ NAMES: dict[str, dict[str, Callable[[Tensor], Tensor]]] = {
     "b_enc": {"b_enc": _as_is, "encoder.bias": _as_is},
     "W_dec": {"W_dec": _as_is, "decoder.weight": _turned},
     "b_dec": {"b_dec": _as_is, "decoder.bias": _as_is, "bias": _as_is},
-    "threshold": {"threshold": _as_is, "log_threshold": Tensor.exp},
+    "threshold": {"threshold": _as_is, "activation.threshold": _as_is, "log_threshold": Tensor.exp},
 }
 """saev's and SAELens' names, (d, n) encoders and (n, d) decoders; and those of torch's linear layers, which are the other way round."""
 
@@ -57,9 +59,11 @@ class SparseAutoencoder:
     mean, std: (d,), where it was trained on raw activations: tokens are taken back to them, x = x~ std + mean, and the
         reconstruction is standardised again.
 
-    Raises ValueError for tensors that are missing or disagree.
+    Raises ValueError for tensors that are missing or disagree, that stand there twice and differ, that are no floating-point numbers, or
+    hold NaN or infinity.
     """
 
+    @isolated()
     def __init__(
         self,
         tensors: Mapping[str, Tensor],
@@ -70,10 +74,9 @@ class SparseAutoencoder:
         mean: Tensor | None = None,
         std: Tensor | None = None,
     ) -> None:
-        found = {name: _find(tensors, name) for name in NAMES}
-        missing = [name for name in ("W_enc", "W_dec", "b_dec") if found[name] is None]
-        if activation in ("jumprelu", "batchtopk") and found["threshold"] is None:
-            missing.append("threshold")
+        has_threshold = activation in ("jumprelu", "batchtopk")
+        found = {name: _find(tensors, name) for name in NAMES if name != "threshold" or has_threshold}
+        missing = [name for name, tensor in found.items() if tensor is None and name != "b_enc"]
         if missing:
             wanted = "; ".join(f"{name} ({' or '.join(NAMES[name])})" for name in missing)
             raise ValueError(
@@ -83,11 +86,16 @@ class SparseAutoencoder:
         assert encoder is not None
         assert decoder is not None
         assert bias is not None
+        if encoder.ndim != 2:
+            raise ValueError(f"found W_enc of shape {tuple(encoder.shape)}, wanted (d, n_features): is it one model's?")
         d, n = encoder.shape
-        zeros = encoder.new_zeros(n)
         self.W_enc, self.W_dec, self.b_dec = encoder, decoder, bias
-        self.b_enc = zeros if found["b_enc"] is None else found["b_enc"]
-        self.threshold = zeros if found["threshold"] is None else found["threshold"].expand(n)
+        self.b_enc = encoder.new_zeros(n) if found["b_enc"] is None else found["b_enc"]
+        self.threshold = found.get("threshold")
+        if self.threshold is not None and tuple(self.threshold.shape) not in ((), (1,), (n,)):
+            raise ValueError(
+                f"found W_enc {d} x {n} and threshold {tuple(self.threshold.shape)}, wanted ({n},) or one number: are they of one model?"
+            )
         for name, shape in {"W_dec": (n, d), "b_enc": (n,), "b_dec": (d,)}.items():
             if tuple(getattr(self, name).shape) != shape:
                 raise ValueError(
@@ -101,11 +109,22 @@ class SparseAutoencoder:
         self.k = k
         self.n_features = n
         self.input_bias = input_bias
+        if (mean is None) != (std is None):
+            raise ValueError(
+                "found a mean or a std alone, wanted both, or none for an autoencoder of standardised tokens"
+            )
+        if mean is not None and std is not None:
+            check_mean_std(mean, std)
+            if tuple(mean.shape) != (d,):
+                raise ValueError(
+                    f"found W_enc {d} x {n} and mean {tuple(mean.shape)}, wanted ({d},): are they of one layer?"
+                )
         self.mean, self.std = mean, None if std is None else scale_of(std)
 
+    @isolated()
     def encode(self, x: Tensor) -> Batch:
         """Codes of standardised tokens (b, d), sparse: `values` float32 and `indices` (b, longest row), by falling value, and
-        `error` float64 (b,), the squared error of the reconstruction in the standardised space."""
+        `error` float64 (b,), the squared error of the reconstruction in the standardised space. ValueError for NaN and infinity."""
         parts = [self._encode(part) for part in self._parts(x)]
         width = max((part["values"].shape[1] for part in parts), default=0)
         for part in parts:
@@ -113,17 +132,20 @@ class SparseAutoencoder:
                 part[name] = torch.nn.functional.pad(part[name], (0, width - part[name].shape[1]))
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
+    @isolated()
     def residual(self, x: Tensor) -> Tensor:
         """What the reconstruction leaves of standardised tokens, x~ - x^, float32 (b, d)."""
         return torch.cat([part - self._decode(self._activations(part)) for part in self._parts(x)])
 
+    @isolated()
     def reconstruction_errors(self, x: Tensor, std: Tensor) -> dict[int, ErrorSums]:
         """Errors of a batch of standardised tokens, under the entries a token, or the features where they vary."""
         return {self.k or self.n_features: error_sums(x, self.residual(x), std)}
 
     def _parts(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Rows whose dense codes are held at once."""
-        return torch.split(x, max(1, _ROWS // self.n_features))
+        """Rows whose dense codes are held at once, float32."""
+        check_batch(x, len(self.W_enc))
+        return torch.split(x.float(), max(1, _ROWS // self.n_features))
 
     def _encode(self, x: Tensor) -> Batch:
         codes = self._activations(x)
@@ -139,23 +161,46 @@ class SparseAutoencoder:
             x = (x.double() * self.std + self.mean).float()
         if self.input_bias == "b_dec":
             x = x - self.b_dec
-        pre = x @ self.W_enc + self.b_enc
+        pre = product(x, self.W_enc) + self.b_enc
         if self.activation == "topk":
             values, indices = pre.sort(dim=1, descending=True, stable=True)
             return torch.zeros_like(pre).scatter_(1, indices[:, : self.k], values[:, : self.k].clamp(min=0))
         if self.activation == "relu":
             return pre.clamp(min=0)
-        return torch.where(pre > self.threshold, pre, 0.0)
+        assert self.threshold is not None
+        # A threshold may be negative: dictionary_learning saves -1 until training has set it.
+        return torch.where(pre > self.threshold, pre.clamp(min=0), 0.0)
 
     def _decode(self, codes: Tensor) -> Tensor:
-        x = codes @ self.W_dec + self.b_dec
+        x = product(codes, self.W_dec) + self.b_dec
         if self.mean is not None and self.std is not None:
             x = ((x.double() - self.mean) / self.std).float()
         return x
 
 
 def _find(tensors: Mapping[str, Tensor], name: str) -> Tensor | None:
-    for alias, change in NAMES[name].items():
-        if alias in tensors:
-            return change(tensors[alias].float()).contiguous()
-    return None
+    """The tensor of a name, by any that it goes by, float32; of those that stand there, all must say the same."""
+    found = {alias: _weights(tensors, alias, change) for alias, change in NAMES[name].items() if alias in tensors}
+    if not found:
+        return None
+    (first, tensor), *others = found.items()
+    for alias, other in others:
+        # Not bit for bit: the logarithm of a threshold is rounded.
+        if other.shape != tensor.shape or not torch.allclose(other, tensor, rtol=1e-6, atol=0):
+            raise ValueError(
+                f"found {first} and another {alias}, wanted one {name}: save the one that it was trained with"
+            )
+    return tensor
+
+
+def _weights(tensors: Mapping[str, Tensor], alias: str, change: Callable[[Tensor], Tensor]) -> Tensor:
+    if not tensors[alias].is_floating_point():
+        raise ValueError(
+            f"found {alias} of {tensors[alias].dtype}, wanted floating-point numbers: save it as it was trained"
+        )
+    tensor = change(tensors[alias].detach().float()).contiguous()
+    if tensor.numel() and not all(limit.isfinite() for limit in tensor.aminmax()):
+        raise ValueError(
+            f"found {alias} with NaN or infinity, wanted finite numbers: save it again, from before it diverged"
+        )
+    return tensor

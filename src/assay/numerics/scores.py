@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from assay.numerics.isolation import isolated
+
 PURITY = (16, 64, 256)
 """How many of the rows with a feature's highest values its purity is taken over."""
 
@@ -28,21 +30,25 @@ class Judgement:
     n_rows: int
 
     @property
+    @isolated()
     def precision(self) -> Tensor:
         """TP / (TP + FP), 0 where nothing is predicted."""
         return self.true_positives / self.predicted.clamp(min=1)
 
     @property
+    @isolated()
     def recall(self) -> Tensor:
         """TP / (TP + FN), NaN for a class without rows."""
         return self.true_positives / self.positives
 
     @property
+    @isolated()
     def f1(self) -> Tensor:
         """2 TP / (2 TP + FP + FN), 0 where nothing is predicted, NaN for a class without rows."""
         f1 = 2 * self.true_positives / (self.predicted + self.positives)
         return torch.where(self.positives > 0, f1, torch.nan)
 
+    @isolated()
     def confusion(self) -> dict[str, Tensor]:
         """`tp`, `fp`, `fn`, `tn`, float64 (features, classes)."""
         tp, fp = self.true_positives, self.predicted - self.true_positives
@@ -55,7 +61,8 @@ class ClassScores:
     """A class's best feature, picked on train CE and, as the `_by_val` fields say, on validation CE. CE in nats.
 
     `margin` is how much lower its train CE is than the second best feature's, None where there is one feature. Precision,
-    recall and F1 are on validation, at p >= 0.5. `top_features` are those of the highest validation AP, best first.
+    recall and F1 are on validation, at p >= 0.5. `mean_feature_ce` and `median_feature_ce` are of the validation CE over all features: a
+    single one that is confident and wrong can ruin the mean. `top_features` are those of the highest validation AP, best first.
     `n_train` and `n_val` count the class's rows.
     """
 
@@ -67,6 +74,8 @@ class ClassScores:
     margin: float | None
     val_ce: float
     base_ce: float
+    mean_feature_ce: float
+    median_feature_ce: float
     average_precision: float
     precision: float
     recall: float
@@ -99,7 +108,7 @@ class Scores:
     - `map`, `purity_at_16`: means over classes of the best feature's validation AP and purity
     - `coverage`: the share of classes whose best feature has AP of at least `coverage_threshold`
     - `mean_train_ce`: mean train CE of the best features, by which the best layer is picked
-    - `mean_feature_ce`: mean validation CE over all features and classes
+    - `mean_feature_ce`, `median_feature_ce`: means over classes of a class's mean and median validation CE over all features
     - `mean_margin`, `f1`: means over classes of the best feature's; no margin where there is one feature
     - `negative_weights`: the share of w below 0, over all features and classes
 
@@ -111,6 +120,7 @@ class Scores:
     mean_val_ce: float
     mean_base_ce: float
     mean_feature_ce: float
+    median_feature_ce: float
     mean_margin: float | None
     negative_weights: float
     map: float
@@ -125,7 +135,7 @@ class Scores:
     absent_in_train: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        for name in ("mean_train_ce", "mean_val_ce", "mean_base_ce", "mean_feature_ce"):
+        for name in ("mean_train_ce", "mean_val_ce", "mean_base_ce", "mean_feature_ce", "median_feature_ce"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):
                 raise ValueError(f"{name} is {value}, wanted a finite number of nats, at least 0")
@@ -142,6 +152,7 @@ class Scores:
             raise ValueError(f"classes {sorted(both)} are both scored and absent, wanted one or the other")
 
 
+@isolated()
 def best_features(ce: Tensor) -> Tensor:
     """Each class's feature of least CE, ties to the lower: int64 (classes,) from (features, classes).
 
@@ -154,6 +165,7 @@ def best_features(ce: Tensor) -> Tensor:
     return torch.where(missing.all(0), -1, ce.argmin(0))
 
 
+@isolated()
 def score_encoding(
     *,
     train_ce: Tensor,
@@ -184,7 +196,8 @@ def score_encoding(
     if len(scored) == 0:
         raise ValueError(
             f"none of {len(fitted)} classes is both fitted in train and present in validation, wanted at least 1: "
-            f"absent in validation {absent_in_val}, in train {absent_in_train}"
+            f"{len(absent_in_train)} have no rows in train or no others beside them, {len(absent_in_val)} none in "
+            "validation: label more, or count void rows as negatives"
         )
     train_ce, val_ce, val_ap = (each[:, scored] for each in (train_ce, val.loss, val.average_precision))
     best, best_by_val = best_features(train_ce), best_features(val_ce)
@@ -193,6 +206,8 @@ def score_encoding(
     n_features = len(train_ce)
     lowest = train_ce.topk(min(2, n_features), dim=0, largest=False).values
     margins = (lowest[1] - lowest[0]).tolist() if n_features > 1 else [None] * len(scored)
+    means = val_ce.mean(0).tolist()
+    medians = val_ce.sort(dim=0).values[[(n_features - 1) // 2, n_features // 2]].mean(0).tolist()
     top = val_ap.argsort(dim=0, descending=True, stable=True)[:n_top]
     at_half = [each[:, scored] for each in (val.precision, val.recall, val.f1)]
     classes = tuple(
@@ -205,6 +220,8 @@ def score_encoding(
             margin=margins[i],
             val_ce=float(val_ce[j, i]),
             base_ce=float(base_ce[c]),
+            mean_feature_ce=means[i],
+            median_feature_ce=medians[i],
             average_precision=float(val_ap[j, i]),
             precision=float(at_half[0][j, i]),
             recall=float(at_half[1][j, i]),
@@ -229,7 +246,8 @@ def score_encoding(
         mean_train_ce=mean("train_ce"),
         mean_val_ce=mean("val_ce"),
         mean_base_ce=mean("base_ce"),
-        mean_feature_ce=float(val_ce.mean()),
+        mean_feature_ce=mean("mean_feature_ce"),
+        median_feature_ce=mean("median_feature_ce"),
         mean_margin=mean("margin") if n_features > 1 else None,
         negative_weights=float((coef[:, scored] < 0).double().mean()),
         map=mean("average_precision"),

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from assay.numerics.codes import not_finite
+from assay.numerics.isolation import isolated
 from assay.numerics.logistic import Cells, Points, Slab
 
 _ONE = 0x3F800000  # the bits of 1.0 as float32
@@ -63,6 +64,7 @@ class CellMap:
         return 2 * (self.octaves << self.bits)
 
     @classmethod
+    @isolated()
     def of_rows(cls, sample: Tensor, bits: int = 5) -> CellMap:
         """About the median of (features, rows), with the median distance of the other values from it as the unit."""
         stride = -(-sample.shape[1] // _SAMPLE)
@@ -77,6 +79,7 @@ class CellMap:
         return cls(centre, _first_positive(unit, centre.abs()), bits)
 
     @classmethod
+    @isolated()
     def of_all_rows(cls, values: Tensor, bits: int) -> CellMap:
         """As `of_rows`, where these (features, rows) are all there are: no cell is open."""
         cells = cls.of_rows(values, bits)
@@ -85,6 +88,7 @@ class CellMap:
         return dataclasses.replace(cells, octaves=min(max(octaves, _OCTAVES), _MOST_OCTAVES))
 
     @classmethod
+    @isolated()
     def of_events(cls, features: Tensor, values: Tensor, n_features: int, bits: int = 5) -> CellMap:
         """About 0, with the mean magnitude of a feature's `values` (events,) as the unit."""
         sums = values.new_zeros(2, n_features, dtype=torch.float64)
@@ -100,8 +104,10 @@ class CellMap:
         """The same map with cells of another width."""
         return dataclasses.replace(self, bits=bits)
 
+    @isolated()
     def cells(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """The cell of every t, int64, and |t| + 1 less the middle of that cell, float64."""
+        t = t.double()  # so that the float32s below are copies
         shift = _MANTISSA - self.bits
         last = (_ONE >> shift) + (self.octaves << self.bits) - 1
         v = t.abs().add_(1)
@@ -115,6 +121,7 @@ class CellMap:
         cell += negative.bitwise_and_(self.octaves << self.bits)
         return cell.long(), v.sub_(middle)
 
+    @isolated()
     def middles(self) -> tuple[Tensor, Tensor]:
         """The middle of every cell as |t| + 1, and half its width, float64 (n_cells,)."""
         shift = _MANTISSA - self.bits
@@ -145,6 +152,7 @@ class FeatureSketch:
     `class_sums` (features, classes), sums of t; `low`, `high` (features,), of x; `class_counts` (classes,), `n_rows`.
     """
 
+    @isolated()
     def __init__(self, cells: CellMap, n_classes: int, *, by_class: bool = False) -> None:
         n_features = len(cells.centre)
         self.cells = cells
@@ -163,6 +171,7 @@ class FeatureSketch:
         """Memory of a feature in a sketch and in the points that are made of it, as it was measured."""
         return 14 * 8 * _POWERS * (octaves << bits) * (n_classes + 1 if by_class else 1)
 
+    @isolated()
     def add(self, x: Tensor, labels: Tensor, first_row: int = 0, first_feature: int = 0) -> None:
         """Add rows x (rows, features) with labels (rows,) int64.
 
@@ -194,6 +203,7 @@ class FeatureSketch:
                     powers *= u
         self.class_sums.copy_(sums_by_class[:, :-1])
 
+    @isolated()
     def add_events(self, features: Tensor, values: Tensor, classes: Tensor, first_feature: int = 0) -> None:
         """Add the rows' nonzeros: feature, value and label of each (events,). The rows themselves are told to `add_rows`."""
         for events in _ranges(len(values), math.prod(_BLOCK[values.device.type])):
@@ -223,6 +233,7 @@ class FeatureSketch:
                 f"in its first rows, {float(scale[feature]):.1e}, wanted less than {_SPAN:.0e} times: look for it in the codes"
             )
 
+    @isolated()
     def add_rows(self, labels: Tensor) -> None:
         """Add rows (rows,) of which `add_events` tells what is not 0."""
         self._count(labels)
@@ -235,6 +246,7 @@ class FeatureSketch:
         part.class_sums, part.low, part.high = self.class_sums[features], self.low[features], self.high[features]
         return part
 
+    @isolated()
     def merge(self, other: FeatureSketch) -> None:
         """Add the rows of another sketch with the same map: as if all had been added to one."""
         if other.sums.shape != self.sums.shape or not (
@@ -248,11 +260,13 @@ class FeatureSketch:
         self.high = torch.maximum(self.high, other.high)
         self.n_rows += other.n_rows
 
+    @isolated()
     def slab(self, statistics: Statistics, *, nodes: int = 3) -> Slab:
         """What the losses need; with `nodes` 1 every cell is its mean alone, for a first approximation."""
         own = self.points(by_class=True, nodes=nodes) if self.groups > 1 else None
         return Slab(self.points(nodes=nodes), statistics.class_sums, statistics.centre, own)
 
+    @isolated()
     def statistics(self) -> Statistics:
         """Mean, spread and class sums of x; what no event told of counts as 0."""
         middle, _ = self.cells.middles()
@@ -280,6 +294,7 @@ class FeatureSketch:
             resolved=constant | (variance.sqrt() > _RESOLVED),
         )
 
+    @isolated()
     def points(self, *, by_class: bool = False, nodes: int = 3) -> Points:
         """The rows of each feature, or of each (feature, class) where they were kept apart, as points.
 

@@ -1,7 +1,8 @@
-"""What the long fits share: they are watched step by step, saved every so many steps and minutes and on SIGTERM, and gone on with."""
+"""What the long fits share: they are watched step by step, saved every so many steps and minutes and on a signal, and gone on with."""
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Protocol
@@ -12,6 +13,8 @@ from assay.io.checkpoints import Checkpoints
 from assay.io.shards import Shards
 from assay.io.tensors import fingerprint_tensors
 from assay.pipelines.stopping import fit_in_progress, stop_is_asked
+
+logger = logging.getLogger(__name__)
 
 FORMAT = 2
 """Raised whenever a fit would go on otherwise than the one that saved the checkpoint."""
@@ -77,7 +80,7 @@ class Fit:
             "format": FORMAT,
             "layer": layer,
             "d": shards.d_model,
-            "shards": f"{shards.name} {shards.fingerprint()}",
+            "shards": shards.identity(),
             "statistics": fingerprint_tensors(statistics),
             "parameters": parameters,
         }
@@ -97,6 +100,8 @@ class Fit:
         if found is not None:
             self._estimator.resume(found.tensors)
             self._step = int(found.state["step"])
+            done = f"after step {self._step}" if self._step else "its seeding"
+            logger.info("layer %d, %s: resuming %s", self._layer, self._method, done)
         return self._step
 
     def watch(self, batches: Iterable[Tensor]) -> Iterator[Tensor]:
@@ -116,7 +121,7 @@ class Fit:
         """Note a step with its `metrics`; `more`, called with its number, takes a while, and is left for later where the fit has to stop.
 
         Raises:
-            KeyboardInterrupt: SIGTERM has come; the step is saved.
+            KeyboardInterrupt: the run is asked to stop; the step is saved.
         """
         self._step += 1
         asked = stop_is_asked()
@@ -139,7 +144,7 @@ class Fit:
         """Save where it is time to, and stop where that is asked for: between two pieces of work that are not yet a step.
 
         Raises:
-            KeyboardInterrupt: SIGTERM has come; what there is is saved.
+            KeyboardInterrupt: the run is asked to stop; what there is is saved.
         """
         asked = stop_is_asked()
         if asked or self._is_due():

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
 from typing import Any, Unpack
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from assay.io.shards import OrderOptions, Shards
 from assay.numerics.moments import check_statistics, standardize
+from assay.pipelines.progress import Bar
 
 SAMPLE = 2048
 """Tokens that are looked at, to see whether statistics can belong to them."""
@@ -50,15 +49,7 @@ def raw_tokens(
     batches = open_pass() if before == 0 else open_pass(cursor={**open_pass().state(), "batch": before})
     with (
         batches,
-        tqdm(
-            total=batches.n_tokens,
-            initial=start,
-            desc=f"layer {layer}: {doing}",
-            unit=" tokens",
-            unit_scale=True,
-            leave=False,
-            disable=None,
-        ) as bar,
+        Bar(desc=f"layer {layer}: {doing}", total=batches.n_tokens, unit=" tokens", initial=start) as bar,
     ):
         for batch in batches:
             if cut < len(batch):
@@ -118,23 +109,6 @@ def judged_tokens(
             f"{shards.path}, layer {layer}, does not go with the statistics of shards.fit: {error} Name shards of one model"
         ) from None
     yield from standardized_tokens(shards, layer, statistics, batch_size, device, doing=doing, start=start)
-
-
-@contextmanager
-def progress_bar(doing: str) -> Iterator[Callable[[str, int, int], None]]:
-    """A bar for work in several stages; what it gives is called with the stage, how much of it is done, and of how much."""
-    with tqdm(desc=doing, unit_scale=True, leave=False, disable=None) as bar:
-        last = ""
-
-        def tell(stage: str, done: int, total: int) -> None:
-            nonlocal last
-            if stage != last or total != bar.total or done < bar.n:
-                bar.reset(total)
-                bar.set_description_str(f"{doing}: {stage}")
-                last = stage
-            bar.update(done - bar.n)
-
-        yield tell
 
 
 def bind(function: Callable[..., Any], **values: Any) -> Callable[..., Any]:

@@ -24,7 +24,7 @@ def describe(layer: int, row: Encoding, shards: Mapping[str, Shards]) -> str:
     seed = "" if row.seed is None else f", seed {row.seed}"
     return (
         f"**{seedless(row.name)}**{k}{seed}: codes of layer {layer} of {shards['fit'].metadata.family} {shards['fit'].metadata.ckpt}. "
-        f"NMSE on shards `{shards['val'].name}`; probes fitted on `{shards['probe_train'].name}` and judged on "
+        f"Reconstruction on shards `{shards['val'].name}`; probes fitted on `{shards['probe_train'].name}` and judged on "
         f"`{shards['probe_val'].name}`."
     )
 
@@ -64,7 +64,7 @@ def sum_by_stage(seconds: Mapping[str, float]) -> dict[str, float]:
     """The sum over the nodes of each stage; a node is named ``layer_23.pca.fit`` or ``report.page``."""
     found: dict[str, float] = {}
     for name, value in seconds.items():
-        stage = seedless(re.sub(r"^layer_\d+\.", "", name).partition(".")[0])
+        stage = seedless(re.sub(r"^layer_-?\d+\.", "", name).partition(".")[0])
         found[stage] = found.get(stage, 0.0) + value
     return found
 

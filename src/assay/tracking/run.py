@@ -30,6 +30,7 @@ DETAILS = (
     "mean_train_ce",
     "mean_val_ce",
     "mean_feature_ce",
+    "median_feature_ce",
     "mean_margin",
     "negative_weights",
     "f1",
@@ -61,7 +62,7 @@ class Child:
         self.run_id = ""
         self.begun = False
         self.closed = False
-        self.known: set[str] = set()
+        self.known: dict[str, float] = {}
         self._metrics: list[Metric] = []
 
     def add(self, values: Mapping[str, float], step: int = 0) -> None:
@@ -155,6 +156,9 @@ class Run:
         for row in self._rows.values():
             if row.method == errors["method"]:
                 self._add_to_curves(errors["layer"], row, _of_k(errors, row.k))
+                child = self._children.get((errors["layer"], row.name))
+                if child is not None:  # it was probed first, and found what an earlier run had measured, if anything
+                    child.add(_known(_of_k(errors, row.k)))
 
     def log_agreement(self, agreement: Mapping[str, Any]) -> None:
         """Log how far a seed's fit agrees with the first to those of its children that are there already."""
@@ -187,7 +191,7 @@ class Run:
         for row in rows:
             child = self._children.get((row["layer"], row["name"]))
             if child is not None:
-                child.add({name: value for name, value in _known(row).items() if name not in child.known})
+                child.add({name: value for name, value in _known(row).items() if child.known.get(name) != value})
                 self._write(child, status="FINISHED")
         self._write_curves()
 
@@ -207,7 +211,9 @@ class Run:
             for each in kept:
                 self._writer.submit(self._client.log_artifact, parent, str(each))
                 if each.suffix == ".md":  # the table for a paper, where MLflow shows a run's description
-                    self._writer.submit(self._client.set_tag, parent, "mlflow.note.content", each.read_text())
+                    self._writer.submit(
+                        self._client.set_tag, parent, "mlflow.note.content", each.read_text(encoding="utf-8")
+                    )
             path = self._write_manifest(status, reason)
             self._writer.submit(self._client.log_artifact, parent, str(path))
         self._writer.finish()
@@ -309,7 +315,7 @@ class Run:
         path = self._project / MANIFESTS / f"{self._manifest['run_id']}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         with publish_file(path) as partial:
-            partial.write_text(json.dumps(manifest, indent=1))
+            partial.write_text(json.dumps(manifest, indent=1), encoding="utf-8")
         return path
 
 

@@ -73,7 +73,7 @@ def test_recording_is_what_its_metadata_says(model, parameters, split):
     assert json.loads(json.dumps(metadata)) == metadata
     assert metadata["n_examples"] == parameters.n_images(split) == len(recording.labels)
     assert metadata == {
-        "family": "digits-vit",
+        "family": "fake-clip",
         "ckpt": f"digits-vit-{parameters.fingerprint()}",
         "layers": [0, 1],
         "content_tokens_per_example": 16,
@@ -83,7 +83,7 @@ def test_recording_is_what_its_metadata_says(model, parameters, split):
         "max_tokens_per_shard": 25_000,
         "data": "",
         "dataset": f"digits/{split}",
-        "pixel_agg": "majority",
+        "pixel_agg": "prefer-fg",
         "dtype": "float32",
         "protocol": "2.1",
     }

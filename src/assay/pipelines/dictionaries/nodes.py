@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from contextlib import closing
 from typing import Any
@@ -14,10 +15,14 @@ from assay.io.shards import Shards
 from assay.io.tensors import fingerprint_tensors
 from assay.numerics.codes import Batch, ComputedCodes
 from assay.numerics.errors import sum_errors
+from assay.numerics.moments import scale_of
 from assay.numerics.sae import SparseAutoencoder
 from assay.parameters import DictionaryParameters, KMeansParameters
 from assay.pipelines.encode.nodes import made_from
 from assay.pipelines.stream import judged_tokens, pick_device, standardized_tokens
+
+SAME_BASELINE = 0.01
+"""How far saev's sum of squares about the mean, which it may add up in float32, can be from ours on the same tokens."""
 
 
 def measure_sae(
@@ -71,10 +76,58 @@ def encode_with_sae(
     )
 
 
-def adopt_saev_metrics(metrics: dict[str, float], codes: Any, *, layer: int, name: str) -> dict[str, Any]:
-    """What saev measured of its own run, as a row of errors: there is no NMSE in the standardised space."""
-    row = {"k": codes.n_features, "nmse": None, "nmse_raw": metrics["nmse_raw"]}
-    return {"layer": layer, "method": name, "rows": [row]}
+def adopt_saev_metrics(
+    metrics: dict[str, float],
+    codes: Any,
+    shards: Shards,
+    statistics: dict[str, Tensor],
+    device: str,
+    *,
+    layer: int,
+    name: str,
+    dictionary: DictionaryParameters,
+) -> dict[str, Any]:
+    """What saev measured of its own run on the validation tokens, as a row of errors: there is no NMSE in the standardised space.
+
+    saev divides its error by that of predicting the mean of the very tokens that are judged; here, as in every other row, it is divided by
+    that of predicting the train mean.
+
+    Raises:
+        ValueError: the metrics are of other activations than the shards'.
+    """
+    about_train, about_own = _sum_squares(shards, statistics, device, layer, name, dictionary)
+    if "sse_recon" in metrics:
+        if not math.isclose(metrics["sse_baseline"], about_own, rel_tol=SAME_BASELINE):
+            raise ValueError(
+                f"dictionaries.{name}: metrics.json of {dictionary.saev_run} says sse_baseline {metrics['sse_baseline']:.6g}, layer "
+                f"{layer} of {shards.path} has {about_own:.6g}: name the run of this layer, and run saev's inference on these shards, "
+                "with no scaling and no labels ignored"
+            )
+        error = metrics["sse_recon"]
+    else:
+        error = metrics["normalized_mse"] * about_own
+    row = {"k": codes.n_features, "nmse": None, "nmse_raw": error / about_train}
+    return {"layer": layer, "method": name, "n_tokens": shards.n_tokens, "rows": [row]}
+
+
+def _sum_squares(
+    shards: Shards,
+    statistics: dict[str, Tensor],
+    device: str,
+    layer: int,
+    name: str,
+    dictionary: DictionaryParameters,
+) -> tuple[float, float]:
+    """Of the validation tokens, in their own units: sum ||x - mu||^2 about the train mean, and about their own."""
+    place = pick_device(device)
+    variance = scale_of(statistics["std"].to(place)).square()
+    total, shift, n = 0.0, torch.zeros_like(variance), 0
+    for x in judged_tokens(shards, layer, statistics, dictionary.batch_size, place, doing=f"{name}, NMSE"):
+        x = x.double()
+        total += float(x.square().sum(0) @ variance)
+        shift += x.sum(0)
+        n += len(x)
+    return total, total - float(shift.square() @ variance) / n
 
 
 def draw_centres(

@@ -33,8 +33,8 @@ def create_pipeline(
         return Pipeline(
             [
                 node(
-                    bind(adopt_saev_metrics, layer=layer, name=name),
-                    [f"metrics_{name}", f"codes_{name}_probe_val"],
+                    bind(adopt_saev_metrics, layer=layer, name=name, dictionary=dictionary),
+                    [f"metrics_{name}", f"codes_{name}_probe_val", "shards_val", "statistics", "params:device"],
                     f"{name}_errors",
                     name=f"dictionaries.{name}.adopt",
                 )

@@ -130,7 +130,7 @@ def record_split(model: VisionTransformer, parameters: DigitsParameters, split: 
         "max_tokens_per_shard": parameters.max_tokens_per_shard,
         "data": "",
         "dataset": f"digits/{split}",
-        "pixel_agg": "majority",
+        "pixel_agg": "prefer-fg",
         "dtype": "float32",
         "protocol": "2.1",
     }

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from assay.pipelines.digits.canvases import VOID
+from assay.pipelines.progress import Bar
 
 logger = logging.getLogger(__name__)
 
@@ -132,16 +133,18 @@ def train(
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=WEIGHT_DECAY, fused=True)
     losses: list[float] = []
     model.train()
-    for step in range(n_steps):
-        batch = torch.randint(len(images), (batch_size,), generator=generator)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate * schedule(step, n_steps)
-        logits, wanted = model(images[batch]).flatten(0, 1), labels[batch].flatten().long()
-        loss = functional.cross_entropy(logits, wanted, ignore_index=VOID)
-        optimizer.zero_grad()
-        torch.autograd.backward(loss)
-        optimizer.step()
-        losses.append(loss.item())
+    with Bar(desc="training the vision transformer", total=n_steps, unit=" steps") as bar:
+        for step in range(n_steps):
+            batch = torch.randint(len(images), (batch_size,), generator=generator)
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate * schedule(step, n_steps)
+            logits, wanted = model(images[batch]).flatten(0, 1), labels[batch].flatten().long()
+            loss = functional.cross_entropy(logits, wanted, ignore_index=VOID)
+            optimizer.zero_grad()
+            torch.autograd.backward(loss)
+            optimizer.step()
+            losses.append(loss.item())
+            bar.update()
     model.eval()
     logger.info("trained a vision transformer for %d steps: loss %.3f to %.3f nats", n_steps, losses[0], losses[-1])
     return losses

@@ -14,7 +14,8 @@ from assay.numerics.errors import sum_errors
 from assay.numerics.kmeans import MiniBatchKMeans, adjusted_rand_index
 from assay.parameters import KMeansParameters
 from assay.pipelines.fitting import NOT_FITTED, Fit
-from assay.pipelines.stream import judged_tokens, pick_device, progress_bar, standardized_tokens
+from assay.pipelines.progress import staged_bar
+from assay.pipelines.stream import judged_tokens, pick_device, standardized_tokens
 
 
 def fit_kmeans(
@@ -66,7 +67,7 @@ def fit_kmeans(
             statistics,
             parameters.batch_size,
             place,
-            doing=f"k-means, pass {epoch + 1}",
+            doing=f"k-means, pass {epoch + 1} of {parameters.max_iter} at most",
             start=batches_seen * parameters.batch_size,
             shuffle=parameters.order is None,
             order=parameters.order,
@@ -75,7 +76,7 @@ def fit_kmeans(
         )
 
     def seed_centers() -> None:
-        with progress_bar(f"layer {layer}: k-means") as tell:
+        with staged_bar(f"layer {layer}: k-means") as tell:
 
             def on_seed(tried: int, centres: int) -> None:
                 if centres > 0:

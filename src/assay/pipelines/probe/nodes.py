@@ -15,7 +15,8 @@ from assay.numerics.probe import LogisticProbe1d, Progress
 from assay.numerics.ranking import count_classes, purity_at_k, strongest_examples
 from assay.numerics.scores import PURITY, Judgement, Scores, best_features, score_encoding
 from assay.parameters import ProbeParameters
-from assay.pipelines.stream import pick_device, progress_bar
+from assay.pipelines.progress import staged_bar
+from assay.pipelines.stream import pick_device
 
 VOID = 0
 """The label of a patch that shows none of the classes."""
@@ -43,7 +44,7 @@ def fit_probes(
         - The probes: the fitted state on standardised features, `coef` and `intercept` on raw ones, and float64
           (features, classes) `train_ce`, `val_ce` (nats), `val_ap`, `val_true_positives` and `val_predicted`, with
           `base_ce`, the intercept-only CE on validation, and `train_counts`, `val_counts` (classes,).
-        - The encoding's scores, as JSON scalars.
+        - The encoding's scores, as JSON scalars; `n_train` and `n_val` are the patches that took part.
         - A table with a row for each (class, feature), by class.
         - Where each class's best feature is strongest, for the class or against it as its weight says: for each class that is
           fitted, `label` and `feature` int64 (n,), and `example`, `patch`, `strength` as `strongest_examples` has them.
@@ -61,7 +62,7 @@ def fit_probes(
     l0 = measure_l0_by_rank(codes_val, parameters.slab_rows)
     train, train_classes, _ = _classify(codes_train, train_labels, parameters.void)
     val, val_classes, counted = _classify(codes_val, val_labels, parameters.void)
-    with progress_bar(f"layer {layer}, {rows[0][0] if len(rows) == 1 else method}: probes") as progress:
+    with staged_bar(f"layer {layer}, {rows[0][0] if len(rows) == 1 else method}: probes") as progress:
         probes = _fit(train, train_classes, n_classes, parameters, [k for _, k in rows], progress)
         judged = LogisticProbe1d.judge_nested(probes, val, val_classes, progress)
         best = {k: best_features(probe.loss_).clamp(min=0) for k, probe in probes.items()}
@@ -95,6 +96,7 @@ def fit_probes(
         )
         tensors = _as_tensors(probe, judgement, train_classes, val_classes)
         about = {"layer": layer, "method": method, "encoding": encoding, "k": k or codes_val.n_features}
+        about |= {"n_train": len(train_classes), "n_val": len(val_classes)}
         results += [
             tensors,
             about

@@ -9,6 +9,8 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from assay.pipelines.report.tables import list_reconstructions
+
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D31")
 """Okabe and Ito's colours, which stay apart to colour-blind eyes; symbols and dashes tell the same once more."""
 
@@ -24,16 +26,21 @@ METRICS = {
 }
 LOG = {"type": "log", "dtick": "D2", "minor": {"showgrid": False}, "exponentformat": "power"}
 MOST_POINTS = 2000
+FEW_POINTS = 20
+"""Of a line that has so many at most each is marked: a single one would be no line."""
+
 EXACT = 1e-6
 """An NMSE below this is drawn here: with as many components as dimensions it is rounding, and would take up the whole axis."""
+EMPTY = 0.5
+"""Tokens at which an empty cluster is drawn: a logarithm has no 0."""
 
 
 def draw_nmse_against_l0(baselines: pd.DataFrame) -> go.Figure:
-    """NMSE against L0, a point for each row of pooled seeds; a line joins the values of k of a method and layer."""
+    """NMSE against L0, a point for each way to reconstruct, means over the seeds; a line joins the values of k of a method and layer."""
     figure = _figure("Reconstruction against sparsity", "L0 (nonzeros a patch)", "NMSE (1: as the mean)")
     methods = list(dict.fromkeys(baselines["method"]))
     layers = sorted(set(baselines["layer"]))
-    for (method, layer), rows in baselines.dropna(subset=["nmse"]).groupby(["method", "layer"], sort=False):
+    for (method, layer), rows in list_reconstructions(baselines).groupby(["method", "layer"], sort=False):
         number = methods.index(method)
         best = bool(rows["best_layer"].any())
         by_l0 = rows.sort_values("l0")
@@ -54,7 +61,9 @@ def draw_nmse_against_l0(baselines: pd.DataFrame) -> go.Figure:
 
 
 def draw_layers(baselines: pd.DataFrame) -> go.Figure:
-    """Every metric over the layers, a line for each encoding, means over the seeds."""
+    """Every metric over the layers, a line for each encoding, means over the seeds; of one layer, every metric of each encoding."""
+    if len(set(baselines["layer"])) == 1:
+        return _draw_one_layer(baselines)
     figure = make_subplots(rows=len(METRICS), cols=1, shared_xaxes=True, vertical_spacing=0.03)
     encodings = list(dict.fromkeys(baselines["encoding"]))
     for place, (metric, title) in enumerate(METRICS.items(), 1):
@@ -80,15 +89,37 @@ def draw_layers(baselines: pd.DataFrame) -> go.Figure:
     return _styled(figure, "Metrics over layers").update_layout(height=220 * len(METRICS) + 120)
 
 
+def _draw_one_layer(baselines: pd.DataFrame) -> go.Figure:
+    figure = _figure(f"Metrics of layer {baselines['layer'].iloc[0]}", "", "")
+    for number, (metric, title) in enumerate(METRICS.items()):
+        rows = baselines.dropna(subset=[metric])
+        spread = _spread(rows, metric)
+        figure.add_scatter(
+            x=rows[metric],
+            y=rows["encoding"],
+            error_x=spread,
+            name=title,
+            mode="markers",
+            marker={"symbol": SYMBOLS[number], "color": _colour(number), "size": 10},
+            hovertemplate="%{y}<br>" + title + " %{x:.4g}<extra></extra>",
+        )
+    figure.update_yaxes(type="category", autorange="reversed", automargin=True, title_text="encoding")
+    figure.update_xaxes(title_text="NMSE: lower is better; the others: higher")
+    return figure.update_layout(height=200 + 28 * len(set(baselines["encoding"])))
+
+
 def draw_prevalence(baselines: pd.DataFrame, classes: pd.DataFrame) -> go.Figure:
     """Each class's AP against how common it is in validation, at the best layer of every encoding; at first of each method's best."""
     figure = _figure(
-        "Average precision over prevalence", "patches of the class in validation", "AP of the best feature"
+        "Average precision over prevalence", "patches of the class in probe validation", "AP of the best feature"
     )
     best = baselines[baselines["best_layer"]]
     seen = set(best.loc[best.groupby("method")["map"].idxmax(), "encoding"])
     for number, row in enumerate(best.itertuples()):
-        mine = classes[(classes["layer"] == row.layer) & (classes["encoding"] == row.encoding)].dropna(subset=["n_val"])
+        seeds = classes[(classes["layer"] == row.layer) & (classes["encoding"] == row.encoding)].dropna(
+            subset=["n_val"]
+        )
+        mine = seeds.groupby("label", as_index=False)[["n_val", "average_precision"]].mean()
         figure.add_scatter(
             x=mine["n_val"],
             y=mine["average_precision"],
@@ -110,7 +141,12 @@ def draw_spectrum(curves: list[dict[str, Any]]) -> go.Figure:
         places = _thinned(len(spectrum))
         for row, values in enumerate((spectrum, spectrum.cumsum() / spectrum.sum()), 1):
             figure.add_scatter(
-                x=places + 1, y=values[places], showlegend=row == 1, row=row, col=1, **_layer_line(number, curve)
+                x=places + 1,
+                y=values[places],
+                showlegend=row == 1,
+                row=row,
+                col=1,
+                **_layer_line(number, curve, len(places)),
             )
     figure.update_yaxes(LOG | {"dtick": 1}, title_text="variance (sigma²)", row=1, col=1)  # many decades
     figure.update_yaxes(title_text="cumulative share", row=2, col=1)
@@ -124,22 +160,29 @@ def draw_clusters(curves: list[dict[str, Any]]) -> go.Figure:
     for number, curve in enumerate(curves):
         counts = np.asarray(curve["cluster_counts"])
         places = _thinned(len(counts))
-        figure.add_scatter(x=places + 1, y=np.maximum(counts[places], 0.5), **_layer_line(number, curve))
+        figure.add_scatter(x=places + 1, y=np.maximum(counts[places], EMPTY), **_layer_line(number, curve, len(places)))
     return figure.update_xaxes(LOG).update_yaxes(LOG)
 
 
 def draw_convergence(curves: list[dict[str, Any]]) -> go.Figure:
-    """Inertia of every step of k-means, a line for each layer."""
+    """Inertia of every step of k-means, a line for each layer; words where there is one step."""
+    if all(len(curve["inertia"]) < 2 for curve in curves):
+        return _say("Convergence of k-means", "k-means was fitted in one step.")
     figure = _figure("Convergence of k-means", "step", "inertia a token (smoothed)")
     for number, curve in enumerate(curves):
         inertia = np.asarray(curve["inertia"])
         places = _thinned(len(inertia))
-        figure.add_scatter(x=places + 1, y=inertia[places], **_layer_line(number, curve))
+        figure.add_scatter(x=places + 1, y=inertia[places], **_layer_line(number, curve, len(places)))
     return figure
 
 
 def draw_convergence_pca(curves: list[dict[str, Any]]) -> go.Figure:
-    """How far PCA's leading subspace moved from one look to the next, and what it left of the variance, a line for each layer."""
+    """How far PCA's leading subspace moved from one look to the next, and what it left of the variance, a line for each layer.
+
+    Words where there is one step: all tokens are seen at once.
+    """
+    if not any("subspace_drift" in look for curve in curves for look in curve["settled"]):
+        return _say("Convergence of PCA", "PCA was fitted in one step.")
     figure = make_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.06)
     for number, curve in enumerate(curves):
         for row, name in enumerate(("subspace_drift", "reconstruction_error"), 1):
@@ -150,7 +193,7 @@ def draw_convergence_pca(curves: list[dict[str, Any]]) -> go.Figure:
                 showlegend=row == 2,  # a fit of one step has no drift, and plotly no legend for what is not there
                 row=row,
                 col=1,
-                **_layer_line(number, curve) | {"mode": "lines+markers"},
+                **_layer_line(number, curve, len(looks)),
             )
     figure.update_yaxes(LOG | {"dtick": 1}, title_text="drift (mean sin²)", row=1, col=1)  # many decades
     figure.update_yaxes(title_text="variance left", row=2, col=1)
@@ -158,10 +201,17 @@ def draw_convergence_pca(curves: list[dict[str, Any]]) -> go.Figure:
     return _styled(figure, "Convergence of PCA").update_layout(height=640)
 
 
-def _layer_line(number: int, curve: dict[str, Any]) -> dict[str, Any]:
+def _layer_line(number: int, curve: dict[str, Any], n_points: int) -> dict[str, Any]:
     name = f"layer {curve['layer']}"
     line = {"color": _colour(number), "dash": DASHES[number % len(DASHES)]}
-    return {"name": name, "legendgroup": name, "mode": "lines", "line": line}
+    mode = "lines+markers" if n_points <= FEW_POINTS else "lines"
+    return {
+        "name": name,
+        "legendgroup": name,
+        "mode": mode,
+        "line": line,
+        "marker": {"symbol": SYMBOLS[number % len(SYMBOLS)]},
+    }
 
 
 def _thinned(n: int) -> np.ndarray[Any, np.dtype[np.int64]]:
@@ -178,6 +228,13 @@ def _spread(rows: pd.DataFrame, measure: str) -> dict[str, Any] | None:
 
 def _colour(number: int) -> str:
     return COLOURS[number % len(COLOURS)]
+
+
+def _say(title: str, words: str) -> go.Figure:
+    """A picture of nothing says why there is nothing to see."""
+    figure = _styled(go.Figure(), title).update_xaxes(visible=False).update_yaxes(visible=False)
+    figure.add_annotation(text=words, showarrow=False, xref="paper", yref="paper", x=0, y=1, xanchor="left")
+    return figure.update_layout(height=150)
 
 
 def _figure(title: str, x: str, y: str) -> go.Figure:

@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 from torch import Tensor
 
 from assay.io.shards import Shards
-from assay.parameters import seedless
+from assay.parameters import KMeansParameters, PCAParameters, ProbeParameters, StandardizeParameters, seedless
 from assay.pipelines.report import figures
 from assay.pipelines.report.page import render_page
 from assay.pipelines.report.tables import (
@@ -24,6 +24,13 @@ from assay.pipelines.report.tables import (
 
 FIGURES = ("nmse_against_l0", "layers", "prevalence", "spectrum", "clusters", "convergence", "convergence_pca")
 """The pictures' names, in the order of the page."""
+
+VOID = {
+    "drop": "void patches left out",
+    "negative": "void patches count as negatives",
+    "class": "void is a class",
+}
+"""What becomes of the patches that show none of the classes, by the parameter `probe.void`."""
 
 COLUMNS = ("layer", "method", "encoding", "k", "seed", *MEASURES, "best_layer")
 
@@ -88,7 +95,7 @@ def summarise_fits(
 def make_views(
     baselines: pd.DataFrame, *layers: list[dict[str, Any]]
 ) -> tuple[pd.DataFrame, str, str, pd.DataFrame, pd.DataFrame]:
-    """The table for a paper, as numbers, Markdown and LaTeX; rows at equal L0; and the classes."""
+    """The table for a paper, as numbers, Markdown and LaTeX; rows beside PCA's at the nearest L0; and the classes."""
     paper = tabulate_paper(baselines)
     return paper, to_markdown(paper), to_latex(paper), match_budgets(baselines), tabulate_classes(*layers)
 
@@ -121,22 +128,54 @@ def write_page(
     paper: pd.DataFrame,
     matched: pd.DataFrame,
     classes: pd.DataFrame,
-    shards_fit: Shards,
-    shards_val: Shards,
-    shards_probe_train: Shards,
-    shards_probe_val: Shards,
+    about: dict[str, str],
     agreement: pd.DataFrame | None = None,
     gallery: list[dict[str, Any]] | None = None,
     **drawn: go.Figure,
 ) -> str:
     """The page, whole; with the seeds' agreement and the gallery where there are any. ``drawn`` are the figures."""
-    splits = {
-        "fitted on": shards_fit,
-        "reconstruction on": shards_val,
-        "probes fitted on": shards_probe_train,
-        "probes judged on": shards_probe_val,
-    }
-    about = {"model": f"{shards_fit.metadata.family} {shards_fit.metadata.ckpt}"}
-    about |= {what: f"shards {shards.name}, {shards.n_tokens:,} patches" for what, shards in splits.items()}
     tables = {"layers": baselines, "matched": matched, "classes": classes, "agreement": agreement}
     return render_page(paper, tables, {name: drawn[f"figure_{name}"] for name in FIGURES}, gallery or [], about)
+
+
+def describe_data(
+    rows: list[dict[str, Any]],
+    shards_fit: Shards,
+    shards_val: Shards,
+    shards_probe_train: Shards,
+    shards_probe_val: Shards,
+    standardize: StandardizeParameters,
+    kmeans: KMeansParameters,
+    pca: PCAParameters,
+    probe: ProbeParameters,
+) -> dict[str, str]:
+    """What was read for what, and how much of it was used. ``rows`` are of one layer: all are probed on the same patches."""
+    fits = {
+        "statistics": _say_used(shards_fit, standardize.max_tokens),
+        "k-means": _say_used(shards_fit, kmeans.max_tokens),
+        "PCA": _say_used(shards_fit, pca.max_tokens),
+    }
+    if standardize.statistics is not None:
+        fits["statistics"] = standardize.statistics
+    if kmeans.order is not None:
+        most = "" if kmeans.max_tokens is None else f", {kmeans.max_tokens:,} at the most"
+        fits["k-means"] = f"shards {shards_fit.name}, the patches of {kmeans.order} in its order{most}"
+    fitted: dict[str, list[str]] = {}
+    for what, used in fits.items():
+        fitted.setdefault(used, []).append(what)
+    void = VOID[probe.void]
+    return (
+        {"model": f"{shards_fit.metadata.family} {shards_fit.metadata.ckpt}"}
+        | {f"{', '.join(whats)} from": used for used, whats in fitted.items()}
+        | {
+            "reconstruction on": _say_used(shards_val, None),
+            "probes fitted on": f"{_say_used(shards_probe_train, rows[0]['n_train'])}; {void}",
+            "probes judged on": f"{_say_used(shards_probe_val, rows[0]['n_val'])}; {void}",
+        }
+    )
+
+
+def _say_used(shards: Shards, n_used: int | None) -> str:
+    n = shards.n_tokens
+    share = f"{n:,}" if n_used is None or n_used >= n else f"{n_used:,} of {n:,}"
+    return f"shards {shards.name}, {share} patches"

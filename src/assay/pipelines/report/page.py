@@ -16,12 +16,14 @@ from assay.pipelines.report.tables import show, show_paper, title_of
 
 LEGENDS = {
     "nmse_against_l0": "What is lost of the standardised activations, against the entries used for a patch. Lower left is better; what is "
-    "below 1e-6 is drawn there.",
-    "layers": "Each metric of each encoding over the layers. NMSE: lower is better; all others: higher.",
-    "prevalence": "A class is a point. Click an encoding in the legend to show or hide it.",
+    "below 10⁻⁶ is drawn there. Centres reconstruct by the nearest one, whatever codes are probed. A run of saev has no NMSE of this kind.",
+    "layers": "Each metric of each encoding. NMSE: lower is better; all others: higher.",
+    "prevalence": "A class is a point, its AP the mean over the seeds. Click an encoding in the legend to show or hide it.",
     "spectrum": "Variance along each principal component, and the share of all variance up to it.",
-    "clusters": "How many tokens each k-means cluster holds. A flat line is an even use of the dictionary.",
-    "convergence": "Mean squared distance of a token to its centre while k-means was fitted.",
+    "clusters": "How many tokens each k-means cluster was given while it was fitted, recent ones weighing more; an empty one is drawn "
+    "at 0.5. A flat line is an even use of the dictionary.",
+    "convergence": "Mean squared distance of a token to its centre while k-means was fitted, smoothed over the steps; of several seeds the "
+    "first fit's, here and above.",
     "convergence_pca": "How far PCA's leading subspace moved since the look before, and the share of the variance so far outside it.",
 }
 
@@ -35,36 +37,49 @@ def render_page(
 ) -> str:
     """The report as HTML: the tables that there are, of the classes those at the best layers; ``about`` is a list of what was read."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string(resources.files(__package__).joinpath("page.html.jinja").read_text())
-    baselines, classes = tables["layers"], tables["classes"]
+    template = environment.from_string(
+        resources.files(__package__).joinpath("page.html.jinja").read_text(encoding="utf-8")
+    )
+    baselines, matched, classes = tables["layers"], tables["matched"], tables["classes"]
     assert baselines is not None
+    assert matched is not None
     assert classes is not None
     at_best = baselines.loc[baselines["best_layer"], ["layer", "encoding", "seed"]]
-    shown = tables | {"classes": classes.merge(at_best, on=["layer", "encoding", "seed"])}
+    shown = tables | {
+        "matched": _side_by_side(matched),
+        "classes": classes.merge(at_best, on=["layer", "encoding", "seed"]),
+    }
     dictionaries = [
         list(items) for _, items in groupby(gallery, lambda item: (item["layer"], item["encoding"], item["seed"]))
     ]
-    plots = {
-        name: Markup(
-            figure.to_html(
-                full_html=False,
-                include_plotlyjs=False,
-                div_id=name,
-                config={"responsive": True, "displayModeBar": False},
-            )
-        )
-        for name, figure in figures.items()
-    }
     return template.render(
         paper=_cells(show_paper(paper), paper[[*show_paper(paper).columns]]),
         tables={name: _cells(show(table), table) for name, table in shown.items() if table is not None},
         gallery=dictionaries,
-        plots=plots,
-        legends=LEGENDS,
+        plots={name: _embed(name, figure) for name, figure in figures.items()},
+        legends={name: legend for name, legend in LEGENDS.items() if figures[name].data},
         about=about,
         # A script's end in a string of the script would end it.
         plotly=Markup(get_plotlyjs().replace("</script", "<\\/script")),
     )
+
+
+def _embed(name: str, figure: go.Figure) -> Markup:
+    """A picture; of one of nothing what it says, as text, which takes no more room than it needs."""
+    if not figure.data:
+        words = figure.layout.annotations[0].text
+        return Markup("<p><b>{title}.</b> {words}</p>").format(title=figure.layout.title.text, words=words)
+    config = {"responsive": True, "displayModeBar": False}
+    return Markup(figure.to_html(full_html=False, include_plotlyjs=False, div_id=name, config=config))
+
+
+def _side_by_side(matched: pd.DataFrame) -> pd.DataFrame:
+    """Each measure beside PCA's, the L0 first; raw NMSE only where a row has no other."""
+    measures = ["nmse", "probe_r", "map"]
+    if (matched["nmse"].isna() & matched["nmse_raw"].notna()).any():
+        measures.insert(1, "nmse_raw")
+    pairs = [f"{whose}{name}" for name in measures for whose in ("", "pca_")]
+    return matched[["layer", "encoding", "pca_encoding", "l0", "pca_l0", "l0_ratio", *pairs]]
 
 
 def _cells(shown: pd.DataFrame, table: pd.DataFrame) -> dict[str, list[list[dict[str, str]]] | list[str]]:

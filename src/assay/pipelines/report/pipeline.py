@@ -5,6 +5,7 @@ from kedro.pipeline import Pipeline, node
 from assay.pipelines.report.gallery import draw_gallery, gather_examples
 from assay.pipelines.report.nodes import (
     FIGURES,
+    describe_data,
     draw_figures,
     make_views,
     merge_layer,
@@ -47,7 +48,7 @@ def create_pipeline(layers: Sequence[str], *, several_seeds: bool, gallery_class
     rows, curves, examples = ([f"{kind}_{layer}" for layer in layers] for kind in ("rows", "curves", "examples"))
     figures = [f"figure_{name}" for name in FIGURES]
     splits = [f"shards_{split}" for split in ("fit", "val", "probe_train", "probe_val")]
-    shown = ["paper", "matched", "classes"]
+    shown = ["paper", "matched", "classes", "about"]
     optional = []
     if several_seeds:
         shown.append("agreement")
@@ -73,8 +74,14 @@ def create_pipeline(layers: Sequence[str], *, several_seeds: bool, gallery_class
             ),
             node(draw_figures, ["baselines", "classes", *curves], figures, name="report.draw"),
             node(
+                describe_data,
+                [rows[0], *splits, *(f"params:{name}" for name in ("standardize", "kmeans", "pca", "probe"))],
+                "about",
+                name="report.describe",
+            ),
+            node(
                 write_page,
-                {name: name for name in ("baselines", *shown, *figures, *splits)},
+                {name: name for name in ("baselines", *shown, *figures)},
                 "report_page",
                 name="report.page",
             ),

@@ -1,4 +1,4 @@
-"""Views of the table: for a paper, for each class, and at equal L0."""
+"""Views of the table: for a paper, for each class, at the nearest L0, and what reconstructs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,15 @@ MEASURES = ("nmse", "nmse_raw", "l0", "probe_r", "map", "purity_at_16", "coverag
 
 IN_PAPER = tuple(name for name in MEASURES if name != "nmse_raw")
 
-PAPER = ("method", "encoding", "k", "layer", "seeds", *IN_PAPER, *(f"{name}_sd" for name in IN_PAPER))
+PAPER = (
+    *("method", "encoding", "k", "layer", "seeds"),
+    *IN_PAPER,
+    *(f"{name}_sd" for name in IN_PAPER),
+    *("nmse_raw", "nmse_raw_sd"),
+)
+
+BY_CENTRE = r"-(onehot|invdist|distance-\w+)"
+"""What follows the method in an encoding's name where a patch is reconstructed as its nearest centre."""
 
 TITLES = {
     "method": "Method",
@@ -36,12 +44,20 @@ TITLES = {
     "train_ce": "CE, train",
     "val_ce": "CE, val",
     "base_ce": "CE of the intercept",
+    "mean_feature_ce": "Mean CE of all features",
+    "median_feature_ce": "Median CE of all features",
+    "margin": "Margin",
     "average_precision": "AP",
+    "precision": "Precision",
+    "recall": "Recall",
+    "f1": "F1",
     "purity_at_64": "Purity@64",
     "purity_at_256": "Purity@256",
     "feature_by_val": "Feature by val CE",
     "val_ce_by_val": "CE of that",
     "average_precision_by_val": "AP of that",
+    "absent_in": "Absent in",
+    "l0_ratio": "L0 / PCA L0",
     "inertia_first": "Inertia, first seed",
     "inertia": "Inertia",
     "adjusted_rand_index": "Adjusted Rand index",
@@ -72,6 +88,9 @@ CLASSES = (
     "feature_by_val",
     "val_ce_by_val",
     "average_precision_by_val",
+    "absent_in",
+    "mean_feature_ce",
+    "median_feature_ce",
 )
 
 
@@ -99,33 +118,60 @@ def tabulate_classes(*layers: list[dict[str, Any]]) -> pd.DataFrame:
     found = []
     for row in (row for layer in layers for row in layer):
         about = {name: row[name] for name in CLASSES[:3]}
-        found += [about | {name: each.get(name) for name in CLASSES[3:]} | {"absent_in": ""} for each in row["classes"]]
+        found += [about | {"absent_in": ""} | each for each in row["classes"]]
         in_train, in_val = set(row["absent_in_train"]), set(row["absent_in_val"])
         for label in sorted(in_train | in_val):
             where = [name for name, labels in (("train", in_train), ("val", in_val)) if label in labels]
             found.append(about | {"label": label, "absent_in": " and ".join(where)})
-    table = pd.DataFrame(found).sort_values(["layer", "encoding", "seed", "label"], ignore_index=True)
+    table = pd.DataFrame(found, columns=[*CLASSES]).sort_values(
+        ["layer", "encoding", "seed", "label"], ignore_index=True
+    )
     return table.assign(
         **{name: pd.to_numeric(table[name]).astype("Int64") for name in COUNTS if name in table.columns}
     )
 
 
+def list_reconstructions(pooled: pd.DataFrame) -> pd.DataFrame:
+    """The rows of pooled seeds that have an NMSE, at the L0 of what reconstructs.
+
+    The encodings of the same centres have one NMSE, that of the nearest centre, and are one row of that name and of one entry a patch,
+    however dense the codes that are probed.
+    """
+    rows = pooled.dropna(subset=["nmse"])
+    by_centre = _by_centre(rows)
+    rows = rows.assign(
+        l0=rows["l0"].mask(by_centre, 1.0),
+        encoding=rows["encoding"].mask(by_centre, rows["method"] + ", nearest centre"),
+    )
+    return rows.drop_duplicates(["layer", "method", "encoding", "k"], ignore_index=True)
+
+
+def _by_centre(rows: pd.DataFrame) -> pd.Series[bool]:
+    endings = [encoding.removeprefix(method) for encoding, method in zip(rows["encoding"], rows["method"], strict=True)]
+    return pd.Series(endings, rows.index, dtype=str).str.fullmatch(BY_CENTRE)
+
+
 def match_budgets(baselines: pd.DataFrame) -> pd.DataFrame:
-    """Each row that is not PCA's beside the PCA row of its layer whose L0 is nearest to its own, by ratio; means over the seeds."""
+    """Each row that is not PCA's beside the PCA row of its layer whose L0 is nearest to its own, by ratio; means over the seeds.
+
+    ``l0_ratio`` says how near that is. Distances to all centres reconstruct nothing, so they have no NMSE here.
+    """
     baselines = pool_seeds(baselines)
+    distances = _by_centre(baselines) & ~baselines["encoding"].str.endswith("-onehot")
+    baselines = baselines.assign(**{name: baselines[name].mask(distances) for name in ("nmse", "nmse_raw")})
     pca = baselines[baselines["method"] == "pca"]
-    shown = ["encoding", "l0", "nmse", "probe_r", "map"]
+    shown, last = ["encoding", "l0", "nmse", "probe_r", "map"], ["nmse_raw"]
     found = []
     for row in baselines[baselines["method"] != "pca"].to_dict("records"):
         peers = pca[pca["layer"] == row["layer"]]
         if len(peers) and row["l0"] > 0:
             nearest = peers.iloc[int(np.abs(np.log(peers["l0"].to_numpy() / row["l0"])).argmin())]
-            found.append(
-                {"layer": row["layer"]}
-                | {name: row[name] for name in shown}
-                | {f"pca_{name}": nearest[name] for name in shown}
-            )
-    return pd.DataFrame(found, columns=["layer", *shown, *(f"pca_{name}" for name in shown)])
+            both = [
+                {f"{whose}{name}": of[name] for name in shown + last} for whose, of in (("", row), ("pca_", nearest))
+            ]
+            found.append({"layer": row["layer"], "l0_ratio": row["l0"] / nearest["l0"]} | both[0] | both[1])
+    columns = [f"{whose}{name}" for names in (shown, last) for whose in ("", "pca_") for name in names]
+    return pd.DataFrame(found, columns=["layer", *columns, "l0_ratio"])
 
 
 def to_markdown(paper: pd.DataFrame) -> str:
@@ -153,7 +199,7 @@ def title_of(column: str) -> str:
 
 
 def format_cell(value: Any, column: str) -> str:
-    """A number as a table shows it: counts whole, L0 to four digits, three decimals, or one digit where those would be 0."""
+    """A number as a table shows it: counts whole, L0 to four digits or whole, three decimals, or one digit where those would be 0."""
     if value is None or pd.isna(value):
         return "–"
     if isinstance(value, bool | np.bool_):
@@ -161,7 +207,7 @@ def format_cell(value: Any, column: str) -> str:
     if not isinstance(value, float):
         return str(value)
     if column.endswith("l0"):
-        return f"{value:.4g}"
+        return f"{value:.4g}" if abs(value) < 1000 else f"{value:.0f}"
     if column in COUNTS:
         return f"{value:.0f}"
     return f"{value:.3f}" if value == 0 or abs(value) >= 0.001 else f"{value:.0e}"
@@ -175,11 +221,16 @@ def show(table: pd.DataFrame) -> pd.DataFrame:
 def show_paper(paper: pd.DataFrame) -> pd.DataFrame:
     """Every cell of the table for a paper as text; a measure over several seeds as mean ± standard deviation.
 
-    Where there is one seed everywhere, their number is left out.
+    Where there is one seed everywhere, their number is left out; raw NMSE is there where a row has no other.
     """
-    names = [name for name in PAPER if not name.endswith("_sd") and (name != "seeds" or (paper["seeds"] > 1).any())]
+    names = [name for name in PAPER if not name.endswith("_sd")]
+    names.remove("nmse_raw")
+    if paper["nmse"].isna().any():
+        names.insert(names.index("nmse") + 1, "nmse_raw")
+    if not (paper["seeds"] > 1).any():
+        names.remove("seeds")
     shown = show(paper[names])
-    for name in IN_PAPER:
+    for name in (name for name in MEASURES if name in names):
         spread = paper[f"{name}_sd"]
         texts = [
             f" ± {format_cell(sd, name)}" if known else "" for sd, known in zip(spread, spread.notna(), strict=True)
