@@ -54,7 +54,7 @@ def test_hooks_are_imported_and_registered_when_a_session_begins():
         _hook_manager = _create_hook_manager()
 
     seen = []
-    late = LateHooks("assay.configuration:ConfigurationHook", "assay.freshness:FreshnessHook")
+    late = LateHooks("assay.configuration:ConfigurationHook", "assay.work:WorkHook")
     assert "hooks" not in vars(late)
     for hook in late.hooks:
         hook.after_context_created = lambda context, hook=hook: seen.append((context, hook))
