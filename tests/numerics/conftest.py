@@ -41,6 +41,13 @@ def torch_setting() -> Iterator[None]:
         yield
 
 
+@pytest.fixture
+def exact_float32() -> Iterator[None]:
+    """For tests of what is done where products of float32 are exact, whatever the setting."""
+    with _set(torch.set_float32_matmul_precision, "highest", torch.get_float32_matmul_precision()):
+        yield
+
+
 @pytest.fixture(params=SETTINGS)
 def setting(request: pytest.FixtureRequest) -> AbstractContextManager[object]:
     """Each setting in turn, to be entered by the test."""
