@@ -41,4 +41,4 @@ format: install
 
 clean:
 	find data -mindepth 2 ! -name .gitkeep -delete
-	rm -rf data/.fingerprints mlflow.db mlruns
+	rm -rf data/.fingerprints mlflow.db .mlflow.db.* mlruns

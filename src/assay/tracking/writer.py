@@ -1,44 +1,105 @@
-"""The thread that writes to MLflow beside the work."""
+"""The thread that speaks to MLflow beside the work."""
 
 from __future__ import annotations
 
 import logging
+import queue
+import threading
+import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 logger = logging.getLogger(__name__)
+
+PATIENCE = 8.0
+"""Seconds of a server's silence that the work waits through, in all: at its start, at its end."""
 
 
 class Writer:
     """Does one request after the other in a thread of its own, and never stands in the work's way.
 
     A request that fails is reported once, and everything after it is left out: the results are on disk, and a server that is down
-    would hold the run up with every further request.
+    would hold the run up with every further request. So is a server that is waited for and says nothing. The thread is a daemon's: one
+    that hangs is left behind when the process ends.
     """
 
     def __init__(self) -> None:
         self.failure: str | None = None
         """What went wrong; None: nothing has."""
-        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="mlflow")
+        self._requests: queue.SimpleQueue[tuple[str, Callable[[], Any], bool] | None] = queue.SimpleQueue()
+        self._changed = threading.Condition()
+        self._pending = 0
+        self._doing = ""
+        self._heard = time.monotonic()
+        self._patience = PATIENCE
+        self._deaf = False
+        threading.Thread(target=self._work, name="mlflow", daemon=True).start()
 
-    def submit(self, request: Callable[..., Any], *arguments: Any, **options: Any) -> None:
-        """Have a request done, after those before it."""
-        self._pool.submit(self._do, request, arguments, options)
+    def submit(self, what: str, request: Callable[..., Any], *arguments: Any, **options: Any) -> None:
+        """Have a request done, after those before it; `what` names to people what it logs."""
+        self._put(what, lambda: request(*arguments, **options), False)
 
-    def finish(self) -> None:
-        """Await what was submitted."""
-        self._pool.shutdown(wait=True)
+    def submit_always(self, what: str, request: Callable[..., Any], *arguments: Any, **options: Any) -> None:
+        """Have a request tried even where one before it failed, unless such a one has failed as well."""
+        self._put(what, lambda: request(*arguments, **options), True)
 
-    def _do(self, request: Callable[..., Any], arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
+    def wait(self) -> None:
+        """Await what was submitted, for as long as it gets on; give it up when nothing has been heard for too long."""
+        began = time.monotonic()
+        with self._changed:
+            while self._pending and not self._deaf:
+                silent = time.monotonic() - max(began, self._heard)
+                if silent >= self._patience:
+                    self._deaf = True
+                    self._fail(self._doing, TimeoutError(f"no answer for {PATIENCE:.0f} s"))
+                    break
+                self._changed.wait(self._patience - silent)
+            self._patience = max(0.0, self._patience - (time.monotonic() - max(began, self._heard)))
+
+    def stop(self) -> None:
+        """End the thread when it has done what was submitted."""
+        self._requests.put(None)
+
+    def fail(self, what: str, error: Exception) -> None:
+        """Leave out everything from now on, for a reason that is not a request's."""
+        with self._changed:
+            self._fail(what, error)
+
+    def _put(self, what: str, request: Callable[[], Any], always: bool) -> None:
+        with self._changed:
+            self._pending += 1
+        self._requests.put((what, request, always))
+
+    def _work(self) -> None:
+        while (found := self._requests.get()) is not None:
+            what, request, always = found
+            with self._changed:
+                wanted = not self._deaf and (always or self.failure is None)
+                self._doing = what
+            error = _attempt(request) if wanted else None
+            with self._changed:
+                if error is not None:
+                    self._deaf = self._deaf or always
+                    self._fail(what, error)
+                self._pending -= 1
+                self._heard = time.monotonic()
+                self._changed.notify_all()
+
+    def _fail(self, what: str, error: Exception) -> None:
         if self.failure is not None:
             return
-        try:
-            request(*arguments, **options)
-        except Exception as error:  # whatever MLflow and its databases raise
-            self.failure = f"{type(error).__name__}: {error}"
-            logger.error(
-                "MLflow does not take what this run logs, which goes on without: %s. The results are in data/; "
-                "`kedro run --force` logs them again.",
-                self.failure,
-            )
+        said = " ".join(f"{type(error).__name__}: {error}".split())  # a server may answer with a page
+        self.failure = f"{what}: {said if len(said) <= 300 else said[:300] + ' ...'}"
+        logger.error(
+            "MLflow does not take what this run logs, which goes on without, from %s. The results are in data/; "
+            "`kedro run --force` logs them again.",
+            self.failure,
+        )
+
+
+def _attempt(request: Callable[[], Any]) -> Exception | None:
+    try:
+        request()
+    except Exception as error:  # whatever MLflow and its databases raise
+        return error
+    return None
