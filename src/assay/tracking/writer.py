@@ -89,7 +89,7 @@ class Writer:
         if self.failure is not None:
             return
         said = " ".join(f"{type(error).__name__}: {error}".split())  # a server may answer with a page
-        self.failure = f"{what}: {said if len(said) <= 300 else said[:300] + ' ...'}"
+        self.failure = f"{what}: {said if len(said) <= 300 else f'{said[:150]} ... {said[-150:]}'}"
         logger.error(
             "MLflow does not take what this run logs, which goes on without, from %s. The results are in data/; "
             "`kedro run --force` logs them again.",
