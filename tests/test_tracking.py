@@ -45,6 +45,27 @@ def test_after_a_failure_nothing_more_is_asked_of_the_server_and_nothing_is_rais
     assert "\n" not in record.getMessage()
 
 
+def test_a_locked_database_is_asked_again_until_the_run_waits_for_it(monkeypatch):
+    monkeypatch.setattr("assay.tracking.writer.RETRY", 0.02)
+    writer, tries, free = Writer(), [], threading.Event()
+
+    def locked():
+        tries.append(1)
+        if not free.is_set():
+            raise OSError("(sqlite3.OperationalError) database is locked")
+
+    writer.submit("a", locked)
+    time.sleep(0.2)
+    free.set()
+    writer.wait()
+    assert writer.failure is None
+    assert len(tries) > 2
+    free.clear()
+    writer.submit("b", locked)
+    writer.wait()
+    assert writer.failure == "b: OSError: (sqlite3.OperationalError) database is locked"
+
+
 def test_what_closes_a_run_is_tried_after_a_failure_until_that_fails_too():
     writer, done = Writer(), []
     writer.submit("a", lambda: 1 / 0)

@@ -45,7 +45,9 @@ def execute(path, *statements):
 
 
 def test_mlflows_tables_are_made_aside_and_appear_whole(tmp_path, monkeypatch):
-    path = tmp_path / "a #1 %41" / "mlflow.db"
+    path = tmp_path / "a #1 %41?" / "mlflow.db"
+    path.parent.mkdir()
+    monkeypatch.chdir(path.parent)
     appeared = []
     rename = Path.replace
     monkeypatch.setattr(Path, "replace", lambda self, to: (appeared.append(path.exists()), rename(self, to)))

@@ -14,10 +14,22 @@ from urllib.parse import quote, unquote, urlsplit
 
 import mlflow
 from alembic.script import ScriptDirectory
+from sqlalchemy import Engine, event
 
 SCHEME = "sqlite:///"
+LOCKED = 3.0
+"""Seconds that a request waits for a database that another process has locked: two of them take less than the work waits
+for MLflow. A thread that waits in SQLite for MLflow's own 20 s cannot be left behind."""
+
 SETTLED = 5.0
 """Seconds without a change after which nobody else, `mlflow ui` say, is still making a database."""
+
+
+@event.listens_for(Engine, "before_cursor_execute", retval=True)
+def _wait_less(_: Any, __: Any, statement: str, parameters: Any, ___: Any, ____: bool) -> tuple[str, Any]:
+    if statement.startswith("PRAGMA busy_timeout"):  # which MLflow sets for each session
+        statement = f"PRAGMA busy_timeout = {LOCKED * 1000:.0f}"
+    return statement, parameters
 
 
 def file_of(uri: str) -> Path | None:
@@ -58,7 +70,7 @@ def settle(path: Path, artifacts: Path) -> None:
     MLflow notes for each experiment and run where its files lie, absolutely. An experiment that has them in a folder of this name and
     its own number, as MLflow chooses it, has them here from now on; so have its runs, but for those whose files were left where they are.
     """
-    with closing(sqlite3.connect(path, timeout=5)) as database, database:
+    with closing(sqlite3.connect(path, timeout=LOCKED)) as database, database:
         for number, noted in database.execute("SELECT experiment_id, artifact_location FROM experiments").fetchall():
             wanted = f"{artifacts.as_uri()}/{number}"
             found = _folder_of(noted or "")
@@ -93,7 +105,8 @@ def _make(path: Path) -> None:
 
     partial = path.with_name(f".{path.name}.partial")
     _remove(partial)
-    store: Any = SqlAlchemyStore(f"{SCHEME}{partial}", os.environ.get("_MLFLOW_SERVER_ARTIFACT_ROOT", "./mlruns"))  # type: ignore[no-untyped-call]
+    uri = f"{SCHEME}{os.path.relpath(partial)}"  # which cannot hold a question mark: one above the project is not in it
+    store: Any = SqlAlchemyStore(uri, os.environ.get("_MLFLOW_SERVER_ARTIFACT_ROOT", "./mlruns"))  # type: ignore[no-untyped-call]
     store.engine.dispose()
     _remove(path)
     partial.replace(path)
@@ -125,7 +138,7 @@ def _ask(path: Path, question: str) -> list[tuple[str]]:
     if not path.exists():
         return []
     try:
-        with closing(sqlite3.connect(f"file:{quote(str(path))}?mode=rw", uri=True, timeout=5)) as database:
+        with closing(sqlite3.connect(f"file:{quote(str(path))}?mode=rw", uri=True, timeout=LOCKED)) as database:
             return database.execute(question).fetchall()
     except sqlite3.OperationalError:  # locked, say
         raise

@@ -65,6 +65,7 @@ class Child:
         self.closed = False
         self.ended = False
         self.known: set[str] = set()
+        self.had: Mapping[str, float] = {}
         self._metrics: list[Metric] = []
 
     def add(self, values: Mapping[str, float], step: int = 0) -> None:
@@ -298,38 +299,35 @@ class Run:
         if self._parent is None:
             return
         metrics = child.take()
-        about = None
         if not child.begun:
             child.begun = True
             shards = {split: dataset.load() for split, dataset in self._shards.items()}
-            about = self._tags_of(child, shards), params_of(child.layer, child.row, child.k), lineage(shards)
-        self._submit(child.name, self._send, child, about, metrics, status, reason)
+            params = params_of(child.layer, child.row, child.k)
+            self._submit(child.name, self._begin, child, self._tags_of(child, shards), params)
+            self._submit(child.name, self._describe, child, params, lineage(shards))
+        self._submit(child.name, self._send, child, metrics, status, reason)
 
-    def _send(
-        self,
-        child: Child,
-        about: tuple[dict[str, str], list[Param], list[DatasetInput]] | None,
-        metrics: list[Metric],
-        status: str | None,
-        reason: str | None,
-    ) -> None:
-        """In the thread that writes: begin the child with what it is `about`, log to it, close it."""
-        params: list[Param] = []
-        if about is not None:
-            tags, params, inputs = about
-            begun = self._connection.children.get(child.name)
-            if begun is not None and begun.data.params == {each.key: each.value for each in params}:
-                params, metrics = [], _unlogged(metrics, begun.data.metrics)
-                self._take_up(begun, tags)
-                child.run_id = begun.info.run_id
-            else:
-                assert self._parent is not None
-                created = self._client.create_run(self._parent.experiment_id, run_name=child.name, tags=tags)
-                child.run_id = created.info.run_id
-            self._client.log_inputs(child.run_id, inputs)
-        for start in range(0, max(len(metrics), len(params)), BATCH):
-            part = metrics[start : start + BATCH]
-            self._client.log_batch(child.run_id, metrics=part, params=params if start == 0 else [])
+    def _begin(self, child: Child, tags: dict[str, str], params: list[Param]) -> None:
+        """In the thread that writes: make a child, or take up that of an earlier process with the same parameters."""
+        begun = self._connection.children.get(child.name)
+        if begun is not None and begun.data.params == {each.key: each.value for each in params}:
+            self._take_up(begun, tags)
+            child.run_id, child.had = begun.info.run_id, begun.data.metrics
+        else:
+            assert self._parent is not None
+            child.run_id = self._client.create_run(
+                self._parent.experiment_id, run_name=child.name, tags=tags
+            ).info.run_id
+
+    def _describe(self, child: Child, params: list[Param], inputs: list[DatasetInput]) -> None:
+        self._client.log_inputs(child.run_id, inputs)
+        self._client.log_batch(child.run_id, params=params)
+
+    def _send(self, child: Child, metrics: list[Metric], status: str | None, reason: str | None) -> None:
+        """In the thread that writes: log to a child, and close it where there is a status."""
+        metrics = _unlogged(metrics, child.had)
+        for start in range(0, len(metrics), BATCH):
+            self._client.log_batch(child.run_id, metrics=metrics[start : start + BATCH])
         if status is not None:
             if reason is not None:
                 self._client.set_tag(child.run_id, FAILURE, reason[:5000])

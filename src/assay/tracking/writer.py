@@ -15,12 +15,17 @@ PATIENCE = 8.0
 """Seconds of a server's silence that the work waits through, in all: at its start, at its end."""
 
 
+RETRY = 1.0
+"""Seconds from one try of a locked database to the next."""
+
+
 class Writer:
     """Does one request after the other in a thread of its own, and never stands in the work's way.
 
     A request that fails is reported once, and everything after it is left out: the results are on disk, and a server that is down
     would hold the run up with every further request. So is a server that is waited for and says nothing. The thread is a daemon's: one
-    that hangs is left behind when the process ends.
+    that hangs is left behind when the process ends. A database that another process has locked is asked again for as long as nobody waits:
+    a request has to bear being made twice.
     """
 
     def __init__(self) -> None:
@@ -33,6 +38,7 @@ class Writer:
         self._heard = time.monotonic()
         self._patience = PATIENCE
         self._deaf = False
+        self._awaited = threading.Event()
         threading.Thread(target=self._work, name="mlflow", daemon=True).start()
 
     def submit(self, what: str, request: Callable[..., Any], *arguments: Any, **options: Any) -> None:
@@ -46,6 +52,7 @@ class Writer:
     def wait(self) -> None:
         """Await what was submitted, for as long as it gets on; give it up when nothing has been heard for too long."""
         began = time.monotonic()
+        self._awaited.set()
         with self._changed:
             while self._pending and not self._deaf:
                 silent = time.monotonic() - max(began, self._heard)
@@ -55,6 +62,7 @@ class Writer:
                     break
                 self._changed.wait(self._patience - silent)
             self._patience = max(0.0, self._patience - (time.monotonic() - max(began, self._heard)))
+        self._awaited.clear()
 
     def stop(self) -> None:
         """End the thread when it has done what was submitted."""
@@ -76,7 +84,7 @@ class Writer:
             with self._changed:
                 wanted = not self._deaf and (always or self.failure is None)
                 self._doing = what
-            error = _attempt(request) if wanted else None
+            error = self._attempt(request) if wanted else None
             with self._changed:
                 if error is not None:
                     self._deaf = self._deaf or always
@@ -84,6 +92,18 @@ class Writer:
                 self._pending -= 1
                 self._heard = time.monotonic()
                 self._changed.notify_all()
+
+    def _attempt(self, request: Callable[[], Any]) -> Exception | None:
+        while True:
+            last = self._awaited.is_set()
+            try:
+                request()
+            except Exception as error:  # whatever MLflow and its databases raise
+                if last or "database is locked" not in str(error):
+                    return error
+                self._awaited.wait(RETRY)
+            else:
+                return None
 
     def _fail(self, what: str, error: Exception) -> None:
         if self.failure is not None:
@@ -95,11 +115,3 @@ class Writer:
             "`kedro run --force` logs them again.",
             self.failure,
         )
-
-
-def _attempt(request: Callable[[], Any]) -> Exception | None:
-    try:
-        request()
-    except Exception as error:  # whatever MLflow and its databases raise
-        return error
-    return None
