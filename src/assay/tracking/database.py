@@ -6,7 +6,7 @@ import fcntl
 import os
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,19 +17,11 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Engine, event
 
 SCHEME = "sqlite:///"
-LOCKED = 3.0
-"""Seconds that a request waits for a database that another process has locked: two of them take less than the work waits
-for MLflow. A thread that waits in SQLite for MLflow's own 20 s cannot be left behind."""
+LOCKED = 20.0
+"""Seconds that a statement waits for a database that another process has locked, as MLflow has it."""
 
 SETTLED = 5.0
 """Seconds without a change after which nobody else, `mlflow ui` say, is still making a database."""
-
-
-@event.listens_for(Engine, "before_cursor_execute", retval=True)
-def _wait_less(_: Any, __: Any, statement: str, parameters: Any, ___: Any, ____: bool) -> tuple[str, Any]:
-    if statement.startswith("PRAGMA busy_timeout"):  # which MLflow sets for each session
-        statement = f"PRAGMA busy_timeout = {LOCKED * 1000:.0f}"
-    return statement, parameters
 
 
 def file_of(uri: str) -> Path | None:
@@ -70,7 +62,7 @@ def settle(path: Path, artifacts: Path) -> None:
     MLflow notes for each experiment and run where its files lie, absolutely. An experiment that has them in a folder of this name and
     its own number, as MLflow chooses it, has them here from now on; so have its runs, but for those whose files were left where they are.
     """
-    with closing(sqlite3.connect(path, timeout=LOCKED)) as database, database:
+    with closing(sqlite3.connect(path, timeout=5)) as database, database:
         for number, noted in database.execute("SELECT experiment_id, artifact_location FROM experiments").fetchall():
             wanted = f"{artifacts.as_uri()}/{number}"
             found = _folder_of(noted or "")
@@ -138,7 +130,7 @@ def _ask(path: Path, question: str) -> list[tuple[str]]:
     if not path.exists():
         return []
     try:
-        with closing(sqlite3.connect(f"file:{quote(str(path))}?mode=rw", uri=True, timeout=LOCKED)) as database:
+        with closing(sqlite3.connect(f"file:{quote(str(path))}?mode=rw", uri=True, timeout=5)) as database:
             return database.execute(question).fetchall()
     except sqlite3.OperationalError:  # locked, say
         raise
@@ -152,3 +144,41 @@ def _changed(path: Path) -> float:
     """When a database was last written to, in seconds since the epoch; 0 where there is none."""
     beside = [path, path.with_name(f"{path.name}-journal")]
     return max((each.stat().st_mtime for each in beside if each.exists()), default=0.0)
+
+
+def _patiently(ask: Callable[..., Any], *arguments: Any) -> Any:
+    """Ask a locked database again and again from here: a thread that SQLite has waiting cannot be left behind when a process ends."""
+    until, pause = time.monotonic() + LOCKED, 0.01
+    while True:
+        try:
+            return ask(*arguments)
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > until:
+                raise
+        time.sleep(pause)
+        pause = min(2 * pause, 0.25)
+
+
+class _Cursor(sqlite3.Cursor):
+    def execute(self, statement: str, *parameters: Any) -> Any:
+        if not statement.startswith("PRAGMA busy_timeout"):  # which MLflow sets to 20 s
+            return _patiently(super().execute, statement, *parameters)
+        return self
+
+    def executemany(self, statement: str, parameters: Any) -> Any:
+        return _patiently(super().executemany, statement, parameters)
+
+
+class _Connection(sqlite3.Connection):
+    def cursor(self, factory: Any = _Cursor) -> Any:
+        return super().cursor(factory)
+
+    def commit(self) -> None:
+        _patiently(super().commit)
+
+
+@event.listens_for(Engine, "do_connect")
+def _connect_patiently(dialect: Any, record: Any, arguments: Any, options: dict[str, Any]) -> None:
+    del record, arguments
+    if dialect.name == "sqlite":
+        options |= {"factory": _Connection, "timeout": 0.1}

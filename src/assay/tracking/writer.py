@@ -12,8 +12,14 @@ from typing import Any
 logger = logging.getLogger(__name__)
 
 PATIENCE = 8.0
-"""Seconds of a server's silence that the work waits through, in all: at its start, at its end."""
+"""Seconds of a server's silence that the work waits through, in all: when it begins, when it ends."""
 
+
+COMPUTES = 0.05
+"""Seconds of a processor's time after which a thread has done more than ask whether there is an answer."""
+
+LOOK = 0.1
+"""Seconds from one look at the thread to the next."""
 
 RETRY = 1.0
 """Seconds from one try of a locked database to the next."""
@@ -39,7 +45,9 @@ class Writer:
         self._patience = PATIENCE
         self._deaf = False
         self._awaited = threading.Event()
-        threading.Thread(target=self._work, name="mlflow", daemon=True).start()
+        self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
+        self._thread.start()
+        self._clock = time.pthread_getcpuclockid(self._thread.ident or 0)
 
     def submit(self, what: str, request: Callable[..., Any], *arguments: Any, **options: Any) -> None:
         """Have a request done, after those before it; `what` names to people what it logs."""
@@ -50,18 +58,24 @@ class Writer:
         self._put(what, lambda: request(*arguments, **options), True)
 
     def wait(self) -> None:
-        """Await what was submitted, for as long as it gets on; give it up when nothing has been heard for too long."""
-        began = time.monotonic()
+        """Await what was submitted, for as long as it gets on; give it up when nothing has been heard for too long.
+
+        A thread that computes gets on, however few of a processor's turns it is given: it waits for nobody.
+        """
+        worked = time.monotonic()
+        used = time.clock_gettime(self._clock)
         self._awaited.set()
         with self._changed:
             while self._pending and not self._deaf:
-                silent = time.monotonic() - max(began, self._heard)
-                if silent >= self._patience:
+                now = time.monotonic()
+                if time.clock_gettime(self._clock) - used > COMPUTES:
+                    used, worked = time.clock_gettime(self._clock), now
+                if now - max(worked, self._heard) >= self._patience:
                     self._deaf = True
                     self._fail(self._doing, TimeoutError(f"no answer for {PATIENCE:.0f} s"))
-                    break
-                self._changed.wait(self._patience - silent)
-            self._patience = max(0.0, self._patience - (time.monotonic() - max(began, self._heard)))
+                else:
+                    self._changed.wait(LOOK)
+            self._patience = max(0.0, self._patience - (time.monotonic() - max(worked, self._heard)))
         self._awaited.clear()
 
     def stop(self) -> None:
