@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import shutil
+import threading
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -37,6 +40,7 @@ def project(tmp_path: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatc
     shutil.copy(ROOT / "conf/base/mlflow.yml", root / "conf/base")
     shutil.copy(empty_database, root / "mlflow.db")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{root / 'mlflow.db'}")
+    monkeypatch.setenv("_MLFLOW_SERVER_ARTIFACT_ROOT", (root / "mlruns").as_uri())
     monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     return root
@@ -84,3 +88,41 @@ def runs(project: Path) -> Callable[[], dict[str, Any]]:
         return {run.info.run_name: run for run in reversed(client.search_runs(numbers))}
 
     return find
+
+
+@contextmanager
+def serve(answer: bytes | None) -> Iterator[tuple[str, list[str]]]:
+    """Answers every request with the same bytes; None: with nothing, while it lasts. Gives its address and what was asked."""
+    asked: list[str] = []
+    over = threading.Event()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            if answer is None:
+                over.wait(20)
+            else:
+                self.wfile.write(answer)
+            self.close_connection = True
+
+        do_POST = do_GET  # noqa: N815
+
+        def log_message(self, *arguments: Any) -> None:
+            del arguments
+
+    serving = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=serving.serve_forever, kwargs={"poll_interval": 0.05})
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{serving.server_port}", asked
+    finally:
+        over.set()
+        serving.shutdown()
+        serving.server_close()
+        thread.join()
+
+
+@pytest.fixture
+def server() -> Callable[[bytes | None], AbstractContextManager[tuple[str, list[str]]]]:
+    """A server on this machine that answers as it is told."""
+    return serve

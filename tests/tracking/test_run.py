@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from types import SimpleNamespace
 
@@ -18,7 +19,7 @@ from assay.tracking import TrackingHook, process, run
 from assay.tracking.connection import FAILURE
 from assay.tracking.describe import flat_params, versions
 from assay.tracking.hook import InterruptedRunError
-from assay.tracking.run import Run
+from assay.tracking.run import Run, thinned
 from assay.tracking.writer import Writer
 
 ROWS = {name: Encoding(name, "kmeans", 8, name, seed=0) for name in ("kmeans-onehot", "kmeans-invdist")}
@@ -251,3 +252,13 @@ def test_the_versions_are_known_where_the_package_is_not_installed(monkeypatch):
 
     monkeypatch.setattr("importlib.metadata.version", missing)
     assert versions()["assay-baselines"] == assay.__version__
+
+
+@pytest.mark.parametrize(("n", "most"), [(0, 5), (1, 5), (5, 5), (6, 5), (12_000, 40)])
+def test_a_long_record_is_thinned_evenly_and_keeps_its_ends(n, most):
+    places = thinned(n, most)
+    assert len(places) == min(n, most)
+    assert places == sorted(set(places))
+    if n:
+        assert (places[0], places[-1]) == (0, n - 1)
+        assert max((b - a for a, b in itertools.pairwise(places)), default=0) <= -(-n // (most - 1))

@@ -161,8 +161,8 @@ def close_runs_of_the_dead(experiment: str) -> None:
     client = MlflowClient()
     for run in client.search_runs([experiment], "attributes.status = 'RUNNING'"):
         noted = run.data.tags.get(process.TAG)
-        if process.is_gone(noted):
-            end_with_reason(run.info.run_id, "KILLED", f"its process ended without a word: {noted}")
+        if noted is not None and process.is_gone(noted):
+            end_with_reason(run.info.run_id, "KILLED", f"its process ended without a word: {process.describe(noted)}")
 
 
 def end_with_reason(run: str, status: str, reason: str) -> None:

@@ -24,13 +24,13 @@ def own_process() -> str:
     )
 
 
-def is_gone(process: str | None) -> bool:
+def is_gone(process: str) -> bool:
     """Whether it is certain that a process that was noted so has ended: on this host, which was started anew or has no such process.
 
     One of another host, of another container or of unknown origin is never gone.
     """
     try:
-        noted = json.loads(process or "null")
+        noted = json.loads(process)
         here = json.loads(own_process())
         if noted["host"] != here["host"] or None in (noted["boot"], here["boot"], noted["began"]):
             return False
@@ -39,6 +39,12 @@ def is_gone(process: str | None) -> bool:
         return bool(noted["namespace"] == here["namespace"] and _began(int(noted["pid"])) != noted["began"])
     except (ValueError, TypeError, KeyError):
         return False
+
+
+def describe(process: str) -> str:
+    """A process that was noted so, for people."""
+    noted = json.loads(process)
+    return f"pid {noted['pid']} on {noted['host']}"
 
 
 def _began(pid: int) -> int | None:

@@ -1,16 +1,11 @@
-"""The thread that writes to MLflow, and runs whose tracking server goes away."""
+"""The thread that asks MLflow."""
 
 from __future__ import annotations
 
-import itertools
 import logging
 import threading
 import time
 
-import mlflow
-import pytest
-
-from assay.tracking.run import thinned
 from assay.tracking.writer import Writer
 
 
@@ -118,63 +113,3 @@ def test_a_server_that_is_slow_but_gets_on_is_waited_for(monkeypatch):
     writer.wait()
     assert done == list(range(10))
     assert writer.failure is None
-
-
-@pytest.mark.parametrize(("n", "most"), [(0, 5), (1, 5), (5, 5), (6, 5), (12_000, 40)])
-def test_a_long_record_is_thinned_evenly_and_keeps_its_ends(n, most):
-    places = thinned(n, most)
-    assert len(places) == min(n, most)
-    assert places == sorted(set(places))
-    if n:
-        assert (places[0], places[-1]) == (0, n - 1)
-        assert max((b - a for a, b in itertools.pairwise(places)), default=0) <= -(-n // (most - 1))
-
-
-@pytest.fixture
-def project(new_project):
-    return new_project()
-
-
-def children(project):
-    mlflow.set_tracking_uri(f"sqlite:///{project / 'mlflow.db'}")
-    runs = mlflow.search_runs(experiment_names=["assay"])
-    return runs[runs["tags.mlflow.parentRunId"].notna()] if "tags.mlflow.parentRunId" in runs else runs.iloc[:0]
-
-
-def test_what_is_made_in_parts_has_one_whole_child_a_row(project, run_command):
-    """The fit alone has none; the probes have the fit's errors and steps also where these were made before."""
-    small = "--params=layers:[5],pca.topk:[4]"
-    assert run_command(f"kedro run --pipeline=kmeans {small}", project).returncode == 0
-    assert len(children(project)) == 0
-    mlflow.set_tracking_uri(f"sqlite:///{project / 'mlflow.db'}")
-    (parent,) = mlflow.search_runs(experiment_names=["assay"]).to_dict("records")
-    assert 0 < parent["metrics.kmeans-onehot/nmse"] < 1
-    assert run_command(f"kedro run --pipeline=probe {small}", project).returncode == 0
-    found = children(project)
-    assert sorted(found["params.encoding"]) == ["kmeans-invdist", "kmeans-onehot", "pca-topk-00004"]
-    assert sorted(found["params.k"]) == ["4", "8", "8"]  # one name for all methods
-    measured = found.set_index("params.encoding")["metrics.nmse"].notna().to_dict()
-    assert measured == {
-        "kmeans-invdist": True,
-        "kmeans-onehot": True,
-        "pca-topk-00004": False,
-    }  # nobody has asked for PCA's
-    assert found["metrics.map"].notna().all()
-    onehot = found[found["params.encoding"] == "kmeans-onehot"]["run_id"].item()
-    assert len(mlflow.MlflowClient().get_metric_history(onehot, "inertia")) > 1
-    assert set(found["status"]) == {"FINISHED"}
-    assert run_command(f"kedro run {small}", project).returncode == 0
-    assert len(children(project)) == 3  # the report makes no rows again
-
-
-def test_artifacts_that_cannot_be_kept_cost_no_result(project, run_command):
-    """The place of MLflow's files is one that nobody can write to: the run goes on, and says so."""
-    (project / "mlruns").write_text("a file, not a folder")
-    ended = run_command("kedro run --params=layers:[5],pca.topk:[4]", project)
-    assert ended.returncode == 0, ended.stderr
-    assert "MLflow does not take what this run logs" in " ".join((ended.stdout + ended.stderr).split())
-    assert (project / "data/08_reporting/baselines.csv").exists()
-    assert "Nothing to do" in run_command("kedro run --params=layers:[5],pca.topk:[4]", project).stdout
-    manifest = max((project / "data/08_reporting/manifests").iterdir()).read_text()
-    assert '"status": "FINISHED"' in manifest
-    assert '"not_logged": null' not in manifest
