@@ -198,6 +198,27 @@ def test_a_run_that_is_taken_up_goes_on_with_the_children_that_it_has(begin, run
         assert len(MlflowClient().get_run(child.info.run_id).inputs.dataset_inputs) == 2
 
 
+def test_a_child_that_a_killed_process_did_not_come_to_make_is_made_by_the_next(begin, runs, monkeypatch):
+    begin.catalog.save("layer_3.scores_kmeans-onehot", scores("kmeans-onehot"))
+    interrupt(begin())
+    monkeypatch.setenv("MLFLOW_RUN_ID", parent_of(runs).info.run_id)
+    hook = begin()
+    save(hook, begin, "rows_layer_3", [row("kmeans-onehot")])
+    finish(hook)
+    child = runs()["layer_3/kmeans-onehot"]
+    assert child.info.status == "FINISHED"
+    assert child.data.metrics["inertia"] == 1.5
+    assert parent_of(runs).data.metrics["kmeans-onehot/map"] == 0.5
+
+
+def test_a_run_of_its_own_makes_no_children_of_what_it_did_not_probe(begin, runs):
+    begin.catalog.save("layer_3.scores_kmeans-onehot", scores("kmeans-onehot"))
+    hook = begin()
+    save(hook, begin, "rows_layer_3", [row("kmeans-onehot")])
+    finish(hook)
+    assert set(runs()) == {"__default__"}
+
+
 @pytest.mark.parametrize("whole", [True, False])
 def test_of_the_children_with_nothing_left_to_do_those_that_are_whole_are_closed(begin, runs, monkeypatch, whole):
     hook = begin()

@@ -53,6 +53,8 @@ class Connection:
         self.writer = Writer()
         self.parent: RunInfo | None = None
         """The run that was opened; None before, and where nothing is logged."""
+        self.taken_up = False
+        """Whether an earlier process began it."""
         self.params: dict[str, str] = {}
         """What the parent had when it was taken up again."""
         self.children: dict[str, Run] = {}
@@ -150,7 +152,7 @@ class Connection:
         forget_failure(run)
         mlflow.set_experiment(experiment_id=run.info.experiment_id)
         self._hook.mlflow_config.tracking.run.name = run.info.run_name
-        self.params = run.data.params
+        self.taken_up, self.params = True, run.data.params
         found = client.search_runs([run.info.experiment_id], f"tags.`{PARENT}` = '{given}'")
         self.children = {child.info.run_name: child for child in reversed(found)}
         return given

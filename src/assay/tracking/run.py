@@ -225,12 +225,16 @@ class Run:
         self._write_curves()
 
     def _find_begun(self, row: Mapping[str, Any]) -> Child | None:
-        """The child of a row that was probed by an earlier process of the same parent, which did not come to close it."""
+        """The child of a row that an earlier process of the same parent probed, and did not come to make or to close."""
         begun = self._connection.children.get(f"layer_{row['layer']}/{row['name']}")
-        scores = (
-            self._load(row["layer"], f"scores_{row['name']}") if begun and begun.info.status != "FINISHED" else None
-        )
-        return self._gather(scores) if scores is not None else None
+        if not self._connection.taken_up or (begun is not None and begun.info.status == "FINISHED"):
+            return None
+        scores = self._load(row["layer"], f"scores_{row['name']}")
+        if scores is None:
+            return None
+        child = self._gather(scores)
+        self._add_to_curves(child.layer, child.row, row)
+        return child
 
     def finish(self, status: str, *, kept: Sequence[Path] = (), error: Exception | None = None) -> None:
         """Close the children and write the manifest, also as an artifact of the parent beside the table.
