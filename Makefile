@@ -48,4 +48,4 @@ format: install
 
 clean:
 	find data -mindepth 2 ! -name .gitkeep -delete
-	rm -rf data/.fingerprints data/.locks mlflow.db mlruns
+	rm -rf data/.fingerprints data/.locks mlflow.db .mlflow.db.* mlruns

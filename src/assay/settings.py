@@ -1,5 +1,6 @@
 """Project settings, read by Kedro before anything else of the project."""
 
+import logging
 import os
 import sys
 import warnings
@@ -25,17 +26,21 @@ if not Path("conf/logging.yml").exists() and "KEDRO_LOGGING_CONFIG" not in os.en
 os.environ.setdefault("DO_NOT_TRACK", "true")
 os.environ.setdefault("KEDRO_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
-# A tracking server that is down holds a run up for seconds, not for the four minutes of MLflow's seven tries.
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
+# What MLflow does not take is said in one line, by us, not with its traceback and urllib3's for each try.
+os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "CRITICAL")
+logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
+# The tries of a request that fails take 5 s: less than a run waits for MLflow, so that it can say what is wrong.
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
 
 # Threads that spin while they wait make torch many times slower where cores are shared, and gain nothing where they are not.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
-# Absolute, so that a run from another folder does not start a second database; `mlflow ui` opens the same file.
+# Absolute, so that a run from another folder does not start a second database; `mlflow ui` opens the same file. A URI of a database
+# cannot hold a question mark in its path; from below the project the relative one has none.
 if "MLFLOW_TRACKING_URI" not in os.environ:
-    os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{PROJECT / 'mlflow.db'}"
-    os.environ.setdefault("_MLFLOW_SERVER_ARTIFACT_ROOT", str(PROJECT / "mlruns"))
+    database = str(PROJECT / "mlflow.db")
+    os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{os.path.relpath(database) if '?' in database else database}"
+    os.environ.setdefault("_MLFLOW_SERVER_ARTIFACT_ROOT", (PROJECT / "mlruns").as_uri())
 
 # MLflow warns, whatever the filters say, when kedro-mlflow's model class is defined: it is defined here, unheard.
 with warnings.catch_warnings(record=True):
@@ -45,7 +50,7 @@ from assay.configuration import ConfigLoader  # noqa: E402
 from assay.late import LateHooks  # noqa: E402
 
 HOOKS = (LateHooks("assay.configuration:ConfigurationHook", "assay.work:WorkHook", "assay.tracking:TrackingHook"),)
-DISABLE_HOOKS_FOR_PLUGINS = ("kedro-telemetry",)
+DISABLE_HOOKS_FOR_PLUGINS = ("kedro-telemetry", "kedro_mlflow")  # our hook calls the latter's
 CONFIG_LOADER_CLASS = ConfigLoader
 CONFIG_LOADER_ARGS = {
     "base_env": "base",

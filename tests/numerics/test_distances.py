@@ -170,6 +170,7 @@ def test_what_the_fused_kernels_leave_is_asked_again(kind, n, n_clusters, d, see
         assert_nearest(found, x, centers)
 
 
+@pytest.mark.usefixtures("exact_float32")
 @pytest.mark.parametrize("offset", [0.0, 3e4])
 def test_what_float16_does_not_hold_is_left_to_the_next(monkeypatch, offset):
     """A centre that overflows bars float16 for all, a token only for itself; halved norms that overflow are bounds that hold."""
@@ -304,6 +305,7 @@ def torch_setting(path, value):
         setattr(owner, name, before)
 
 
+@pytest.mark.usefixtures("exact_float32")
 @pytest.mark.parametrize(
     ("setting", "value"),
     [
@@ -331,6 +333,7 @@ def test_products_below_float32_are_not_trusted(monkeypatch, setting, value, dty
     assert torch.float32 in finder._products
 
 
+@pytest.mark.usefixtures("exact_float32")
 @pytest.mark.parametrize("name", ["ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE"])
 def test_onednns_own_setting_counts_too(monkeypatch, name):
     monkeypatch.setenv(name, "BF16")

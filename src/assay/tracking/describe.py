@@ -13,6 +13,7 @@ from typing import Any
 
 from mlflow.entities import Dataset, DatasetInput, InputTag, Param
 
+import assay
 from assay.io.shards import Shards
 from assay.parameters import seedless
 from assay.plan import Encoding
@@ -82,8 +83,8 @@ def flat_params(parameters: Mapping[str, Any], prefix: str = "") -> list[Param]:
 
 def versions() -> dict[str, str]:
     """Of what decides the results."""
-    names = ("assay-baselines", "torch", "numpy", "kedro", "mlflow")
-    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in names}}
+    others = {name: importlib.metadata.version(name) for name in ("torch", "numpy", "kedro", "mlflow")}
+    return {"python": platform.python_version(), "assay-baselines": assay.__version__, **others}
 
 
 def git_state(project: Path) -> dict[str, Any] | None:

@@ -6,17 +6,17 @@ import time
 from pathlib import Path
 from typing import Any
 
-import mlflow
+from kedro.framework.context import KedroContext
 from kedro.framework.hooks import hook_impl
 from kedro.io import AbstractVersionedDataset, DataCatalog
 from kedro.pipeline import Pipeline
 from kedro.pipeline.node import Node
-from mlflow.tracking import MlflowClient
 
 from assay.configuration import current_configuration
 from assay.parameters import seedless
 from assay.pipelines import fitting
 from assay.plan import find_d_model, make_plan
+from assay.tracking.connection import Connection
 from assay.tracking.run import Run
 
 REPORT = ("paper", "paper_markdown", "paper_latex", "matched", "agreement", "classes", "report_page")
@@ -27,26 +27,42 @@ class InterruptedRunError(Exception):
 
 
 def close_interrupted_runs(hooks: Any, pipeline: Pipeline, catalog: DataCatalog) -> None:
-    """Mark the runs that are open in MLflow as killed. Kedro calls no hook for an interrupt, and MLflow would say finished."""
-    active = mlflow.active_run()
-    if active is None:
-        return
+    """Mark the runs that are open in MLflow as killed: Kedro calls no hook for an interrupt."""
     error = InterruptedRunError("the run was interrupted")
     hooks.hook.on_pipeline_error(error=error, run_params={}, pipeline=pipeline, catalog=catalog)
-    MlflowClient().set_terminated(active.info.run_id, "KILLED")  # kedro-mlflow knows only failures
 
 
 class TrackingHook:
-    """Logs the parent's manifest, and every layer's results to children named like ``layer_23/pca-topk-00064``."""
+    """Logs the parent's manifest, and every layer's results to children named like ``layer_23/pca-topk-00064``.
+
+    It takes the place of kedro-mlflow's own hook, which it has called where that can break no run (`connection.py`).
+    """
 
     def __init__(self) -> None:
+        self._session: Any = None
+        self._connection: Connection | None = None
         self._run: Run | None = None
 
+    @hook_impl
+    def after_context_created(self, context: KedroContext) -> None:
+        if self._connection is None or context._hook_manager is not self._session:
+            self._end()
+            self._session, self._connection = context._hook_manager, Connection(context)
+        else:  # Kedro makes a context when a session begins and another when it runs
+            self._connection.lend(context)
+
+    @hook_impl
+    def after_catalog_created(self, catalog: DataCatalog) -> None:
+        if self._connection:
+            self._connection.adjust(catalog)
+
     @hook_impl(trylast=True)
-    def before_pipeline_run(self, run_params: dict[str, Any], catalog: DataCatalog) -> None:
+    def before_pipeline_run(self, run_params: dict[str, Any], pipeline: Pipeline, catalog: DataCatalog) -> None:
+        assert self._connection is not None
         project, parameters = current_configuration()
         plan = make_plan(parameters, find_d_model(parameters, project))
-        self._run = Run(project, run_params, parameters.model_dump(mode="json"), catalog, plan.rows)
+        self._connection.open(run_params, pipeline, catalog)
+        self._run = Run(project, run_params, parameters.model_dump(mode="json"), catalog, plan.rows, self._connection)
         fitting.observers.append(self._run.watch_step)
 
     @hook_impl
@@ -75,14 +91,22 @@ class TrackingHook:
     def after_pipeline_run(self, pipeline: Pipeline, catalog: DataCatalog) -> None:
         if self._run:
             self._run.finish("FINISHED", kept=_kept(pipeline, catalog))
-        self._run = None
+        self._end()
 
     @hook_impl(tryfirst=True)
     def on_pipeline_error(self, error: Exception) -> None:
+        status = "KILLED" if isinstance(error, InterruptedRunError) else "FAILED"
         if self._run:
-            status = "KILLED" if isinstance(error, InterruptedRunError) else "FAILED"
             self._run.finish(status, error=error)
-        self._run = None
+        elif self._connection:  # whose run may be open already
+            self._connection.close(status, f"{type(error).__name__}: {error}")
+            self._connection.writer.wait()
+        self._end()
+
+    def _end(self) -> None:
+        if self._connection:
+            self._connection.writer.stop()
+        self._session = self._connection = self._run = None
 
 
 def _kept(pipeline: Pipeline, catalog: DataCatalog) -> list[Path]:

@@ -8,13 +8,13 @@ import threading
 import time
 import traceback
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import mlflow
 from kedro.io import DataCatalog
 from mlflow.entities import DatasetInput, Metric, Param, RunTag
+from mlflow.entities import Run as MlflowRun
 from mlflow.tracking import MlflowClient
 
 from assay.io.publish import publish_file
@@ -23,8 +23,9 @@ from assay.parameters import seeded
 from assay.pipelines import fitting
 from assay.pipelines.report.tables import MEASURES
 from assay.plan import Encoding
+from assay.tracking import process
+from assay.tracking.connection import FAILURE, PARENT, Connection, end_with_reason, forget_failure
 from assay.tracking.describe import describe, flat_params, git_state, lineage, params_of, sum_by_stage, versions
-from assay.tracking.writer import Writer
 
 DETAILS = (
     "mean_train_ce",
@@ -45,6 +46,7 @@ DETAILS = (
 """What else is known of an encoding: the child's alone."""
 
 MANIFESTS = Path("data/08_reporting/manifests")
+PARAMS = 100  # and so many parameters
 BATCH = 1000  # MLflow takes so many metrics in one request
 LIVE_SECONDS = 5.0  # between two batches of a fit's steps
 STEP_SECONDS = 0.5  # between two steps that are shown live: a database takes a quarter of a millisecond for each number
@@ -62,7 +64,9 @@ class Child:
         self.run_id = ""
         self.begun = False
         self.closed = False
+        self.ended = False
         self.known: dict[str, float] = {}
+        self.had: Mapping[str, float] = {}
         self._metrics: list[Metric] = []
 
     def add(self, values: Mapping[str, float], step: int = 0) -> None:
@@ -87,6 +91,7 @@ class Run:
         parameters: dict[str, Any],
         catalog: DataCatalog,
         rows: Mapping[str, Encoding],
+        connection: Connection,
     ) -> None:
         self.started: dict[str, float] = {}
         self.seconds: dict[str, float] = {}
@@ -97,15 +102,16 @@ class Run:
         self._rows = rows
         self._children: dict[tuple[int, str], Child] = {}
         self._curves: list[Metric] = []
-        self._writer = Writer()
+        self._connection = connection
+        self._writer = connection.writer
+        self._parent = connection.parent
         self._lock = threading.Lock()
         self._steps: list[Metric] = []
         self._shown: dict[tuple[int, str], float] = {}
+        self._held: dict[tuple[int, str], list[Metric]] = {}
         self._sent = time.time()
         self._began = time.perf_counter()
         self._client = MlflowClient()
-        active = mlflow.active_run()
-        self._parent = active.info if active else None
         self._manifest = {
             "run_id": run_params["run_id"],
             "command": sys.argv[1:],
@@ -115,29 +121,51 @@ class Run:
             "git": git_state(project),
         }
         if self._parent:
-            tags = [RunTag("command", " ".join(["kedro", *sys.argv[1:]]))]
-            self._writer.submit(self._client.log_batch, self._parent.run_id, params=flat_params(parameters), tags=tags)
+            self._log_parameters(self._parent.run_id, flat_params(parameters))
+
+    def _log_parameters(self, parent: str, params: list[Param]) -> None:
+        """Log what is new; a run that is taken up keeps in MLflow the parameters that it had, and a tag says which are others now."""
+        had = self._connection.params
+        tags = [RunTag("command", " ".join(["kedro", *sys.argv[1:]]))]
+        changed = [
+            f"{each.key}: {had[each.key]} -> {each.value}"
+            for each in params
+            if had.get(each.key, each.value) != each.value
+        ]
+        if changed:
+            tags.append(RunTag("changed_params", "\n".join(changed)[:5000]))
+        new = [each for each in params if each.key not in had]
+        for start in range(0, len(new), PARAMS):
+            self._submit("the parameters", self._client.log_batch, parent, params=new[start : start + PARAMS])
+        self._submit("the command", self._client.log_batch, parent, tags=tags)
+
+    def _submit(self, what: str, request: Callable[..., Any], *arguments: Any, **options: Any) -> None:
+        if self._parent is not None:
+            self._writer.submit(what, request, *arguments, **options)
 
     def watch_step(self, layer: int, method: str, step: int, metrics: Mapping[str, float]) -> None:
         """Take a step of a fit for the parent's live curves, two a second at the most; they are sent now and then, beside the fit."""
         now = time.time()
+        found = [
+            Metric(f"layer_{layer}/{method}/{name}", value, int(now * 1000), step) for name, value in metrics.items()
+        ]
         with self._lock:
             if now - self._shown.get((layer, method), 0.0) < STEP_SECONDS:
+                self._held[layer, method] = found  # the last that there is, should no other come
                 return
             self._shown[layer, method] = now
-            self._steps += [
-                Metric(f"layer_{layer}/{method}/{name}", value, int(now * 1000), step)
-                for name, value in metrics.items()
-            ]
+            self._held.pop((layer, method), None)
+            self._steps += found
             if now - self._sent < LIVE_SECONDS and len(self._steps) < BATCH - 20:
                 return
         self.send_steps()
 
     def send_steps(self) -> None:
-        """Have what steps there are written."""
+        """Have what steps there are written, the last one of each fit among them."""
         with self._lock:
-            steps, self._steps, self._sent = self._steps, [], time.time()
-        self._log_to_parent(steps)
+            steps = [*self._steps, *(metric for held in self._held.values() for metric in held)]
+            self._steps, self._held, self._sent = [], {}, time.time()
+        self._log_to_parent("the live curves", steps)
 
     def log_utilisation(self, layer: str, method: str, counts: Any) -> None:
         """Log how many clusters of a fit hold 0, 1, 2-3, 4-7, ... tokens of the counts that it ended with."""
@@ -149,7 +177,8 @@ class Run:
             "decay": self._parameters["kmeans"]["decay"],
             "clusters": {str(2**octave // 2): octaves[octave] for octave in range(max(octaves) + 1)},
         }
-        self._writer.submit(self._client.log_dict, self._parent.run_id, histogram, f"{layer}/{method}-utilisation.json")
+        name = f"{layer}/{method}-utilisation.json"
+        self._submit(name, self._client.log_dict, self._parent.run_id, histogram, name)
 
     def log_errors(self, errors: Mapping[str, Any]) -> None:
         """Log the NMSE of every K to the parent; the children, which are made when they are probed, find it in the catalog."""
@@ -168,12 +197,17 @@ class Run:
 
     def log_scores(self, scores: Mapping[str, Any]) -> None:
         """Make the child of an encoding that was probed: what the probes say, and the fit's steps, errors and agreement."""
+        self._add_to_curves(scores["layer"], self._rows[scores["encoding"]], scores)
+        self._write(self._gather(scores))
+
+    def _gather(self, scores: Mapping[str, Any]) -> Child:
+        """The child of an encoding with all that the catalog has of it."""
         layer, row = scores["layer"], self._rows[scores["encoding"]]
         child = Child(layer, row, scores["k"])
         history = self._load(layer, f"{row.method}_history") or []
         for number in thinned(len(history), STEPS):
             known = dict(history[number])
-            child.add(known, int(known.pop("step", number)))  # PCA's record is of some steps only, and says which
+            child.add(known, int(known.pop("step", number + 1)))  # PCA's record is of some steps only, and says which
         errors = self._load(layer, f"{row.method}_errors")
         if errors is not None:
             child.add(_known(_of_k(errors, row.k)))
@@ -183,42 +217,78 @@ class Run:
         child.add(_known(scores))
         with self._lock:
             self._children[layer, row.name] = child
-        self._add_to_curves(layer, row, scores)
-        self._write(child)
+        return child
 
     def complete_children(self, rows: list[dict[str, Any]]) -> None:
         """Close the children of a layer whose rows are whole."""
         for row in rows:
-            child = self._children.get((row["layer"], row["name"]))
+            child = self._children.get((row["layer"], row["name"])) or self._find_begun(row)
             if child is not None:
                 child.add({name: value for name, value in _known(row).items() if child.known.get(name) != value})
                 self._write(child, status="FINISHED")
         self._write_curves()
 
+    def _find_begun(self, row: Mapping[str, Any]) -> Child | None:
+        """The child of a row that an earlier process of the same parent probed, and did not come to make or to close."""
+        begun = self._connection.children.get(f"layer_{row['layer']}/{row['name']}")
+        if not self._connection.taken_up or (begun is not None and begun.info.status == "FINISHED"):
+            return None
+        scores = self._load(row["layer"], f"scores_{row['name']}")
+        if scores is None:
+            return None
+        child = self._gather(scores)
+        self._add_to_curves(child.layer, child.row, row)
+        return child
+
     def finish(self, status: str, *, kept: Sequence[Path] = (), error: Exception | None = None) -> None:
-        """Close the children and write the manifest, also as an artifact of the parent beside the table."""
-        reason = "".join(traceback.format_exception(error)) if error else None
-        fitting.observers.remove(self.watch_step)
+        """Close the children and write the manifest, also as an artifact of the parent beside the table.
+
+        A run that was interrupted as it finished is finished once more, as one that was interrupted.
+        """
+        if self.watch_step in fitting.observers:
+            fitting.observers.remove(self.watch_step)
         self.send_steps()
+        self._write_curves()
+        reason = f"{type(error).__name__}: {error}" if error else None
         for child in self._children.values():
             if not child.closed:
-                self._write(child, status=status)
-        self._write_curves()
+                self._write(child, status=status, reason=reason)
+        if status == "FINISHED":
+            self._close_whole_children()
+        trace = "".join(traceback.format_exception(error)) if error else None
         if self._parent:
             parent = self._parent.run_id
-            if error:
-                self._writer.submit(self._client.set_tag, parent, "failure", f"{type(error).__name__}: {error}"[:5000])
             for each in kept:
-                self._writer.submit(self._client.log_artifact, parent, str(each))
+                self._submit(each.name, self._client.log_artifact, parent, str(each))
                 if each.suffix == ".md":  # the table for a paper, where MLflow shows a run's description
-                    self._writer.submit(
-                        self._client.set_tag, parent, "mlflow.note.content", each.read_text(encoding="utf-8")
-                    )
-            path = self._write_manifest(status, reason)
-            self._writer.submit(self._client.log_artifact, parent, str(path))
-        self._writer.finish()
+                    note = each.read_text(encoding="utf-8")
+                    self._submit(each.name, self._client.set_tag, parent, "mlflow.note.content", note)
+            path = self._write_manifest(status, trace)
+            self._submit(path.name, self._client.log_artifact, parent, str(path))
+        self._writer.submit_always("the end of the children", self._end_children, reason)
+        self._connection.close(status, reason)
+        self._writer.wait()
         # Once more: it says by now whether MLflow took everything.
-        self._write_manifest(status, reason)
+        self._write_manifest(status, trace)
+
+    def _close_whole_children(self) -> None:
+        """Close those children that an earlier process of the same parent had nothing more to tell, but did not come to close."""
+        for name, begun in self._connection.children.items():
+            layer, _, encoding = name.removeprefix("layer_").partition("/")
+            if begun.info.status not in ("KILLED", "FAILED") or (int(layer), encoding) in self._children:
+                continue
+            rows = self._catalog.load(f"rows_layer_{layer}") if self._catalog.exists(f"rows_layer_{layer}") else []
+            row = next((row for row in rows if row["name"] == encoding), None)
+            if row is not None and _known(row).keys() <= begun.data.metrics.keys():
+                self._submit(name, forget_failure, begun)
+                self._submit(name, self._client.set_terminated, begun.info.run_id, "FINISHED")
+
+    def _end_children(self, reason: str | None) -> None:
+        """In the thread that writes: close the children that MLflow did not take whole."""
+        for child in self._children.values():
+            if child.run_id and not child.ended:
+                end_with_reason(child.run_id, "KILLED", reason or f"not logged: {self._writer.failure}")
+                child.ended = True
 
     def _load(self, layer: int, name: str) -> Any:
         """A result of a layer, made in this run or before; None where there is none."""
@@ -232,55 +302,69 @@ class Run:
         with self._lock:
             self._curves += [Metric(f"{row.name}/{name}", value, now, layer) for name, value in found.items()]
 
-    def _write(self, child: Child, status: str | None = None) -> None:
+    def _write(self, child: Child, status: str | None = None, reason: str | None = None) -> None:
         """Have what is new of a child written, and the child closed where there is a status."""
         child.closed = child.closed or status is not None
         if self._parent is None:
             return
         metrics = child.take()
-        about = None
         if not child.begun:
             child.begun = True
             shards = {split: dataset.load() for split, dataset in self._shards.items()}
-            about = self._tags_of(child, shards), params_of(child.layer, child.row, child.k), lineage(shards)
-        self._writer.submit(self._send, child, about, metrics, status)
+            params = params_of(child.layer, child.row, child.k)
+            self._submit(child.name, self._begin, child, self._tags_of(child, shards), params)
+            self._submit(child.name, self._describe, child, params, lineage(shards))
+        self._submit(child.name, self._send, child, metrics, status, reason)
 
-    def _send(
-        self,
-        child: Child,
-        about: tuple[dict[str, str], list[Param], list[DatasetInput]] | None,
-        metrics: list[Metric],
-        status: str | None,
-    ) -> None:
-        """In the thread that writes: begin the child with what it is `about`, log to it, close it."""
-        assert self._parent is not None
-        params: list[Param] = []
-        if about is not None:
-            tags, params, inputs = about
-            created = self._client.create_run(self._parent.experiment_id, run_name=child.name, tags=tags)
-            child.run_id = created.info.run_id
-            self._client.log_inputs(child.run_id, inputs)
-        for start in range(0, max(len(metrics), len(params)), BATCH):
-            part = metrics[start : start + BATCH]
-            self._client.log_batch(child.run_id, metrics=part, params=params if start == 0 else [])
+    def _begin(self, child: Child, tags: dict[str, str], params: list[Param]) -> None:
+        """In the thread that writes: make a child, or take up that of an earlier process with the same parameters."""
+        begun = self._connection.children.get(child.name)
+        if begun is not None and begun.data.params == {each.key: each.value for each in params}:
+            self._take_up(begun, tags)
+            child.run_id, child.had = begun.info.run_id, begun.data.metrics
+        else:
+            assert self._parent is not None
+            child.run_id = self._client.create_run(
+                self._parent.experiment_id, run_name=child.name, tags=tags
+            ).info.run_id
+
+    def _describe(self, child: Child, params: list[Param], inputs: list[DatasetInput]) -> None:
+        self._client.log_inputs(child.run_id, inputs)
+        self._client.log_batch(child.run_id, params=params)
+
+    def _send(self, child: Child, metrics: list[Metric], status: str | None, reason: str | None) -> None:
+        """In the thread that writes: log to a child, and close it where there is a status."""
+        metrics = _unlogged(metrics, child.had)
+        for start in range(0, len(metrics), BATCH):
+            self._client.log_batch(child.run_id, metrics=metrics[start : start + BATCH])
         if status is not None:
+            if reason is not None:
+                self._client.set_tag(child.run_id, FAILURE, reason[:5000])
             self._client.set_terminated(child.run_id, status)
+            child.ended = True
+
+    def _take_up(self, begun: MlflowRun, tags: dict[str, str]) -> None:
+        """Go on with a child of an earlier process of the same parent."""
+        self._client.log_batch(begun.info.run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+        self._client.update_run(begun.info.run_id, status="RUNNING")
+        forget_failure(begun)
 
     def _write_curves(self) -> None:
         with self._lock:
             curves, self._curves = self._curves, []
-        self._log_to_parent(curves)
+        self._log_to_parent("the curves over layers", curves)
 
-    def _log_to_parent(self, metrics: list[Metric]) -> None:
+    def _log_to_parent(self, what: str, metrics: list[Metric]) -> None:
         if self._parent is not None:
             for start in range(0, len(metrics), BATCH):
                 part = metrics[start : start + BATCH]
-                self._writer.submit(self._client.log_batch, self._parent.run_id, metrics=part)
+                self._submit(what, self._client.log_batch, self._parent.run_id, metrics=part)
 
     def _tags_of(self, child: Child, shards: Mapping[str, Shards]) -> dict[str, str]:
         assert self._parent is not None
         return {
-            "mlflow.parentRunId": self._parent.run_id,
+            PARENT: self._parent.run_id,
+            process.TAG: process.own_process(),
             "model_family": shards["fit"].metadata.family,
             "model_ckpt": shards["fit"].metadata.ckpt,
             **{f"shards.{split}": handle.name for split, handle in shards.items()},
@@ -329,6 +413,12 @@ def thinned(n: int, most: int) -> list[int]:
 def _known(values: Mapping[str, Any]) -> dict[str, float]:
     """Those of the metrics that there are."""
     return {name: float(values[name]) for name in MEASURES + DETAILS if values.get(name) is not None}
+
+
+def _unlogged(metrics: list[Metric], had: Mapping[str, float]) -> list[Metric]:
+    """Of the metrics of a child that is taken up those that do not end as the ones that it has."""
+    last = {each.key: each.value for each in sorted(metrics, key=lambda each: each.step)}
+    return [each for each in metrics if had.get(each.key) != last[each.key]]
 
 
 def _of_k(errors: Mapping[str, Any], k: int | None) -> Mapping[str, Any]:

@@ -1,44 +1,131 @@
-"""The thread that writes to MLflow beside the work."""
+"""The thread that speaks to MLflow beside the work."""
 
 from __future__ import annotations
 
 import logging
+import queue
+import threading
+import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 logger = logging.getLogger(__name__)
+
+PATIENCE = 8.0
+"""Seconds of a server's silence that the work waits through, in all: when it begins, when it ends."""
+
+
+COMPUTES = 0.05
+"""Seconds of a processor's time after which a thread has done more than ask whether there is an answer."""
+
+LOOK = 0.1
+"""Seconds from one look at the thread to the next."""
+
+RETRY = 1.0
+"""Seconds from one try of a locked database to the next."""
 
 
 class Writer:
     """Does one request after the other in a thread of its own, and never stands in the work's way.
 
     A request that fails is reported once, and everything after it is left out: the results are on disk, and a server that is down
-    would hold the run up with every further request.
+    would hold the run up with every further request. So is a server that is waited for and says nothing. The thread is a daemon's: one
+    that hangs is left behind when the process ends. A database that another process has locked is asked again for as long as nobody waits:
+    a request has to bear being made twice.
     """
 
     def __init__(self) -> None:
         self.failure: str | None = None
         """What went wrong; None: nothing has."""
-        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="mlflow")
+        self._requests: queue.SimpleQueue[tuple[str, Callable[[], Any], bool] | None] = queue.SimpleQueue()
+        self._changed = threading.Condition()
+        self._pending = 0
+        self._doing = ""
+        self._heard = time.monotonic()
+        self._patience = PATIENCE
+        self._deaf = False
+        self._awaited = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
+        self._thread.start()
+        self._clock = time.pthread_getcpuclockid(self._thread.ident or 0)
 
-    def submit(self, request: Callable[..., Any], *arguments: Any, **options: Any) -> None:
-        """Have a request done, after those before it."""
-        self._pool.submit(self._do, request, arguments, options)
+    def submit(self, what: str, request: Callable[..., Any], *arguments: Any, **options: Any) -> None:
+        """Have a request done, after those before it; `what` names to people what it logs."""
+        self._put(what, lambda: request(*arguments, **options), False)
 
-    def finish(self) -> None:
-        """Await what was submitted."""
-        self._pool.shutdown(wait=True)
+    def submit_always(self, what: str, request: Callable[..., Any], *arguments: Any, **options: Any) -> None:
+        """Have a request tried even where one before it failed, unless such a one has failed as well."""
+        self._put(what, lambda: request(*arguments, **options), True)
 
-    def _do(self, request: Callable[..., Any], arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
+    def wait(self) -> None:
+        """Await what was submitted, for as long as it gets on; give it up when nothing has been heard for too long.
+
+        A thread that computes gets on, however few of a processor's turns it is given: it waits for nobody.
+        """
+        worked = time.monotonic()
+        used = time.clock_gettime(self._clock)
+        self._awaited.set()
+        with self._changed:
+            while self._pending and not self._deaf:
+                now = time.monotonic()
+                if time.clock_gettime(self._clock) - used > COMPUTES:
+                    used, worked = time.clock_gettime(self._clock), now
+                if now - max(worked, self._heard) >= self._patience:
+                    self._deaf = True
+                    self._fail(self._doing, TimeoutError(f"no answer for {PATIENCE:.0f} s"))
+                else:
+                    self._changed.wait(LOOK)
+            self._patience = max(0.0, self._patience - (time.monotonic() - max(worked, self._heard)))
+        self._awaited.clear()
+
+    def stop(self) -> None:
+        """End the thread when it has done what was submitted."""
+        self._requests.put(None)
+
+    def fail(self, what: str, error: Exception) -> None:
+        """Leave out everything from now on, for a reason that is not a request's."""
+        with self._changed:
+            self._fail(what, error)
+
+    def _put(self, what: str, request: Callable[[], Any], always: bool) -> None:
+        with self._changed:
+            self._pending += 1
+        self._requests.put((what, request, always))
+
+    def _work(self) -> None:
+        while (found := self._requests.get()) is not None:
+            what, request, always = found
+            with self._changed:
+                wanted = not self._deaf and (always or self.failure is None)
+                self._doing = what
+            error = self._attempt(request) if wanted else None
+            with self._changed:
+                if error is not None:
+                    self._deaf = self._deaf or always
+                    self._fail(what, error)
+                self._pending -= 1
+                self._heard = time.monotonic()
+                self._changed.notify_all()
+
+    def _attempt(self, request: Callable[[], Any]) -> Exception | None:
+        while True:
+            last = self._awaited.is_set()
+            try:
+                request()
+            except Exception as error:  # whatever MLflow and its databases raise
+                if last or "database is locked" not in str(error):
+                    return error
+                self._awaited.wait(RETRY)
+            else:
+                return None
+
+    def _fail(self, what: str, error: Exception) -> None:
         if self.failure is not None:
             return
-        try:
-            request(*arguments, **options)
-        except Exception as error:  # whatever MLflow and its databases raise
-            self.failure = f"{type(error).__name__}: {error}"
-            logger.error(
-                "MLflow does not take what this run logs, which goes on without: %s. The results are in data/; "
-                "`kedro run --force` logs them again.",
-                self.failure,
-            )
+        said = " ".join(f"{type(error).__name__}: {error}".split())  # a server may answer with a page
+        self.failure = f"{what}: {said if len(said) <= 300 else f'{said[:150]} ... {said[-150:]}'}"
+        logger.error(
+            "MLflow does not take what this run logs, which goes on without, from %s. The results are in data/; "
+            "`kedro run --force` logs them again.",
+            self.failure,
+        )
