@@ -43,7 +43,6 @@ MISSPELT = {
     " shards.fit, shards.val, shards.probe_train, shards.probe_val.",
     "zzz: 1": "there is no global `zzz`: There are shards, statistics.",
     "shards: data/all": "`shards` is 'data/all', want fit, val, probe_train, probe_val",
-    "- fit": "`globals` is ['fit'], want shards, statistics",
 }
 
 
@@ -77,6 +76,8 @@ SLIPS = {
     "k:\n  seed: 1:30\n": "line 2, column 9: 1:30 is 90 in YAML; write that, or '1:30' in quotes",
     "k: [1, 010]\n": "line 1, column 8: 010 is 8 in YAML; write that, or '010' in quotes",
     "a: \x01\n": "line 1: found the character 0x1, which YAML has no place for",
+    "# mine\n- 1\n": "line 2, column 1: found no key, want `name: value`",
+    "seed\n": "line 1, column 1: found no key, want `name: value`",
     "# caf\xe9\na: caf\xe9\n": "line 1: found byte 0xe9, want UTF-8: save it as that",
 }
 

@@ -135,6 +135,7 @@ def _run_and_exit(**options: Any) -> None:
 def _run(force: bool, **options: Any) -> None:
     from assay.configuration import current_configuration
     from assay.plan import check_shards
+    from assay.tracking import finish_taken_up
     from assay.work import current_freshness, taken_on
 
     began = time.perf_counter()
@@ -149,9 +150,8 @@ def _run(force: bool, **options: Any) -> None:
     ):
         assert isinstance(session, KedroSession)
         try:
-            catalog = session.load_context()._get_catalog(
-                save_version=session.session_id, load_versions=options["load_versions"]
-            )
+            context = session.load_context()
+            catalog = context._get_catalog(save_version=session.session_id, load_versions=options["load_versions"])
             assert isinstance(catalog, DataCatalog)
             selected = _select(names, options)
             project, parameters = current_configuration()
@@ -185,6 +185,14 @@ def _run(force: bool, **options: Any) -> None:
             )
         with _ended_cleanly(session, todo, catalog):
             work.publish(selected.all_outputs())
+            if not todo.nodes:
+                about = {
+                    "run_id": session.session_id,
+                    "env": context.env,
+                    "pipeline_names": names,
+                    "runner": str(runner),
+                }
+                finish_taken_up(session._hook_manager, {**options, **about}, selected, catalog)
             _say_results(console, selected, catalog, work, time.perf_counter() - began)
 
 

@@ -25,7 +25,7 @@ MISREAD = re.compile(r"[-+]?(?:0[0-9_]+|[0-9][0-9_]*(?::[0-5]?[0-9])+(?:\.[0-9_]
 
 
 def check_yaml(path: Path) -> None:
-    """Check that a file is YAML, names no key twice, and has no number that reads as another.
+    """Check that a file is YAML with keys, or empty, names no key twice, and has no number that reads as another.
 
     Raises:
         ValueError: it is not so, or not in UTF-8.
@@ -51,6 +51,8 @@ def check_yaml(path: Path) -> None:
         raise ValueError(f"{path} is nested too deeply to be read") from None
     if root is not None:
         _check_nodes(path, root)
+        if root.tag not in ("tag:yaml.org,2002:map", "tag:yaml.org,2002:null"):
+            raise ValueError(f"{path}, {_place(root.start_mark)}: found no key, want `name: value`")
 
 
 def _check_nodes(path: Path, root: yaml.Node) -> None:

@@ -348,9 +348,8 @@ def test_a_signal_is_answered_by_saving_before_anything_that_takes_long(fit, tmp
     assert saved == 8, "the next step, a power of 2"
 
 
-def test_a_fit_says_from_which_step_it_goes_on(fit, tmp_path, monkeypatch):
-    told = []
-    monkeypatch.setattr(fitting.logger, "info", lambda words, *values: told.append(words % values))
+def test_a_fit_says_once_from_which_step_it_goes_on(fit, tmp_path, monkeypatch, caplog):
+    caplog.set_level("INFO", "assay")
 
     def stop(*seen):
         if seen[2] == 7:
@@ -360,9 +359,9 @@ def test_a_fit_says_from_which_step_it_goes_on(fit, tmp_path, monkeypatch):
         patch.setattr(fitting, "observers", [stop])
         with pytest.raises(KeyboardInterrupt):
             fit("pca", Checkpoints(tmp_path))
-    assert told == []
+    assert caplog.messages == []
     fit("pca", Checkpoints(tmp_path))
-    assert told == ["layer 5, pca: resuming after step 8"]
+    assert caplog.messages == ["layer 5, pca: resuming after step 8"]
 
 
 def test_the_record_of_a_pca_that_was_stopped_at_a_look_is_whole(planted, statistics, tmp_path, monkeypatch):

@@ -16,7 +16,7 @@ import assay
 from assay.io.shards import Shards
 from assay.pipelines import fitting
 from assay.plan import Encoding
-from assay.tracking import TrackingHook, process, run
+from assay.tracking import TrackingHook, finish_taken_up, process, run
 from assay.tracking.connection import FAILURE
 from assay.tracking.describe import flat_params, versions
 from assay.tracking.hook import InterruptedRunError
@@ -233,6 +233,39 @@ def test_of_the_children_with_nothing_left_to_do_those_that_are_whole_are_closed
     child = runs()["layer_3/kmeans-onehot"]
     assert child.info.status == ("FINISHED" if whole else "KILLED")
     assert (FAILURE in child.data.tags) is not whole
+
+
+def test_a_run_that_is_taken_up_with_nothing_left_to_do_is_finished(begin, runs, monkeypatch):
+    """Killed when all was made and not all was logged; Kedro, which has nothing to run, calls no hook."""
+    hook = begin()
+    save(hook, begin, "layer_3.scores_kmeans-onehot", scores("kmeans-onehot"))
+    interrupt(hook)
+    begin.catalog.save("layer_3.scores_kmeans-invdist", scores("kmeans-invdist"))
+    begin.catalog.save("rows_layer_3", [row(name) for name in ROWS])
+    hooks = SimpleNamespace(get_plugins=lambda: {object(), hook})
+    outputs = SimpleNamespace(all_outputs=lambda: {"rows_layer_3"})
+
+    def begin_again(*_):
+        hook._run = begin()._run
+
+    monkeypatch.setattr(hook, "before_pipeline_run", begin_again)
+    finish_taken_up(hooks, {}, outputs, begin.catalog)
+    assert parent_of(runs).info.status == "KILLED", "a run of its own is begun only where there is something to do"
+    monkeypatch.setenv("MLFLOW_RUN_ID", parent_of(runs).info.run_id)
+    finish_taken_up(hooks, {}, outputs, begin.catalog)
+    after = runs()
+    assert set(after) == {"__default__", *(f"layer_3/{name}" for name in ROWS)}
+    for each in after.values():
+        assert each.info.status == "FINISHED"
+        assert FAILURE not in each.data.tags
+    for name in ROWS:
+        assert after[f"layer_3/{name}"].data.metrics == {
+            "inertia": 1.5,
+            "nmse": 0.9,
+            "map": 0.5,
+            "probe_r": 0.1,
+            "l0": 1.0,
+        }
 
 
 def test_a_run_that_is_taken_up_with_other_parameters_says_so(begin, runs, monkeypatch):

@@ -88,7 +88,6 @@ class Checkpoints:
                 raise ValueError(
                     f"{path} is a checkpoint of another fit: {', '.join(differences)}; remove {folder} to start again"
                 )
-            logger.info("going on from %s", path)
             return Checkpoint(tensors, state)
         others = [said for other in self._fits() if other != folder and (said := _newest_about(other)) is not None]
         if others:

@@ -4,6 +4,6 @@ Children are made and written by explicit id through a client, never by MLflow's
 up; and by a thread of their own beside the work, since a database takes its time for each request (`writer.py`).
 """
 
-from assay.tracking.hook import TrackingHook, close_interrupted_runs
+from assay.tracking.hook import TrackingHook, close_interrupted_runs, finish_taken_up
 
-__all__ = ["TrackingHook", "close_interrupted_runs"]
+__all__ = ["TrackingHook", "close_interrupted_runs", "finish_taken_up"]

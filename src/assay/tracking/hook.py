@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,13 @@ def close_interrupted_runs(hooks: Any, pipeline: Pipeline, catalog: DataCatalog)
     """Mark the runs that are open in MLflow as killed: Kedro calls no hook for an interrupt."""
     error = InterruptedRunError("the run was interrupted")
     hooks.hook.on_pipeline_error(error=error, run_params={}, pipeline=pipeline, catalog=catalog)
+
+
+def finish_taken_up(hooks: Any, run_params: dict[str, Any], pipeline: Pipeline, catalog: DataCatalog) -> None:
+    """Finish the run of MLflow that MLFLOW_RUN_ID names, if any, where nothing of ``pipeline`` is left to do: Kedro calls no hook then."""
+    if os.environ.get("MLFLOW_RUN_ID"):
+        hook = next(each for each in hooks.get_plugins() if isinstance(each, TrackingHook))
+        hook.finish_taken_up(run_params, pipeline, catalog)
 
 
 class TrackingHook:
@@ -92,6 +100,15 @@ class TrackingHook:
         if self._run:
             self._run.finish("FINISHED", kept=_kept(pipeline, catalog))
         self._end()
+
+    def finish_taken_up(self, run_params: dict[str, Any], pipeline: Pipeline, catalog: DataCatalog) -> None:
+        """Open a run that an earlier process began and close it, with what that did not come to log."""
+        self.before_pipeline_run(run_params, pipeline, catalog)
+        assert self._run is not None
+        for name in sorted(pipeline.all_outputs()):
+            if name.startswith("rows_"):
+                self._run.complete_children(catalog.load(name))
+        self.after_pipeline_run(pipeline, catalog)
 
     @hook_impl(tryfirst=True)
     def on_pipeline_error(self, error: Exception) -> None:
