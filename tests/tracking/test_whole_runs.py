@@ -46,16 +46,27 @@ def test_what_is_made_in_parts_has_one_whole_child_a_row(project, run_command):
 
 
 def test_artifacts_that_cannot_be_kept_cost_no_result(project, run_command):
-    """The place of MLflow's files is one that nobody can write to: the run goes on, and says so."""
+    """The place of MLflow's files is one that nobody can write to: the run goes on, and says so. Taken up again, it is logged."""
     (project / "mlruns").write_text("a file, not a folder")
     ended = run_command("kedro run --params=layers:[5],pca.topk:[4]", project)
     assert ended.returncode == 0, ended.stderr
     assert "MLflow does not take what this run logs" in " ".join((ended.stdout + ended.stderr).split())
     assert (project / "data/08_reporting/baselines.csv").exists()
-    assert "Nothing to do" in run_command("kedro run --params=layers:[5],pca.topk:[4]", project).stdout
     manifest = max((project / "data/08_reporting/manifests").iterdir()).read_text()
     assert '"status": "FINISHED"' in manifest
     assert '"not_logged": null' not in manifest
+    (project / "mlruns").unlink()
+    client = mlflow.MlflowClient(f"sqlite:///{project / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("assay").experiment_id
+    (parent,) = (run for run in client.search_runs([experiment]) if "mlflow.parentRunId" not in run.data.tags)
+    assert "not_logged" in parent.data.tags
+    again = f"MLFLOW_RUN_ID={parent.info.run_id} kedro run --params=layers:[5],pca.topk:[4]"
+    assert "Nothing to do" in run_command(again, project).stdout
+    runs = client.search_runs([experiment])
+    assert len(runs) == 1 + 3
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    assert not [run for run in runs if {"failure", "not_logged"} & run.data.tags.keys()]
+    assert "report.html" in {file.path for file in client.list_artifacts(parent.info.run_id)}
 
 
 def test_a_server_that_fails_costs_no_result(project, run_command, server):
