@@ -95,6 +95,23 @@ def test_commands_to_copy_work_in_any_shell():
         assert not re.search(r"[][*?{}#]", re.sub(r"'[^']*'", "", command)), command
 
 
+@pytest.mark.parametrize("ignored", [False, True])
+def test_ctrl_c_while_a_run_is_loading_ends_it_without_a_traceback(ignored):
+    lines = [
+        "import os, signal, sys",
+        "signal.signal(signal.SIGINT, signal.SIG_IGN)" if ignored else "",
+        "sys.argv = ['kedro', 'run']",
+        "import assay.settings",
+        "os.kill(os.getpid(), signal.SIGINT)",
+    ]
+    ended = subprocess.run([sys.executable, "-c", "\n".join(lines)], cwd=ROOT, capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (
+        0 if ignored else -signal.SIGINT,
+        "Loading Assay ...\n",
+        "",
+    )
+
+
 def test_below_the_projects_folder_the_log_is_the_projects_own():
     """Kedro looks for its configuration in the working folder, and tells of every dataset where there is none."""
     script = "import logging, assay.settings; logging.getLogger('kedro.io').info('loading')"

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import sys
 import warnings
 from contextlib import suppress
@@ -14,6 +15,9 @@ from kedro.utils import find_kedro_project
 # First of all, since on a cold disk the imports that follow take a minute.
 if sys.argv[1:2] == ["run"] and "--help" not in sys.argv:
     print("Loading Assay ...", flush=True)  # noqa: T201
+    # Ctrl-C within them ends the process as SIGTERM does, and not with sixty lines. The run, when it begins, heeds both.
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 PROJECT = find_kedro_project(Path.cwd()) or Path.cwd()
 
