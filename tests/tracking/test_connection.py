@@ -14,7 +14,6 @@ from contextlib import closing
 import mlflow
 import pytest
 from mlflow import MlflowClient
-from pydantic import ValidationError
 
 from assay.tracking import process
 from assay.tracking.connection import FAILURE, NOT_LOGGED, PARENT
@@ -132,8 +131,10 @@ def test_a_pipeline_that_is_not_to_be_tracked_has_no_run(project, connect, runs)
 
 def test_a_configuration_that_is_wrong_is_refused_before_any_work(project, connect):
     (project / "conf/local/mlflow.yml").write_text("server: {mlflow_traking_uri: a}")
-    with pytest.raises(ValidationError, match="mlflow_traking_uri"):
+    with pytest.raises(ValueError, match="mlflow_traking_uri") as refused:
         connect()
+    told = f"mlflow.yml in {project / 'conf'}: `server.mlflow_traking_uri`: Extra inputs are not permitted"
+    assert str(refused.value) == told
 
 
 ANSWERS = {

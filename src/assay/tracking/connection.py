@@ -18,6 +18,7 @@ from mlflow.entities import Run, RunInfo
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from mlflow.tracking.context.registry import resolve_tags
+from pydantic import ValidationError
 from sqlalchemy.exc import SQLAlchemyError
 
 from assay.tracking import process
@@ -95,6 +96,9 @@ class Connection:
             config = KedroMlflowConfig.model_validate({**loader["mlflow"]})
         except MissingConfigException:
             config = KedroMlflowConfig()
+        except ValidationError as error:
+            faults = [f"`{'.'.join(map(str, fault['loc']))}`: {fault['msg']}" for fault in error.errors()]
+            raise ValueError(f"mlflow.yml in {project / 'conf'}: {'; '.join(faults)}") from None
         uri = config.server.mlflow_tracking_uri or os.environ.get("MLFLOW_TRACKING_URI", "")
         path = file_of(uri)
         if path is None:
