@@ -17,6 +17,7 @@ from kedro.framework.hooks.manager import _create_hook_manager
 from kedro.io import DataCatalog, MemoryDataset
 from kedro.pipeline import Pipeline, node
 from kedro.runner import SequentialRunner
+from tqdm import tqdm
 
 from assay.pipelines import progress, watch
 from assay.pipelines.digits.vit import VisionTransformer, train
@@ -160,3 +161,9 @@ def test_training_has_a_bar(monkeypatch):
     images, labels = torch.rand(3, 4, 4), torch.ones(3, 4, dtype=torch.uint8)
     train(model, images, labels, n_steps=2, batch_size=2, learning_rate=1e-3, seed=0)
     assert seen == [("training the vision transformer", 2, 1)] * 2
+
+
+def test_a_line_that_is_logged_beside_several_bars_is_all_that_a_log_gets(capsys):
+    with Bar(desc="pass 1", total=3), Bar(desc="seeding", total=3):
+        tqdm.write("12:00:00 pass 1: 30%", file=sys.stderr)
+    assert capsys.readouterr() == ("", "12:00:00 pass 1: 30%\n")

@@ -34,6 +34,10 @@ class Bar(tqdm):  # type: ignore[type-arg] # which it has for the type checker a
     def display(self, msg: str | None = None, pos: int | None = None) -> Any:
         return super().display(msg, pos) if on_terminal() else False
 
+    def clear(self, *arguments: Any, **options: Any) -> None:
+        if on_terminal():  # else a line that is logged beside two bars would bring blank lines and escape sequences
+            super().clear(*arguments, **options)
+
     def close(self) -> None:
         if self in _open:
             _open.remove(self)
