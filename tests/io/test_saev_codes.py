@@ -88,8 +88,8 @@ def npy(header):
     [
         ({"format": np.array(b"csc")}, "format 'csc'; wanted a CSR matrix as"),
         ({"format": None}, "format.npy.*wanted a CSR matrix"),
-        ({"data": np.array([object()] * 12)}, "pickled objects, which are never read"),
-        ({"indptr": np.array([object()] * 9)}, "wanted a CSR matrix"),
+        ({"data": np.array([{}] * 12)}, "pickled objects, which are never read"),
+        ({"indptr": np.array([{}] * 9)}, "wanted a CSR matrix"),
         ({"data": np.zeros(12, np.int32)}, r"data.npy of int32"),
         ({"indices": np.zeros(12)}, r"indices.npy of float64"),
         ({"data": np.zeros(11, np.float32)}, "do not make a matrix of 8 x 5"),
