@@ -64,8 +64,10 @@ def kmeans_plus_plus(
     Each next centre is the best of 2 + floor(ln n_clusters) tokens drawn with probability proportional to the squared
     distance to the nearest centre so far. Draws are made on the CPU, so that one seed gives one result on any device.
     `on_centre` is called after each centre; with `seeding` as it then was, and the generator, the rest can be made later, to the bit.
-    ValueError where x has fewer distinct tokens than clusters, or is not what `seeding` was begun on.
+    ValueError where x has fewer distinct tokens than clusters, holds NaN, infinity or what float32 does not hold, or is not what
+    `seeding` was begun on.
     """
+    check_batch(x, largest=_LARGEST)
     n = x.shape[0]
     if n < n_clusters:
         raise ValueError(
