@@ -406,6 +406,19 @@ def test_seeds_of_huge_and_of_tiny_tokens_are_those_of_plain_ones(scale):
         assert torch.equal(found, slow_seeding(x, 10, seed))
 
 
+def test_a_stream_may_fill_one_buffer_again_and_again():
+    x = mixture(0, 150, 6, 3)
+    buffer = torch.empty(50, x.shape[1], dtype=x.dtype)
+
+    def stream(_):
+        for part in x[:450].split(50):
+            yield buffer.copy_(part)
+
+    fitted = MiniBatchKMeans(6, max_iter=2, n_init=2).fit(stream)
+    wanted = MiniBatchKMeans(6, max_iter=2, n_init=2).fit(lambda _: iter(x[:450].split(50)))
+    assert torch.equal(fitted.cluster_centers_, wanted.cluster_centers_)
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [

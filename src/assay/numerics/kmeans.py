@@ -458,7 +458,9 @@ class MiniBatchKMeans:
             if x.shape[0] == 0:
                 continue
             size = size or 3 * max(self.n_clusters, x.shape[0])
-            found.append(x.detach().to(self.device or x.device))
+            found.append(
+                x.detach().to(self.device or x.device, copy=True)
+            )  # a stream may fill one buffer again and again
             n += x.shape[0]
             if n >= (size if self.n_init == 1 else 2 * size):
                 break
