@@ -406,6 +406,35 @@ def test_seeds_of_huge_and_of_tiny_tokens_are_those_of_plain_ones(scale):
         assert torch.equal(found, slow_seeding(x, 10, seed))
 
 
+def test_a_stream_may_fill_one_buffer_again_and_again():
+    x = mixture(0, 150, 6, 3)
+    buffer = torch.empty(50, x.shape[1], dtype=x.dtype)
+
+    def stream(_):
+        for part in x[:450].split(50):
+            yield buffer.copy_(part)
+
+    fitted = MiniBatchKMeans(6, max_iter=2, n_init=2).fit(stream)
+    wanted = MiniBatchKMeans(6, max_iter=2, n_init=2).fit(lambda _: iter(x[:450].split(50)))
+    assert torch.equal(fitted.cluster_centers_, wanted.cluster_centers_)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (math.nan, "row 3, dimension 1 of a batch is NaN or infinity, wanted finite activations"),
+        (-math.inf, "row 3, dimension 1 of a batch is NaN or infinity, wanted finite activations"),
+        (1e39, r"row 3, dimension 1 is 1e\+39, wanted at most"),
+    ],
+)
+def test_seeds_are_not_drawn_from_tokens_that_float32_does_not_hold(wrong, message):
+    """One NaN makes every sum of distances NaN, and with it every draw the last token."""
+    x = mixture(0, 40, 4, 3).double()
+    x[3, 1] = wrong
+    with pytest.raises(ValueError, match=message):
+        kmeans_plus_plus(x, 10, torch.Generator().manual_seed(0))
+
+
 def test_tokens_that_differ_by_less_than_float32_has_squares_for_are_found_beside_far_ones():
     x = torch.tensor([0.0, 1e-24, 2e-24, 1.0, 3.0], dtype=torch.float32)[:, None].repeat(8, 2)
     found = kmeans_plus_plus(x, 5, torch.Generator().manual_seed(0))

@@ -64,8 +64,10 @@ def kmeans_plus_plus(
     Each next centre is the best of 2 + floor(ln n_clusters) tokens drawn with probability proportional to the squared
     distance to the nearest centre so far. Draws are made on the CPU, so that one seed gives one result on any device.
     `on_centre` is called after each centre; with `seeding` as it then was, and the generator, the rest can be made later, to the bit.
-    ValueError where x has fewer distinct tokens than clusters, or is not what `seeding` was begun on.
+    ValueError where x has fewer distinct tokens than clusters, holds NaN, infinity or what float32 does not hold, or is not what
+    `seeding` was begun on.
     """
+    check_batch(x, largest=_LARGEST)
     n = x.shape[0]
     if n < n_clusters:
         raise ValueError(
@@ -456,7 +458,9 @@ class MiniBatchKMeans:
             if x.shape[0] == 0:
                 continue
             size = size or 3 * max(self.n_clusters, x.shape[0])
-            found.append(x.detach().to(self.device or x.device))
+            found.append(
+                x.detach().to(self.device or x.device, copy=True)
+            )  # a stream may fill one buffer again and again
             n += x.shape[0]
             if n >= (size if self.n_init == 1 else 2 * size):
                 break
