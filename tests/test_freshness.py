@@ -484,7 +484,7 @@ def test_a_version_that_is_asked_for_is_loaded_and_only_then(project):
         assert (str(errors) in loaded.load("errors")) is seen
         assert (str(errors) in json.loads((project.data / "table.json").read_text())) is seen
     assert project.results() == wanted
-    faults = {"kmeans_model": "no version", "codes": "has no versions"}
+    faults = {"kmeans_model": "no version", "codes": "has no versions", "kmeens_model": "no result of this pipeline"}
     for name, fault in faults.items():
         with pytest.raises((FileNotFoundError, ValueError), match=fault):
             project.run_stale(load_versions={name: "2000-01-01T00.00.00.000Z"})
