@@ -416,7 +416,17 @@ def test_an_older_version_is_used_where_it_is_asked_for_and_stays_until_it_is_pr
     for k in (6, 4):  # neither fit nor errors have been lost
         assert "Nothing to do" in run_command(f"{few}{k}", project).stdout
     models = project / "data/06_models/layer_3/kmeans.safetensors"
+    shown = (
+        project / "data/08_reporting/agreement.csv"
+    )  # as of a run with several seeds, which these settings do not have
+    version = shown.parent / ".versions/agreement.csv/2026-01-01T00.00.00.000Z.0123abcd/agreement.csv"
+    version.parent.mkdir(parents=True)
+    for path in (shown, version):
+        path.write_text("layer,seed\n3,5\n")
+    assert run_command("kedro prune --dry-run --params=layers:[3],kmeans.n_clusters:6", project).returncode == 0
+    assert shown.exists()
     ended = run_command("kedro prune --params=layers:[3],kmeans.n_clusters:6", project)
+    assert not shown.exists()
     assert ended.returncode == 0, ended.stderr
     assert f"data/06_models/layer_3/kmeans.safetensors/{older}" in ended.stdout
     assert re.search(r"\d MB in \d+ places removed$", ended.stdout.strip())

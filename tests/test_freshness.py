@@ -484,7 +484,7 @@ def test_a_version_that_is_asked_for_is_loaded_and_only_then(project):
         assert (str(errors) in loaded.load("errors")) is seen
         assert (str(errors) in json.loads((project.data / "table.json").read_text())) is seen
     assert project.results() == wanted
-    faults = {"kmeans_model": "no version", "codes": "has no versions"}
+    faults = {"kmeans_model": "no version", "codes": "has no versions", "kmeens_model": "no result of this pipeline"}
     for name, fault in faults.items():
         with pytest.raises((FileNotFoundError, ValueError), match=fault):
             project.run_stale(load_versions={name: "2000-01-01T00.00.00.000Z"})
@@ -731,8 +731,8 @@ def in_a_notebook(project, monkeypatch):
     monkeypatch.setattr("kedro.framework.project.pipelines", {"__default__": PIPELINE})
     monkeypatch.setattr(work._Current, "freshness", None)
 
-    def make_catalog():
-        catalog, hook = project.catalog(), WorkHook()
+    def make_catalog(hook=None):
+        catalog, hook = project.catalog(), hook or WorkHook()
         hook.after_catalog_created(catalog=catalog, save_version=None, load_versions=None)
         return catalog, hook
 
@@ -781,6 +781,55 @@ def test_a_session_that_runs_in_a_notebook_makes_all_of_it_under_locks(project, 
     assert shown.exists() is not failing
     assert project.results() == project.expected()
     assert list((project.folder / LOCKS).iterdir()) == []
+
+
+def test_a_session_after_one_that_was_interrupted_in_a_notebook_records_what_it_made_as_its_own(
+    project, in_a_notebook, monkeypatch
+):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    def run(clusters, hook):
+        project.settings["params:kmeans"] = KMeansParameters(n_clusters=clusters)
+        catalog, made = in_a_notebook(hook)
+        hooks = _create_hook_manager()
+        hooks.register(made)
+        made.before_pipeline_run(pipeline=PIPELINE)
+        SequentialRunner().run(PIPELINE, catalog, hooks)
+        made.after_pipeline_run(pipeline=PIPELINE)
+
+    hook = WorkHook()  # Kedro's settings have one a process, and no hook of it is called for an interrupt
+    with monkeypatch.context() as patch:
+        patch.setattr(JSONDataset, "save", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run(9, hook)
+    run(10, hook)
+    assert project.stale() == set()
+    assert project.results() == project.expected()
+    project.settings["params:kmeans"] = KMeansParameters(n_clusters=9)
+    assert project.stale() == FED_BY["params:kmeans"]
+    assert list((project.folder / LOCKS).iterdir()) == []
+
+
+def test_a_cell_that_is_interrupted_holds_no_locks_when_it_has_ended(project, in_a_notebook, monkeypatch):
+    from IPython.core.interactiveshell import InteractiveShell
+
+    _, hook = in_a_notebook()
+    shell = InteractiveShell.instance()
+    monkeypatch.setattr(shell, "showtraceback", lambda *_, **__: None)
+
+    def run():
+        hook.before_pipeline_run(pipeline=PIPELINE)
+        assert list((project.folder / LOCKS).iterdir()) != []
+        raise KeyboardInterrupt
+
+    shell.push({"run": run})
+    try:
+        assert isinstance(shell.run_cell("run()").error_in_exec, KeyboardInterrupt)
+    finally:
+        InteractiveShell.clear_instance()
+    assert list((project.folder / LOCKS).iterdir()) == []
+    assert work._Current.work is None
 
 
 ACTIONS = st.one_of(

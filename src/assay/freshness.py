@@ -116,10 +116,12 @@ class Freshness:
 
     def _check_pinned(self, pipeline: Pipeline) -> None:
         for name, version in self._pinned.items():
+            if name not in self.made_by:  # the catalog's patterns would take a slip for a name
+                raise ValueError(f"`{name}` is no result of this pipeline: correct its name in --load-versions.")
             versioned = isinstance(self.catalog.get(name), AbstractVersionedDataset)
             if not versioned:
                 raise ValueError(f"`{name}` has no versions: leave --load-versions out.")
-            if name in self.made_by and not self.is_current(name):
+            if not self.is_current(name):
                 raise FileNotFoundError(
                     f"`{name}` has no version {version}: leave --load-versions out, or name one it has."
                 )

@@ -14,6 +14,7 @@ from kedro.config import MissingConfigException
 from kedro.framework.project import pipelines
 from kedro.framework.session import KedroSession
 from kedro.io import AbstractVersionedDataset, DatasetError
+from kedro.pipeline import Pipeline
 
 from assay.configuration import current_configuration
 from assay.freshness import Freshness, folder_of
@@ -22,7 +23,7 @@ from assay.io.locks import Locks
 from assay.io.records import Record
 from assay.plan import check_shards
 from assay.work import FOLDER as LOCKS
-from assay.work import current_freshness
+from assay.work import current_freshness, taken_on
 
 RAW = Path("data/01_raw")
 """Nothing in here is ever removed."""
@@ -128,6 +129,11 @@ def prune(env: str | None, params: dict[str, Any], dry_run: bool) -> None:
             check_shards(parameters, project)
             freshness = current_freshness()
             freshness.check(pipelines["__default__"])
+            if (
+                not dry_run
+            ):  # what is shown of other settings is told from somebody's own by its version, which is to go
+                with taken_on(freshness, Pipeline([])) as work:
+                    work.publish(set(freshness.made_by))
             leftovers = find_leftovers(freshness)
             removed = [each for each in leftovers if dry_run or remove(freshness, each)]
         except (ValueError, OSError, MissingConfigException, DatasetError) as error:

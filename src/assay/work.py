@@ -8,6 +8,7 @@ and then it is looked again at what is to do. A lock is shared as soon as its re
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -144,6 +145,7 @@ class WorkHook:
 
     def __init__(self) -> None:
         self._own: Any = None
+        self._shell: Any = None
 
     @hook_impl(trylast=True)  # when everything is in the catalog
     def after_catalog_created(
@@ -151,6 +153,7 @@ class WorkHook:
     ) -> None:
         from kedro.framework.project import pipelines
 
+        self._let_go()  # of a run that was interrupted in this process: Kedro calls no hook for that
         if _Current.work is not None:
             _Current.work.freshness.place(catalog)
             return
@@ -164,6 +167,10 @@ class WorkHook:
         if _Current.work is None:
             self._own = taken_on(current_freshness(), pipeline, force=True)
             self._own.__enter__()
+            # Whoever interrupts a cell reloads Kedro next, and with it this module: what is still held then, nobody can let go.
+            self._shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+            if self._shell is not None:
+                self._shell.events.register("post_execute", self._let_go)
 
     @hook_impl(tryfirst=True)
     def before_dataset_loaded(self, dataset_name: str) -> None:
@@ -197,5 +204,8 @@ class WorkHook:
 
     def _let_go(self) -> None:
         own, self._own = self._own, None
+        shell, self._shell = self._shell, None
+        if shell is not None:
+            shell.events.unregister("post_execute", self._let_go)
         if own is not None:
             own.__exit__(None, None, None)
