@@ -20,7 +20,7 @@ run: install
 	$(BIN)/kedro run
 
 test: install lint
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses=auto --dist=loadfile --no-loadscope-reorder # a file a process: its tests share what they have run
 
 # The numerics' tests under whatever a process may set torch to.
 settings: install

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -19,6 +20,19 @@ from assay.io.shards import write_shards
 
 ROOT = Path(__file__).parents[1]
 LAYERS, TOKENS, D_MODEL, N_CLASSES = (3, 5), 16, 80, 4
+
+# What is started beside a shell, or with nohup, ignores them, and so would all that the tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+LONG = ("test_command_line.py", "test_two_at_once.py", "test_whole_runs.py")
+"""Files that start many whole runs."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files first: a process that took one last would be waited for."""
+    items.sort(key=lambda item: item.path.name not in LONG)
 
 
 def write_planted(root: Path, n_examples: int, seed: int) -> Path:
