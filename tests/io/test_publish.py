@@ -1,5 +1,6 @@
 """Publishing: whole or not at all, one writer at a time, nothing of the dead left."""
 
+import errno
 import fcntl
 import os
 import signal
@@ -301,3 +302,21 @@ def test_a_lock_that_nobody_else_may_read_is_named_with_its_owner(
     lock.rename(tmp_path / "gone")
     with pytest.raises(PermissionError), publish_file(tmp_path / "a"):
         raise AssertionError("nothing can be made here")
+
+
+def test_where_the_file_system_has_no_locks_it_is_published_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Some network file systems have none; then nobody knows of another writer, which is said once."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    for name in ("a", "b"):
+        with publish_file(tmp_path / name) as partial:
+            partial.write_text(name)
+        write_folder(tmp_path / f"folder-{name}", name)
+    assert [(tmp_path / name).read_text() for name in ("a", "folder-b/inner/a.txt")] == ["a", "b"]
+    (record,) = caplog.records
+    assert f"{tmp_path} knows no locks" in record.getMessage()

@@ -47,7 +47,7 @@ class Locks:
         while True:
             descriptor = _open(path)
             try:
-                if not _flock(descriptor, fcntl.LOCK_SH if shared else fcntl.LOCK_EX, path):
+                if not try_flock(descriptor, fcntl.LOCK_SH if shared else fcntl.LOCK_EX, path):
                     os.close(descriptor)
                     return False
                 # Who holds a lock alone removes the file before letting go: a lock on a removed file guards nothing.
@@ -64,7 +64,7 @@ class Locks:
     def share(self, name: str) -> None:
         """Let others share a lock that is held alone."""
         descriptor, shared = self._held[name]
-        if not shared and _flock(descriptor, fcntl.LOCK_SH, self._path(name)):
+        if not shared and try_flock(descriptor, fcntl.LOCK_SH, self._path(name)):
             self._held[name] = descriptor, True
 
     def release(self, *names: str) -> None:
@@ -72,7 +72,7 @@ class Locks:
         for name in names or tuple(self._held):
             descriptor, shared = self._held.pop(name)
             try:
-                if not shared or _flock(descriptor, fcntl.LOCK_EX, self._path(name)):  # nobody shares it any more
+                if not shared or try_flock(descriptor, fcntl.LOCK_EX, self._path(name)):  # nobody shares it any more
                     with suppress(OSError):  # another user's, say
                         self._path(name).unlink()
             finally:
@@ -99,8 +99,8 @@ def _open(path: Path) -> int:
     )
 
 
-def _flock(descriptor: int, kind: int, path: Path) -> bool:
-    """Whether the lock is ours; it counts as ours where there are none."""
+def try_flock(descriptor: int, kind: int, path: Path) -> bool:
+    """Whether the lock of an open file, of `kind` LOCK_EX or LOCK_SH, is ours; it counts as ours where the file system has none."""
     try:
         fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from assay.io.locks import try_flock
+
 logger = logging.getLogger(__name__)
 
 INTERRUPTIONS = (OSError, KeyboardInterrupt, SystemExit, GeneratorExit)
@@ -142,14 +144,12 @@ def _acquire(lock: Path, target: Path) -> int:
     while True:
         descriptor = _open_lock(lock, target)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not try_flock(descriptor, fcntl.LOCK_EX, lock):
+                raise ValueError(f"{target} is being written by another live process; wait for it or stop it")
             # The previous holder unlinks the file before it lets go: a lock on an unlinked file guards nothing.
             with suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(descriptor), os.stat(lock)):
                     return descriptor
-        except BlockingIOError:
-            os.close(descriptor)
-            raise ValueError(f"{target} is being written by another live process; wait for it or stop it") from None
         except BaseException:
             os.close(descriptor)
             raise

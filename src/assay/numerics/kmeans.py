@@ -62,7 +62,8 @@ def kmeans_plus_plus(
     """Seed centres among the tokens x (n, d) by greedy k-means++: float32 (n_clusters, d).
 
     Each next centre is the best of 2 + floor(ln n_clusters) tokens drawn with probability proportional to the squared
-    distance to the nearest centre so far. Draws are made on the CPU, so that one seed gives one result on any device.
+    distance to the nearest centre so far. Draws are made on the CPU, so that one seed gives the
+    same draws anywhere, and on one device the same centres; on another, distances that are rounded otherwise lead to other tokens.
     `on_centre` is called after each centre; with `seeding` as it then was, and the generator, the rest can be made later, to the bit.
     ValueError where x has fewer distinct tokens than clusters, holds NaN, infinity or what float32 does not hold, or is not what
     `seeding` was begun on.
