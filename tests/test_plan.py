@@ -356,6 +356,7 @@ TORCH = {"encoder__weight": (100, 80), "decoder__weight": (80, 100), "decoder__b
         (GOOD | {"W_enc": (64, 100)}, "`W_enc` is 64 x 100, want 80 x features for these shards."),
         (GOOD | {"b_dec": (100,)}, "`b_dec` is 100, want 80 for these shards."),
         (GOOD | {"b_dec": ()}, "`b_dec` is one number, want 80 for these shards."),
+        (GOOD | {"W_skip": (80, 80)}, "found W_skip as well: an autoencoder of another kind"),
         ({"W_enc": (80, 100), "b_dec": (80,)}, "holds W_enc, b_dec, want W_dec or decoder.weight: save it too."),
     ],
 )

@@ -17,7 +17,7 @@ from assay.io.metadata import doubt_labels
 from assay.io.order import OrderFile
 from assay.io.shards import Shards
 from assay.io.tensors import read_shapes
-from assay.numerics.sae import NAMES
+from assay.numerics.sae import NAMES, check_names
 from assay.parameters import DictionaryParameters, Parameters, SparsityParameters, seeded
 from assay.pipelines.digits.canvases import cell_size
 from assay.pipelines.stream import pick_device
@@ -320,6 +320,7 @@ def _check_given(parameters: Parameters, project: Path, d_model: int, n_fit: int
             for seed in dictionary.seeds:
                 path = place(project, dictionary.weights, layer, seed)
                 _check_shapes(f"dictionaries.{name}.weights", path, _weights_wanted(d_model))
+                _check_kind(f"dictionaries.{name}.weights", path)
     if parameters.kmeans.order is not None:
         OrderFile(parameters.kmeans.order, n_fit)
 
@@ -340,6 +341,14 @@ def _weights_wanted(d_model: int) -> dict[str, dict[str, tuple[int | None, ...]]
         }
         for name, shape in canonical.items()
     }
+
+
+def _check_kind(parameter: str, path: Path) -> None:
+    """A file of weights is of an autoencoder that we have a formula of."""
+    try:
+        check_names(read_shapes(path) if path.is_file() else {})
+    except ValueError as error:
+        raise ValueError(f"{parameter}: {path}: {error}.") from error
 
 
 def _check_shapes(parameter: str, path: Path, wanted: dict[str, dict[str, tuple[int | None, ...]]]) -> None:

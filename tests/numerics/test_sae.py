@@ -267,3 +267,14 @@ def test_batchtopk_of_saev_names_its_threshold_by_the_module_that_holds_it():
     tensors["activation.threshold"] = tensors.pop("threshold")
     found = SparseAutoencoder(tensors, activation="batchtopk").encode(x)
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
+@pytest.mark.parametrize("name", ["b_gate", "r_mag", "W_skip"])
+def test_tensors_of_a_formula_that_is_not_ours_are_refused(name):
+    """A gated one was taken for relu without `b_enc`, and a skip connection left out."""
+    wanted = SparseAutoencoder(
+        _tensors() | {"k": torch.tensor(3)}, activation="relu"
+    )  # what a single number says, `k` says too
+    assert wanted.n_features == N
+    with pytest.raises(ValueError, match=f"found {name} as well: an autoencoder of another kind"):
+        SparseAutoencoder(_tensors() | {name: torch.ones(N, dtype=torch.float32)}, activation="relu")

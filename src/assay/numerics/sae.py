@@ -12,7 +12,7 @@ and the reconstruction a W_dec + b_dec. All is computed in float32, as these mod
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -47,6 +47,21 @@ NAMES: dict[str, dict[str, Callable[[Tensor], Tensor]]] = {
 """saev's and SAELens' names, (d, n) encoders and (n, d) decoders; and those of torch's linear layers, which are the other way round."""
 
 
+def check_names(shapes: Mapping[str, Sequence[int]]) -> None:
+    """Check that all tensors are under one of `NAMES`, single numbers (`k`, say) left out.
+
+    Raises:
+        ValueError: some are of another formula, with gates or a skip connection: without them the codes would be another autoencoder's.
+    """
+    known = {alias for aliases in NAMES.values() for alias in aliases}
+    strange = sorted(name for name, shape in shapes.items() if name not in known and len(shape) > 0)
+    if strange:
+        raise ValueError(
+            f"found {', '.join(strange)} as well: an autoencoder of another kind; wanted one encoder and one decoder under relu,"
+            " topk, batchtopk or jumprelu"
+        )
+
+
 class SparseAutoencoder:
     """An autoencoder of n features on tokens of d dimensions.
 
@@ -59,7 +74,7 @@ class SparseAutoencoder:
     mean, std: (d,), where it was trained on raw activations: tokens are taken back to them, x = x~ std + mean, and the
         reconstruction is standardised again.
 
-    Raises ValueError for tensors that are missing or disagree, that stand there twice and differ, that are no floating-point numbers, or
+    Raises ValueError for tensors that are missing, unknown or disagree, that stand there twice and differ, that are no floating-point numbers, or
     hold NaN or infinity.
     """
 
@@ -82,6 +97,7 @@ class SparseAutoencoder:
             raise ValueError(
                 f"found tensors {', '.join(sorted(tensors))}, wanted {wanted} for {activation}: save it too"
             )
+        check_names({name: tensor.shape for name, tensor in tensors.items()})
         encoder, decoder, bias = found["W_enc"], found["W_dec"], found["b_dec"]
         assert encoder is not None
         assert decoder is not None
