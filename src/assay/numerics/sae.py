@@ -74,8 +74,8 @@ class SparseAutoencoder:
     mean, std: (d,), where it was trained on raw activations: tokens are taken back to them, x = x~ std + mean, and the
         reconstruction is standardised again.
 
-    Raises ValueError for tensors that are missing, unknown or disagree, that stand there twice and differ, that are no floating-point numbers, or
-    hold NaN or infinity.
+    Raises ValueError for tensors that are missing, unknown or disagree, that stand there twice and differ, that are no floating-point
+    numbers, or hold NaN or infinity.
     """
 
     @isolated()
