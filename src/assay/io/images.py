@@ -132,6 +132,13 @@ def _read_names(path: Path) -> list[str]:
     return names
 
 
+UNREADABLE = (
+    *(OSError, SyntaxError, ValueError, zlib.error),
+    *(Image.DecompressionBombError, Image.DecompressionBombWarning),
+)
+"""What Pillow and zlib raise for an image that is damaged or too large."""
+
+
 def check_png(path: Path) -> None:
     """Raise ValueError for a whole PNG whose image data end before the image does: decoders fill up the rest with zeros."""
     raw = path.read_bytes()
@@ -203,14 +210,7 @@ class Images:
         try:
             with Image.open(path) as image:
                 yield image, *self.layout.resized((image.height, image.width), grid)
-        except (
-            OSError,
-            SyntaxError,
-            ValueError,
-            zlib.error,
-            Image.DecompressionBombError,
-            Image.DecompressionBombWarning,
-        ) as error:
+        except UNREADABLE as error:
             raise ValueError(f"{path}: {error}; wanted the image of example {example}") from None
 
     def fingerprint(self) -> str:

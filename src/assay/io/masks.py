@@ -4,7 +4,6 @@ A mask is a PNG with one class id a pixel. Ids become labels, 0 for void, by a `
 between ADE20K, COCO-Stuff, FishVista and the like.
 """
 
-import zlib
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +15,7 @@ import yaml
 from PIL import Image
 from pydantic import Field, ValidationError, model_validator
 
-from assay.io.images import ImageLayout, Size, check_png
+from assay.io.images import UNREADABLE, ImageLayout, Size, check_png
 
 VOID = 0
 MAX_LABEL = 2**16 - 1
@@ -150,14 +149,7 @@ def read_mask(path: Path) -> npt.NDArray[np.integer]:
         with Image.open(path, formats=["PNG"]) as image:
             ids: npt.NDArray[np.integer] = np.asarray(image)
         check_png(path)
-    except (
-        OSError,
-        SyntaxError,
-        ValueError,
-        zlib.error,
-        Image.DecompressionBombError,
-        Image.DecompressionBombWarning,
-    ) as error:
+    except UNREADABLE as error:
         raise ValueError(f"{path} is damaged or too large ({error}); restore the file") from None
     if colour == 0 and depth in (2, 4):
         # Pillow stretches these greys to 0 to 255.

@@ -26,8 +26,8 @@ _DISTANCE_BYTES = 64 * 2**20
 _TILE_BYTES = {"cpu": 8 * 2**20, "cuda": 512 * 2**20}
 # Centres are looked at in so many groups first, by the best score of each: only groups with a candidate are looked into.
 _GROUP = 64
-# On a GPU they are filled up to whole tiles of the fused kernels.
-_FUSED_TILE = 256
+FUSED_TILE = 256
+"""Centres that the fused kernels look at together: on a GPU they are filled up to whole tiles."""
 _MOST_GROUPS = 16
 # In float64, pairs of a row and a centre that are looked at together; and the share of them above which all are taken by differences:
 # a pair picked out costs some thirty times as much.
@@ -244,7 +244,7 @@ class _Product:
     @isolated()
     def __init__(self, centers: Tensor, dtype: torch.dtype) -> None:
         n_clusters, self._d = centers.shape
-        rows = _FUSED_TILE if centers.is_cuda else _GROUP
+        rows = FUSED_TILE if centers.is_cuda else _GROUP
         self._n_groups = -(-n_clusters // rows) * rows // _GROUP
         self._dtype = dtype
         limits = torch.finfo(dtype)

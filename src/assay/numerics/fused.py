@@ -18,8 +18,10 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from assay.numerics.distances import FUSED_TILE
+
 # Of the shapes that fit, the fastest on an H200 (docs/benchmarks.md).
-_ROWS, _TILE, _DIMS = 128, 256, 64
+_ROWS, _TILE, _DIMS = 128, FUSED_TILE, 64
 _WARPS, _STAGES = 8, 4
 # What a float32 loses where a column takes its low bits, relative.
 _PACKING = 2.0**-15
