@@ -1,22 +1,18 @@
 """The nearest centre against brute force in float64, in every precision and on data made to break it."""
 
 import functools
-import importlib.util
 import itertools
-import os
-import subprocess
-import sys
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
+from hostile import KINDS, assert_nearest, brute_force, make
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from assay.numerics import distances as module
+from assay.numerics import kernels
 from assay.numerics.distances import NearestCenters, chunked_distances, nearest_in_float64
 
 PRECISIONS = [
@@ -27,62 +23,6 @@ PRECISIONS = [
     (torch.float32,),
     (),
 ]
-KINDS = (
-    *("gaussian", "offset", "duplicates", "repeated", "norms", "clusters", "tiny", "huge", "integers"),
-    *("two scales", "far", "far and tiny"),
-)
-
-
-def randn(generator, *shape):
-    return torch.randn(*shape, generator=generator, dtype=torch.float32)
-
-
-def make(kind, n, n_clusters, d, seed):
-    """Tokens (n, d) and centres (n_clusters, d), float32."""
-    generator = torch.Generator().manual_seed(seed)
-    x, centers = randn(generator, n, d), randn(generator, n_clusters, d)
-    if kind == "offset":
-        return x + 1e4, centers + 1e4
-    if kind == "duplicates":
-        return x, centers[torch.randint(0, max(1, n_clusters // 3), (n_clusters,), generator=generator)]
-    if kind == "repeated":
-        return x[:1].expand(n, d).clone(), centers
-    if kind == "norms":
-        scales = [
-            10 ** (8 * torch.rand(rows, 1, generator=generator, dtype=torch.float32) - 4) for rows in (n, n_clusters)
-        ]
-        return x * scales[0], centers * scales[1]
-    if kind == "clusters":
-        return centers[torch.randint(0, n_clusters, (n,), generator=generator)] + 1e-3 * x, centers
-    if kind in ("tiny", "huge"):
-        scale = 1e-25 if kind == "tiny" else 1e25
-        return x * scale, centers * scale
-    if kind == "integers":
-        return x.round(), centers.round()
-    if kind == "two scales":
-        far = torch.arange(n_clusters)[:, None] < n_clusters // 2
-        axis = torch.eye(1, d, dtype=torch.float32)
-        return 1e-4 * x / x.norm(dim=1, keepdim=True), torch.where(far, 1e4 * (axis + 0.1 * centers), 1e-4 * centers)
-    if kind.startswith("far"):
-        centers[n_clusters // 2] = 1e4 if kind == "far" else 1e20  # whose square is no float32
-        return (x, centers) if kind == "far" else (x * 1e-18, centers * 1e-18)
-    return x, centers
-
-
-def brute_force(x, centers):
-    """Squared distances by differences, float64 (n, K)."""
-    return torch.stack([(x.double() - center.double()).square().sum(1) for center in centers], dim=1)
-
-
-def assert_nearest(found, x, centers):
-    """The nearest where the two best differ by more than 1e-12 relative, one of the best anywhere, the lower of equals."""
-    squared = brute_force(x, centers)
-    least = squared.amin(1, keepdim=True)
-    assert bool((squared.gather(1, found[:, None]) <= least * (1 + 1e-12)).all())
-    clear = ((squared <= least * (1 + 1e-12) ** 2).sum(1) == 1) & (least[:, 0] > 0)
-    assert torch.equal(found[clear], squared.argmin(1)[clear])
-    firsts = {tuple(center.tolist()): k for k, center in reversed(list(enumerate(centers)))}
-    assert found.tolist() == [firsts[tuple(centers[k].tolist())] for k in found.tolist()], "a duplicate's lower index"
 
 
 @settings(deadline=None, max_examples=150)
@@ -134,8 +74,7 @@ def test_no_score_is_farther_off_than_its_bound(kind, d, seed, dtype):
     """The exact scores of all candidates' rivals: whatever a product leaves out must be worse than the best by more than nothing."""
     x, centers = make(kind, 50, 130, d, seed)
     finder = NearestCenters(centers, (dtype,))
-    product = module._Product(finder._shifted, dtype)
-    rows, kept = product.candidates(x - finder._origin)
+    rows, kept = candidates(module._Product(centers, finder._origin, dtype, None), x - finder._origin)
     squared = brute_force(x, centers)
     nearest = squared.argmin(1)
     for row in rows.unique().tolist():
@@ -143,13 +82,25 @@ def test_no_score_is_farther_off_than_its_bound(kind, d, seed, dtype):
         assert int(nearest[row]) in among.tolist() or float(squared[row][among].min()) <= float(squared[row].min()) * (
             1 + 1e-9
         )
-        assert torch.equal(among, among.sort().values)
+        assert len(among.unique()) == len(among)
+
+
+def candidates(product, x):
+    """Pairs (row, centre) of a shortlist, by row."""
+    rows, groups, near = product.shortlist(x)
+    pairs, places = near.nonzero(as_tuple=True)
+    return rows[pairs], product.members(places, groups[pairs])
 
 
 def every_other_row(x, centers, *_):
     """What the fused kernels give, were they to leave every other row in question."""
     found = brute_force(x, centers).argmin(1)
     return found.where(torch.arange(len(x)) % 2 == 0, -1)
+
+
+def round_centers(centers, origin, product):
+    """What the fused kernel writes."""
+    return product._round_centers(centers - origin)
 
 
 @settings(deadline=None, max_examples=60)
@@ -164,7 +115,9 @@ def every_other_row(x, centers, *_):
 def test_what_the_fused_kernels_leave_is_asked_again(kind, n, n_clusters, d, seed, dtypes):
     x, centers = make(kind, n, n_clusters, d, seed)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "fused_kernels", lambda _: every_other_row)
+        patch.setattr(
+            module, "fused_kernels", lambda _: kernels.Kernels(round_centers, every_other_row, move_centers=None)
+        )
         found = NearestCenters(centers, dtypes).find(x)
     if n:
         assert_nearest(found, x, centers)
@@ -180,81 +133,19 @@ def test_what_float16_does_not_hold_is_left_to_the_next(monkeypatch, offset):
     found = NearestCenters(centers + offset, (torch.float16, torch.float32)).find(x + offset)
     assert_nearest(found, x + offset, centers + offset)
     assert sum(counts) == 0
-    assert not module._Product(centers, torch.float16).holds_the_centers
+    origin = torch.zeros(16, dtype=torch.float32)
+    assert not module._Product(centers, origin, torch.float16, None).holds_the_centers
     centers[7] = 1e3  # its square is no float16
-    product = module._Product(centers, torch.float16)
+    product = module._Product(centers, origin, torch.float16, None)
     assert product.holds_the_centers
-    assert set(range(300)) - set(product.candidates(x)[0].tolist()) == {5}
-
-
-def test_there_are_no_fused_kernels_but_on_cuda(monkeypatch, caplog):
-    assert module.fused_kernels(torch.device("cpu")) is None
-    monkeypatch.setitem(sys.modules, "assay.numerics.fused", None)
-    module.fused_kernels.cache_clear()
-    assert module.fused_kernels(torch.device("cuda", 7)) is None
-    assert "the fused kernels are not used" in caplog.text
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("n", "n_clusters", "d"), [(1, 1, 1), (130, 257, 70), (1000, 4096, 388)])
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_on_cuda_the_fused_kernels_settle_rows_by_brute_force(kind, n, n_clusters, d, dtype):
-    from assay.numerics.fused import nearest
-
-    x, centers = (each.cuda() for each in make(kind, n, n_clusters, d, 1))
-    origin = module._origin(centers).float()
-    product = module._Product(centers - origin, dtype)
-    if not product.holds_the_centers:
-        pytest.skip(f"{kind} does not fit {dtype}")
-    found = nearest(x, centers, origin, product)
-    settled = found >= 0
-    in_question = ("huge", "norms", "two scales", "tiny", "far and tiny")  # bounds overflow, underflow or are wide
-    assert float(settled.double().mean()) > 0.95 or kind in in_question
-    assert_nearest(found[settled].cpu(), x[settled].cpu(), centers.cpu())
-
-
-INTERPRETED = """
-import sys
-import torch
-sys.path.insert(0, sys.argv[1])
-import test_distances as tests
-from assay.numerics import distances, fused
-distances._GROUP = 256  # whole tiles, as on a GPU
-left = 0
-for kind in tests.KINDS:
-    for n, n_clusters, d in ((5, 3, 3), (40, 300, 64), (7, 1, 1), (70, 530, 70)):
-        x, centers = tests.make(kind, n, n_clusters, d, 1)
-        origin = distances._origin(centers).float()
-        for dtype in (torch.float16, torch.bfloat16):
-            product = distances._Product(centers - origin, dtype)
-            if not product.holds_the_centers:
-                continue
-            if dtype == torch.bfloat16:  # which the interpreter does not multiply: its values, as float32
-                product.matrix = product.matrix.float()
-            found = fused.nearest(x, centers, origin, product)
-            settled = found >= 0
-            left += 0 if kind == "huge" else int((~settled).sum())
-            tests.assert_nearest(found[settled], x[settled], centers)
-print("left:", left)
-"""
-
-
-@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs Triton")
-@pytest.mark.skipif(np.lib.NumpyVersion(np.__version__) >= "2.4.0", reason="Triton's interpreter wants numpy below 2.4")
-def test_the_fused_kernels_logic_is_brute_force_in_tritons_interpreter():
-    source = Path(module.__file__).parents[2]
-    paths = os.pathsep.join(filter(None, [str(source), os.environ.get("PYTHONPATH")]))
-    environment = os.environ | {"PYTHONPATH": paths, "TRITON_INTERPRET": "1"}
-    program = [sys.executable, "-c", INTERPRETED, str(Path(__file__).parent)]
-    ended = subprocess.run(program, env=environment, capture_output=True, text=True, check=False)
-    assert ended.stdout.strip() == "left: 0", ended.stderr
+    assert set(range(300)) - set(product.shortlist(x)[0].tolist()) == {5}
 
 
 @pytest.mark.parametrize("d", [1, 60, 384, 1024])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_rows_that_tensor_cores_load_are_multiples_of_128_bytes(d, dtype):
-    matrix = module._Product(make("gaussian", 5, 70, d, 0)[1], dtype).matrix
+    centers = make("gaussian", 5, 70, d, 0)[1]
+    matrix = module._Product(centers, torch.zeros(d, dtype=torch.float32), dtype, None).matrix
     assert matrix.is_contiguous()
     assert matrix.shape[1] % 64 == 0
     assert d + 4 <= matrix.shape[1] < d + 68
@@ -263,7 +154,8 @@ def test_rows_that_tensor_cores_load_are_multiples_of_128_bytes(d, dtype):
 def test_few_candidates_are_left_and_few_rows_are_asked_again():
     x, centers = make("gaussian", 2000, 1000, 64, 0)
     finder = NearestCenters(centers, (torch.bfloat16,))
-    rows, _ = module._Product(finder._shifted, torch.bfloat16).candidates(x - finder._origin)
+    product = module._Product(centers, finder._origin, torch.bfloat16, None)
+    rows, _ = candidates(product, x - finder._origin)
     assert len(rows.unique()) > 1990
     assert len(rows) < 4 * len(rows.unique())
 
@@ -286,7 +178,8 @@ def test_a_far_centre_costs_the_others_nothing(monkeypatch, length):
         if far:
             centers[77] = length
         finder = NearestCenters(centers, (torch.bfloat16,))
-        rows[far] = module._Product(finder._shifted, torch.bfloat16).candidates(x - finder._origin)[0]
+        product = module._Product(centers, finder._origin, torch.bfloat16, None)
+        rows[far] = candidates(product, x - finder._origin)[0]
         finder.find(x)
     assert sum(counts) < 20
     assert len(rows[True]) < 1.1 * len(rows[False])
@@ -442,11 +335,9 @@ def test_what_float64_looks_at_together_is_bounded(monkeypatch):
     monkeypatch.setattr(module, "_PAIRS", 600)
     monkeypatch.setattr(module, "_DISTANCE_BYTES", 8 * 100 * 50)
     largest = []
-    real = module._nearest_of_candidates
+    real = module.paired_distances
     monkeypatch.setattr(
-        module,
-        "_nearest_of_candidates",
-        lambda x, rows, c, pairs: (largest.append(len(pairs)), real(x, rows, c, pairs))[1],
+        module, "paired_distances", lambda x, rows, c, pairs: (largest.append(len(pairs)), real(x, rows, c, pairs))[1]
     )
     x, centers = make("repeated", 120, 50, 4, 0)[0], torch.ones(50, 4, dtype=torch.float32)
     assert nearest_in_float64(x, centers).tolist() == [0] * 120

@@ -6,11 +6,10 @@ a token with one such candidate is settled, one with a few is settled by its flo
 the next higher precision. Only tiles of the (n, K) scores are ever held.
 """
 
-import logging
 import math
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 
@@ -18,17 +17,16 @@ import torch
 from torch import Tensor
 
 from assay.numerics.isolation import isolated
-
-logger = logging.getLogger(__name__)
+from assay.numerics.kernels import FUSED_TILE, Kernels, fused_kernels
 
 _DISTANCE_BYTES = 64 * 2**20
 # Scores held at a time: they stay in the processor's cache, or are few launches on a GPU.
 _TILE_BYTES = {"cpu": 8 * 2**20, "cuda": 512 * 2**20}
 # Centres are looked at in so many groups first, by the best score of each: only groups with a candidate are looked into.
 _GROUP = 64
-FUSED_TILE = 256
-"""Centres that the fused kernels look at together: on a GPU they are filled up to whole tiles."""
 _MOST_GROUPS = 16
+# Centres whose mean is the origin: at least so many, where there are as many.
+_AMID = 1024
 # In float64, pairs of a row and a centre that are looked at together; and the share of them above which all are taken by differences:
 # a pair picked out costs some thirty times as much.
 _PAIRS = 2**20
@@ -118,43 +116,6 @@ def sums_in_float32() -> Iterator[None]:
                     setattr(settings, name, before)
 
 
-Nearest = Callable[[Tensor, Tensor, Tensor, "_Product"], Tensor]
-
-
-@cache
-def fused_kernels(device: torch.device) -> Nearest | None:
-    """`fused.nearest` where there is Triton and a GPU of Hopper's kind or later, and where what it finds in a trial is right.
-
-    Compilers have been wrong: the trial has rows of one candidate, of a few, and of several in several tiles. Elsewhere, and where it
-    fails, torch writes the scores down.
-    """
-    if device.type != "cuda":
-        return None
-    try:
-        from assay.numerics.fused import nearest
-
-        if torch.cuda.get_device_capability(device) < (9, 0):
-            return None
-        generator = torch.Generator().manual_seed(0)
-        drawn = torch.randn(1400, 100, generator=generator, dtype=torch.float32, device="cpu").to(device)
-        x, distinct = drawn[:300], drawn[300:]
-        repeated = distinct[torch.randint(0, 300, (1100,), generator=generator, device="cpu").to(device)]
-        origin = torch.zeros(100, dtype=torch.float32, device=device)
-        for centers in (distinct, repeated):
-            wanted = nearest_in_float64(x, centers)
-            for dtype in (torch.float16, torch.bfloat16):
-                found = nearest(x, centers, origin, _Product(centers, dtype))
-                right, settled = found == wanted, found >= 0
-                if not bool(right[settled].all()) or int(settled.sum()) < 200:
-                    raise ArithmeticError(
-                        f"of 300 in {dtype} it settled {int(settled.sum())}, {int(right.sum())} right"
-                    )
-    except Exception as error:  # whatever goes wrong in a compiler that is not ours
-        logger.warning("the fused kernels are not used: %s", error)
-        return None
-    return nearest
-
-
 class NearestCenters:
     """Centres made ready to find the nearest of them for many tokens.
 
@@ -168,7 +129,6 @@ class NearestCenters:
         wanted = (*fast_dtypes(centers.device), torch.float32) if dtypes is None else dtypes
         # A large common offset would cancel away the digits that matter. As float32, it is the same for tokens and centres.
         self._origin = _origin(centers).float()
-        self._shifted = centers - self._origin
         self._dtypes = tuple(dict.fromkeys(wanted))
         self._products: dict[torch.dtype, _Product] = {}
 
@@ -178,52 +138,57 @@ class NearestCenters:
 
         It is that of float64 distances by differences but where the two best differ by float64's rounding.
         """
-        labels = torch.full((len(x),), -1, dtype=torch.int64, device=x.device)
+        labels = torch.empty(0, dtype=torch.int64, device=x.device)
         left: Tensor | None = None  # of all rows those without a label; None: all
-        fused = fused_kernels(x.device)
         exact = float32_is_exact()
         for dtype in self._dtypes:
             if dtype == torch.float32 and not exact:
                 continue
             if dtype not in self._products:
-                self._products[dtype] = _Product(self._shifted, dtype)
+                self._products[dtype] = _Product(self._centers, self._origin, dtype, fused_kernels(x.device))
             if not self._products[dtype].holds_the_centers:
                 continue
-            product = self._products[dtype]
-            if fused is not None and dtype != torch.float32:
-                found = fused(x if left is None else x[left], self._centers, self._origin, product)
-                labels = found if left is None else labels.index_copy_(0, left, found)
-            else:
-                if left is None:
-                    left = torch.arange(len(x), device=x.device)
-                for rows in torch.split(left, max(1, _TILE_BYTES[x.device.type] // (2 * len(self._centers)))):
-                    self._settle(x, rows, labels, product)
+            found = self._settle(x, left, self._products[dtype])
+            labels = found if left is None else labels.index_copy_(0, left, found)
             left = (labels < 0).nonzero()[:, 0]
             if not len(left):
                 return labels
         if left is None:
             return nearest_in_float64(x, self._centers)
-        labels[left] = nearest_in_float64(x[left], self._centers)
-        return labels
+        return labels.index_copy_(0, left, nearest_in_float64(x[left], self._centers))
 
-    def _settle(self, x: Tensor, rows: Tensor, labels: Tensor, product: "_Product") -> None:
-        """Label those of `rows` of which the product leaves few candidates."""
-        whole = len(rows) > 0 and int(rows[-1] - rows[0]) == len(rows) - 1  # a view then, and no copy
-        tokens = x[rows[0] : rows[0] + len(rows)] if whole else x[rows]
-        found, candidates = product.candidates(tokens - self._origin)
-        settled, nearest = _nearest_of_candidates(tokens, found, self._centers, candidates)
-        labels[rows[settled]] = nearest
+    def _settle(self, x: Tensor, left: Tensor | None, product: "_Product") -> Tensor:
+        """Labels of the rows `left` of x, all by default, and -1 where the product leaves too many candidates: int64 (rows,)."""
+        if product.kernels is not None:
+            return product.kernels.nearest(x if left is None else x[left], self._centers, self._origin, product)
+        n = max(1, _TILE_BYTES[x.device.type] // (2 * len(self._centers)))
+        parts = torch.split(x, n) if left is None else (x[rows] for rows in torch.split(left, n))
+        return torch.cat([self._settle_part(part, product) for part in parts])
+
+    def _settle_part(self, x: Tensor, product: "_Product") -> Tensor:
+        rows, groups, near = product.shortlist(x - self._origin)
+        counts = rows.new_zeros(len(x)).index_add_(0, rows, near.sum(1))
+        alone = counts[rows] == 1
+        centers = torch.where(alone, product.members(near.to(torch.uint8).argmax(1), groups), -1)
+        labels = torch.full_like(counts, -1).scatter_reduce_(0, rows, centers, "amax")
+        pairs, places = (near & ~alone[:, None]).nonzero(as_tuple=True)
+        if not len(pairs):
+            return labels
+        return _settle_by_differences(labels, x, rows[pairs], self._centers, product.members(places, groups[pairs]))
 
 
 def _origin(centers: Tensor) -> Tensor:
-    """A point amid centers (K, d), float64 (d,): their mean, without those that lie far from the others.
+    """A point amid centers (K, d), float64 (d,): the mean of a thousand or two of them, without those that lie far from the others.
 
     Any would do; bounds are tight about one that is near most tokens, which a single centre far away would draw off.
     """
-    mean = centers.mean(0, dtype=torch.float64)
-    lengths = (centers - mean.float()).norm(dim=1)
+    some = centers[:: max(1, len(centers) // _AMID)]
+    mean = some.mean(0, dtype=torch.float64)
+    lengths = (some - mean.float()).norm(dim=1)
     near = lengths <= 4 * lengths.median()
-    return mean if bool(near.all()) or not bool(near.any()) else centers[near].mean(0, dtype=torch.float64)
+    of_near = torch.where(near[:, None], some, 0).sum(0, dtype=torch.float64) / near.sum()
+    # Not asked of the host, which would have to wait.
+    return torch.where(near.all() | ~near.any(), mean, of_near)
 
 
 class _Product:
@@ -242,7 +207,7 @@ class _Product:
     """
 
     @isolated()
-    def __init__(self, centers: Tensor, dtype: torch.dtype) -> None:
+    def __init__(self, centers: Tensor, origin: Tensor, dtype: torch.dtype, kernels: Kernels | None) -> None:
         n_clusters, self._d = centers.shape
         rows = FUSED_TILE if centers.is_cuda else _GROUP
         self._n_groups = -(-n_clusters // rows) * rows // _GROUP
@@ -254,39 +219,57 @@ class _Product:
         self.margin = 1 + 2.0**-6 + 2 * self.sums
         # A square below the least float32 is lost: a norm may be so much larger.
         self.underflow = math.sqrt(self._d) * 2.0**-62
+        # A score that would overflow may seem larger than it is: then it is asked again, and no other centre's is lost.
+        self.most_halved = min(1e38, 0.9 * limits.max)
+        self._held: bool | None = None
+        self.kernels = kernels if dtype != torch.float32 else None
+        self.matrix = self._allocate(self._n_groups * _GROUP, centers.device)
+        if self.kernels is not None:
+            self.bounds, self._holds = self.kernels.round_centers(centers, origin, self)
+        else:
+            self.bounds, self._holds = self._round_centers(centers - origin)
+
+    def _round_centers(self, centers: Tensor) -> tuple[Tensor, Tensor]:
+        """Write shifted centers (K, d) into the matrix, with their bounds; gives `bounds` (K, 3), and whether it holds them all, ()."""
+        self.matrix.zero_()
+        own, rest = self.matrix[: len(centers)], self.matrix[len(centers) :]
         norms = centers.norm(dim=1, dtype=torch.float64)
         halves = -0.5 * norms.square()
-        # A score that would overflow may seem larger than it is: then it is asked again, and no other centre's is lost.
-        most = (halves * (1 - self.margin * self.sums)).clamp(min=-min(1e38, 0.9 * limits.max))
-        high = most.to(dtype)
+        most = (halves * (1 - self.margin * self.sums)).clamp(min=-self.most_halved)
+        high = most.to(self._dtype)
         low = most - high.double()
-        low = (low + 2 * self.unit * low.abs() + self.least_step).to(dtype)  # rounded up
-        # What fills the last group up is never near: below -|x| |c| and the halved norm of all that fits.
-        matrix = self._allocate(self._n_groups * _GROUP, 0.0, centers.device)
-        matrix[:, self._d : self._d + 4] = -limits.max
-        matrix[:n_clusters, : self._d] = centers
-        kept = matrix[:n_clusters, : self._d].float()
+        low = (low + 2 * self.unit * low.abs() + self.least_step).to(self._dtype)  # rounded up
+        own[:, : self._d] = centers
+        kept = own[:, : self._d].float()
         lost = (centers - kept).norm(dim=1, dtype=torch.float64) + math.sqrt(self._d) * 2.0**-126  # and of underflow
-        bounds = torch.stack([high, low, self._round_up(norms), self._round_up(lost)], dim=1)
-        matrix[:n_clusters, self._d : self._d + 4] = bounds
-        self.holds_the_centers = bool(matrix.isfinite().all())
-        self.matrix = matrix
-        self.bounds = torch.stack([norms, lost, high.double() + low.double() - halves], dim=1).float()
+        own[:, self._d : self._d + 4] = torch.stack([high, low, self._round_up(norms), self._round_up(lost)], dim=1)
+        # What fills the last group up is never near: below -|x| |c| and the halved norm of all that fits.
+        rest[:, self._d : self._d + 4] = -torch.finfo(self._dtype).max
+        bounds = torch.stack([norms, lost, high.double() + low.double() - halves], dim=1).float()
+        return bounds, own.isfinite().all()
 
-    def _allocate(self, rows: int, value: float, device: torch.device) -> Tensor:
-        """(rows, at least d + 4) of `value`; every row is a multiple of 128 bytes, as tensor cores load it fastest."""
-        return torch.full((rows, -(-(self._d + 4) // 64) * 64), value, dtype=self._dtype, device=device)
+    @property
+    def holds_the_centers(self) -> bool:
+        """Whether every centre, rounded, is finite. On a GPU the host is waited for when it is first asked."""
+        if self._held is None:
+            self._held = bool(self._holds)
+        return self._held
+
+    def _allocate(self, rows: int, device: torch.device) -> Tensor:
+        """(rows, at least d + 4); every row is a multiple of 128 bytes, as tensor cores load it fastest."""
+        return torch.empty(rows, -(-(self._d + 4) // 64) * 64, dtype=self._dtype, device=device)
 
     def _round_up(self, values: Tensor) -> Tensor:
         return (values * (1 + 4 * self.unit) + self.least_step).to(self._dtype)
 
     @isolated()
-    def candidates(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Pairs (row, centre), int64, by row and then centre, of all that may be nearest to rows of x (n, d), shifted.
+    def shortlist(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Where the centres lie that may be nearest to rows of x (n, d), shifted: pairs (row, group), int64, by row, and bool (pairs, 64).
 
-        Rows with candidates in too many groups have none. Overflow makes a bound infinite or a score NaN: such a row has none, too.
+        The latter says which of the group's `members` may be. Rows with candidates in too many groups have none. Overflow makes a bound
+        infinite or a score NaN: such a row has none, too.
         """
-        tokens = self._allocate(len(x), 1.0, x.device)
+        tokens = self._allocate(len(x), x.device).fill_(1)
         tokens[:, : self._d] = x
         kept = tokens[:, : self._d].float()
         norms = self.margin * kept.norm(dim=1)
@@ -297,18 +280,19 @@ class _Product:
         n, used = len(x), -(-(self._d + 4) // 8) * 8
         with sums_in_float32():
             scores = tokens[:, :used] @ self.matrix[:, :used].T
-        most = scores.view(n, _GROUP, self._n_groups)  # centre j * n_groups + g is the j-th of group g
+        most = scores.view(n, _GROUP, self._n_groups)
         most_of_group = most.amax(1)
         best, group = most_of_group.max(1)
-        seeming = most.gather(2, group[:, None, None].expand(n, _GROUP, 1)).argmax(1)[:, 0] * self._n_groups + group
+        seeming = self.members(most.gather(2, group[:, None, None].expand(n, _GROUP, 1)).argmax(1)[:, 0], group)
         least = self._least(best.float(), seeming, norms, lost, self._dtype)
         promising = most_of_group >= least[:, None]
         promising &= (promising.sum(1) <= _MOST_GROUPS)[:, None] & least.isfinite()[:, None]
         rows, groups = promising.nonzero(as_tuple=True)
-        pairs, members = (most[rows, :, groups] >= least[rows, None]).nonzero(as_tuple=True)
-        rows, centers = rows[pairs], members * self._n_groups + groups[pairs]
-        order = (rows * (_GROUP * self._n_groups) + centers).argsort()
-        return rows[order], centers[order]
+        return rows, groups, most[rows, :, groups] >= least[rows, None]
+
+    def members(self, places: Tensor, groups: Tensor) -> Tensor:
+        """The centres at these places of these groups: neighbours are in groups of their own, so that those of a group are far apart."""
+        return places * self._n_groups + groups
 
     def _least(self, best: Tensor, seeming: Tensor, norms: Tensor, lost: Tensor, scores: torch.dtype) -> Tensor:
         """What a score must seem at least to be the largest in truth, float32 (n,), by the best and the centre whose it is.
@@ -328,25 +312,13 @@ class _Product:
         return slack
 
 
-def _nearest_of_candidates(x: Tensor, rows: Tensor, centers: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor]:
-    """The rows that have candidates, each once, and the nearest of these, by distances in float64; ties: the lower index."""
-    found, counts = torch.unique_consecutive(rows, return_counts=True)
-    nearest = torch.zeros_like(found)
-    ends = counts.cumsum(0)
-    single = counts == 1
-    nearest[single] = candidates[ends[single] - 1]
-    several = ~single
-    if bool(several.any()):
-        contested = several.repeat_interleave(counts)
-        pairs, group = (
-            candidates[contested],
-            torch.arange(len(found), device=x.device).repeat_interleave(counts)[contested],
-        )
-        squared = paired_distances(x, rows[contested], centers, pairs)
-        least = squared.new_full((len(found),), math.inf).scatter_reduce_(0, group, squared, "amin")
-        lowest = torch.where(squared == least[group], pairs, len(centers))
-        nearest = torch.full_like(found, len(centers)).scatter_reduce_(0, group, lowest, "amin").where(several, nearest)
-    return found, nearest
+def _settle_by_differences(labels: Tensor, x: Tensor, rows: Tensor, centers: Tensor, candidates: Tensor) -> Tensor:
+    """`labels` (n,) with those of `rows` (pairs,) as the nearest of their `candidates` (pairs,), in float64; ties: the lower index."""
+    squared = paired_distances(x, rows, centers, candidates)
+    least = squared.new_full((len(x),), math.inf).scatter_reduce_(0, rows, squared, "amin")
+    lowest = torch.where(squared == least[rows], candidates, len(centers))
+    nearest = torch.full_like(labels, len(centers)).scatter_reduce_(0, rows, lowest, "amin")
+    return torch.where(nearest < len(centers), nearest, labels)
 
 
 @isolated()
@@ -432,7 +404,6 @@ def nearest_in_float64(x: Tensor, centers: Tensor) -> Tensor:
                 squared = _by_differences(rows[part], centers)
                 near &= squared <= squared.amin(1, keepdim=True) * (1 + 4 * g)
             found, candidates = near.nonzero(as_tuple=True)
-            settled, those = _nearest_of_candidates(rows, part[found], centers, candidates)
-            nearest[settled] = those
+            nearest = _settle_by_differences(nearest, rows, part[found], centers, candidates)
         labels.append(nearest)
     return torch.cat(labels)

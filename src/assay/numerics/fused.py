@@ -1,4 +1,4 @@
-"""The nearest centre of every token in five Triton kernels for Hopper, with nothing for the host to look at in between.
+"""The nearest centre of every token in five Triton kernels, with nothing for the host to look at in between.
 
 1. `_prepare`: a token less the origin, rounded, with the bounds that ride along in the product, and their float32 norms.
 2. `_two_best`: of each tile of 256 centres the largest score and the second, as float32 whose low eight bits say which column it is. The
@@ -6,11 +6,11 @@
 3. `_shortlist`: which centres a row leaves in question: one as a rule, a few at times, too many seldom.
 4. `_settle`: of a few the nearest by differences in float64; and `_settle_crowded`, where a tile has two of them, among all of the tile.
 
-What the bounds are, and why they hold: `assay.numerics.distances._Product`.
+`_round_centers` makes the centres ready for it. What the bounds are, and why they hold: `assay.numerics.distances._Product`.
 """
 
-from contextlib import nullcontext
-from typing import Protocol
+from contextlib import AbstractContextManager, nullcontext
+from typing import NamedTuple
 
 import torch
 import triton
@@ -18,11 +18,23 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from assay.numerics.distances import FUSED_TILE
+from assay.numerics.kernels import FUSED_TILE, Product
 
-# Of the shapes that fit, the fastest on an H200 (docs/benchmarks.md).
-_ROWS, _TILE, _DIMS = 128, FUSED_TILE, 64
-_WARPS, _STAGES = 8, 4
+_TILE, _DIMS = FUSED_TILE, 64
+
+
+class _Shape(NamedTuple):
+    """How `_two_best` is cut: rows a program, warps, stages of the pipeline; and whether the hardware has tensor descriptors."""
+
+    rows: int
+    warps: int
+    stages: int
+    descriptors: bool
+
+
+# By compute capability, from this one on, the latest first. Hopper's is the fastest of those that fit an H200 (docs/benchmarks.md);
+# Ampere's spills no registers and fits its smallest multiprocessors, and has not yet run on a card.
+_SHAPES = {(9, 0): _Shape(128, 8, 4, True), (8, 0): _Shape(128, 8, 3, False)}
 # What a float32 loses where a column takes its low bits, relative.
 _PACKING = 2.0**-15
 # More candidates than this, or tiles with two, and a row is better asked again in the next precision.
@@ -31,20 +43,67 @@ _MOST_NEAR, _MOST_CROWDED = 16, 4
 _CHUNK = 65_536
 
 
-class Product(Protocol):
-    """What a product in low precision needs to know of the centres: see `assay.numerics.distances._Product`.
-
-    matrix: float16 or bfloat16 (whole tiles of rows, width), the width a multiple of 64, four bounds behind the d dimensions.
-    bounds: float32 (K, 3). unit: a rounding's relative error; least_step, sums, margin, underflow: see there.
-    """
-
-    matrix: Tensor
-    bounds: Tensor
-    unit: float
-    least_step: float
-    sums: float
-    margin: float
-    underflow: float
+@triton.jit  # type: ignore[untyped-decorator]
+def _round_centers(  # type: ignore[no-untyped-def]
+    centers,
+    origin,
+    matrix,
+    bounds,
+    overflown,
+    n_centers,
+    d,
+    width,
+    c_stride,
+    share,
+    most_halved,
+    largest,
+    unit,
+    least_step,
+    underflow,
+    ROWS: tl.constexpr,  # noqa: N803
+    DIMS: tl.constexpr,  # noqa: N803
+):
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    is_center = rows < n_centers
+    c_rows = centers + rows.to(tl.int64)[:, None] * c_stride
+    out = matrix + rows.to(tl.int64)[:, None] * width
+    squared = tl.zeros((ROWS,), tl.float64)
+    lost_squared = tl.zeros((ROWS,), tl.float64)
+    for begin in range(0, d, DIMS):
+        dims = begin + tl.arange(0, DIMS)
+        inside = is_center[:, None] & (dims < d)[None, :]
+        shifted = tl.load(c_rows + dims[None, :], mask=inside, other=0.0)
+        shifted = tl.where(inside, shifted - tl.load(origin + dims, mask=dims < d, other=0.0)[None, :], 0.0)
+        rounded = shifted.to(matrix.dtype.element_ty)
+        exact = shifted.to(tl.float64)
+        away = exact - rounded.to(tl.float64)
+        squared += tl.sum(exact * exact, 1)
+        lost_squared += tl.sum(away * away, 1)
+        tl.store(out + dims[None, :], rounded, mask=(dims < d)[None, :])
+    half = -0.5 * squared
+    norm = tl.sqrt(squared)
+    lost = tl.sqrt(lost_squared) + underflow
+    most = tl.maximum(half - half * share, -most_halved)
+    high = most.to(tl.float32).to(matrix.dtype.element_ty)
+    low = most - high.to(tl.float64)
+    low = (low + 2 * unit * tl.abs(low) + least_step).to(tl.float32).to(matrix.dtype.element_ty)
+    norm_up = (norm * (1 + 4 * unit) + least_step).to(tl.float32).to(matrix.dtype.element_ty)
+    lost_up = (lost * (1 + 4 * unit) + least_step).to(tl.float32).to(matrix.dtype.element_ty)
+    # What fills the last tile up is never near: below -|x| |c| and the halved norm of all that fits.
+    rest = tl.arange(0, 64)[None, :]
+    bound = tl.where(rest == 0, high[:, None], tl.where(rest == 1, low[:, None], norm_up[:, None]))
+    bound = tl.where(rest == 3, lost_up[:, None], bound).to(tl.float32)
+    bound = tl.where(rest < 4, tl.where(is_center[:, None], bound, -largest), 0.0)
+    for begin in range(d, width, 64):
+        place = begin + rest
+        tl.store(out + place, tl.where(begin == d, bound, 0.0).to(matrix.dtype.element_ty), mask=place < width)
+    tl.store(bounds + 3 * rows, norm.to(tl.float32), mask=is_center)
+    tl.store(bounds + 3 * rows + 1, lost.to(tl.float32), mask=is_center)
+    raised = high.to(tl.float64) + low.to(tl.float64) - half
+    tl.store(bounds + 3 * rows + 2, raised.to(tl.float32), mask=is_center)
+    # Of a dimension that overflows, infinity is lost; NaN is no number below.
+    held = (lost < largest) & (norm_up.to(tl.float32) < float("inf")) & (low.to(tl.float32) < float("inf"))
+    tl.store(overflown + tl.zeros((ROWS,), tl.int32), 1, mask=is_center & ~held)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -112,6 +171,7 @@ def _two_best(  # type: ignore[no-untyped-def]
     DIMS: tl.constexpr,  # noqa: N803
     SPLITS: tl.constexpr,  # noqa: N803
     MAY_OVERFLOW: tl.constexpr,  # noqa: N803
+    DESCRIPTORS: tl.constexpr,  # noqa: N803
 ):
     program = tl.program_id(0)
     row = program // SPLITS * ROWS
@@ -120,12 +180,18 @@ def _two_best(  # type: ignore[no-untyped-def]
     last = tl.minimum(first + share, n_tiles)
     rows = row + tl.arange(0, ROWS)
     columns = tl.arange(0, TILE)
-    for tile in tl.range(first, last, flatten=True):
+    dims = tl.arange(0, DIMS)
+    if not DESCRIPTORS:
+        a_rows = tokens + tl.minimum(rows, n - 1).to(tl.int64)[:, None] * WIDTH + dims[None, :]
+    for tile in tl.range(first, last, flatten=DESCRIPTORS):
         scores = tl.zeros((ROWS, TILE), tl.float32)
+        if not DESCRIPTORS:
+            b_columns = matrix + (tile * TILE + columns).to(tl.int64)[None, :] * WIDTH + dims[:, None]
         for k in range(WIDTH // DIMS):
-            a = tokens.load([row, k * DIMS])
-            b = matrix.load([tile * TILE, k * DIMS])
-            scores = tl.dot(a, b.T, scores)
+            if DESCRIPTORS:
+                scores = tl.dot(tokens.load([row, k * DIMS]), matrix.load([tile * TILE, k * DIMS]).T, scores)
+            else:
+                scores = tl.dot(tl.load(a_rows + k * DIMS), tl.load(b_columns + k * DIMS), scores)
         if MAY_OVERFLOW:
             # What overflows may be the largest; low bits would make it NaN.
             scores = tl.where(scores == scores, tl.minimum(tl.maximum(scores, -3.0e38), 3.0e38), 3.0e38)
@@ -290,14 +356,51 @@ def _settle_crowded(  # type: ignore[no-untyped-def]
         tl.store(labels + row, label.to(tl.int64))
 
 
+def round_centers(centers: Tensor, origin: Tensor, product: Product) -> tuple[Tensor, Tensor]:
+    """Write centers (K, d), float32, less the origin (d,), into `product.matrix`, with their bounds.
+
+    Returns `bounds` float32 (K, 3), and whether the matrix holds them all, bool (). Nothing is synchronized.
+    """
+    n_centers, d = centers.shape
+    matrix = product.matrix
+    centers = centers if centers.stride(-1) == 1 else centers.contiguous()
+    bounds = torch.empty(n_centers, 3, dtype=torch.float32, device=centers.device)
+    overflown = torch.zeros((), dtype=torch.int32, device=centers.device)
+    with on_device_of(centers):
+        _round_centers[(len(matrix) // 4,)](
+            centers,
+            origin,
+            matrix,
+            bounds,
+            overflown,
+            n_centers,
+            d,
+            matrix.shape[1],
+            centers.stride(0),
+            product.margin * product.sums,
+            product.most_halved,
+            torch.finfo(matrix.dtype).max,
+            product.unit,
+            product.least_step,
+            d**0.5 * 2.0**-126,
+            ROWS=4,
+            DIMS=256,
+        )
+    return bounds, overflown == 0
+
+
+def on_device_of(x: Tensor) -> AbstractContextManager[object]:
+    """Triton launches on the current device, whatever the tensors'."""
+    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
+
+
 def nearest(x: Tensor, centers: Tensor, origin: Tensor, product: Product) -> Tensor:
     """Index of the nearest of centers (K, d) to each row of x (n, d), float32: int64 (n,), -1 where too many are left in question.
 
     Ties by float64's rounding go to the lower index. Nothing is synchronized.
     """
     x, centers = (each if each.stride(-1) == 1 else each.contiguous() for each in (x, centers))
-    # Triton launches on the current device, whatever the tensors'.
-    with torch.cuda.device(x.device) if x.is_cuda else nullcontext():
+    with on_device_of(x):
         parts = [_nearest(part, centers, origin, product) for part in torch.split(x, _CHUNK) if len(part)]
     return torch.cat(parts) if parts else torch.empty(0, dtype=torch.int64, device=x.device)
 
@@ -328,23 +431,25 @@ def _nearest(x: Tensor, centers: Tensor, origin: Tensor, product: Product) -> Te
         ROWS=4,
         DIMS=256,
     )
-    blocks = triton.cdiv(n, _ROWS)
+    shape = _shape(x.device)
+    blocks = triton.cdiv(n, shape.rows)
     splits = max(1, min(n_tiles, _multiprocessors(x.device) // blocks))
     _two_best[(blocks * splits,)](
-        TensorDescriptor.from_tensor(tokens, [_ROWS, _DIMS]),
-        TensorDescriptor.from_tensor(matrix, [_TILE, _DIMS]),
+        TensorDescriptor.from_tensor(tokens, [shape.rows, _DIMS]) if shape.descriptors else tokens,
+        TensorDescriptor.from_tensor(matrix, [_TILE, _DIMS]) if shape.descriptors else matrix,
         best,
         second,
         n,
         n_tiles,
         WIDTH=width,
-        ROWS=_ROWS,
+        ROWS=shape.rows,
         TILE=_TILE,
         DIMS=_DIMS,
         SPLITS=splits,
         MAY_OVERFLOW=matrix.dtype != torch.float16,
-        num_warps=_WARPS,
-        num_stages=_STAGES,
+        DESCRIPTORS=shape.descriptors,
+        num_warps=shape.warps,
+        num_stages=shape.stages,
     )
     tiles = triton.next_power_of_2(n_tiles)
     rows = max(1, 512 // tiles)
@@ -380,6 +485,11 @@ def _nearest(x: Tensor, centers: Tensor, origin: Tensor, product: Product) -> Te
         x, centers, best, second, least, labels, queue, queued, *sizes, PROGRAMS=programs, **shapes, num_warps=16
     )
     return labels
+
+
+def _shape(device: torch.device) -> _Shape:
+    capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else min(_SHAPES)
+    return next(shape for least, shape in _SHAPES.items() if capability >= least)
 
 
 def _multiprocessors(device: torch.device) -> int:

@@ -17,6 +17,7 @@ from torch import Tensor
 from assay.numerics.distances import NearestCenters, chunked_distances, float32_is_exact, paired_distances
 from assay.numerics.errors import ErrorSums, error_sums
 from assay.numerics.isolation import isolated, snapshot
+from assay.numerics.kernels import fused_kernels
 from assay.numerics.moments import batch_moments, check_batch
 
 logger = logging.getLogger(__name__)
@@ -127,6 +128,12 @@ def _distinct(x: Tensor) -> Tensor:
     return x.unique(dim=0)  # type: ignore[no-untyped-call, no-any-return]
 
 
+def count_labels(labels: Tensor, n_clusters: int) -> Tensor:
+    """Tokens of each cluster, int64 (n_clusters,), by labels (n,) below it. `bincount` makes the host wait for a GPU twice."""
+    hits = torch.zeros(n_clusters, dtype=torch.int64, device=labels.device)
+    return hits.scatter_add_(0, labels, torch.ones_like(labels))
+
+
 @isolated()
 def pull_centers(x: Tensor, centers: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """How tokens x (n, d) pull at their centres: sums of x - c by label (n,), (K, d), and |x - c|^2, (n,); float64.
@@ -136,8 +143,9 @@ def pull_centers(x: Tensor, centers: Tensor, labels: Tensor) -> tuple[Tensor, Te
     if x.device.type != "cpu":
         # On a GPU index_add_ sums in an order that changes from run to run; segments of sorted rows do not.
         residual = x.double() - centers[labels]
-        lengths = torch.bincount(labels, minlength=len(centers))
-        pulls = torch.segment_reduce(residual[labels.argsort(stable=True)], "sum", lengths=lengths, axis=0)
+        ordered, hits = residual[labels.argsort(stable=True)], count_labels(labels, len(centers))
+        # Unsafe: without a look at the lengths, which would make the host wait.
+        pulls = torch.segment_reduce(ordered, "sum", lengths=hits, axis=0, unsafe=True)
         return pulls, residual.square_().sum(1)
     pulls = torch.zeros(centers.shape, dtype=torch.float64, device=x.device)
     squared = torch.empty(len(x), dtype=torch.float64, device=x.device)
@@ -158,9 +166,13 @@ def mini_batch_step(x: Tensor, centers: Tensor, counts: Tensor) -> tuple[Tensor,
     it took the tokens one after another at a learning rate of one over its count (Sculley 2010).
     """
     labels = NearestCenters(centers).find(x.float())
-    pulls, squared = pull_centers(x, centers, labels)
-    hits = torch.bincount(labels, minlength=len(centers))
+    hits = count_labels(labels, len(centers))
     counts = counts + hits
+    kernels = fused_kernels(x.device)
+    if kernels is not None and x.dtype == torch.float32 and len(x):
+        moved, squared = kernels.move_centers(x, centers, labels, hits, counts)
+        return moved, counts, squared
+    pulls, squared = pull_centers(x, centers, labels)
     moved = pulls.div_(counts.clamp(min=1).double()[:, None]).add_(centers)
     return moved.float(), counts, squared
 
@@ -408,9 +420,9 @@ class MiniBatchKMeans:
         x = x.to(self.cluster_centers_.device)
         centers, counts, distances = mini_batch_step(x, self.cluster_centers_, self.counts_)
         low = low_count_clusters(counts, self.reassignment_ratio)
-        self._record_step(x.shape[0], distances, counts, low)
+        empty = self._record_step(x.shape[0], distances, counts, low)
         self._tokens_since_reassignment += x.shape[0]
-        due = bool((counts == 0).any()) or self._tokens_since_reassignment >= 10 * self.n_clusters
+        due = empty or self._tokens_since_reassignment >= 10 * self.n_clusters
         if self.reassignment_ratio > 0 and due:
             self._tokens_since_reassignment = 0
             # A generator of its own: where none has collapsed, a fit is what it would be without the look.
@@ -420,21 +432,25 @@ class MiniBatchKMeans:
         self.cluster_centers_, self.counts_ = centers, counts
         return self
 
-    def _record_step(self, n: int, distances: Tensor, counts: Tensor, low: Tensor) -> None:
+    def _record_step(self, n: int, distances: Tensor, counts: Tensor, low: Tensor) -> bool:
+        """Write the step into `history_`; gives whether a cluster has a count of 0. All is read at once: a GPU is waited for once."""
+        hits = counts - self.counts_
+        rate = (hits.double() / counts.clamp(min=1)).sum() / (hits > 0).sum()
+        found = torch.stack([distances.mean(), rate, low.sum(), (counts == 0).any()]).tolist()
         self._tokens_seen += n
         self.n_steps_ += 1
-        self.inertia_ = float(distances.mean())
+        self.inertia_ = found[0]
         weight = min(1.0, 2 * n / ((self._pass_size or self._tokens_seen) + 1)) if self.n_steps_ > 2 else 1.0
         smoothed = self.history_[-1]["ewa_inertia"] * (1 - weight) if self.history_ else 0.0
-        hits = counts - self.counts_
         self.history_.append(
             {
                 "inertia": self.inertia_,
                 "ewa_inertia": smoothed + self.inertia_ * weight,
-                "learning_rate": float((hits[hits > 0].double() / counts[hits > 0]).mean()),
-                "dead_clusters": float(low.sum()),
+                "learning_rate": found[1],
+                "dead_clusters": found[2],
             }
         )
+        return bool(found[3])
 
     def _check_parameters(self) -> None:
         least = {"n_clusters": 1, "n_init": 1, "max_iter": 1, "tol": 0}

@@ -1,0 +1,121 @@
+"""Which kernels of our own a device has, once they were found right there."""
+
+import logging
+from functools import cache
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+FUSED_TILE = 256
+"""Centres that the fused kernels look at together: on a GPU they are filled up to whole tiles."""
+
+
+class Product(Protocol):
+    """What a product in low precision needs to know of the centres: see `assay.numerics.distances._Product`.
+
+    matrix: float16 or bfloat16 (whole tiles of rows, width), the width a multiple of 64, four bounds behind the d dimensions.
+    bounds: float32 (K, 3). unit: a rounding's relative error; least_step, sums, margin, underflow, most_halved: see there.
+    """
+
+    matrix: Tensor
+    bounds: Tensor
+    unit: float
+    least_step: float
+    sums: float
+    margin: float
+    underflow: float
+    most_halved: float
+
+
+class RoundCenters(Protocol):
+    """As `assay.numerics.fused.round_centers`."""
+
+    def __call__(self, centers: Tensor, origin: Tensor, product: Product) -> tuple[Tensor, Tensor]: ...
+
+
+class Nearest(Protocol):
+    """As `assay.numerics.fused.nearest`."""
+
+    def __call__(self, x: Tensor, centers: Tensor, origin: Tensor, product: Product) -> Tensor: ...
+
+
+class MoveCenters(Protocol):
+    """As `assay.numerics.fused_step.move_centers`."""
+
+    def __call__(
+        self, x: Tensor, centers: Tensor, labels: Tensor, hits: Tensor, counts: Tensor
+    ) -> tuple[Tensor, Tensor]: ...
+
+
+class Kernels(NamedTuple):
+    """Triton's on a GPU: to make centres ready, to find the nearest of them, and to move them."""
+
+    round_centers: RoundCenters
+    nearest: Nearest
+    move_centers: MoveCenters
+
+
+@cache
+def fused_kernels(device: torch.device) -> Kernels | None:
+    """The kernels where there is Triton and a GPU of Ampere's kind or later, and where what they give in a trial is right.
+
+    Compilers have been wrong. Elsewhere, and where the trial fails, torch does the same with more memory and launches.
+    """
+    if device.type != "cuda":
+        return None
+    try:
+        if torch.cuda.get_device_capability(device) < (8, 0):
+            return None
+        from assay.numerics.fused import nearest, round_centers
+        from assay.numerics.fused_step import move_centers
+
+        kernels = Kernels(round_centers, nearest, move_centers)
+        for dtype in (torch.float16, torch.bfloat16):
+            try_nearest(kernels, device, dtype)
+        try_move(kernels, device)
+    except Exception as error:  # whatever goes wrong in a compiler that is not ours
+        logger.warning("the fused kernels are not used: %s", error)
+        return None
+    return kernels
+
+
+def _drawn(device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """300 tokens, 1,100 distinct centres and 1,100 of which many are equal, float32, of 100 dimensions."""
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.randn(1400, 100, generator=generator, dtype=torch.float32, device="cpu").to(device)
+    again = torch.randint(0, 300, (1100,), generator=generator, device="cpu").to(device)
+    return drawn[:300], drawn[300:], drawn[300:][again]
+
+
+def try_nearest(kernels: Kernels, device: torch.device, dtype: torch.dtype) -> None:
+    """Rows of one candidate, of a few, and of several in several tiles."""
+    from assay.numerics.distances import _Product, nearest_in_float64
+
+    x, *both = _drawn(device)
+    origin = torch.zeros(x.shape[1], dtype=torch.float32, device=device)
+    for centers in both:
+        product = _Product(centers, origin, dtype, kernels)
+        found = kernels.nearest(x, centers, origin, product)
+        right, settled = found == nearest_in_float64(x, centers), found >= 0
+        if not bool(right[settled].all()) or int(settled.sum()) < 200:
+            raise ArithmeticError(f"of 300 in {dtype} it settled {int(settled.sum())}, {int(right.sum())} right")
+
+
+def try_move(kernels: Kernels, device: torch.device) -> None:
+    """Centres without tokens, with a few, and with a third of all."""
+    x, centers, _ = _drawn(device)
+    labels = torch.arange(300, device=device) * 7 % 1000
+    labels[::3] = 5
+    hits = torch.zeros(len(centers), dtype=torch.int64, device=device)
+    hits.scatter_add_(0, labels, torch.ones_like(labels))
+    counts = 2 * hits + 1
+    moved, squared = kernels.move_centers(x, centers, labels, hits, counts)
+    away = x.double() - centers[labels]
+    pulls = torch.zeros_like(centers, dtype=torch.float64).index_add_(0, labels, away)
+    wanted = centers + pulls / counts[:, None]
+    worst = float((moved - wanted).abs().max()), float((squared / away.square().sum(1) - 1).abs().max())
+    if not (worst[0] < 1e-6 and worst[1] < 1e-12):
+        raise ArithmeticError(f"of 1,100 centres one was moved {worst[0]:.1e} off, by distances {worst[1]:.1e} off")

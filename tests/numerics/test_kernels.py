@@ -1,0 +1,152 @@
+"""The fused kernels: on a card, in Triton's interpreter where it is installed, and what their trial lets through."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hostile import KINDS, assert_nearest, make
+
+from assay.numerics import distances, kernels
+from assay.numerics.kmeans import count_labels, mini_batch_step, pull_centers
+
+
+def by_torch(move_off=0.0, label_off=0):
+    """What the kernels give, by torch: right, or off by so much."""
+
+    def nearest(x, centers, *_):
+        return (distances.nearest_in_float64(x, centers) + label_off) % len(centers)
+
+    def move_centers(x, centers, labels, _, counts):
+        pulls, squared = pull_centers(x, centers, labels)
+        return (pulls / counts[:, None] + centers).float() + move_off, squared
+
+    return kernels.Kernels(
+        lambda centers, origin, product: product._round_centers(centers - origin), nearest, move_centers
+    )
+
+
+def test_there_are_none_but_on_cuda(monkeypatch, caplog):
+    assert kernels.fused_kernels(torch.device("cpu")) is None
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 0))
+    monkeypatch.setitem(sys.modules, "assay.numerics.fused", None)
+    kernels.fused_kernels.cache_clear()
+    assert kernels.fused_kernels(torch.device("cuda", 7)) is None
+    assert "the fused kernels are not used" in caplog.text
+
+
+def test_the_trial_lets_the_right_ones_through_and_no_others():
+    cpu = torch.device("cpu")
+    kernels.try_nearest(by_torch(), cpu, torch.float16)
+    kernels.try_move(by_torch(), cpu)
+    with pytest.raises(ArithmeticError, match=r"of 300 in torch\.float16 it settled 300, 0 right"):
+        kernels.try_nearest(by_torch(label_off=1), cpu, torch.float16)
+    with pytest.raises(ArithmeticError, match=r"one was moved 1\.0e-03 off"):
+        kernels.try_move(by_torch(move_off=1e-3), cpu)
+
+
+def test_a_step_with_kernels_is_the_step_without(monkeypatch):
+    """The kernels' place in a step: what they are given, and what is made of it."""
+    generator = torch.Generator().manual_seed(0)
+    x, centers = (torch.randn(n, 12, generator=generator, dtype=torch.float32) for n in (200, 30))
+    counts = torch.randint(0, 5, (30,), generator=generator)
+    wanted = mini_batch_step(x, centers, counts)
+    monkeypatch.setattr("assay.numerics.kmeans.fused_kernels", lambda _: by_torch())
+    monkeypatch.setattr(distances, "fused_kernels", lambda _: by_torch())
+    for found, each in zip(mini_batch_step(x, centers, counts), wanted, strict=True):
+        torch.testing.assert_close(found, each, rtol=1e-6, atol=0)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("n", "n_clusters", "d"), [(1, 1, 1), (130, 257, 70), (1000, 4096, 388)])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_on_cuda_they_settle_rows_by_brute_force(kind, n, n_clusters, d, dtype):
+    fused = kernels.fused_kernels(torch.device("cuda"))
+    x, centers = (each.cuda() for each in make(kind, n, n_clusters, d, 1))
+    origin = distances._origin(centers).float()
+    product = distances._Product(centers, origin, dtype, fused)
+    if not product.holds_the_centers:
+        pytest.skip(f"{kind} does not fit {dtype}")
+    found = fused.nearest(x, centers, origin, product)
+    settled = found >= 0
+    in_question = ("huge", "norms", "two scales", "tiny", "far and tiny")  # bounds overflow, underflow or are wide
+    assert float(settled.double().mean()) > 0.95 or kind in in_question
+    assert_nearest(found[settled].cpu(), x[settled].cpu(), centers.cpu())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("of_one", [0.0, 0.9])
+@pytest.mark.parametrize(("n", "n_clusters", "d"), [(1, 1, 1), (130, 257, 70), (8192, 500, 1024)])
+def test_on_cuda_centers_move_as_on_the_cpu(n, n_clusters, d, of_one):
+    x, centers = make("offset", n, n_clusters, d, 1)
+    generator = torch.Generator().manual_seed(2)
+    labels = torch.randint(0, n_clusters, (n,), generator=generator)
+    labels[: int(of_one * n)] = n_clusters // 2
+    hits = count_labels(labels, n_clusters)
+    given = x, centers, labels, hits, 2 * hits + 1
+    move = kernels.fused_kernels(torch.device("cuda")).move_centers
+    moved, squared = move(*(each.cuda() for each in given))
+    again, _ = move(*(each.cuda() for each in given))
+    assert torch.equal(moved, again)
+    for found, wanted in zip((moved, squared), by_torch().move_centers(*given), strict=True):
+        torch.testing.assert_close(found.cpu(), wanted, rtol=1e-6 if found.dtype == torch.float32 else 1e-12, atol=0)
+
+
+INTERPRETED = """
+import sys
+import torch
+sys.path.insert(0, sys.argv[1])
+import hostile, test_kernels
+from assay.numerics import distances, fused, kernels
+from assay.numerics.fused_step import move_centers
+distances._GROUP = 256  # whole tiles, as on a GPU
+all_of_them = kernels.Kernels(fused.round_centers, fused.nearest, move_centers)
+torch_alone = test_kernels.by_torch()
+kernels.try_nearest(all_of_them, torch.device("cpu"), torch.float16)
+kernels.try_move(all_of_them, torch.device("cpu"))
+shapes = list(fused._SHAPES.values())
+left = 0
+for kind in hostile.KINDS:
+    for n, n_clusters, d in ((5, 3, 3), (40, 300, 64), (7, 1, 1), (70, 530, 70)):
+        x, centers = hostile.make(kind, n, n_clusters, d, 1)
+        origin = distances._origin(centers).float()
+        for dtype in (torch.float16, torch.bfloat16):
+            product = distances._Product(centers, origin, dtype, all_of_them)
+            same = distances._Product(centers, origin, dtype, torch_alone)
+            assert product.holds_the_centers == same.holds_the_centers
+            if not product.holds_the_centers:
+                continue
+            if dtype == torch.float16:
+                assert torch.equal(product.matrix, same.matrix), kind
+                torch.testing.assert_close(product.bounds, same.bounds, rtol=1e-6, atol=0)
+            else:  # which the interpreter cuts off in place of rounding, and does not multiply: its values, as float32
+                product.matrix = product.matrix.float()
+            for shape in shapes if d == 3 else shapes[d % 2 :][:1]:
+                fused._SHAPES = {(0, 0): shape}
+                found = fused.nearest(x, centers, origin, product)
+                settled = found >= 0
+                left += 0 if kind == "huge" else int((~settled).sum())
+                hostile.assert_nearest(found[settled], x[settled], centers)
+        labels = torch.arange(n) ** 2 % n_clusters
+        hits = torch.bincount(labels, minlength=n_clusters)
+        given = x, centers, labels, hits, hits.clamp(min=1)
+        for found, wanted in zip(move_centers(*given), torch_alone.move_centers(*given)):
+            torch.testing.assert_close(found, wanted, rtol=1e-6 if found.dtype == torch.float32 else 1e-12, atol=0)
+print("left:", left)
+"""
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs Triton")
+@pytest.mark.skipif(np.lib.NumpyVersion(np.__version__) >= "2.4.0", reason="Triton's interpreter wants numpy below 2.4")
+def test_their_logic_is_brute_force_in_tritons_interpreter():
+    source = Path(distances.__file__).parents[2]
+    paths = os.pathsep.join(filter(None, [str(source), os.environ.get("PYTHONPATH")]))
+    environment = os.environ | {"PYTHONPATH": paths, "TRITON_INTERPRET": "1"}
+    program = [sys.executable, "-c", INTERPRETED, str(Path(__file__).parent)]
+    ended = subprocess.run(program, env=environment, capture_output=True, text=True, check=False)
+    assert ended.stdout.strip() == "left: 0", ended.stderr
