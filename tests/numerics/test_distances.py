@@ -344,15 +344,26 @@ def test_what_float64_looks_at_together_is_bounded(monkeypatch):
     assert max(largest) <= 600
 
 
-def test_the_origin_is_amid_the_most_centres():
-    centers = torch.randn(99, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float32) + 7
+@pytest.mark.parametrize("n_clusters", [1, 99, 5000])
+def test_the_origin_is_amid_the_most_centres(n_clusters):
+    centers = make("gaussian", 1, n_clusters, 5, 0)[1] + 7
     alone = module._origin(centers)
-    torch.testing.assert_close(alone, centers.double().mean(0))
-    torch.testing.assert_close(
-        module._origin(torch.cat([centers, torch.full((1, 5), 1e9, dtype=torch.float32)])), alone
+    assert alone.dtype == torch.float32
+    assert bool(((centers <= alone).any(0) & (centers >= alone).any(0)).all())
+    torch.testing.assert_close(alone, torch.full_like(alone, 7), rtol=0, atol=0.5 if n_clusters > 1 else 3)
+    few = n_clusters // 20
+    centers[:few], centers[few : 2 * few] = 1e9, -1e30
+    assert (
+        torch.equal(module._origin(centers), alone) if few == 0 else bool((module._origin(centers) - 7).abs().max() < 1)
     )
-    assert module._origin(torch.ones(1, 3, dtype=torch.float32)).tolist() == [1, 1, 1]
-    assert bool(module._origin(torch.full((2, 3), torch.nan, dtype=torch.float32)).isnan().all())
+
+
+def test_where_nothing_is_close_nothing_is_taken_by_differences(monkeypatch):
+    """To no rows there is nothing to do, and all centres in float64 are much."""
+    monkeypatch.setattr(module, "_by_differences", None)
+    x, centers = make("gaussian", 100, 50, 8, 0)
+    (squared,) = chunked_distances(x, centers)
+    torch.testing.assert_close(squared, brute_force(x, centers), rtol=2.0**-24, atol=0)
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])

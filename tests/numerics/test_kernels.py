@@ -68,7 +68,7 @@ def test_a_step_with_kernels_is_the_step_without(monkeypatch):
 def test_on_cuda_they_settle_rows_by_brute_force(kind, n, n_clusters, d, dtype):
     fused = kernels.fused_kernels(torch.device("cuda"))
     x, centers = (each.cuda() for each in make(kind, n, n_clusters, d, 1))
-    origin = distances._origin(centers).float()
+    origin = distances._origin(centers)
     product = distances._Product(centers, origin, dtype, fused)
     if not product.holds_the_centers:
         pytest.skip(f"{kind} does not fit {dtype}")
@@ -114,7 +114,7 @@ left = 0
 for kind in hostile.KINDS:
     for n, n_clusters, d in ((5, 3, 3), (40, 300, 64), (7, 1, 1), (70, 530, 70)):
         x, centers = hostile.make(kind, n, n_clusters, d, 1)
-        origin = distances._origin(centers).float()
+        origin = distances._origin(centers)
         for dtype in (torch.float16, torch.bfloat16):
             product = distances._Product(centers, origin, dtype, all_of_them)
             same = distances._Product(centers, origin, dtype, torch_alone)

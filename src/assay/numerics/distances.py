@@ -25,8 +25,8 @@ _TILE_BYTES = {"cpu": 8 * 2**20, "cuda": 512 * 2**20}
 # Centres are looked at in so many groups first, by the best score of each: only groups with a candidate are looked into.
 _GROUP = 64
 _MOST_GROUPS = 16
-# Centres whose mean is the origin: at least so many, where there are as many.
-_AMID = 1024
+# Centres whose median is the origin: at least so many, where there are as many.
+_AMID = 64
 # In float64, pairs of a row and a centre that are looked at together; and the share of them above which all are taken by differences:
 # a pair picked out costs some thirty times as much.
 _PAIRS = 2**20
@@ -127,8 +127,8 @@ class NearestCenters:
     def __init__(self, centers: Tensor, dtypes: tuple[torch.dtype, ...] | None = None) -> None:
         self._centers = centers
         wanted = (*fast_dtypes(centers.device), torch.float32) if dtypes is None else dtypes
-        # A large common offset would cancel away the digits that matter. As float32, it is the same for tokens and centres.
-        self._origin = _origin(centers).float()
+        # A large common offset would cancel away the digits that matter.
+        self._origin = _origin(centers)
         self._dtypes = tuple(dict.fromkeys(wanted))
         self._products: dict[torch.dtype, _Product] = {}
 
@@ -178,17 +178,12 @@ class NearestCenters:
 
 
 def _origin(centers: Tensor) -> Tensor:
-    """A point amid centers (K, d), float64 (d,): the mean of a thousand or two of them, without those that lie far from the others.
+    """A point amid centers (K, d), float32 (d,): of each dimension the median of a hundred of them, or all.
 
-    Any would do; bounds are tight about one that is near most tokens, which a single centre far away would draw off.
+    Any would do; bounds are tight about one that is near most tokens. A few centres far away do not draw it off.
     """
     some = centers[:: max(1, len(centers) // _AMID)]
-    mean = some.mean(0, dtype=torch.float64)
-    lengths = (some - mean.float()).norm(dim=1)
-    near = lengths <= 4 * lengths.median()
-    of_near = torch.where(near[:, None], some, 0).sum(0, dtype=torch.float64) / near.sum()
-    # Not asked of the host, which would have to wait.
-    return torch.where(near.all() | ~near.any(), mean, of_near)
+    return some.sort(dim=0).values[len(some) // 2]  # `median` is not deterministic on a GPU
 
 
 class _Product:
@@ -342,7 +337,7 @@ def _by_product(x: Tensor, centers: Tensor) -> Iterator[tuple[Tensor, Tensor, Te
     A sum of m terms is off by at most m eps / 2 times the sum of their magnitudes, in any order: 2 |x| |c| + |x|^2 + |c|^2 here. Its d
     products and three sums, and what the shift to the origin rounds, want (d + 8) eps / 2; g is twice that, for |x| and |c| as computed.
     """
-    origin = _origin(centers)
+    origin = _origin(centers).double()
     centers = centers.double() - origin
     center_norms = centers.square().sum(1)
     center_lengths = center_norms.sqrt()
@@ -361,8 +356,8 @@ def _by_differences(x: Tensor, centers: Tensor) -> Tensor:
 
 
 def _parts(rows: Tensor, n_clusters: int) -> Sequence[Tensor]:
-    """Numbers of rows, so many together that all pairs of a row and a centre are no burden."""
-    return torch.split(rows, max(1, _PAIRS // n_clusters))
+    """Numbers of rows, so many together that all pairs of a row and a centre are no burden; of no rows there is no part."""
+    return torch.split(rows, max(1, _PAIRS // n_clusters)) if len(rows) else ()
 
 
 def chunked_distances(x: Tensor, centers: Tensor) -> Iterator[Tensor]:
@@ -377,9 +372,10 @@ def chunked_distances(x: Tensor, centers: Tensor) -> Iterator[Tensor]:
         doubtful = (distances.amin(1) < trusted * (lengths + center_lengths.max()).square()).nonzero()[:, 0]
         for part in _parts(doubtful, len(centers)):
             near = distances[part] < trusted * (lengths[part][:, None] + center_lengths).square_()
-            crowded = near.sum(1) > _MANY * len(centers)
-            distances[part[crowded]] = _by_differences(rows[part[crowded]], centers)
-            near[crowded] = False
+            crowded = (near.sum(1) > _MANY * len(centers)).nonzero()[:, 0]
+            if len(crowded):
+                distances[part[crowded]] = _by_differences(rows[part[crowded]], centers)
+                near[crowded] = False
             found, pairs = near.nonzero(as_tuple=True)
             distances[part[found], pairs] = paired_distances(rows, part[found], centers, pairs)
         yield distances
