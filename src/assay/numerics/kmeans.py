@@ -204,15 +204,17 @@ def collapsed_clusters(centers: Tensor, radius: float, generator: torch.Generato
     spread = (centers - centers.mean(0)).norm(dim=1, dtype=torch.float64)[order]
     near = _SAME * torch.minimum(lengths, spread).clamp(max=radius)
     rounding = 4 * torch.finfo(torch.float64).eps * centers.shape[1] * lengths
-    collapsed = torch.zeros(len(centers), dtype=torch.bool, device=centers.device)
-    for step in range(1, min(_LOOKED_AT, len(centers) - 1) + 1):
-        most = torch.minimum(near[step:], near[:-step])
-        gaps = (along[step:] - along[:-step]).abs_().amax(1)
-        pairs = (gaps <= most + rounding[step:]).nonzero()[:, 0]
-        one, other = order[pairs], order[pairs + step]
-        same = paired_distances(centers, one, centers, other).sqrt() <= most[pairs]
-        collapsed[torch.maximum(one, other)[same]] = True
-    return collapsed
+    # All pairs at once: on a GPU the host waits for their number only.
+    steps = torch.arange(1, min(_LOOKED_AT, len(centers) - 1) + 1, device=centers.device)[:, None]
+    follower = torch.arange(len(centers), device=centers.device) + steps
+    inside, follower = follower < len(centers), follower.clamp(max=len(centers) - 1)
+    gaps = (along[follower] - along).abs_().amax(2)
+    most = torch.minimum(near[follower], near)
+    apart, places = (inside & (gaps <= most + rounding[follower])).nonzero(as_tuple=True)
+    one, other = order[places], order[follower[apart, places]]
+    same = paired_distances(centers, one, centers, other).sqrt() <= most[apart, places]
+    found = torch.zeros(len(centers), dtype=torch.int64, device=centers.device)
+    return found.scatter_add_(0, torch.maximum(one, other), same.long()) > 0
 
 
 @isolated()
@@ -227,19 +229,18 @@ def reassign_centers(
     stays. They take the lowest count among the others, so that they neither jump about nor are at once low again. Of two centres that
     have fallen together the one of higher index gets no more tokens, but its count may be high and stay so: `collapsed_clusters` finds it.
     """
-    n_moved = min(int(low.sum()), int((squared > 0).sum()) // 2, len(low) - 1)
+    n_low, n_off = torch.stack([low.sum(), (squared > 0).sum()]).tolist()
+    n_moved = min(n_low, n_off // 2, len(low) - 1)
     if n_moved == 0:
         return centers, counts
     moved = torch.where(low, counts, torch.iinfo(counts.dtype).max).argsort(stable=True)[:n_moved]
-    stays = torch.ones_like(low)
-    stays[moved] = False
     # Largest of u^(1/w) (Efraimidis and Spirakis 2006), as logarithms: a weighted draw without replacement, of any size.
     uniform = torch.rand(len(squared), generator=generator, dtype=torch.float64, device="cpu")
     keys = uniform.log() / squared.cpu()
     tokens = keys.nan_to_num(-math.inf, -math.inf, -math.inf).topk(n_moved).indices.to(x.device)
     centers, new_counts = centers.clone(), counts.clone()
     centers[moved] = x[tokens].float()
-    new_counts[moved] = counts[stays].min()
+    new_counts[moved] = counts.index_fill(0, moved, torch.iinfo(counts.dtype).max).min()
     return centers, new_counts
 
 
