@@ -35,6 +35,8 @@ class _Shape(NamedTuple):
 # By compute capability, from this one on, the latest first. Hopper's is the fastest of those that fit an H200 (docs/benchmarks.md);
 # Ampere's spills no registers and fits its smallest multiprocessors, and has not yet run on a card.
 _SHAPES = {(9, 0): _Shape(128, 8, 4, True), (8, 0): _Shape(128, 8, 3, False)}
+# Rows of tokens and of centres that are rounded at a time.
+_ROUNDED = 4
 # What a float32 loses where a column takes its low bits, relative.
 _PACKING = 2.0**-15
 # More candidates than this, or tiles with two, and a row is better asked again in the next precision.
@@ -367,7 +369,7 @@ def round_centers(centers: Tensor, origin: Tensor, product: Product) -> tuple[Te
     bounds = torch.empty(n_centers, 3, dtype=torch.float32, device=centers.device)
     overflown = torch.zeros((), dtype=torch.int32, device=centers.device)
     with on_device_of(centers):
-        _round_centers[(len(matrix) // 4,)](
+        _round_centers[(len(matrix) // _ROUNDED,)](
             centers,
             origin,
             matrix,
@@ -383,7 +385,7 @@ def round_centers(centers: Tensor, origin: Tensor, product: Product) -> tuple[Te
             product.unit,
             product.least_step,
             d**0.5 * 2.0**-126,
-            ROWS=4,
+            ROWS=_ROUNDED,
             DIMS=256,
         )
     return bounds, overflown == 0
@@ -413,7 +415,7 @@ def _nearest(x: Tensor, centers: Tensor, origin: Tensor, product: Product) -> Te
     norms, lost, least = torch.empty(3, n, dtype=torch.float32, device=x.device)
     best, second = torch.empty(2, n, n_tiles, dtype=torch.float32, device=x.device)
     labels = torch.empty(n, dtype=torch.int64, device=x.device)
-    _prepare[(triton.cdiv(n, 4),)](
+    _prepare[(triton.cdiv(n, _ROUNDED),)](
         x,
         origin,
         tokens,
@@ -428,7 +430,7 @@ def _nearest(x: Tensor, centers: Tensor, origin: Tensor, product: Product) -> Te
         product.underflow,
         1 + 4 * product.unit,
         product.least_step,
-        ROWS=4,
+        ROWS=_ROUNDED,
         DIMS=256,
     )
     shape = _shape(x.device)
