@@ -99,7 +99,7 @@ def test_features_are_ranked_alike_in_any_block(monkeypatch):
     scores, labels = torch.randn(7, 50, dtype=torch.float32).round(decimals=1), torch.randint(0, 3, (50,))
     thresholds = torch.randn(7, 3, dtype=torch.float32).double()
     whole = _rank(scores, labels, 3, thresholds)
-    monkeypatch.setattr(ranking, "_BLOCK", 100)
+    monkeypatch.setitem(ranking._BLOCK, "cpu", 100)
     assert torch.equal(_rank(scores, labels, 3, thresholds), whole)
 
 

@@ -41,7 +41,7 @@ def check_batch(x: Tensor, d: int | None = None, *, largest: float = math.inf) -
         raise ValueError(f"found a batch of {x.dtype}, wanted real numbers: are these activations?")
     if len(x) == 0 or x.is_meta:
         return
-    low, high = map(float, x.aminmax())  # one pass; a NaN is both
+    low, high = map(float, torch.stack(x.aminmax()).tolist())  # one pass and one wait for a GPU; a NaN is both
     if math.isfinite(low) and math.isfinite(high) and -largest <= low and high <= largest:
         return
     wrong = ~x.isfinite() | (x.double().abs() > largest)
@@ -83,7 +83,7 @@ class StreamingMoments:
     """Per-dimension mean and population standard deviation (ddof = 0) over a stream of batches.
 
     Reading `mean_` or `std_`, both float64 (d,), raises ValueError before any token was seen; `count_` is then 0.
-    Sums are kept in float64 on the device of the first batch; later batches are moved there.
+    Sums are kept in float64 on the device of the latest batch.
     """
 
     def __init__(self) -> None:
@@ -99,7 +99,11 @@ class StreamingMoments:
         check_batch(x, None if seen is None else seen.mean.shape[0])
         if x.shape[0] == 0:
             return self
-        self._moments = batch_moments(x) if seen is None else merge_moments(seen, batch_moments(x.to(seen.mean.device)))
+        batch = batch_moments(x)
+        if seen is not None:
+            # Of a state that was read from a file they are on the CPU: they are small, and batches are not.
+            seen = Moments(seen.count, seen.mean.to(x.device), seen.second.to(x.device))
+        self._moments = batch if seen is None else merge_moments(seen, batch)
         return self
 
     @property

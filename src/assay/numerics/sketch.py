@@ -18,6 +18,7 @@ import dataclasses
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NoReturn
 
 import torch
 from torch import Tensor
@@ -186,12 +187,17 @@ class FeatureSketch:
             for rows in _ranges(len(x), height):
                 block = x[rows, features].T.to(torch.float64, copy=True, memory_format=torch.contiguous_format)
                 low, high = block.amin(dim=1), block.amax(dim=1)
-                if not (low.isfinite() & high.isfinite()).all():
-                    feature, row = (~block.isfinite()).nonzero()[0].tolist()
+                away = self._away(low, high, features)
+                if (
+                    not away.amax() <= _SPAN
+                ):  # NaN and infinity are no less: one look for all, since a GPU is waited for
+                    wrong = (~block.isfinite()).nonzero()
+                    if not len(wrong):
+                        self._refuse_span(away, features, first_feature)
+                    feature, row = wrong[0].tolist()
                     raise ValueError(not_finite(first_row + rows.start + row, first_feature + features.start + feature))
                 self.low[features] = torch.minimum(self.low[features], low)
                 self.high[features] = torch.maximum(self.high[features], high)
-                self._check_span(low, high, features, first_feature)
                 t = block.sub_(self.cells.centre[features, None]).div_(self.cells.scale[features, None])
                 sums_by_class[features].scatter_add_(1, group[rows].expand_as(t), t)
                 cell, u = self.cells.cells(t)
@@ -212,7 +218,10 @@ class FeatureSketch:
             self.high.scatter_reduce_(0, feature, value, "amax")
             t = (value - self.cells.centre[feature]) / self.cells.scale[feature]
             if len(t) and t.abs().amax() > _SPAN:
-                self._check_span(self.low.clamp(max=0), self.high.clamp(min=0), slice(0, len(self.low)), first_feature)
+                every = slice(0, len(self.low))
+                self._refuse_span(
+                    self._away(self.low.clamp(max=0), self.high.clamp(min=0), every), every, first_feature
+                )
             of_class = label >= 0
             self.class_sums.view(-1).scatter_add_(0, (feature * self.n_classes + label)[of_class], t[of_class])
             cell, u = self.cells.cells(t)
@@ -223,15 +232,18 @@ class FeatureSketch:
                 sums.scatter_add_(0, index, powers)
                 powers *= u
 
-    def _check_span(self, low: Tensor, high: Tensor, features: slice, first_feature: int) -> None:
-        centre, scale = self.cells.centre[features], self.cells.scale[features]
-        away = torch.maximum(high - centre, centre - low) / scale
-        if away.amax() > _SPAN:
-            feature = int(away.argmax())
-            raise ValueError(
-                f"feature {first_feature + features.start + feature} has values {float(away[feature]):.1e} times as far apart as "
-                f"in its first rows, {float(scale[feature]):.1e}, wanted less than {_SPAN:.0e} times: look for it in the codes"
-            )
+    def _away(self, low: Tensor, high: Tensor, features: slice) -> Tensor:
+        """How far from the centre the farther of low and high (features,) is, in units: (features,)."""
+        centre = self.cells.centre[features]
+        return torch.maximum(high - centre, centre - low) / self.cells.scale[features]
+
+    def _refuse_span(self, away: Tensor, features: slice, first_feature: int) -> NoReturn:
+        feature = int(away.argmax())
+        raise ValueError(
+            f"feature {first_feature + features.start + feature} has values {float(away[feature]):.1e} times as far apart as "
+            f"in its first rows, {float(self.cells.scale[features][feature]):.1e}, wanted less than {_SPAN:.0e} times: look for it in "
+            "the codes"
+        )
 
     @isolated()
     def add_rows(self, labels: Tensor) -> None:
@@ -248,16 +260,18 @@ class FeatureSketch:
 
     @isolated()
     def merge(self, other: FeatureSketch) -> None:
-        """Add the rows of another sketch with the same map: as if all had been added to one."""
+        """Add the rows of another sketch with the same map, on whatever device: as if all had been added to this one."""
+        place = self.sums.device
+        centre, scale = other.cells.centre.to(place), other.cells.scale.to(place)
         if other.sums.shape != self.sums.shape or not (
-            torch.equal(other.cells.centre, self.cells.centre) and torch.equal(other.cells.scale, self.cells.scale)
+            torch.equal(centre, self.cells.centre) and torch.equal(scale, self.cells.scale)
         ):
             raise ValueError("the sketches have different cells, wanted the same map: make both with one CellMap")
-        self.sums += other.sums
-        self.class_sums += other.class_sums
-        self.class_counts += other.class_counts
-        self.low = torch.minimum(self.low, other.low)
-        self.high = torch.maximum(self.high, other.high)
+        self.sums += other.sums.to(place)
+        self.class_sums += other.class_sums.to(place)
+        self.class_counts += other.class_counts.to(place)
+        self.low = torch.minimum(self.low, other.low.to(place))
+        self.high = torch.maximum(self.high, other.high.to(place))
         self.n_rows += other.n_rows
 
     @isolated()
