@@ -1,4 +1,7 @@
-"""What many tests need: a small planted data set in saev's format, and a copy of the project to run commands in."""
+"""What many tests need: a small planted data set in saev's format, and a copy of the project to run commands in.
+
+What not every machine has is imported where it is used: tests that want a GPU run where there are torch, numpy and pytest alone.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +13,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import mlflow
 import numpy as np
 import pytest
-from PIL import Image
-
-from assay.io.metadata import Metadata
-from assay.io.shards import write_shards
+import torch
 
 ROOT = Path(__file__).parents[1]
 LAYERS, TOKENS, D_MODEL, N_CLASSES = (3, 5), 16, 80, 4
@@ -31,12 +30,19 @@ LONG = ("test_command_line.py", "test_two_at_once.py", "test_whole_runs.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Long files first: a process that took one last would be waited for."""
+    """Long files first: a process that took one last would be waited for. And no test that wants a GPU where there is none."""
     items.sort(key=lambda item: item.path.name not in LONG)
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs a GPU"))
 
 
 def write_planted(root: Path, n_examples: int, seed: int) -> Path:
     """Shards of labelled tokens whose class moves their mean, far in the second layer and a little in the first; 0 is void."""
+    from assay.io.metadata import Metadata
+    from assay.io.shards import write_shards
+
     directions = np.random.default_rng(7).normal(size=(len(LAYERS), N_CLASSES, D_MODEL))
     directions *= np.array([0.05, 1.0])[:, None, None]
     scales = np.geomspace(3, 0.1, D_MODEL)
@@ -74,6 +80,8 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 @pytest.fixture(scope="session")
 def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An image of 4 x 4 patches for each example to judge on, grey, with a dark patch of its own."""
+    from PIL import Image
+
     folder = tmp_path_factory.mktemp("photographs")
     for number in range(24):
         pixels = np.full((TOKENS // 2, TOKENS // 2), 255, dtype=np.uint8)
@@ -86,6 +94,8 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An MLflow database without runs: making one takes seconds."""
+    import mlflow
+
     path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
     mlflow.MlflowClient(f"sqlite:///{path}").search_experiments()
     return path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import io
 import json
 import os
 import re
@@ -267,6 +268,16 @@ def test_a_second_run_makes_nothing_and_says_so(whole_run, run_command):
     assert len(table.findall(ended.stdout)) == 12
     with sqlite3.connect(project / "mlflow.db") as database:  # no empty run, no duplicates
         assert database.execute("select count(*) from runs").fetchone() == (13,)
+
+
+def test_on_a_pretended_gpu_a_whole_run_mixes_no_devices_and_gives_the_cpus_table(whole_run, new_project, run_command):
+    pretended = Path(__file__).parent / "pretended_cuda.py"
+    project = new_project()
+    ended = run_command(f"{sys.executable} {pretended} -m kedro run --params=device:cuda", project)
+    assert ended.returncode == 0, ended.stderr
+    tables = [(each / "data/08_reporting/baselines.csv").read_text("utf-8") for each in (project, whole_run[0])]
+    found, wanted = (pd.read_csv(io.StringIO(table)) for table in tables)
+    pd.testing.assert_frame_equal(found, wanted, rtol=1e-9, atol=1e-12)
 
 
 def test_damaged_results_are_made_again(whole_run, run_command, planted):

@@ -351,7 +351,7 @@ def test_a_resumed_pass_reads_only_what_is_left(shards: Shards, monkeypatch: pyt
 
 
 @pytest.mark.usefixtures("small_reads")
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 def test_on_cuda_the_batches_are_the_same(shards: Shards) -> None:
     for shuffle in (False, True):
         wanted = list(shards.batches(layer=1, batch_size=4, shuffle=shuffle))

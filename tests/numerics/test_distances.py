@@ -375,10 +375,3 @@ def test_a_row_without_a_nearest_centre_leaves_the_others_alone(bad):
     rest = torch.arange(30) != 7
     assert torch.equal(found[rest], whole[rest])
     assert 0 <= int(found[7]) < 1500
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("kind", KINDS)
-def test_on_cuda_the_answer_is_the_same(kind):
-    x, centers = make(kind, 3000, 300, 64, 1)
-    assert torch.equal(NearestCenters(centers.cuda()).find(x.cuda()).cpu(), NearestCenters(centers).find(x))

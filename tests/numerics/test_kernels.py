@@ -13,7 +13,8 @@ from hostile import KINDS, assert_nearest, make
 from numpy.lib import NumpyVersion
 
 from assay.numerics import distances, kernels
-from assay.numerics.kmeans import count_labels, mini_batch_step, pull_centers
+from assay.numerics.kmeans import mini_batch_step, pull_centers
+from assay.numerics.ranking import count_classes
 
 
 def by_torch(move_off=0.0, label_off=0):
@@ -62,7 +63,7 @@ def test_a_step_with_kernels_is_the_step_without(monkeypatch):
         torch.testing.assert_close(found, each, rtol=1e-6, atol=0)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("n", "n_clusters", "d"), [(1, 1, 1), (130, 257, 70), (1000, 4096, 388)])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -80,7 +81,7 @@ def test_on_cuda_they_settle_rows_by_brute_force(kind, n, n_clusters, d, dtype):
     assert_nearest(found[settled].cpu(), x[settled].cpu(), centers.cpu())
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 @pytest.mark.parametrize("of_one", [0.0, 0.9])
 @pytest.mark.parametrize(("n", "n_clusters", "d"), [(1, 1, 1), (130, 257, 70), (8192, 500, 1024)])
 def test_on_cuda_centers_move_as_on_the_cpu(n, n_clusters, d, of_one):
@@ -88,7 +89,7 @@ def test_on_cuda_centers_move_as_on_the_cpu(n, n_clusters, d, of_one):
     generator = torch.Generator().manual_seed(2)
     labels = torch.randint(0, n_clusters, (n,), generator=generator)
     labels[: int(of_one * n)] = n_clusters // 2
-    hits = count_labels(labels, n_clusters)
+    hits = count_classes(labels, n_clusters)
     given = x, centers, labels, hits, 2 * hits + 1
     move = kernels.fused_kernels(torch.device("cuda")).move_centers
     moved, squared = move(*(each.cuda() for each in given))

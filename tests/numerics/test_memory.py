@@ -73,7 +73,7 @@ def test_here_it_is_something():
     assert memory.free_bytes(CPU) > 0
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 def test_what_torch_keeps_for_itself_is_free():
     before = memory.free_bytes(torch.device("cuda"))
     held = torch.empty(2**28, dtype=torch.uint8, device="cuda")

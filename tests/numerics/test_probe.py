@@ -829,7 +829,7 @@ def test_validation_loss_of_a_pure_cluster_is_that_of_the_optimum():
     assert abs(found - float(wanted)) < 1e-9
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 @pytest.mark.parametrize("class_weight", WEIGHTS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_on_cuda_the_probes_are_the_same(kind, class_weight):

@@ -19,6 +19,7 @@ from assay.numerics.errors import ErrorSums, error_sums
 from assay.numerics.isolation import isolated, snapshot
 from assay.numerics.kernels import fused_kernels
 from assay.numerics.moments import batch_moments, check_batch
+from assay.numerics.ranking import count_classes
 
 logger = logging.getLogger(__name__)
 
@@ -128,12 +129,6 @@ def _distinct(x: Tensor) -> Tensor:
     return x.unique(dim=0)  # type: ignore[no-untyped-call, no-any-return]
 
 
-def count_labels(labels: Tensor, n_clusters: int) -> Tensor:
-    """Tokens of each cluster, int64 (n_clusters,), by labels (n,) below it. `bincount` makes the host wait for a GPU twice."""
-    hits = torch.zeros(n_clusters, dtype=torch.int64, device=labels.device)
-    return hits.scatter_add_(0, labels, torch.ones_like(labels))
-
-
 @isolated()
 def pull_centers(x: Tensor, centers: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """How tokens x (n, d) pull at their centres: sums of x - c by label (n,), (K, d), and |x - c|^2, (n,); float64.
@@ -143,7 +138,7 @@ def pull_centers(x: Tensor, centers: Tensor, labels: Tensor) -> tuple[Tensor, Te
     if x.device.type != "cpu":
         # On a GPU index_add_ sums in an order that changes from run to run; segments of sorted rows do not.
         residual = x.double() - centers[labels]
-        ordered, hits = residual[labels.argsort(stable=True)], count_labels(labels, len(centers))
+        ordered, hits = residual[labels.argsort(stable=True)], count_classes(labels, len(centers))
         # Unsafe: without a look at the lengths, which would make the host wait.
         pulls = torch.segment_reduce(ordered, "sum", lengths=hits, axis=0, unsafe=True)
         return pulls, residual.square_().sum(1)
@@ -166,7 +161,7 @@ def mini_batch_step(x: Tensor, centers: Tensor, counts: Tensor) -> tuple[Tensor,
     it took the tokens one after another at a learning rate of one over its count (Sculley 2010).
     """
     labels = NearestCenters(centers).find(x.float())
-    hits = count_labels(labels, len(centers))
+    hits = count_classes(labels, len(centers))
     counts = counts + hits
     kernels = fused_kernels(x.device)
     if kernels is not None and x.dtype == torch.float32 and len(x):

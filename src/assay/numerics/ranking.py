@@ -28,8 +28,12 @@ def check_labels(labels: Tensor, n_rows: int, n_classes: int) -> None:
 
 @isolated()
 def count_classes(labels: Tensor, n_classes: int) -> Tensor:
-    """Rows of each class, int64 (n_classes,); those labelled -1 are in none."""
-    return torch.bincount(labels + 1, minlength=n_classes + 1)[1:]
+    """Rows of each class, or of whatever labels (rows,) int64 number, int64 (n_classes,); those labelled -1 are in none.
+
+    The host does not wait for a GPU, as for `bincount` it does twice.
+    """
+    counts = torch.zeros(n_classes + 1, dtype=torch.int64, device=labels.device)
+    return counts.scatter_add_(0, labels + 1, torch.ones_like(labels))[1:]
 
 
 @isolated()
@@ -50,7 +54,7 @@ def rank_features(values: Tensor, labels: Tensor, n_classes: int, thresholds: Te
     if values.isnan().any():
         raise ValueError("values hold NaN, wanted numbers that can be ranked: look for it in the codes")
     classes = torch.where(labels < 0, n_classes, labels)  # the rows of no class: one class more, left out below
-    counts = torch.bincount(classes, minlength=n_classes + 1)
+    counts = count_classes(classes, n_classes + 1)
     ranks = torch.empty(3, 2, n_features, n_classes, dtype=torch.float64, device=values.device)
     width = max(1, _BLOCK[values.device.type] // n_rows)
     for start in range(0, n_features, width):

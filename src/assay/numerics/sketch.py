@@ -26,6 +26,7 @@ from torch import Tensor
 from assay.numerics.codes import not_finite
 from assay.numerics.isolation import isolated
 from assay.numerics.logistic import Cells, Points, Slab
+from assay.numerics.ranking import count_classes
 
 _ONE = 0x3F800000  # the bits of 1.0 as float32
 _MANTISSA = 23
@@ -354,7 +355,7 @@ class FeatureSketch:
 
     def _count(self, labels: Tensor) -> None:
         self.n_rows += len(labels)
-        self.class_counts += torch.bincount(labels + 1, minlength=self.n_classes + 1)[1:]
+        self.class_counts += count_classes(labels, self.n_classes)
 
     def _group(self, labels: Tensor) -> Tensor:
         return torch.where(labels < 0, self.n_classes, labels)
