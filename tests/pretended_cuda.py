@@ -123,8 +123,6 @@ def _run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         plain["device"] = torch.device("cpu")
     if not ours and target != _INNER.type:
         return func(*args, **plain)
-    if name == "record_stream":
-        return None
     _check(func, name, args, tensors)
     _count(func, name, args, kwargs, ours)
     found = func(*tree_map(_values, args), **tree_map(_values, plain))
@@ -192,15 +190,14 @@ def _waits_for_indices(args: tuple[Any, ...]) -> int:
 
 
 def _waits_for_copy(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], from_us: bool) -> int:
-    """To the CPU always; from it but where the copy is only queued."""
+    """Between the devices, but where the copy is only queued, from or into pinned memory: then an event may be waited for."""
     if name == "_to_copy":
         target = kwargs.get("device")
         if from_us:
             return int(target is not None and torch.device(target).type == "cpu")
         return int(not kwargs.get("non_blocking"))
     to, source = (isinstance(each, Pretended) for each in args[:2])
-    queued = kwargs.get("non_blocking") or any(args[2:3])
-    return int(to != source and not (to and queued))
+    return int(to != source and not (kwargs.get("non_blocking") or any(args[2:3])))
 
 
 class _Dispatch(TorchDispatchMode):
@@ -222,24 +219,33 @@ def _listed(index: Any) -> Any:
     return torch.tensor(index).to(_INNER) if isinstance(index, list) else index
 
 
+def _refuse_numpy(*_: Any) -> None:
+    raise TypeError("can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() first.")
+
+
+# What is asked of one of our tensors before anything is dispatched.
+_ANSWERS: dict[Any, Callable[..., Any]] = {
+    Tensor.device.__get__: lambda *_: CUDA,  # type: ignore[attr-defined]
+    Tensor.is_cuda.__get__: lambda *_: True,  # type: ignore[attr-defined]
+    Tensor.tolist: lambda tensor: tensor.to("cpu").tolist(),
+    Tensor.numpy: _refuse_numpy,
+    Tensor.__array__: _refuse_numpy,
+    Tensor.new_tensor: lambda tensor, data, **given: torch.tensor(
+        data, **{"dtype": tensor.dtype} | given | {"device": "cpu"}
+    ).to(_INNER),
+}
+
+
 class _Functions(TorchFunctionMode):
     """What torch asks a tensor, or of a device, before it dispatches."""
 
     def __torch_function__(self, func: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if args and isinstance(args[0], Pretended):
-            if func == Tensor.device.__get__:  # type: ignore[attr-defined]
-                return CUDA
-            if func == Tensor.is_cuda.__get__:  # type: ignore[attr-defined]
-                return True
-            if func is Tensor.tolist:
-                return args[0].to("cpu").tolist()
+            if func in _ANSWERS:
+                return _ANSWERS[func](*args, **kwargs)
             if func in (Tensor.__getitem__, Tensor.__setitem__):
                 args = (args[0], _listed(args[1]), *args[2:])
-            if func is Tensor.new_tensor:
-                return torch.tensor(*args[1:], **{"dtype": args[0].dtype} | kwargs | {"device": "cpu"}).to(_INNER)
-            if func in (Tensor.numpy, Tensor.__array__):
-                raise TypeError("can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() first.")
         if func is torch.tensor and _told(kwargs.get("device")) == _INNER:
             return torch.tensor(*args, **kwargs | {"device": "cpu"}).to(_INNER)
         if func is torch.device:
@@ -264,12 +270,12 @@ def install() -> Counts:
         "stream": lambda *_: nullcontext(),
         "Stream": lambda *_: _Stream(),
         "current_stream": lambda *_: _Stream(),
-        "Event": lambda **_: SimpleNamespace(record=lambda *_: None, synchronize=lambda: None, query=lambda: True),
     }
     for name, answer in answers.items():
         setattr(torch.cuda, name, answer)
     Tensor.cuda = lambda self, *_, **__: self.to(CUDA)  # type: ignore[method-assign]
     Tensor.cpu = lambda self, *_, **__: self.to("cpu")  # type: ignore[method-assign]
+    Tensor.record_stream = lambda *_: None  # type: ignore[method-assign]
     run = threading.Thread.run
 
     def with_modes(thread: threading.Thread) -> None:
@@ -285,14 +291,10 @@ def install() -> Counts:
 class _Stream:
     """All is done at once, so there is nothing to wait for."""
 
-    def wait_stream(self, _: _Stream) -> None: ...
-
     def wait_event(self, _: object) -> None: ...
 
-    def record_event(self, event: Any = None) -> Any:
-        return event or SimpleNamespace(synchronize=lambda: None, query=lambda: True)
-
-    def synchronize(self) -> None: ...
+    def record_event(self) -> Any:
+        return SimpleNamespace(synchronize=lambda: COUNTS.add(COUNTS.waits, "event"))
 
 
 def pytest_configure() -> None:

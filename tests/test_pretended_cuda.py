@@ -38,7 +38,7 @@ asked = {
     "find": lambda: finder.find(tokens),
     "step": lambda: kmeans.partial_fit(tokens),
     "step that reassigns": reassigning,
-    "centre of k-means++": lambda: kmeans_plus_plus(tokens, 11, torch.Generator().manual_seed(0)),
+    "ten centres of k-means++": lambda: kmeans_plus_plus(tokens, 11, torch.Generator().manual_seed(0)),
     "moments": lambda: moments.partial_fit(tokens),
     "PCA": lambda: pca.partial_fit(tokens),
     "sketch": lambda: sketch.add(tokens, labels),
@@ -68,14 +68,15 @@ def counted() -> dict[str, dict]:
 
 @pytest.mark.parametrize(
     ("asked", "most"),
-    {"find": 3, "step": 6, "step that reassigns": 15, "moments": 2, "PCA": 1, "sketch": 2}.items(),
+    {"find": 3, "step": 6, "step that reassigns": 9, "moments": 2, "PCA": 1, "sketch": 1}.items(),
 )
 def test_the_host_waits_no_more_often_than_it_has_to(counted, asked, most):
     assert sum(counted[asked]["waits"].values()) <= most, counted[asked]["waits"]
 
 
 def test_a_centre_of_k_means_plus_plus_is_a_few_waits(counted):
-    assert sum(counted["centre of k-means++"]["waits"].values()) <= 10 * 8, counted["centre of k-means++"]
+    waits = counted["ten centres of k-means++"]["waits"]
+    assert sum(waits.values()) <= 10 * 4 + 3, waits
 
 
 def test_no_sum_of_a_dictionary_is_made_in_an_order_of_chance(counted):
@@ -143,7 +144,7 @@ def test_the_pretended_device_is_as_strict_as_a_gpu():
 
 def test_what_is_tested_on_a_gpu_holds_on_the_pretended_one():
     """A rehearsal, so that they run on a card at the first try; the others need Triton, or a card's memory."""
-    command = "-m pytest -q -p no:cacheprovider -p pretended_cuda -m gpu -W default tests/numerics/test_on_cuda.py"
+    command = "-m pytest -q -p no:cacheprovider -p pretended_cuda -m gpu tests/numerics/test_on_cuda.py tests/io"
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent / "src")])}
     ended = subprocess.run(
         [sys.executable, *command.split()],

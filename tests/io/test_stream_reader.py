@@ -1,6 +1,7 @@
 """The streaming reader: one order for any number of threads, resumed at any batch; errors, threads and memory left behind."""
 
 import gc
+import itertools
 import json
 import os
 import re
@@ -19,7 +20,7 @@ from hypothesis import strategies as st
 from assay.io import order as orders
 from assay.io import stream_reader
 from assay.io.metadata import Metadata
-from assay.io.shards import Shards, write_shards
+from assay.io.shards import Shards, default_threads, write_shards
 
 N_EXAMPLES, TOKENS, D_MODEL, LAYERS = 23, 6, 3, (1, 4, 8)
 N_TOKENS = N_EXAMPLES * TOKENS
@@ -105,6 +106,11 @@ def test_threads_and_resuming_change_no_bit(shards: Shards, data: st.DataObject)
         resumed = shards.batches(**options, cursor=cursor, threads=data.draw(st.sampled_from([1, 2, 8])))
         assert resumed.state() == cursor
         assert [batch.tolist() for batch in [*head, *resumed]] == [batch.tolist() for batch in first]
+        layer = shards.layer(options["layer"])
+        held = layer.hold(layer.batches(batch_size=options["batch_size"]), "cpu")
+        from_there = [*shards.batches(**options, held=held)][:stop]
+        from_there += shards.batches(**options, held=held, cursor=cursor)
+        assert [batch.tolist() for batch in from_there] == [batch.tolist() for batch in first]
     assert not reading_threads()
     limit = min(wanted, options["max_tokens"] or wanted)
     assert [len(batch) for batch in first[:-1]] == [options["batch_size"]] * (len(first) - 1)
@@ -350,11 +356,83 @@ def test_a_resumed_pass_reads_only_what_is_left(shards: Shards, monkeypatch: pyt
     assert read == (N_TOKENS - 28) * D_MODEL * 4
 
 
-@pytest.mark.usefixtures("small_reads")
+def test_only_a_whole_layer_can_be_held(shards: Shards) -> None:
+    with pytest.raises(ValueError, match=r"held is \(5, 3\), wanted all of the layer, \(138, 3\): pass what hold"):
+        shards.batches(layer=1, batch_size=4, held=torch.zeros(5, 3))
+
+
+@pytest.mark.parametrize(("processors", "threads"), [(1, 2), (2, 2), (8, 4), (16, 8), (128, 8)])
+def test_half_the_processors_read(monkeypatch: pytest.MonkeyPatch, processors: int, threads: int) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(processors), raising=False)
+    assert default_threads() == threads
+    monkeypatch.delattr(os, "sched_getaffinity")
+    monkeypatch.setattr(os, "cpu_count", lambda: processors)
+    assert default_threads() == threads
+
+
 @pytest.mark.gpu
-def test_on_cuda_the_batches_are_the_same(shards: Shards) -> None:
-    for shuffle in (False, True):
-        wanted = list(shards.batches(layer=1, batch_size=4, shuffle=shuffle))
-        found = list(shards.batches(layer=1, batch_size=4, shuffle=shuffle, device="cuda"))
-        assert all(batch.is_cuda for batch in found)
-        assert [batch.tolist() for batch in found] == [batch.tolist() for batch in wanted]
+@pytest.mark.usefixtures("small_reads")
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_on_cuda_the_batches_are_the_same(shards: Shards, shuffle: bool) -> None:
+    wanted = list(shards.batches(layer=1, batch_size=4, shuffle=shuffle))
+    found = list(shards.batches(layer=1, batch_size=4, shuffle=shuffle, device="cuda"))
+    assert all(batch.is_cuda for batch in found)
+    assert [batch.tolist() for batch in found] == [batch.tolist() for batch in wanted]
+    layer = shards.layer(1)
+    held = layer.hold(layer.batches(batch_size=7, device="cuda"), "cuda")
+    again = list(shards.batches(layer=1, batch_size=4, shuffle=shuffle, held=held))
+    assert [batch.tolist() for batch in again] == [batch.tolist() for batch in wanted]
+
+
+@pytest.mark.gpu
+@pytest.mark.usefixtures("small_reads")
+@pytest.mark.parametrize("shuffle", [False, True])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_on_cuda_a_wrong_number_is_named_at_its_batch(tmp_path: Path, shuffle: bool, value: float) -> None:
+    path = write_numbered(tmp_path)
+    options: dict[str, Any] = {"layer": 4, "batch_size": 5, "shuffle": shuffle}
+    whole = numbers(list(Shards(path).batches(**options)))
+    wrong = whole[40]
+    example, token = divmod(wrong, TOKENS)
+    with open(path / f"acts{example // 5:06d}.bin", "r+b") as file:
+        file.seek(4 * D_MODEL * ((example % 5 * len(LAYERS) + LAYERS.index(4)) * (TOKENS + 1) + 1 + token) + 4)
+        file.write(np.float32(value).tobytes())
+    batches = Shards(path).batches(**options, device="cuda")
+    assert numbers([next(batches) for _ in range(8)]) == whole[:40]
+    with pytest.raises(ValueError, match=rf"NaN or infinity in example {example}, content token {token}, layer 4"):
+        next(batches)
+    assert not reading_threads()
+
+
+@pytest.mark.gpu
+@pytest.mark.usefixtures("small_reads")
+def test_on_cuda_what_fails_ahead_is_raised_in_its_turn(shards: Shards, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, windows = stream_reader._begin, []
+
+    def begin(*given: Any) -> Any:
+        windows.append(given)
+        if len(windows) == 3:
+            raise OSError("the disk is gone")
+        return real(*given)
+
+    monkeypatch.setattr(stream_reader, "_begin", begin)
+    batches = shards.batches(layer=1, batch_size=4, shuffle=True, device="cuda")
+    found = list(itertools.islice(batches, 5))
+    with pytest.raises(OSError, match="the disk is gone"):
+        next(batches)
+    assert len(found) == 5, "those of the first window"
+    assert not reading_threads()
+
+
+@pytest.mark.gpu
+@pytest.mark.usefixtures("small_reads")
+def test_on_cuda_a_pass_can_be_left_anywhere(shards: Shards) -> None:
+    whole = list(shards.batches(layer=1, batch_size=4, device="cuda"))
+    for stop in range(0, len(whole), 5):
+        batches = shards.batches(layer=1, batch_size=4, device="cuda")
+        head = [next(batches) for _ in range(stop)]
+        cursor = batches.state()
+        batches.close()
+        assert not reading_threads()
+        rest = list(shards.batches(layer=1, batch_size=4, device="cuda", cursor=cursor))
+        assert numbers([*head, *rest]) == numbers(whole)

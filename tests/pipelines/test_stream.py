@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from assay.io.metadata import Metadata
-from assay.io.shards import Shards, write_shards
+from assay.io.shards import LayerActivations, Shards, write_shards
+from assay.pipelines import stream
 from assay.pipelines.stream import bind, judged_tokens, pick_device, raw_tokens, standardized_tokens
 
 CPU = torch.device("cpu")
@@ -99,6 +100,30 @@ def test_auto_is_cuda_where_there_is_one(monkeypatch):
         assert pick_device("auto") == torch.device(name)
     with pytest.raises(ValueError, match="device is cuda, but torch sees no GPU: use device=cpu"):
         pick_device("cuda")
+
+
+@pytest.mark.parametrize(
+    ("device", "passes", "max_tokens", "free", "holds"),
+    [
+        ("cuda", 3, None, 1.0, True),
+        ("cpu", 3, None, 1.0, False),
+        ("cuda", 1, None, 1.0, False),
+        ("cuda", 3, 200, 1.0, False),  # less is read than there is
+        ("cuda", 5, 200, 1.0, True),
+        ("cuda", 3, None, 0.99, False),
+    ],
+)
+def test_a_layer_is_held_on_a_gpu_that_has_room_where_it_is_read_several_times(
+    planted, monkeypatch, device, passes, max_tokens, free, holds
+):
+    shards = Shards(planted[0])
+    need = 2 * 4 * shards.n_tokens * shards.d_model
+    monkeypatch.setattr(stream, "free_bytes", lambda _: int(free * need))
+    monkeypatch.setattr(LayerActivations, "hold", lambda layer, batches, place: (layer.layer, len([*batches]), place))
+    monkeypatch.setattr(stream, "raw_tokens", lambda *given, **_: iter([given[1:]] * 7))
+    place = torch.device(device)
+    found = stream.hold_layer(shards, 3, 64, place, passes=passes, max_tokens=max_tokens)
+    assert found == ((3, 7, place) if holds else None)
 
 
 def test_a_bound_function_keeps_its_name_and_types():

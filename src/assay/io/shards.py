@@ -44,6 +44,12 @@ logger = logging.getLogger(__name__)
 MAX_THREADS = 64
 
 
+def default_threads() -> int:
+    """Reading threads where none are asked for: half the processors that the process may run on, 2 to 8."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 2
+    return min(8, max(2, allowed // 2))
+
+
 class OrderOptions(TypedDict, total=False):
     """Which tokens of a layer to read and in which order; every option may be left out.
 
@@ -65,14 +71,16 @@ class ReadOptions(OrderOptions, total=False):
     """How to read a layer; every option may be left out.
 
     Attributes:
-        threads: that read ahead; 2 by default. They do not change what is read.
+        threads: that read ahead; half the processors by default, 2 to 8. They do not change what is read.
         cursor: `Batches.state()` of a pass with the same folder and options, to go on with its next batch.
         device: where the batches are wanted; the CPU by default. On CUDA they are copied there from pinned memory, asynchronously.
+        held: the layer as `LayerActivations.hold` read it: batches are taken from it and are where it is.
     """
 
     threads: int
     cursor: Mapping[str, Any] | None
     device: torch.device | str
+    held: torch.Tensor | None
 
 
 class Shards:
@@ -235,7 +243,7 @@ class LayerActivations:
         """
         given = ReadOptions(**options)
         shuffle, seed, path = given.get("shuffle", False), given.get("seed", 0), given.get("order")
-        threads, max_tokens = given.get("threads", 2), given.get("max_tokens")
+        threads, max_tokens, held = given.get("threads", default_threads()), given.get("max_tokens"), given.get("held")
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}, wanted at least 1 token")
         if not 0 <= seed < 2**63:
@@ -244,6 +252,10 @@ class LayerActivations:
             raise ValueError(f"threads is {threads}, wanted 1 to {MAX_THREADS}")
         if max_tokens is not None and max_tokens < 1:
             raise ValueError(f"max_tokens is {max_tokens}, wanted at least 1 token, or None for all")
+        if held is not None and held.shape != (self.n_tokens, self.d_model):
+            raise ValueError(
+                f"held is {tuple(held.shape)}, wanted all of the layer, {(self.n_tokens, self.d_model)}: pass what hold() returned"
+            )
         if shuffle and path is not None:
             raise ValueError(f"shuffle is set and so is the order file {path}; wanted one of them")
         order: Order
@@ -263,7 +275,17 @@ class LayerActivations:
             max_tokens=max_tokens,
             cursor=given.get("cursor"),
             device=torch.device(given.get("device", "cpu")),
+            held=held,
         )
+
+    def hold(self, batches: Iterable[torch.Tensor], device: torch.device | str) -> torch.Tensor:
+        """All content tokens in one tensor on the device, float32 (n_tokens, d_model), of one unshuffled pass: for passes `held`."""
+        held = torch.empty(self.n_tokens, self.d_model, dtype=torch.float32, device=device)
+        start = 0
+        for batch in batches:
+            held[start : start + len(batch)] = batch
+            start += len(batch)
+        return held
 
 
 def write_shards(

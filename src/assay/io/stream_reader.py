@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import functools
 import itertools
 import os
 import sys
 from collections import deque
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -25,6 +27,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from assay.io.gpu_copies import HostBatch, copied_ahead, of_held
 from assay.io.order import Numbers, Order
 
 # What one thread reads at a time, and the least that is read at once: larger than a call costs, smaller than the memory.
@@ -102,6 +105,7 @@ class Batches(Iterator[torch.Tensor]):
         max_tokens: int | None,
         cursor: Mapping[str, Any] | None,
         device: torch.device,
+        held: torch.Tensor | None = None,
     ) -> None:
         self.n_tokens = order.n_tokens if max_tokens is None else min(max_tokens, order.n_tokens)
         self._key = {
@@ -114,7 +118,10 @@ class Batches(Iterator[torch.Tensor]):
             "max_tokens": max_tokens,
         }
         self._batch = 0 if cursor is None else _resumed(cursor, self._key, -(-self.n_tokens // batch_size))
-        self._stream = _stream(source, order, batch_size, self.n_tokens, threads, self._batch, device)
+        if held is not None:
+            self._stream = of_held(held, order, batch_size, self.n_tokens, self._batch)
+        else:
+            self._stream = _stream(source, order, batch_size, self.n_tokens, threads, self._batch, device)
 
     def __next__(self) -> torch.Tensor:
         batch = next(self._stream)
@@ -160,6 +167,19 @@ def _stream(
     source: LayerBytes, order: Order, batch_size: int, n_tokens: int, threads: int, first: int, device: torch.device
 ) -> Generator[torch.Tensor, None, None]:
     """The batches from number `first` on."""
+    with closing(_windows(source, order, batch_size, n_tokens, threads, first, device)) as windows:
+        if device.type == "cuda":
+            refuse = functools.partial(_check_finite, source)
+            yield from copied_ahead((batch for window in windows for batch in _unlooked(window, refuse)), device)
+        else:
+            for window in windows:
+                yield from _finish(source, window)
+
+
+def _windows(
+    source: LayerBytes, order: Order, batch_size: int, n_tokens: int, threads: int, first: int, device: torch.device
+) -> Generator[_Window, None, None]:
+    """The windows from that of batch number `first` on, the reading of some more in progress."""
     window = order.window or max(1, READ_BYTES // (batch_size * source.d_model * 4)) * batch_size
     # Of large windows one is read, by all threads, while one is given out; a small one is a thread's.
     ahead = 1 if window * source.d_model * 4 >= 2 * READ_BYTES or order.window else threads + 1
@@ -168,21 +188,22 @@ def _stream(
     pool = ThreadPoolExecutor(threads, thread_name_prefix="assay-read")
     pending: deque[_Window] = deque()
     memory = _Buffers(batch_size, source.d_model, device, most=(ahead + 2) * (window // batch_size))
+    looks = device.type != "cuda"
     try:
         while True:
             while len(pending) <= ahead and (start := next(starts, None)) is not None:
                 numbers = order.numbers(start, min(start + window, n_tokens))[skip * batch_size :]
-                pending.append(_begin(pool, source, numbers, batch_size, memory))
+                pending.append(_begin(pool, source, numbers, batch_size, memory, looks))
                 skip = 0
             if not pending:
                 return
-            yield from _finish(source, pending.popleft(), device)
+            yield pending.popleft()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _begin(
-    pool: ThreadPoolExecutor, source: LayerBytes, numbers: Numbers, batch_size: int, memory: _Buffers
+    pool: ThreadPoolExecutor, source: LayerBytes, numbers: Numbers, batch_size: int, memory: _Buffers, looks: bool
 ) -> _Window:
     """Make the buffers of a window and start reading into them."""
     parts = [numbers[start : start + batch_size] for start in range(0, len(numbers), batch_size)]
@@ -191,11 +212,11 @@ def _begin(
     by_place = np.argsort(numbers)
     share = max(1, READ_BYTES // (source.d_model * 4))
     shares = [by_place[start : start + share] for start in range(0, len(numbers), share)]
-    reads = [pool.submit(_read, source, numbers, rows, arrays, batch_size) for rows in shares]
+    reads = [pool.submit(_read, source, numbers, rows, arrays, batch_size, looks) for rows in shares]
     return _Window(buffers, arrays, parts, reads)
 
 
-def _finish(source: LayerBytes, window: _Window, device: torch.device) -> Iterator[torch.Tensor]:
+def _finish(source: LayerBytes, window: _Window) -> Iterator[torch.Tensor]:
     """Await a window's reads, then give out its batches, each looked through for a NaN or an infinity and let go."""
     seen = [read.result() for read in window.reads]
     looked = [found for found in seen if found is not None]
@@ -211,8 +232,17 @@ def _finish(source: LayerBytes, window: _Window, device: torch.device) -> Iterat
             _check_finite(source, array, numbers)
         start += len(numbers)
         del array
-        # From pinned memory this only queues the copy.
-        yield window.buffers.pop().to(device, non_blocking=True)
+        yield window.buffers.pop()
+
+
+def _unlooked(window: _Window, refuse: Callable[[torch.Tensor, Numbers], None]) -> Iterator[HostBatch]:
+    """Await a window's reads, then give out its batches; they are looked through on the GPU."""
+    for read in window.reads:
+        read.result()
+    for buffer, array, numbers in zip(window.buffers, window.arrays, window.numbers, strict=True):
+        if sys.byteorder == "big":
+            array.byteswap(inplace=True)
+        yield HostBatch(buffer, numbers, refuse)
 
 
 class _Buffers:
@@ -251,11 +281,13 @@ def _aligned(shape: tuple[int, int]) -> Rows:
     return memory[begin : begin + n_bytes].view(np.float32).reshape(shape)
 
 
-def _read(source: LayerBytes, numbers: Numbers, rows: Numbers, arrays: list[Rows], batch_size: int) -> list[int] | None:
+def _read(
+    source: LayerBytes, numbers: Numbers, rows: Numbers, arrays: list[Rows], batch_size: int, looks: bool
+) -> list[int] | None:
     """Read the window's tokens at `rows`, which are in the order of their numbers, each into its row.
 
-    Where they are neighbours there too, what is read is looked through at once, while the processor's cache holds it: gives those
-    that may hold a NaN or an infinity. None: they have yet to be looked through.
+    Where they are neighbours there too and `looks` is set, what is read is looked through at once, while the processor's cache holds it:
+    gives those that may hold a NaN or an infinity. None: they have yet to be looked through.
 
     Raises:
         ValueError: a file is gone or has become shorter since the folder was opened.
@@ -278,7 +310,7 @@ def _read(source: LayerBytes, numbers: Numbers, rows: Numbers, arrays: list[Rows
     run_bytes = (np.diff(runs, append=len(rows)) * width).tolist()
     run_numbers = ascending[runs].tolist()
     descriptor, opened = -1, None
-    in_order = sys.byteorder == "little" and bool((np.diff(rows) == 1).all())
+    in_order = looks and sys.byteorder == "little" and bool((np.diff(rows) == 1).all())
     doubtful: list[int] = []
     try:
         for number, n_bytes, start, stop in zip(run_numbers, run_bytes, bounds[:-1], bounds[1:], strict=True):
@@ -352,8 +384,9 @@ def _doubtful(array: Rows) -> Numbers:
         return np.flatnonzero(~np.isfinite(np.vecdot(array, array)))
 
 
-def _check_finite(source: LayerBytes, array: Rows, numbers: Numbers) -> None:
+def _check_finite(source: LayerBytes, array: Rows | torch.Tensor, numbers: Numbers) -> None:
     """Raise ValueError naming the first token, in the order on disk, that holds a NaN or an infinity."""
+    array = np.asarray(array)
     doubtful = _doubtful(array)
     wrong = numbers[doubtful[~np.isfinite(array[doubtful]).all(axis=1)]]
     if not len(wrong):

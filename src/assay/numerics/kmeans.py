@@ -105,10 +105,11 @@ def kmeans_plus_plus(
                 f"{n_clusters}: lower n_clusters, or raise init_size"
             )
         draws = torch.rand(n_trials, generator=generator, dtype=torch.float64, device="cpu") * cumulative[-1]
-        trials = torch.searchsorted(cumulative, draws, right=True).clamp_(max=n - 1).to(x.device)
+        drawn = torch.searchsorted(cumulative, draws, right=True).clamp_(max=n - 1)
+        trials = drawn.to(x.device)
         distances = torch.addmm(norms, tokens[trials], tokens.T, alpha=-2).add_(norms[trials, None]).clamp_(min=0)
         best = int(torch.minimum(distances, closest).sum(1).argmin())
-        chosen.append(int(trials[best]))
+        chosen.append(int(drawn[best]))
         # A token equal to a centre must be at exactly 0, or it could be drawn again: by differences where it is close.
         close = distances[best] <= _CLOSE * (norms + norms[chosen[-1]])
         distances[best, close] = (x[close].double() - x[chosen[-1]].double()).square().sum(1).to(tokens.dtype)

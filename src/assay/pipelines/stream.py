@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from assay.io.shards import OrderOptions, Shards
+from assay.numerics.memory import free_bytes
 from assay.numerics.moments import check_statistics, standardize
 from assay.pipelines.progress import Bar
 
@@ -38,13 +39,15 @@ def raw_tokens(
     *,
     doing: str,
     start: int = 0,
+    held: Tensor | None = None,
     **order: Unpack[OrderOptions],
 ) -> Iterator[Tensor]:
     """Yield one layer's content tokens, float32 (batch, d_model), on the device, under a progress bar that says ``doing``.
 
     ``order`` says which, as `OrderOptions`; with ``start``, only those from that place in the order on, in the batches of a whole pass.
+    Where the layer is ``held`` they are taken from there.
     """
-    open_pass = functools.partial(shards.batches, layer=layer, batch_size=batch_size, device=device, **order)
+    open_pass = functools.partial(shards.batches, layer=layer, batch_size=batch_size, device=device, held=held, **order)
     before, cut = divmod(start, batch_size)
     batches = open_pass() if before == 0 else open_pass(cursor={**open_pass().state(), "batch": before})
     with (
@@ -58,6 +61,22 @@ def raw_tokens(
             cut = 0
 
 
+def hold_layer(
+    shards: Shards, layer: int, batch_size: int, device: torch.device, *, passes: int, max_tokens: int | None
+) -> Tensor | None:
+    """The layer on a GPU, where half of its free memory takes it and so many passes would read more than that; else None.
+
+    Float32 (n_tokens, d_model), as it was recorded, so that batches taken from it are those that would be read.
+    """
+    wanted = passes * min(shards.n_tokens, max_tokens or shards.n_tokens)
+    if device.type != "cuda" or wanted <= shards.n_tokens:
+        return None
+    if 2 * 4 * shards.n_tokens * shards.d_model > free_bytes(device):
+        return None
+    tokens = raw_tokens(shards, layer, batch_size, device, doing="onto the GPU")
+    return shards.layer(layer).hold(tokens, device)
+
+
 def standardized_tokens(
     shards: Shards,
     layer: int,
@@ -67,6 +86,7 @@ def standardized_tokens(
     *,
     doing: str,
     start: int = 0,
+    held: Tensor | None = None,
     **order: Unpack[OrderOptions],
 ) -> Generator[Tensor]:
     """As :func:`raw_tokens`, standardised: x~ = (x - mu) / sigma.
@@ -79,7 +99,7 @@ def standardized_tokens(
         raise ValueError(
             f"the statistics have {len(mean)} dimensions, {shards.path} has {shards.d_model}: fit them again"
         )
-    for batch in raw_tokens(shards, layer, batch_size, device, doing=doing, start=start, **order):
+    for batch in raw_tokens(shards, layer, batch_size, device, doing=doing, start=start, held=held, **order):
         yield standardize(batch, mean, std)
 
 

@@ -15,7 +15,7 @@ from assay.numerics.kmeans import MiniBatchKMeans, adjusted_rand_index
 from assay.parameters import KMeansParameters
 from assay.pipelines.fitting import NOT_FITTED, Fit
 from assay.pipelines.progress import staged_bar
-from assay.pipelines.stream import judged_tokens, pick_device, standardized_tokens
+from assay.pipelines.stream import hold_layer, judged_tokens, pick_device, standardized_tokens
 
 
 def fit_kmeans(
@@ -60,6 +60,10 @@ def fit_kmeans(
         parameters=parameters.model_dump(mode="json", exclude=NOT_FITTED["kmeans"]) | {"seed": seed},
     )
 
+    held = hold_layer(
+        shards, layer, parameters.batch_size, place, passes=parameters.max_iter, max_tokens=parameters.max_tokens
+    )
+
     def one_pass(epoch: int, batches_seen: int) -> Iterator[Tensor]:
         return standardized_tokens(
             shards,
@@ -69,6 +73,7 @@ def fit_kmeans(
             place,
             doing=f"k-means, pass {epoch + 1} of {parameters.max_iter} at most",
             start=batches_seen * parameters.batch_size,
+            held=held,
             shuffle=parameters.order is None,
             order=parameters.order,
             seed=seed + epoch,
