@@ -5,7 +5,7 @@ export DO_NOT_TRACK = true
 export KEDRO_DISABLE_TELEMETRY = true
 export MLFLOW_DISABLE_TELEMETRY = true
 
-.PHONY: install run test settings lint bench format clean
+.PHONY: install run test settings lint bench gpu-bundle format clean
 
 install: .venv/.installed
 
@@ -41,6 +41,10 @@ bench: run
 	$(BIN)/python benchmarks/pca.py
 	$(BIN)/python benchmarks/probe.py
 	$(BIN)/python benchmarks/tracking.py
+
+# What has to travel, with the repository, to a GPU machine without a network: docs/benchmarks.md says what to run there.
+gpu-bundle: install
+	$(BIN)/python benchmarks/gpu/bundle.py --to build/gpu
 
 format: install
 	$(BIN)/ruff check --fix .

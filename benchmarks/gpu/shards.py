@@ -1,0 +1,123 @@
+"""From shards on a disk to the card: how fast they are read, how long the card waits, and all probes of a layer."""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+
+import numpy as np
+import torch
+from common import Run
+from torch import Tensor
+
+from assay.numerics.codes import Batch, ComputedCodes
+from assay.numerics.kmeans import MiniBatchKMeans
+from assay.numerics.pca import StreamingPCA
+from assay.numerics.probe import LogisticProbe1d
+
+Read = Callable[..., Iterator[Tensor]]
+
+
+def from_shards(run: Run) -> None:
+    """On shards in memory, if there is a file system for that: 2 GiB of a layer of ViT-L's width, read ten times for all probes."""
+    if importlib.util.find_spec("pydantic") is None:
+        run.say("from_shards", "reading", found="left out: there is no pydantic (make gpu-bundle)")
+        return
+    where = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    with tempfile.TemporaryDirectory(dir=where) as folder:
+        _from_shards(run, folder)
+
+
+def _from_shards(run: Run, folder: str) -> None:
+    from assay.io.metadata import Metadata
+    from assay.io.shards import Shards, write_shards
+
+    d, tokens, examples, batch = run.size(1024, 16), run.size(256, 16), run.size(2048, 64), run.size(8192, 128)
+    metadata = Metadata(
+        family="benchmark",
+        ckpt="random",
+        layers=(3,),
+        content_tokens_per_example=tokens,
+        cls_token=False,
+        d_model=d,
+        n_examples=examples,
+        max_tokens_per_shard=512 * tokens,
+        data="",
+        dataset="random",
+        dtype="float32",
+        protocol="2.1",
+    )
+    block = np.random.default_rng(0).standard_normal((64, 1, tokens, d), dtype=np.float32)
+    shards = Shards(write_shards(folder, metadata, (block for _ in range(0, examples, 64))))
+
+    def read(**options: object) -> Iterator[Tensor]:
+        return shards.batches(**{"layer": 3, "batch_size": batch, "device": run.device} | options)  # type: ignore[arg-type]
+
+    _reading(run, read, 4 * shards.n_tokens * d)
+    _passes(run, read, shards.layer(3).hold(read(), run.device), batch)
+    _probes(run, read, shards.n_tokens, d)
+
+
+def _reading(run: Run, read: Read, n_bytes: int) -> None:
+    for shuffle, threads in itertools.product((False, True), (2, 4, 8)):
+        found = run.seconds(lambda s=shuffle, t=threads: [None for _ in read(shuffle=s, threads=t)])
+        what = f"read{', shuffled' if shuffle else ''}, {threads} threads"
+        run.say("from_shards", what, found=n_bytes / found / 1e9, unit="GB/s")
+
+
+def _passes(run: Run, read: Read, held: Tensor, batch: int) -> None:
+    """How much of a pass over the layer waits for batches: from the disk, and from the card."""
+    k = run.size(16_384, 50)
+    centers = held[:: max(1, len(held) // k)][:k] + 0.1
+    state = {"cluster_centers": centers, "counts": torch.full((k,), 50, device=run.device)}
+    models: dict[str, Callable[[], MiniBatchKMeans | StreamingPCA]] = {
+        "k-means": lambda: MiniBatchKMeans.from_state(state),
+        "PCA": lambda: StreamingPCA(device=run.device),
+    }
+    resident = list(held.split(batch))
+    for name, make in models.items():
+
+        def fit(batches: Iterable[Tensor], make: Callable[[], MiniBatchKMeans | StreamingPCA] = make) -> None:
+            model = make()
+            for x in batches:
+                model.partial_fit(x)
+
+        best = run.best(
+            {
+                "streamed": lambda fit=fit: fit(read(shuffle=True)),
+                "held": lambda fit=fit: fit(read(shuffle=True, held=held)),
+                "resident": lambda fit=fit: fit(resident),
+            },
+            2,
+        )
+        for how in ("streamed", "held"):
+            run.say("from_shards", f"a pass of {name}, {how}", found=len(held) / best[how], unit="tokens/s")
+            share = 1 - best["resident"] / best[how]
+            what = f"share of a pass of {name} that waits for batches, {how}"
+            if how == "held":
+                run.judge("from_shards", what, share, at_most=0.1)
+            else:  # which is the disk's
+                run.say("from_shards", what, found=share)
+
+
+def _probes(run: Run, read: Read, n_tokens: int, d: int) -> None:
+    times, n_classes = run.size(10, 2), run.size(151, 5)
+
+    def stream(size: int, start: int) -> Iterator[Batch]:
+        for _ in range(start // n_tokens, times):
+            for x in read(batch_size=size):
+                yield {"values": x}
+
+    n_rows = times * n_tokens
+    labels = (torch.arange(n_rows, device=run.device) * 7919 % 100_003 % (n_classes + 1)) - 1
+    codes = ComputedCodes("dense", n_rows, d, d, stream)
+    probe = LogisticProbe1d(slab_rows=run.size(16_384, 256))
+    seconds = run.seconds(lambda: probe.fit(codes, labels, n_classes))
+    what = f"all probes from shards, {n_rows:,} patches x {d:,} features x {n_classes} classes, s"
+    run.judge("from_shards", what, seconds, at_most=60)
+
+
+STAGES: dict[str, Callable[[Run], None]] = {"from_shards": from_shards}
