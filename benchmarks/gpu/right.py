@@ -149,6 +149,8 @@ def pipeline(run: Run) -> None:
             processes[name] = copy, subprocess.Popen(command, cwd=copy, env=environment, stdout=log, stderr=log)
         codes = {name: process.wait() for name, (_, process) in processes.items()}
         run.say("pipeline", "whole runs", found=f"exit codes {codes}", wanted="0", met=not any(codes.values()))
+        if any(codes.values()):
+            return
         tables = {name: _table(copy) for name, (copy, _) in processes.items()}
     for column in ("nmse", "probe_r"):
         off = _largest_difference(tables["cpu"], tables.get("cuda", tables["cpu"]), column)
