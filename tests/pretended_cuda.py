@@ -275,6 +275,7 @@ def install() -> Counts:
         setattr(torch.cuda, name, answer)
     Tensor.cuda = lambda self, *_, **__: self.to(CUDA)  # type: ignore[method-assign]
     Tensor.cpu = lambda self, *_, **__: self.to("cpu")  # type: ignore[method-assign]
+    Tensor.pin_memory = lambda self, *_: self  # type: ignore[method-assign]
     Tensor.record_stream = lambda *_: None  # type: ignore[method-assign]
     run = threading.Thread.run
 

@@ -87,7 +87,9 @@ def of_held(
     start = first * batch_size // window * window
     skip = first * batch_size - start
     for begin in range(start, n_tokens, window):
-        numbers = torch.from_numpy(order.numbers(begin, min(begin + window, n_tokens))[skip:]).to(held.device)
+        numbers = torch.from_numpy(order.numbers(begin, min(begin + window, n_tokens))[skip:])
+        if held.is_cuda:
+            numbers = numbers.pin_memory().to(held.device, non_blocking=True)
         for place in range(0, len(numbers), batch_size):
             yield held.index_select(0, numbers[place : place + batch_size])
         skip = 0
