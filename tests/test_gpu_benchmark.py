@@ -37,10 +37,10 @@ def test_without_a_gpu_it_leaves_with_a_line(tmp_path):
 
 
 def test_a_rehearsal_leaves_lines_and_a_table(tmp_path):
-    ended = ask("--rehearse", "--out", str(tmp_path), "--only", "answers", "steps", "from_shards")
+    ended = ask("--rehearse", "--out", str(tmp_path), "--only", "answers", "steps")
     assert ended.returncode == 0, ended.stderr
     found = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
-    assert {each["stage"] for each in found} == {"machine", "answers", "steps", "from_shards"}
+    assert {each["stage"] for each in found} == {"machine", "answers", "steps"}
     assert all(each["met"] for each in found if each["stage"] == "answers")
     table = (tmp_path / "table.md").read_text()
     assert table.startswith("A REHEARSAL, WHOSE FIGURES SAY NOTHING: torch 2.")

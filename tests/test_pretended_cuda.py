@@ -14,10 +14,12 @@ PROGRAM = """
 import json
 import torch
 import pretended_cuda
+from assay.numerics.codes import TensorCodes
 from assay.numerics.distances import NearestCenters
 from assay.numerics.kmeans import MiniBatchKMeans, kmeans_plus_plus
 from assay.numerics.moments import StreamingMoments
 from assay.numerics.pca import StreamingPCA
+from assay.numerics.probe import LogisticProbe1d
 from assay.numerics.sketch import CellMap, FeatureSketch
 counts = pretended_cuda.install()
 generator = torch.Generator().manual_seed(0)
@@ -28,6 +30,7 @@ finder = NearestCenters(centers)
 kmeans = MiniBatchKMeans.from_state({"cluster_centers": centers, "counts": torch.ones(300, dtype=torch.int64).cuda()})
 due = MiniBatchKMeans.from_state({"cluster_centers": centers, "counts": torch.ones(300, dtype=torch.int64).cuda()})
 moments, pca = StreamingMoments(), StreamingPCA()
+probed = (tokens[:, 0] > 0).long() + 2 * (tokens[:, 1] > 0)
 sketch, labels = FeatureSketch(CellMap.of_rows(tokens.T), 3), torch.zeros(600, dtype=torch.int64).cuda()
 
 def reassigning():
@@ -42,6 +45,7 @@ asked = {
     "moments": lambda: moments.partial_fit(tokens),
     "PCA": lambda: pca.partial_fit(tokens),
     "sketch": lambda: sketch.add(tokens, labels),
+    "probes": lambda: LogisticProbe1d().fit(TensorCodes(tokens), probed, 4),
 }
 found = {}
 for name, ask in asked.items():
@@ -68,7 +72,7 @@ def counted() -> dict[str, dict]:
 
 @pytest.mark.parametrize(
     ("asked", "most"),
-    {"find": 3, "step": 6, "step that reassigns": 9, "moments": 2, "PCA": 1, "sketch": 1}.items(),
+    {"find": 3, "step": 6, "step that reassigns": 9, "moments": 2, "PCA": 1, "sketch": 1, "probes": 22}.items(),
 )
 def test_the_host_waits_no_more_often_than_it_has_to(counted, asked, most):
     assert sum(counted[asked]["waits"].values()) <= most, counted[asked]["waits"]
@@ -82,7 +86,7 @@ def test_a_centre_of_k_means_plus_plus_is_a_few_waits(counted):
 def test_no_sum_of_a_dictionary_is_made_in_an_order_of_chance(counted):
     """Of probes some are, which docs/probes.md says."""
     atomics = {asked: each["atomics"] for asked, each in counted.items() if each["atomics"]}
-    assert set(atomics) == {"sketch"}
+    assert set(atomics) == {"sketch", "probes"}
 
 
 STRICT = """
@@ -144,7 +148,8 @@ def test_the_pretended_device_is_as_strict_as_a_gpu():
 
 def test_what_is_tested_on_a_gpu_holds_on_the_pretended_one():
     """A rehearsal, so that they run on a card at the first try; the others need Triton, or a card's memory."""
-    command = "-m pytest -q -p no:cacheprovider -p pretended_cuda -m gpu tests/numerics/test_on_cuda.py tests/io"
+    command = "-m pytest -q -p no:cacheprovider -p pretended_cuda -m gpu tests/numerics/test_on_cuda.py "
+    command += "tests/io/test_stream_reader.py"
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent / "src")])}
     ended = subprocess.run(
         [sys.executable, *command.split()],

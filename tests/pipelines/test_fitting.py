@@ -432,7 +432,9 @@ def test_killed_and_stopped_at_20_random_moments_a_fit_ends_with_the_same_bits(f
             out.unlink()
             continue
         signals += 1
-        assert status == (130 if number == signal.SIGTERM else -signal.SIGKILL)
+        # On a busy machine SIGTERM can come before the fit looks out for it, and then there is no step to lose.
+        stopped = {130} if log.exists() else {130, -signal.SIGTERM}
+        assert status in (stopped if number == signal.SIGTERM else {-signal.SIGKILL})
         steps = [int(line) for line in log.read_text().split()] if log.exists() else []
         saved = sorted(int(path.stem[4:]) for path in (tmp_path / "cut").rglob("step*.safetensors"))
         assert len(saved) <= 3

@@ -279,18 +279,21 @@ def minimise(evaluate: Evaluate, start: Tensor, *, max_iter: int, tol: float) ->
     for n_iter in range(max_iter + 1):
         step = _newton_step(gradient, hessian, torch.zeros_like(damping))
         left = ~(0.5 * (gradient * step).sum(0) <= tol)
-        theta[:, active[~left]] -= step[:, ~left]
-        done[active[~left]] = True
-        active, damping, value = active[left], damping[left], value[left]
-        gradient, hessian = gradient[:, left], hessian[:, left]
+        now = theta[:, active]
+        theta[:, active] = torch.where(left, now, now - step)
+        done[active] = ~left
+        go_on = left.nonzero()[:, 0]  # a mask would be counted for each: of all this a GPU's host waits here only
+        active, damping, value = active[go_on], damping[go_on], value[go_on]
+        gradient, hessian = gradient[:, go_on], hessian[:, go_on]
         if len(active) == 0 or n_iter == max_iter:
             break
         steps[active] += 1
-        trial = theta[:, active] - _newton_step(gradient, hessian, damping)
+        now = theta[:, active]
+        trial = now - _newton_step(gradient, hessian, damping)
         new = evaluate(active, trial)
         rounding = 1e-15 * (1 + trial.abs().sum(0))  # the objective is a difference of sums of about this size
         falls = new[0] <= value + rounding
-        theta[:, active[falls]] = trial[:, falls]
+        theta[:, active] = torch.where(falls, trial, now)
         value = torch.where(falls, new[0], value)
         gradient = torch.where(falls, new[1], gradient)
         hessian = torch.where(falls, new[2], hessian)
