@@ -647,13 +647,26 @@ def test_a_disk_that_is_full_after_all_leaves_the_older_codes_and_what_is_whole(
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
 def test_of_two_writers_at_once_the_second_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "codes"
+    path, refused = tmp_path / "codes", tmp_path / "refused"
     made = make_codes("dense", n_rows=200)
-    child = in_a_child(lambda: write_codes(path, Slow("dense", made.arrays, 200, 5, 5), batch_size=1))
-    while not partials(path):
-        time.sleep(0.001)
-    with pytest.raises(ValueError, match="is being written by another live process"):
-        write_codes(path, made, batch_size=1)
+
+    class Waiting(MadeCodes):
+        """Goes no further before the other was refused."""
+
+        def batches(self, batch_size: int, start: int = 0) -> Iterator[dict[str, Tensor]]:
+            for batch in super().batches(batch_size, start):
+                yield batch
+                while not refused.exists():
+                    time.sleep(0.001)
+
+    child = in_a_child(lambda: write_codes(path, Waiting("dense", made.arrays, 200, 5, 5), batch_size=1))
+    try:
+        while not partials(path):
+            time.sleep(0.001)
+        with pytest.raises(ValueError, match="is being written by another live process"):
+            write_codes(path, made, batch_size=1)
+    finally:
+        refused.touch()
     assert os.waitpid(child, 0)[1] == 0
     assert_same(StoredCodes(path), made, 50)
 
