@@ -9,19 +9,14 @@ from dataclasses import dataclass
 
 import torch
 
-from assay.io.order import Numbers, Order
+from assay.io.order import Numbers, Order, numbers_from
 
 # Batches that are being copied, besides the one that is worked on.
 _AHEAD = 1
 
 
-@dataclass(frozen=True)
-class HostBatch:
-    """A batch in pinned memory and its token numbers, not yet looked through; `refuse` raises for its NaN or infinity."""
-
-    tokens: torch.Tensor
-    numbers: Numbers
-    refuse: Callable[[torch.Tensor, Numbers], None]
+HostBatch = tuple[torch.Tensor, Numbers]
+"""A batch in pinned memory and its token numbers, not yet looked through."""
 
 
 @dataclass(frozen=True)
@@ -34,11 +29,14 @@ class _Copy:
     done: torch.cuda.Event
 
 
-def copied_ahead(batches: Iterator[HostBatch], device: torch.device) -> Generator[torch.Tensor, None, None]:
+def copied_ahead(
+    batches: Iterator[HostBatch], device: torch.device, refuse: Callable[[torch.Tensor, Numbers], None]
+) -> Generator[torch.Tensor, None, None]:
     """Each batch on the device, float32 (batch, d_model), while the next is being copied.
 
     It is looked through for NaN and infinity there, which takes a hundredth of the copy's time, and the host waits for the answer before a
-    batch is given out: it was asked for one batch ago. What goes wrong in reading ahead is raised after the batches before it.
+    batch is given out: it was asked for one batch ago. `refuse` names the token and raises. What goes wrong in reading ahead is raised
+    after the batches before it.
     """
     stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     copies: deque[_Copy] = deque()
@@ -57,21 +55,21 @@ def copied_ahead(batches: Iterator[HostBatch], device: torch.device) -> Generato
             if failure is not None:
                 raise failure
             return
-        yield _arrived(copies.popleft(), device)
+        yield _arrived(copies.popleft(), device, refuse)
 
 
 def _copy(batch: HostBatch, stream: torch.cuda.Stream, device: torch.device) -> _Copy:
     largest = torch.empty((), dtype=torch.float32, pin_memory=True)
     with torch.cuda.stream(stream):
-        tokens = batch.tokens.to(device, non_blocking=True)
+        tokens = batch[0].to(device, non_blocking=True)
         largest.copy_(torch.linalg.vector_norm(tokens, math.inf), non_blocking=True)  # of NaN it is NaN
         return _Copy(batch, tokens, largest, stream.record_event())
 
 
-def _arrived(copy: _Copy, device: torch.device) -> torch.Tensor:
+def _arrived(copy: _Copy, device: torch.device, refuse: Callable[[torch.Tensor, Numbers], None]) -> torch.Tensor:
     copy.done.synchronize()
     if not math.isfinite(float(copy.largest)):
-        copy.batch.refuse(copy.batch.tokens, copy.batch.numbers)
+        refuse(*copy.batch)
     # Its memory belongs to the copying stream, which must not use it again while the caller's still reads.
     current = torch.cuda.current_stream(device)
     current.wait_event(copy.done)
@@ -83,13 +81,9 @@ def of_held(
     held: torch.Tensor, order: Order, batch_size: int, n_tokens: int, first: int
 ) -> Generator[torch.Tensor, None, None]:
     """The batches of a pass from number `first` on, out of a layer's content tokens (all of the layer's tokens, d_model)."""
-    window = order.window or batch_size
-    start = first * batch_size // window * window
-    skip = first * batch_size - start
-    for begin in range(start, n_tokens, window):
-        numbers = torch.from_numpy(order.numbers(begin, min(begin + window, n_tokens))[skip:])
+    for of_window in numbers_from(order, order.window or batch_size, batch_size, n_tokens, first):
+        numbers = torch.from_numpy(of_window)
         if held.is_cuda:
             numbers = numbers.pin_memory().to(held.device, non_blocking=True)
         for place in range(0, len(numbers), batch_size):
             yield held.index_select(0, numbers[place : place + batch_size])
-        skip = 0

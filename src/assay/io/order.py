@@ -7,6 +7,7 @@ any batch. A permutation sorts PCG64's raw words: numpy promises that stream for
 import hashlib
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
@@ -47,6 +48,15 @@ class Order(Protocol):
     def numbers(self, start: int, stop: int) -> Numbers:
         """Token numbers at [start, stop), int64; `start` is a multiple of the window, `stop` at most one window on."""
         ...
+
+
+def numbers_from(order: Order, window: int, batch_size: int, n_tokens: int, first: int) -> Iterator[Numbers]:
+    """Token numbers from batch number `first` on, window by window; of the first window those of its batches that are left."""
+    start = first * batch_size // window * window
+    skip = first * batch_size - start
+    for begin in range(start, n_tokens, window):
+        yield order.numbers(begin, min(begin + window, n_tokens))[skip:]
+        skip = 0
 
 
 class Sequential:

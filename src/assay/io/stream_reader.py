@@ -15,7 +15,7 @@ import itertools
 import os
 import sys
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ import numpy.typing as npt
 import torch
 
 from assay.io.gpu_copies import HostBatch, copied_ahead, of_held
-from assay.io.order import Numbers, Order
+from assay.io.order import Numbers, Order, numbers_from
 
 # What one thread reads at a time, and the least that is read at once: larger than a call costs, smaller than the memory.
 READ_BYTES = 8 * 2**20
@@ -170,7 +170,7 @@ def _stream(
     with closing(_windows(source, order, batch_size, n_tokens, threads, first, device)) as windows:
         if device.type == "cuda":
             refuse = functools.partial(_check_finite, source)
-            yield from copied_ahead((batch for window in windows for batch in _unlooked(window, refuse)), device)
+            yield from copied_ahead((batch for window in windows for batch in _unlooked(window)), device, refuse)
         else:
             for window in windows:
                 yield from _finish(source, window)
@@ -183,18 +183,15 @@ def _windows(
     window = order.window or max(1, READ_BYTES // (batch_size * source.d_model * 4)) * batch_size
     # Of large windows one is read, by all threads, while one is given out; a small one is a thread's.
     ahead = 1 if window * source.d_model * 4 >= 2 * READ_BYTES or order.window else threads + 1
-    skip = first * batch_size % window // batch_size
-    starts = iter(range(first * batch_size - skip * batch_size, n_tokens, window))
+    numbers_of_windows = numbers_from(order, window, batch_size, n_tokens, first)
     pool = ThreadPoolExecutor(threads, thread_name_prefix="assay-read")
     pending: deque[_Window] = deque()
     memory = _Buffers(batch_size, source.d_model, device, most=(ahead + 2) * (window // batch_size))
     looks = device.type != "cuda"
     try:
         while True:
-            while len(pending) <= ahead and (start := next(starts, None)) is not None:
-                numbers = order.numbers(start, min(start + window, n_tokens))[skip * batch_size :]
+            while len(pending) <= ahead and (numbers := next(numbers_of_windows, None)) is not None:
                 pending.append(_begin(pool, source, numbers, batch_size, memory, looks))
-                skip = 0
             if not pending:
                 return
             yield pending.popleft()
@@ -235,14 +232,14 @@ def _finish(source: LayerBytes, window: _Window) -> Iterator[torch.Tensor]:
         yield window.buffers.pop()
 
 
-def _unlooked(window: _Window, refuse: Callable[[torch.Tensor, Numbers], None]) -> Iterator[HostBatch]:
+def _unlooked(window: _Window) -> Iterator[HostBatch]:
     """Await a window's reads, then give out its batches; they are looked through on the GPU."""
     for read in window.reads:
         read.result()
     for buffer, array, numbers in zip(window.buffers, window.arrays, window.numbers, strict=True):
         if sys.byteorder == "big":
             array.byteswap(inplace=True)
-        yield HostBatch(buffer, numbers, refuse)
+        yield buffer, numbers
 
 
 class _Buffers:
