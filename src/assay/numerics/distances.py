@@ -11,7 +11,7 @@ import os
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, cached_property
 
 import torch
 from torch import Tensor
@@ -216,7 +216,6 @@ class _Product:
         self.underflow = math.sqrt(self._d) * 2.0**-62
         # A score that would overflow may seem larger than it is: then it is asked again, and no other centre's is lost.
         self.most_halved = min(1e38, 0.9 * limits.max)
-        self._held: bool | None = None
         self.kernels = kernels if dtype != torch.float32 else None
         self.matrix = self._allocate(self._n_groups * _GROUP, centers.device)
         if self.kernels is not None:
@@ -243,12 +242,10 @@ class _Product:
         bounds = torch.stack([norms, lost, high.double() + low.double() - halves], dim=1).float()
         return bounds, own.isfinite().all()
 
-    @property
+    @cached_property
     def holds_the_centers(self) -> bool:
         """Whether every centre, rounded, is finite. On a GPU the host is waited for when it is first asked."""
-        if self._held is None:
-            self._held = bool(self._holds)
-        return self._held
+        return bool(self._holds)
 
     def _allocate(self, rows: int, device: torch.device) -> Tensor:
         """(rows, at least d + 4); every row is a multiple of 128 bytes, as tensor cores load it fastest."""

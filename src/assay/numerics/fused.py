@@ -45,6 +45,22 @@ _MOST_NEAR, _MOST_CROWDED = 16, 4
 _CHUNK = 65_536
 
 
+@triton.jit
+def _shifted(rows, origin, dims, inside, d):  # type: ignore[no-untyped-def]
+    """Of some dimensions the values less the origin's, and 0 where there are none."""
+    values = tl.load(rows + dims[None, :], mask=inside, other=0.0)
+    return tl.where(inside, values - tl.load(origin + dims, mask=dims < d, other=0.0)[None, :], 0.0)
+
+
+@triton.jit
+def _store_bounds(out, bound, rest, is_row, d, width):  # type: ignore[no-untyped-def]
+    """Behind the d dimensions of each row its bounds, (rows, 64), and zeros up to the width."""
+    for begin in range(d, width, 64):
+        place = begin + rest
+        value = tl.where(begin == d, bound, 0.0)
+        tl.store(out + place, value.to(out.dtype.element_ty), mask=is_row[:, None] & (place < width))
+
+
 @triton.jit  # type: ignore[untyped-decorator]
 def _round_centers(  # type: ignore[no-untyped-def]
     centers,
@@ -74,8 +90,7 @@ def _round_centers(  # type: ignore[no-untyped-def]
     for begin in range(0, d, DIMS):
         dims = begin + tl.arange(0, DIMS)
         inside = is_center[:, None] & (dims < d)[None, :]
-        shifted = tl.load(c_rows + dims[None, :], mask=inside, other=0.0)
-        shifted = tl.where(inside, shifted - tl.load(origin + dims, mask=dims < d, other=0.0)[None, :], 0.0)
+        shifted = _shifted(c_rows, origin, dims, inside, d)
         rounded = shifted.to(matrix.dtype.element_ty)
         exact = shifted.to(tl.float64)
         away = exact - rounded.to(tl.float64)
@@ -96,9 +111,7 @@ def _round_centers(  # type: ignore[no-untyped-def]
     bound = tl.where(rest == 0, high[:, None], tl.where(rest == 1, low[:, None], norm_up[:, None]))
     bound = tl.where(rest == 3, lost_up[:, None], bound).to(tl.float32)
     bound = tl.where(rest < 4, tl.where(is_center[:, None], bound, -largest), 0.0)
-    for begin in range(d, width, 64):
-        place = begin + rest
-        tl.store(out + place, tl.where(begin == d, bound, 0.0).to(matrix.dtype.element_ty), mask=place < width)
+    _store_bounds(out, bound, rest, rows >= 0, d, width)
     tl.store(bounds + 3 * rows, norm.to(tl.float32), mask=is_center)
     tl.store(bounds + 3 * rows + 1, lost.to(tl.float32), mask=is_center)
     raised = high.to(tl.float64) + low.to(tl.float64) - half
@@ -136,8 +149,7 @@ def _prepare(  # type: ignore[no-untyped-def]
     for begin in range(0, d, DIMS):
         dims = begin + tl.arange(0, DIMS)
         inside = is_row & (dims < d)[None, :]
-        shifted = tl.load(x_rows + dims[None, :], mask=inside, other=0.0)
-        shifted = tl.where(inside, shifted - tl.load(origin + dims, mask=dims < d, other=0.0)[None, :], 0.0)
+        shifted = _shifted(x_rows, origin, dims, inside, d)
         rounded = shifted.to(tokens.dtype.element_ty)
         kept = rounded.to(tl.float32)
         kept_squared += tl.sum(kept * kept, 1)
@@ -146,15 +158,12 @@ def _prepare(  # type: ignore[no-untyped-def]
     norm = margin * tl.sqrt(kept_squared)
     loss = margin * tl.sqrt(lost_squared) + sums * norm + underflow
     norm = norm + underflow
-    # Two ones for the halved norm, the bounds, and zeros up to the width.
+    # Two ones for the halved norm, then the bounds.
     rest = tl.arange(0, 64)[None, :]
     loss_up = (loss * raised + least_step)[:, None]
     norm_up = (norm * raised + least_step)[:, None]
     bound = tl.where(rest < 2, 1.0, tl.where(rest == 2, loss_up, tl.where(rest == 3, norm_up, 0.0)))
-    for begin in range(d, width, 64):
-        place = begin + rest
-        value = tl.where(begin == d, bound, 0.0)
-        tl.store(out + place, value.to(tokens.dtype.element_ty), mask=is_row & (place < width))
+    _store_bounds(out, bound, rest, rows < n, d, width)
     tl.store(norms + rows, norm, mask=rows < n)
     tl.store(lost + rows, loss, mask=rows < n)
 

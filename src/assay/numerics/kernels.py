@@ -1,6 +1,7 @@
 """Which kernels of our own a device has, once they were found right there."""
 
 import logging
+from collections.abc import Callable
 from functools import cache
 from typing import NamedTuple, Protocol
 
@@ -30,32 +31,12 @@ class Product(Protocol):
     most_halved: float
 
 
-class RoundCenters(Protocol):
-    """As `assay.numerics.fused.round_centers`."""
-
-    def __call__(self, centers: Tensor, origin: Tensor, product: Product) -> tuple[Tensor, Tensor]: ...
-
-
-class Nearest(Protocol):
-    """As `assay.numerics.fused.nearest`."""
-
-    def __call__(self, x: Tensor, centers: Tensor, origin: Tensor, product: Product) -> Tensor: ...
-
-
-class MoveCenters(Protocol):
-    """As `assay.numerics.fused_step.move_centers`."""
-
-    def __call__(
-        self, x: Tensor, centers: Tensor, labels: Tensor, hits: Tensor, counts: Tensor
-    ) -> tuple[Tensor, Tensor]: ...
-
-
 class Kernels(NamedTuple):
-    """Triton's on a GPU: to make centres ready, to find the nearest of them, and to move them."""
+    """Triton's on a GPU: to make centres ready, to find the nearest of them, and to move them. See `fused` and `fused_step`."""
 
-    round_centers: RoundCenters
-    nearest: Nearest
-    move_centers: MoveCenters
+    round_centers: Callable[[Tensor, Tensor, Product], tuple[Tensor, Tensor]]
+    nearest: Callable[[Tensor, Tensor, Tensor, Product], Tensor]
+    move_centers: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 @cache

@@ -99,11 +99,11 @@ class StreamingMoments:
         check_batch(x, None if seen is None else seen.mean.shape[0])
         if x.shape[0] == 0:
             return self
-        batch = batch_moments(x)
+        self._moments = batch_moments(x)
         if seen is not None:
-            # Of a state that was read from a file they are on the CPU: they are small, and batches are not.
-            seen = Moments(seen.count, seen.mean.to(x.device), seen.second.to(x.device))
-        self._moments = batch if seen is None else merge_moments(seen, batch)
+            # Of a state that was read from a file the sums are on the CPU: they are small, and batches are not.
+            here = Moments(seen.count, seen.mean.to(x.device), seen.second.to(x.device))
+            self._moments = merge_moments(here, self._moments)
         return self
 
     @property

@@ -189,9 +189,8 @@ class FeatureSketch:
                 block = x[rows, features].T.to(torch.float64, copy=True, memory_format=torch.contiguous_format)
                 low, high = block.amin(dim=1), block.amax(dim=1)
                 away = self._away(low, high, features)
-                if (
-                    not away.amax() <= _SPAN
-                ):  # NaN and infinity are no less: one look for all, since a GPU is waited for
+                # NaN and infinity are no less: one look for all, since a GPU is waited for.
+                if not away.amax() <= _SPAN:
                     wrong = (~block.isfinite()).nonzero()
                     if not len(wrong):
                         self._refuse_span(away, features, first_feature)
