@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 TESTS = Path(__file__).parent
+ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent / "src")])}
 
 PROGRAM = """
 import json
@@ -58,8 +59,7 @@ print(json.dumps(found))
 
 
 def pretended(program: str) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent / "src")])}
-    return subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False)
+    return subprocess.run([sys.executable, "-c", program], env=ENVIRONMENT, capture_output=True, text=True, check=False)
 
 
 @pytest.fixture(scope="module")
@@ -150,11 +150,10 @@ def test_what_is_tested_on_a_gpu_holds_on_the_pretended_one():
     """A rehearsal, so that they run on a card at the first try; the others need Triton, or a card's memory."""
     command = "-m pytest -q -p no:cacheprovider -p pretended_cuda -m gpu tests/numerics/test_on_cuda.py "
     command += "tests/io/test_stream_reader.py"
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent / "src")])}
     ended = subprocess.run(
         [sys.executable, *command.split()],
         cwd=TESTS.parent,
-        env=environment,
+        env=ENVIRONMENT,
         capture_output=True,
         text=True,
         check=False,

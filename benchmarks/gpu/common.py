@@ -84,14 +84,18 @@ def mixture(n: int, d: int, n_clusters: int, device: torch.device, *, noise: boo
     return x.mul_(0.7).add_(planted[torch.randint(n_clusters, (n,), generator=generator, device=device)])
 
 
-def logged(run: Run, stage: str, command: list[str], **environment: str) -> int:
+def with_sources(root: Path) -> dict[str, str]:
+    """The environment in which Assay is that of a checkout."""
+    return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [str(root / "src"), os.environ.get("PYTHONPATH")]))}
+
+
+def logged(run: Run, stage: str, command: list[str]) -> int:
     """The exit status of a command whose output goes into the stage's log."""
-    paths = os.pathsep.join(filter(None, [str(ROOT / "src"), os.environ.get("PYTHONPATH")]))
     with (run.out / f"{stage}.log").open("a", encoding="utf-8") as log:
         return subprocess.run(
             command,
             cwd=ROOT,
-            env=os.environ | {"PYTHONPATH": paths} | environment,
+            env=with_sources(ROOT),
             stdout=log,
             stderr=subprocess.STDOUT,
             check=False,

@@ -48,16 +48,17 @@ def kernels(capability: int) -> list[tuple[Any, dict[str, Any], dict[str, int]]]
         "WIDTH": WIDTH,
         "ROWS": shape.rows,
         "TILE": tile,
-        "DIMS": 64,
+        "DIMS": fused._DIMS,
         "SPLITS": 2,
         "DESCRIPTORS": shape.descriptors,
     }
+    few = {"MOST_NEAR": fused._MOST_NEAR, "MOST_CROWDED": fused._MOST_CROWDED}
     settle = {"TILES": TILES, "TILE": tile, "DIMS": 16}
     return [
-        (fused._round_centers, {"ROWS": 4, "DIMS": 256}, {}),
-        (fused._prepare, {"ROWS": 4, "DIMS": 256}, {}),
+        (fused._round_centers, {"ROWS": fused._ROUNDED, "DIMS": 256}, {}),
+        (fused._prepare, {"ROWS": fused._ROUNDED, "DIMS": 256}, {}),
         (fused._two_best, {**two_best, "MAY_OVERFLOW": False}, {"num_warps": shape.warps, "num_stages": shape.stages}),
-        (fused._shortlist, {"ROWS": 8, "TILES": TILES, "TILE": tile, "MOST_NEAR": 16, "MOST_CROWDED": 4}, {}),
+        (fused._shortlist, {**few, "ROWS": 8, "TILES": TILES, "TILE": tile}, {}),
         (fused._settle, settle, {}),
         (fused._settle_crowded, {**settle, "PROGRAMS": 264}, {"num_warps": 16}),
         (fused_step._move, {"TOKENS": fused_step._TOKENS, "DIMS": fused_step._DIMS}, {}),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import importlib.util
 import math
 import os
@@ -15,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from common import ROOT, Run, logged, mixture
+from common import ROOT, Run, logged, mixture, with_sources
 from torch import Tensor
 
 from assay.numerics.distances import NearestCenters, nearest_in_float64
@@ -124,8 +125,7 @@ def tests(run: Run) -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "gpu", "-W", "default", *where]
     code = logged(run, "tests", command + (["-n", "6"] if has["xdist"] else []))
     said = (run.out / "tests.log").read_text(encoding="utf-8").strip().splitlines()[-1:]
-    wanted = 5 if run.rehearsal and code == 5 else 0
-    run.say("tests", "tests that want a GPU", found=" ".join(said), wanted="all pass", met=code == wanted)
+    run.say("tests", "tests that want a GPU", found=" ".join(said), wanted="all pass", met=code == 0)
 
 
 def pipeline(run: Run) -> None:
@@ -144,7 +144,7 @@ def pipeline(run: Run) -> None:
                 (shutil.copytree if source.is_dir() else shutil.copy)(source, _made(copy) / part)
             command = [sys.executable, "-m", "kedro", "run"]
             command += [f"--params=device:{name}{',' + small if run.rehearsal else ''}"]
-            environment = os.environ | {"PYTHONPATH": _paths(copy), "OMP_NUM_THREADS": "4", "DO_NOT_TRACK": "true"}
+            environment = with_sources(copy) | {"OMP_NUM_THREADS": "4", "DO_NOT_TRACK": "true"}
             environment |= {"KEDRO_DISABLE_TELEMETRY": "true", "MLFLOW_DISABLE_TELEMETRY": "true"}
             processes[name] = copy, subprocess.Popen(command, cwd=copy, env=environment, stdout=log, stderr=log)
         codes = {name: process.wait() for name, (_, process) in processes.items()}
@@ -163,13 +163,7 @@ def _made(folder: Path) -> Path:
     return folder
 
 
-def _paths(copy: Path) -> str:
-    return os.pathsep.join(filter(None, [str(copy / "src"), os.environ.get("PYTHONPATH")]))
-
-
 def _table(project: Path) -> list[dict[str, str]]:
-    import csv
-
     with (project / "data/08_reporting/baselines.csv").open(encoding="utf-8") as file:
         return list(csv.DictReader(file))
 

@@ -358,6 +358,11 @@ def test_the_origin_is_amid_the_most_centres(n_clusters):
     )
 
 
+def test_the_origin_of_equal_centres_is_there_and_of_nan_is_nan():
+    assert module._origin(torch.ones(1, 3, dtype=torch.float32)).tolist() == [1, 1, 1]
+    assert bool(module._origin(torch.full((2, 3), torch.nan, dtype=torch.float32)).isnan().all())
+
+
 def test_where_nothing_is_close_nothing_is_taken_by_differences(monkeypatch):
     """To no rows there is nothing to do, and all centres in float64 are much."""
     monkeypatch.setattr(module, "_by_differences", None)
