@@ -86,7 +86,8 @@ def mixture(n: int, d: int, n_clusters: int, device: torch.device, *, noise: boo
 
 def with_sources(root: Path) -> dict[str, str]:
     """The environment in which Assay is that of a checkout."""
-    return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [str(root / "src"), os.environ.get("PYTHONPATH")]))}
+    paths = [str(Path(path).resolve()) for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+    return os.environ | {"PYTHONPATH": os.pathsep.join([str(root / "src"), *paths])}
 
 
 def logged(run: Run, stage: str, command: list[str]) -> int:
@@ -95,7 +96,7 @@ def logged(run: Run, stage: str, command: list[str]) -> int:
         return subprocess.run(
             command,
             cwd=ROOT,
-            env=with_sources(ROOT),
+            env=with_sources(ROOT) | {"OMP_NUM_THREADS": "2"},  # several run at once
             stdout=log,
             stderr=subprocess.STDOUT,
             check=False,

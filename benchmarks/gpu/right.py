@@ -122,8 +122,9 @@ def tests(run: Run) -> None:
         if whole
         else [f"tests/numerics/test_{name}.py" for name in ("on_cuda", "kernels")]
     )
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "gpu", "-W", "default", *where]
-    code = logged(run, "tests", command + (["-n", "6"] if has["xdist"] else []))
+    command = [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", "-m", "gpu", "-W", "default"]
+    command += ["--durations=10", *(["-n", "6"] if has["xdist"] else []), *where]
+    code = logged(run, "tests", command)
     said = (run.out / "tests.log").read_text(encoding="utf-8").strip().splitlines()[-1:]
     run.say("tests", "tests that want a GPU", found=" ".join(said), wanted="all pass", met=code == 0)
 

@@ -138,17 +138,33 @@ class NearestCenters:
 
         It is that of float64 distances by differences but where the two best differ by float64's rounding.
         """
-        labels = torch.empty(0, dtype=torch.int64, device=x.device)
-        left: Tensor | None = None  # of all rows those without a label; None: all
+        return self._find_left(x, torch.empty(0, dtype=torch.int64, device=x.device), None, self._dtypes)
+
+    @isolated()
+    def guess(self, x: Tensor) -> Tensor:
+        """As `find`, but on a GPU with kernels of our own the first product's answers alone, and -1 where it leaves a row in question.
+
+        The host does not wait for them. `settle` gives those that are missing.
+        """
+        product = self._product(self._dtypes[0]) if self._dtypes else None
+        if product is None or product.kernels is None:
+            return self.find(x)
+        labels = product.kernels.nearest(x, self._centers, self._origin, product)
+        return torch.where(product.holds, labels, -1)
+
+    @isolated()
+    def settle(self, x: Tensor, labels: Tensor) -> Tensor:
+        """What `find` gives, from what `guess` gave for the same x."""
+        left = (labels < 0).nonzero()[:, 0]
+        return self._find_left(x, labels, left, self._dtypes[1:]) if len(left) else labels
+
+    def _find_left(self, x: Tensor, labels: Tensor, left: Tensor | None, dtypes: tuple[torch.dtype, ...]) -> Tensor:
+        """`labels` with those of the rows that are `left`, or of all, by products of these dtypes and then in float64."""
         exact = float32_is_exact()
-        for dtype in self._dtypes:
-            if dtype == torch.float32 and not exact:
+        for dtype in dtypes:
+            if (dtype == torch.float32 and not exact) or not self._product(dtype).holds_the_centers:
                 continue
-            if dtype not in self._products:
-                self._products[dtype] = _Product(self._centers, self._origin, dtype, fused_kernels(x.device))
-            if not self._products[dtype].holds_the_centers:
-                continue
-            found = self._settle(x, left, self._products[dtype])
+            found = self._settle(x, left, self._product(dtype))
             labels = found if left is None else labels.index_copy_(0, left, found)
             left = (labels < 0).nonzero()[:, 0]
             if not len(left):
@@ -156,6 +172,11 @@ class NearestCenters:
         if left is None:
             return nearest_in_float64(x, self._centers)
         return labels.index_copy_(0, left, nearest_in_float64(x[left], self._centers))
+
+    def _product(self, dtype: torch.dtype) -> "_Product":
+        if dtype not in self._products:
+            self._products[dtype] = _Product(self._centers, self._origin, dtype, fused_kernels(self._centers.device))
+        return self._products[dtype]
 
     def _settle(self, x: Tensor, left: Tensor | None, product: "_Product") -> Tensor:
         """Labels of the rows `left` of x, all by default, and -1 where the product leaves too many candidates: int64 (rows,)."""
@@ -219,9 +240,9 @@ class _Product:
         self.kernels = kernels if dtype != torch.float32 else None
         self.matrix = self._allocate(self._n_groups * _GROUP, centers.device)
         if self.kernels is not None:
-            self.bounds, self._holds = self.kernels.round_centers(centers, origin, self)
+            self.bounds, self.holds = self.kernels.round_centers(centers, origin, self)
         else:
-            self.bounds, self._holds = self._round_centers(centers - origin)
+            self.bounds, self.holds = self._round_centers(centers - origin)
 
     def _round_centers(self, centers: Tensor) -> tuple[Tensor, Tensor]:
         """Write shifted centers (K, d) into the matrix, with their bounds; gives `bounds` (K, 3), and whether it holds them all, ()."""
@@ -245,7 +266,7 @@ class _Product:
     @cached_property
     def holds_the_centers(self) -> bool:
         """Whether every centre, rounded, is finite. On a GPU the host is waited for when it is first asked."""
-        return bool(self._holds)
+        return bool(self.holds)
 
     def _allocate(self, rows: int, device: torch.device) -> Tensor:
         """(rows, at least d + 4); every row is a multiple of 128 bytes, as tensor cores load it fastest."""

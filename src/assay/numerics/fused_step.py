@@ -15,7 +15,7 @@ from torch import Tensor
 from assay.numerics.fused import on_device_of
 
 # Tokens and dimensions of a centre at a time: few centres have many tokens of one batch.
-_TOKENS, _DIMS = 4, 256
+_TOKENS, _DIMS = 2, 512
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -77,7 +77,8 @@ def move_centers(x: Tensor, centers: Tensor, labels: Tensor, hits: Tensor, count
     """
     x, centers = (each if each.stride(-1) == 1 else each.contiguous() for each in (x, centers))
     (n, d), n_centers = x.shape, len(centers)
-    order = labels.argsort(stable=True)
+    # A sort takes a pass for each byte of a key.
+    order = labels.to(torch.int16 if n_centers <= 2**15 else torch.int32).argsort(stable=True)
     begins = torch.zeros(n_centers + 1, dtype=torch.int64, device=x.device)
     torch.cumsum(hits, 0, out=begins[1:])
     moved = torch.empty(n_centers, d, dtype=torch.float32, device=x.device)

@@ -18,7 +18,7 @@ from assay.numerics.distances import NearestCenters, chunked_distances, float32_
 from assay.numerics.errors import ErrorSums, error_sums
 from assay.numerics.isolation import isolated, snapshot
 from assay.numerics.kernels import fused_kernels
-from assay.numerics.moments import batch_moments, check_batch
+from assay.numerics.moments import batch_moments, check_batch, check_later
 from assay.numerics.ranking import count_classes
 
 logger = logging.getLogger(__name__)
@@ -161,7 +161,11 @@ def mini_batch_step(x: Tensor, centers: Tensor, counts: Tensor) -> tuple[Tensor,
     With b tokens in the batch nearest to a centre and n in all, it moves by b/n of the way to the mean of the b: as if
     it took the tokens one after another at a learning rate of one over its count (Sculley 2010).
     """
-    labels = NearestCenters(centers).find(x.float())
+    return _step_of(x, centers, counts, NearestCenters(centers).find(x.float()))
+
+
+def _step_of(x: Tensor, centers: Tensor, counts: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """`mini_batch_step`, by the nearest centres (n,)."""
     hits = count_classes(labels, len(centers))
     counts = counts + hits
     kernels = fused_kernels(x.device)
@@ -408,16 +412,16 @@ class MiniBatchKMeans:
         ValueError when d changes, for NaN and infinity, or when it must seed from fewer (distinct) rows than clusters.
         """
         fitted = self.is_seeded_
-        check_batch(x, self.cluster_centers_.shape[1] if fitted else None, largest=_LARGEST)
+        check_numbers = check_later(x, self.cluster_centers_.shape[1] if fitted else None, largest=_LARGEST)
         if x.shape[0] == 0:
             return self
         if not fitted:
             self._check_parameters()
             self._seed_centers(x.to(self.device or x.device), None)
         x = x.to(self.cluster_centers_.device)
-        centers, counts, distances = mini_batch_step(x, self.cluster_centers_, self.counts_)
-        low = low_count_clusters(counts, self.reassignment_ratio)
-        empty = self._record_step(x.shape[0], distances, counts, low)
+        (centers, counts, distances), low, found = self._step(x)
+        check_numbers()
+        empty = self._record_step(x.shape[0], found)
         self._tokens_since_reassignment += x.shape[0]
         due = empty or self._tokens_since_reassignment >= 10 * self.n_clusters
         if self.reassignment_ratio > 0 and due:
@@ -429,11 +433,26 @@ class MiniBatchKMeans:
         self.cluster_centers_, self.counts_ = centers, counts
         return self
 
-    def _record_step(self, n: int, distances: Tensor, counts: Tensor, low: Tensor) -> bool:
-        """Write the step into `history_`; gives whether a cluster has a count of 0. All is read at once: a GPU is waited for once."""
-        hits = counts - self.counts_
-        rate = (hits.double() / counts.clamp(min=1)).sum() / (hits > 0).sum()
-        found = torch.stack([distances.mean(), rate, low.sum(), (counts == 0).any()]).tolist()
+    def _step(self, x: Tensor) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor, list[float]]:
+        """A step on x, the clusters of low count after it, and what `_record_step` wants to know.
+
+        All is queued as if the first product had settled every row, and whether it did is read with the rest: a GPU is waited for once.
+        """
+        finder, tokens = NearestCenters(self.cluster_centers_), x.float()
+        labels = finder.guess(tokens)
+        while True:
+            step = _, counts, distances = _step_of(x, self.cluster_centers_, self.counts_, labels.clamp(min=0))
+            low = low_count_clusters(counts, self.reassignment_ratio)
+            hits = counts - self.counts_
+            rate = (hits.double() / counts.clamp(min=1)).sum() / (hits > 0).sum()
+            found = [distances.mean(), rate, low.sum(), (counts == 0).any(), (labels < 0).any()]
+            *known, unsettled = torch.stack(found).tolist()
+            if not unsettled:
+                return step, low, known
+            labels = finder.settle(tokens, labels)
+
+    def _record_step(self, n: int, found: list[float]) -> bool:
+        """Write a step on n tokens into `history_`; gives whether a cluster has a count of 0."""
         self._tokens_seen += n
         self.n_steps_ += 1
         self.inertia_ = found[0]

@@ -5,7 +5,7 @@ algorithm for computing sample variances"), which does not lose digits when the 
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Self
 
@@ -33,6 +33,14 @@ def check_batch(x: Tensor, d: int | None = None, *, largest: float = math.inf) -
 
     largest: the magnitude that a number may have at most.
     """
+    check_later(x, d, largest=largest)()
+
+
+def check_later(x: Tensor, d: int | None = None, *, largest: float = math.inf) -> Callable[[], None]:
+    """`check_batch` in two halves: what is called checks the shape, what is returned the numbers.
+
+    They are looked through at once; a GPU is waited for only when the answer is asked for, once more work is queued behind it.
+    """
     if x.ndim != 2 or x.shape[1] == 0:
         raise ValueError(f"found a batch of shape {tuple(x.shape)}, wanted (batch, d): flatten all axes but the last")
     if d is not None and x.shape[1] != d:
@@ -40,8 +48,13 @@ def check_batch(x: Tensor, d: int | None = None, *, largest: float = math.inf) -
     if x.dtype == torch.bool or x.is_complex():
         raise ValueError(f"found a batch of {x.dtype}, wanted real numbers: are these activations?")
     if len(x) == 0 or x.is_meta:
-        return
-    low, high = map(float, torch.stack(x.aminmax()).tolist())  # one pass and one wait for a GPU; a NaN is both
+        return lambda: None
+    extremes = torch.stack(x.aminmax())  # in one pass; a NaN is both
+    return lambda: _check_numbers(x, extremes, largest)
+
+
+def _check_numbers(x: Tensor, extremes: Tensor, largest: float) -> None:
+    low, high = map(float, extremes.tolist())
     if math.isfinite(low) and math.isfinite(high) and -largest <= low and high <= largest:
         return
     wrong = ~x.isfinite() | (x.double().abs() > largest)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from assay.numerics.errors import ErrorSums, error_sums
 from assay.numerics.isolation import isolated, snapshot
-from assay.numerics.moments import Moments, check_batch, merge_moments
+from assay.numerics.moments import Moments, check_batch, check_later, merge_moments
 
 # A batch is taken so many rows at a time, which stay in the cache, and the scatter matrix in blocks of so many rows.
 _ROWS = 1024
@@ -136,15 +136,22 @@ class StreamingPCA:
         seen = self._moments
         if seen is None and self._axes is not None:
             raise ValueError("found a PCA restored from its components, wanted its sums to go on: fit a new one")
-        check_batch(x, None if seen is None else seen.mean.shape[0])
+        check_numbers = check_later(x, None if seen is None else seen.mean.shape[0])
         self._check_n_components(x.shape[1])
         if x.shape[0] == 0:
             return self
-        self._axes = None
         if seen is None:
             mean = x.to(self.device or x.device).double().mean(0)
             seen = Moments(0, mean, torch.zeros(len(mean), len(mean), dtype=mean.dtype, device=mean.device))
-        self._moments = scatter_step(seen, x.to(seen.mean.device))
+        if seen.mean.is_cuda:
+            # The sums of a copy, so that the GPU is waited for when all is queued, and a bad batch is in none that are kept.
+            added = scatter_step(Moments(seen.count, seen.mean, seen.second.clone()), x.to(seen.mean.device))
+            check_numbers()
+        else:
+            check_numbers()
+            added = scatter_step(seen, x.to(seen.mean.device))
+        self._axes = None
+        self._moments = added
         return self
 
     @isolated()
