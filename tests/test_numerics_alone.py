@@ -29,12 +29,12 @@ import importlib
 for name in {MODULES}:
     importlib.import_module("assay.numerics." + name)
 import torch
-from assay.numerics.encoders import make_encoder
+from assay.numerics.dictionary import open_dictionary
 from assay.numerics.pca import StreamingPCA
 from assay.numerics.probe import LogisticProbe1d
 tokens = torch.randn(64, 3, generator=torch.Generator().manual_seed(0))
 pca = StreamingPCA().partial_fit(tokens)
-batch = make_encoder("pca-dense", pca.state_dict()).encode(tokens)
+batch = open_dictionary("pca-dense", pca.state_dict()).encode(tokens)
 probe = LogisticProbe1d().fit(batch["values"], (tokens[:, 0] > 0).long(), 2)
 print("converged", bool(probe.converged_.all()))
 """
@@ -47,7 +47,7 @@ def run(program: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_every_numerics_module_imports_and_works_without_kedro_mlflow_or_pandas():
-    assert {"kmeans", "pca", "probe", "encoders"} <= set(MODULES)
+    assert {"kmeans", "pca", "probe", "dictionary"} <= set(MODULES)
     ended = run(PROGRAM)
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.strip() == "converged True"

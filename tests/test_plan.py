@@ -11,10 +11,11 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from assay.encodings import Encoding, Form, Model
 from assay.io.metadata import Metadata
 from assay.io.shards import write_shards
-from assay.parameters import parse_parameters, seedless
-from assay.plan import Encoding, check_shards, find_d_model, find_images, make_plan, topk_name
+from assay.parameters import parse_parameters
+from assay.plan import check_shards, find_d_model, find_images, make_plan
 
 SPLITS = ("fit", "val", "probe_train", "probe_val")
 DIGITS = {split: f"data/01_raw/digits/{split}" for split in SPLITS}
@@ -54,16 +55,19 @@ def shards(planted):
 
 def test_the_table_has_a_row_for_each_kmeans_encoding_and_each_k():
     plan = make_plan(parse(DIGITS, kmeans={"n_clusters": 8, "seed": 3}), d_model=80)
+    kmeans, pca = Model("kmeans", 3), Model("pca")
     assert plan.encodings == (
-        Encoding("kmeans-onehot", "kmeans", 8, "kmeans-onehot", seed=3),
-        Encoding("kmeans-invdist", "kmeans", 8, "kmeans-invdist", seed=3),
-        Encoding("pca-topk-00001", "pca", 1, "pca-topk-00064"),
-        Encoding("pca-topk-00004", "pca", 4, "pca-topk-00064"),
-        Encoding("pca-topk-00016", "pca", 16, "pca-topk-00064"),
-        Encoding("pca-topk-00064", "pca", 64, "pca-topk-00064"),
+        Encoding(kmeans, Form("onehot"), 8),
+        Encoding(kmeans, Form("invdist"), 8),
+        *(Encoding(pca, Form("topk", k), k, stored_k=64) for k in (1, 4, 16, 64)),
     )
+    assert [row.name for row in plan.encodings] == [
+        *("kmeans-onehot", "kmeans-invdist"),
+        *("pca-topk-00001", "pca-topk-00004", "pca-topk-00016", "pca-topk-00064"),
+    ]
+    assert {row.codes for row in plan.encodings if row.model == pca} == {"pca-topk-00064"}
     assert plan.layers == (3, 5)
-    assert plan.kmeans_seeds == {"kmeans": 3}
+    assert plan.kmeans == (kmeans,)
 
 
 def test_more_seeds_are_rows_of_their_own_made_by_models_of_their_own():
@@ -75,27 +79,19 @@ def test_more_seeds_are_rows_of_their_own_made_by_models_of_their_own():
         "unknown": {"weights": "saes/a.safetensors", "activation": "relu"},
     }
     plan = make_plan(parse(DIGITS, dictionaries=dictionaries, **changes), d_model=80)
-    assert plan.kmeans_seeds == {"kmeans": 0, "kmeans-seed-7": 7}
-    again = Encoding("kmeans-seed-7-invdist", "kmeans-seed-7", 8, "kmeans-seed-7-invdist", "kmeans-invdist", 7)
+    assert {model.name: model.seed for model in plan.kmeans} == {"kmeans": 0, "kmeans-seed-7": 7}
+    again = Encoding(Model("kmeans", 7, is_of_several=True), Form("invdist"), 8)
     assert plan.rows["kmeans-seed-7-invdist"] == again
     assert again in plan.encodings
-    assert plan.rows["random-directions-seed-2-topk-00004"] == Encoding(
-        "random-directions-seed-2-topk-00004",
-        "random-directions-seed-2",
-        4,
-        "random-directions-seed-2-topk-00004",
-        "pca-topk-00004",
-        2,
-    )
-    assert {
-        row.name: row.seed for row in plan.rows.values() if "kmeans" not in row.name and "topk" not in row.name
-    } == {
+    drawn = Model("random-directions", 2, is_of_several=True)
+    assert plan.rows["random-directions-seed-2-topk-00004"] == Encoding(drawn, Form("topk", 4), 4, stored_k=4)
+    assert {name: row.model.seed for name, row in plan.rows.items() if row.form is None} == {
         "relu-seed-5": 5,
         "relu-seed-6": 6,
         "one": 5,
         "unknown": None,
     }
-    assert {seedless(name) for name in plan.rows} == {
+    assert {row.shown for row in plan.rows.values()} == {
         "kmeans-onehot",
         "kmeans-invdist",
         "pca-topk-00004",
@@ -109,26 +105,20 @@ def test_more_seeds_are_rows_of_their_own_made_by_models_of_their_own():
 @pytest.mark.parametrize(("d_model", "kept"), [(None, 6), (1024, 6), (1023, 5), (64, 4), (63, 3), (1, 1)])
 def test_a_k_above_the_width_is_left_out(d_model, kept):
     plan = make_plan(parse(DIGITS), d_model)
-    assert [row.k for row in plan.encodings if row.method == "pca"] == [1, 4, 16, 64, 256, 1024][:kept]
+    assert [row.k for row in plan.encodings if row.model.method == "pca"] == [1, 4, 16, 64, 256, 1024][:kept]
 
 
 @pytest.mark.parametrize(("latent_topk", "ks"), [(None, [1, 16]), (16, [1, 16]), (5, [1, 5, 16]), (70, [1, 16, 70])])
 def test_latent_topk_joins_the_sweep_and_names_the_codes_that_pca_leaves(latent_topk, ks):
     plan = make_plan(parse(DIGITS, latent_topk=latent_topk, pca={"topk": [1, 16]}), d_model=80)
-    assert [row.k for row in plan.encodings if row.method == "pca"] == ks
-    assert plan.pca_codes == ("pca-dense" if latent_topk is None else topk_name(latent_topk))
-    assert latent_topk is None or plan.pca_codes in [row.name for row in plan.encodings]
-
-
-def test_the_names_of_topk_codes_sort_by_k():
-    ks = [1, 9, 10, 64, 1024, 99_999]
-    assert sorted(map(topk_name, ks)) == [topk_name(k) for k in ks]
-    assert (topk_name(64), topk_name(100_000)) == ("pca-topk-00064", "pca-topk-100000")
+    assert [row.k for row in plan.encodings if row.model.method == "pca"] == ks
+    assert plan.pca_form == (Form("dense") if latent_topk is None else Form("topk", latent_topk))
+    assert latent_topk is None or plan.pca_form.name in [row.name for row in plan.encodings]
 
 
 def test_the_plan_has_one_kmeans_row_where_one_encoding_is_asked_for():
     plan = make_plan(parse(DIGITS, kmeans={"encodings": ["kmeans-invdist"]}), d_model=80)
-    assert [row.name for row in plan.encodings if row.method == "kmeans"] == ["kmeans-invdist"]
+    assert [row.name for row in plan.encodings if row.model.method == "kmeans"] == ["kmeans-invdist"]
 
 
 def test_only_shards_inside_the_defaults_folder_are_made(shards):

@@ -11,6 +11,7 @@ from kedro.pipeline.node import Node
 
 from assay import configuration
 from assay.configuration import ConfigLoader
+from assay.encodings import Form
 from assay.parameters import SparsityParameters, parse_parameters
 from assay.pipeline_registry import register_pipelines
 from assay.tracking.describe import sum_by_stage
@@ -159,9 +160,8 @@ def test_nodes_are_bound_to_their_layer_and_encoding(register):
             continue
         bound = node.func.keywords
         assert f"layer_{bound['layer']}" == node.namespace
-        assert "encoding" not in bound or bound["encoding"] in node.name
-        assert node.name.endswith("pca.measure") == ("ks" in bound)
-        assert bound.get("ks", (1, 4, 16, 64)) == (1, 4, 16, 64)
+        assert "name" not in bound or bound["name"] in node.name
+        assert bound.get("ks", ()) == ((1, 4, 16, 64) if node.name.endswith("pca.measure") else ())
 
 
 def test_latent_topk_takes_the_place_of_the_dense_codes(register):
@@ -208,10 +208,11 @@ def test_each_seed_of_kmeans_is_fitted_encoded_probed_and_reported(register):
     assert nodes["layer_3.kmeans-seed-1.fit"].func.keywords["seed"] == 1
     encode = nodes["layer_3.encode.kmeans-seed-1-invdist.probe_val"]
     assert encode.inputs[2] == "layer_3.kmeans-seed-1_model"
-    assert (encode.func.keywords["encoding"], encode.func.keywords["seed"]) == ("kmeans-invdist", 1)
+    assert (encode.func.keywords["kind"], encode.func.keywords["seed"]) == (Form("invdist"), 1)
     assert nodes["layer_3.encode.kmeans-invdist.probe_val"].func.keywords["seed"] == 5
     assert "layer_3.probe.kmeans-seed-1-invdist" in nodes
-    seeds = nodes["layer_3.report.merge"].func.keywords["seeds"]
+    rows = nodes["layer_3.report.merge"].func.keywords["encodings"]
+    seeds = {row.name: row.model.seed for row in rows}
     assert (seeds["kmeans-invdist"], seeds["kmeans-seed-1-invdist"], seeds["pca-topk-00004"]) == (5, 1, None)
     assert "layer_3.kmeans-seed-1_errors" in nodes["layer_3.report.merge"].inputs
     assert nodes["layer_3.report.summarise"].inputs[-1] == "layer_3.kmeans-seed-1_agreement"

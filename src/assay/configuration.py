@@ -21,6 +21,7 @@ from kedro.utils import find_kedro_project
 from omegaconf.errors import OmegaConfBaseException
 from omegaconf.resolvers import oc
 
+from assay.encodings import Model, layer_name
 from assay.parameters import DictionaryParameters, Parameters, parse_parameters
 from assay.yaml_files import check_yaml
 
@@ -165,9 +166,9 @@ class ConfigurationHook:
         if images is not None:
             catalog["images_probe_val"] = ImagesDataset(filepath=str(images[0]), layout=images[1])
         for shared, dictionary in parameters.dictionaries.items():
-            for name, seed in dictionary.by_seed(shared).items():
+            for model in dictionary.models(shared):
                 for layer in parameters.layers:
-                    for entry, dataset in _sources(layer, name, seed, dictionary, parameters, project):
+                    for entry, dataset in _sources(layer, model, dictionary, parameters, project):
                         catalog[entry] = dataset
 
     @hook_impl(tryfirst=True)
@@ -180,8 +181,7 @@ class ConfigurationHook:
 
 def _sources(
     layer: int,
-    name: str,
-    seed: int | None,
+    model: Model,
     dictionary: DictionaryParameters,
     parameters: Parameters,
     project: Path,
@@ -190,15 +190,18 @@ def _sources(
     from assay.plan import place
 
     if dictionary.weights is not None:
-        path = str(place(project, dictionary.weights, layer, seed))
-        yield f"layer_{layer}.weights_{name}", TensorsDataset(filepath=path, load_args={"any_schema": True})
+        path = str(place(project, dictionary.weights, layer, model.seed))
+        yield f"{layer_name(layer)}.weights_{model.name}", TensorsDataset(filepath=path, load_args={"any_schema": True})
     if dictionary.saev_run is not None:
-        run = str(place(project, dictionary.saev_run, layer, seed))
+        run = str(place(project, dictionary.saev_run, layer, model.seed))
         for split in ("probe_train", "probe_val"):
             shards = str(project / getattr(parameters.shards, split))
-            yield f"layer_{layer}.codes_{name}_{split}", SaevInferenceDataset(run=run, shards=shards, part="codes")
+            yield (
+                f"{layer_name(layer)}.codes_{model.name}_{split}",
+                SaevInferenceDataset(run=run, shards=shards, part="codes"),
+            )
         shards = str(project / parameters.shards.val)
-        yield f"layer_{layer}.metrics_{name}", SaevInferenceDataset(run=run, shards=shards, part="metrics")
+        yield f"{layer_name(layer)}.metrics_{model.name}", SaevInferenceDataset(run=run, shards=shards, part="metrics")
 
 
 def _check_paths(parameters: Parameters, catalog: dict[str, Any]) -> None:

@@ -26,6 +26,8 @@ from pydantic import (
     model_validator,
 )
 
+from assay.encodings import Model
+
 T = TypeVar("T")
 
 NUMBER = re.compile(r"[-+]?(?:(?:0|[1-9][0-9]*)(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]+)?")
@@ -36,23 +38,13 @@ def _check_name(name: str) -> str:
     if (
         re.fullmatch(r"[a-z][a-z0-9-]{0,79}", name)
         and not name.startswith(("kmeans", "pca"))
-        and seedless(name) == name
+        and not re.search(r"-seed-[0-9]", name)
     ):
         return name
     raise ValueError(
         f"found {name!r}, want lower-case letters, digits and hyphens, 80 at the most, another start than kmeans and pca, and no"
         " -seed-N, which `seeds` adds"
     )
-
-
-def seeded(name: str, seed: int) -> str:
-    """The name of one seed's fit of several, ``relu-16k-seed-1``."""
-    return f"{name}-seed-{seed}"
-
-
-def seedless(name: str) -> str:
-    """The name that the fits of several seeds share in the table."""
-    return re.sub(r"-seed-\d+", "", name)
 
 
 DictionaryName = Annotated[str, AfterValidator(_check_name)]
@@ -295,11 +287,11 @@ class DictionaryParameters(_Section):
         """Whether its seeds make a difference."""
         return self.random is not None or "{seed}" in (self.weights or self.saev_run or "")
 
-    def by_seed(self, name: str) -> dict[str, int | None]:
-        """The names that its seeds have, and each one's seed: its own ``name`` where there is one seed, None where that is unknown."""
+    def models(self, name: str) -> tuple[Model, ...]:
+        """The models of its seeds: of its own ``name`` alone where there is one seed, which is None where it is unknown."""
         if len(self.seeds) == 1:
-            return {name: self.seeds[0] if self.has_seeds else None}
-        return {seeded(name, seed): seed for seed in self.seeds}
+            return (Model(name, self.seeds[0] if self.has_seeds else None),)
+        return tuple(Model(name, seed, is_of_several=True) for seed in self.seeds)
 
 
 class ImagesParameters(_Section):

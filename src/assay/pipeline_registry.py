@@ -10,8 +10,9 @@ from collections.abc import Callable
 from kedro.pipeline import Pipeline
 
 from assay.configuration import current_configuration
+from assay.encodings import layer_name
 from assay.pipelines import dictionaries, digits, encode, kmeans, pca, probe, report, standardize
-from assay.plan import Dictionary, Plan, find_d_model, make_plan
+from assay.plan import Plan, find_d_model, make_plan
 
 SHARED = {"shards_fit", "shards_val", "shards_probe_train", "shards_probe_val"}
 
@@ -26,33 +27,15 @@ def register_pipelines() -> dict[str, Pipeline]:
 
 
 def _stages(plan: Plan) -> dict[str, Pipeline]:
-    rows = plan.encodings
-    ks = tuple(row.k for row in rows if row.method == "pca" and row.k is not None)
-    # Each once: the rows of PCA share the codes of their largest K.
-    elsewhere = tuple(
-        dict.fromkeys((row.method, row.codes, row.as_, row.seed) for row in rows if row.codes != plan.pca_codes)
-    )
-    metrics = [f"{method}_errors" for method in (*plan.kmeans_seeds, "pca")] + [f"scores_{row.name}" for row in rows]
+    ks = tuple(row.k for row in plan.encodings if row.model.method == "pca" and row.k is not None)
+    elsewhere = [row for row in plan.encodings if row.codes != plan.pca_form.name]
 
-    def of_layer(layer: int) -> list[Dictionary]:
-        return [each for each in plan.dictionaries if layer in each.layers]
-
-    def create_dictionary(layer: int, each: Dictionary) -> Pipeline:
-        encodings = tuple((row.codes, row.as_, row.k) for row in each.encodings)
-        return dictionaries.create_pipeline(layer, each.name, each.parameters, each.seed, encodings)
-
-    def others(layer: int) -> list[str]:
-        found = of_layer(layer)
-        return [
-            *(f"{each.name}_errors" for each in found),
-            *(f"scores_{row.name}" for each in found for row in each.encodings),
-        ]
-
-    def create_report(layer: int) -> Pipeline:
-        everything = (*rows, *(row for each in of_layer(layer) for row in each.encodings))
-        agreements = [f"{fit}_agreement" for fit in [*plan.kmeans_seeds][1:]]
-        seeds = {row.name: row.seed for row in everything}
-        return report.create_layer_pipeline(layer, metrics + others(layer), seeds=seeds, agreements=agreements)
+    def create_dictionaries(layer: int) -> Pipeline:
+        made = (
+            dictionaries.create_pipeline(layer, each.model, each.parameters, each.encodings)
+            for each in plan.dictionaries_of(layer)
+        )
+        return sum(made, Pipeline([]))
 
     def layers(create: Callable[[int], Pipeline]) -> Pipeline:
         return sum((_in_namespace(create(layer), layer) for layer in plan.layers), Pipeline([]))
@@ -60,23 +43,15 @@ def _stages(plan: Plan) -> dict[str, Pipeline]:
     return {
         "digits": digits.create_pipeline(plan.digits) if plan.digits else Pipeline([]),
         "standardize": layers(lambda n: standardize.create_pipeline(n, given_statistics=plan.given_statistics)),
-        "kmeans": layers(lambda n: kmeans.create_pipeline(n, seeds=plan.kmeans_seeds)),
-        "pca": layers(lambda n: pca.create_pipeline(n, ks=ks, codes=plan.pca_codes)),
-        "encode": layers(lambda n: encode.create_pipeline(n, encodings=elsewhere, sparsity=plan.sparsity)),
-        "dictionaries": layers(lambda n: sum((create_dictionary(n, each) for each in of_layer(n)), Pipeline([]))),
-        "probe": layers(
-            lambda n: probe.create_pipeline(
-                n,
-                encodings=tuple(
-                    (row.method, row.name, row.k, row.codes)
-                    for row in (*rows, *(row for each in of_layer(n) for row in each.encodings))
-                ),
-            )
-        ),
-        "report": layers(create_report)
+        "kmeans": layers(lambda n: kmeans.create_pipeline(n, plan.kmeans)),
+        "pca": layers(lambda n: pca.create_pipeline(n, ks=ks, form=plan.pca_form)),
+        "encode": layers(lambda n: encode.create_pipeline(n, elsewhere, sparsity=plan.sparsity)),
+        "dictionaries": layers(create_dictionaries),
+        "probe": layers(lambda n: probe.create_pipeline(n, plan.rows_of(n))),
+        "report": layers(lambda n: report.create_layer_pipeline(n, plan.rows_of(n), again=plan.kmeans[1:]))
         + report.create_pipeline(
-            [f"layer_{layer}" for layer in plan.layers],
-            several_seeds=len(plan.kmeans_seeds) > 1,
+            [layer_name(layer) for layer in plan.layers],
+            several_seeds=len(plan.kmeans) > 1,
             gallery_classes=plan.gallery_classes,
         ),
     }
@@ -84,7 +59,7 @@ def _stages(plan: Plan) -> dict[str, Pipeline]:
 
 def _in_namespace(pipeline: Pipeline, layer: int) -> Pipeline:
     """The pipeline of one layer: `layer_23` before its nodes and datasets, but for what layers share or leave to the report."""
-    namespace = f"layer_{layer}"
+    namespace = layer_name(layer)
     inputs = pipeline.inputs()
     return Pipeline(
         pipeline,

@@ -5,12 +5,13 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from assay.encodings import Encoding, Form, Model, layer_name
 from assay.io.datasets import find_shards
 from assay.io.images import ImageLayout, Images
 from assay.io.metadata import doubt_labels
@@ -18,7 +19,7 @@ from assay.io.order import OrderFile
 from assay.io.shards import Shards
 from assay.io.tensors import read_shapes
 from assay.numerics.sae import NAMES, check_names
-from assay.parameters import DictionaryParameters, Parameters, SparsityParameters, seeded
+from assay.parameters import DictionaryParameters, Parameters, SparsityParameters
 from assay.pipelines.digits.canvases import cell_size
 from assay.pipelines.stream import pick_device
 
@@ -29,29 +30,11 @@ DIGITS = Path("data/01_raw/digits")
 
 
 @dataclass(frozen=True)
-class Encoding:
-    """One way of writing patches as codes, and a row of a layer's table.
-
-    ``k`` is the clusters or kept components (None: what the dictionary says), and ``codes`` the encoding whose folder holds
-    them: the sweep's largest K serves all. ``as_`` is the encoding that makes them, where that goes by another name. ``seed`` is
-    None where there is none, or it is not known.
-    """
-
-    name: str
-    method: str
-    k: int | None
-    codes: str
-    as_: str | None = None
-    seed: int | None = None
-
-
-@dataclass(frozen=True)
 class Dictionary:
     """A dictionary that is not Assay's own, on the layers that it is of."""
 
-    name: str
+    model: Model
     parameters: DictionaryParameters
-    seed: int | None
     layers: tuple[int, ...]
     encodings: tuple[Encoding, ...]
 
@@ -64,14 +47,14 @@ class Plan:
     encodings: tuple[Encoding, ...]
     """Every row of k-means, with each of its seeds, and of PCA that the table has for a layer."""
     dictionaries: tuple[Dictionary, ...]
-    pca_codes: str
-    """The encoding that the ``pca`` pipeline leaves: ``pca-dense``, or ``pca-topk-...`` where ``latent_topk`` is set."""
+    pca_form: Form
+    """The form of the codes that the ``pca`` pipeline leaves: ``pca-dense``, or ``pca-topk-...`` where ``latent_topk`` is set."""
     sparsity: SparsityParameters | None
     """What is kept of dense k-means codes that do not fit on the disk; None: they have to fit."""
     digits: tuple[str, ...]
     """The splits that the ``digits`` pipeline makes; empty where all shards are the user's."""
-    kmeans_seeds: dict[str, int]
-    """The fits of k-means by name, ``kmeans`` the first, and each one's seed."""
+    kmeans: tuple[Model, ...]
+    """The fits of k-means, a seed each, ``kmeans`` the first."""
     gallery_classes: int | None
     """Classes of a dictionary that are shown on the images of probe_val; None: the images are not at hand."""
     given_statistics: bool
@@ -83,10 +66,13 @@ class Plan:
         others = (row for each in self.dictionaries for row in each.encodings)
         return {row.name: row for row in (*self.encodings, *others)}
 
+    def rows_of(self, layer: int) -> tuple[Encoding, ...]:
+        """Every row that the table has for a layer."""
+        return (*self.encodings, *(row for each in self.dictionaries_of(layer) for row in each.encodings))
 
-def topk_name(k: int) -> str:
-    """The folder's name of top-K PCA codes."""
-    return f"pca-topk-{k:05d}"
+    def dictionaries_of(self, layer: int) -> tuple[Dictionary, ...]:
+        """The dictionaries that are of a layer."""
+        return tuple(each for each in self.dictionaries if layer in each.layers)
 
 
 def make_plan(parameters: Parameters, d_model: int | None = None) -> Plan:
@@ -113,26 +99,29 @@ def _make_plan(parameters: Parameters, d_model: int | None) -> Plan:
     ks = [k for k in parameters.pca.topk if d_model is None or k <= d_model]
     if parameters.latent_topk is not None:
         ks = sorted({*ks, parameters.latent_topk})
-    pca = [Encoding(topk_name(k), "pca", k, topk_name(max(ks))) for k in ks]
+    pca = [Encoding(Model("pca"), Form("topk", k), k, stored_k=max(ks)) for k in ks]
     fitted = parameters.kmeans
-    seeds = {"kmeans": fitted.seed} | {seeded("kmeans", seed): seed for seed in fitted.more_seeds}
-    kmeans = [Encoding(name, "kmeans", fitted.n_clusters, name, seed=fitted.seed) for name in fitted.encodings]
-    again = [row for name in [*seeds][1:] for row in _as_made_by(name, seeds[name], kmeans)]
+    models = (
+        Model("kmeans", fitted.seed),
+        *(Model("kmeans", seed, is_of_several=True) for seed in fitted.more_seeds),
+    )
+    forms = [Form.parse_name(name) for name in fitted.encodings]
+    kmeans = [Encoding(model, form, fitted.n_clusters) for model in models for form in forms]
     return Plan(
         layers=parameters.layers,
-        encodings=(*kmeans, *again, *pca),
+        encodings=(*kmeans, *pca),
         dictionaries=tuple(
             Dictionary(
-                name, each, seed, _layers_of(each, parameters), tuple(_encodings_of(name, each, seed, kmeans, pca))
+                model, each, _layers_of(each, parameters), tuple(_encodings_of(model, each, kmeans[: len(forms)], pca))
             )
-            for shared, each in parameters.dictionaries.items()
-            for name, seed in each.by_seed(shared).items()
+            for name, each in parameters.dictionaries.items()
+            for model in each.models(name)
         ),
-        pca_codes="pca-dense" if parameters.latent_topk is None else topk_name(parameters.latent_topk),
+        pca_form=Form("dense") if parameters.latent_topk is None else Form("topk", parameters.latent_topk),
         sparsity=parameters.kmeans.sparsity,
         digits=digits_splits(parameters),
         gallery_classes=None if find_images(parameters, Path()) is None else parameters.images.classes,
-        kmeans_seeds=seeds,
+        kmeans=models,
         given_statistics=parameters.standardize.statistics is not None,
     )
 
@@ -142,20 +131,13 @@ def _layers_of(dictionary: DictionaryParameters, parameters: Parameters) -> tupl
 
 
 def _encodings_of(
-    name: str, dictionary: DictionaryParameters, seed: int | None, kmeans: list[Encoding], pca: list[Encoding]
+    model: Model, dictionary: DictionaryParameters, kmeans: list[Encoding], pca: list[Encoding]
 ) -> Iterator[Encoding]:
     """A random dictionary has the encodings of the method that it is the floor of; any other has one, of its own name."""
     if dictionary.random is None:
-        yield Encoding(name, name, dictionary.k, name, seed=seed)
+        yield Encoding(model, None, dictionary.k)
     else:
-        yield from _as_made_by(name, seed, kmeans if dictionary.random == "centres" else pca)
-
-
-def _as_made_by(name: str, seed: int | None, rows: list[Encoding]) -> Iterator[Encoding]:
-    """A method's encodings, made by another model."""
-    for row in rows:
-        own, codes = (f"{name}-{each.partition('-')[2]}" for each in (row.name, row.codes))
-        yield Encoding(own, name, row.k, codes, row.codes, seed)
+        yield from (replace(row, model=model) for row in (kmeans if dictionary.random == "centres" else pca))
 
 
 def digits_splits(parameters: Parameters) -> tuple[str, ...]:
@@ -327,7 +309,7 @@ def _check_given(parameters: Parameters, project: Path, d_model: int, n_fit: int
 
 def place(project: Path, path: str, layer: int, seed: int | None = None) -> Path:
     """Where the file of a layer and a seed is that a parameter names."""
-    return project / path.replace("{layer}", f"layer_{layer}").replace("{seed}", str(seed))
+    return project / path.replace("{layer}", layer_name(layer)).replace("{seed}", str(seed))
 
 
 def _weights_wanted(d_model: int) -> dict[str, dict[str, tuple[int | None, ...]]]:

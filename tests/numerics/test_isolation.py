@@ -11,8 +11,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from assay.encodings import KINDS
 from assay.numerics.codes import ComputedCodes, TensorCodes, gather_columns, measure_l0, sparsify
-from assay.numerics.encoders import TRANSFORMS, make_encoder
+from assay.numerics.dictionary import open_dictionary
 from assay.numerics.errors import sum_errors
 from assay.numerics.kmeans import MiniBatchKMeans, kmeans_plus_plus, mini_batch_step
 from assay.numerics.moments import StreamingMoments, check_statistics, standardize, unstandardize
@@ -131,7 +132,7 @@ def _merge_sketches(x):
 
 def _encoded(name, x):
     state = _fitted().kmeans.state_dict() if name.startswith("kmeans") else _fitted().pca.state_dict()
-    return make_encoder(name, state).encode(x)
+    return open_dictionary(name, state).encode(x)
 
 
 ENTRIES = {
@@ -157,7 +158,7 @@ ENTRIES = {
     ),
     **{
         name: partial(_encoded, name)
-        for name in (*TRANSFORMS, "kmeans-onehot", "kmeans-distance-cosine", "pca-dense", "pca-topk-00003")
+        for name in (*(f"kmeans-{kind}" for kind in KINDS["kmeans"]), "pca-dense", "pca-topk-00003")
     },
     **{
         f"sae {activation}": lambda x, activation=activation: (
@@ -168,9 +169,7 @@ ENTRIES = {
     "sae of raw tokens": lambda x: _autoencoder(
         "relu", input_bias="none", mean=_fitted().statistics["mean"], std=_fitted().statistics["std"]
     ).encode(x),
-    "sae errors": lambda x: _errors(
-        partial(_autoencoder("relu").reconstruction_errors, std=_fitted().statistics["std"]), x
-    ),
+    "sae errors": lambda x: _errors(partial(_autoencoder("relu").errors, std=_fitted().statistics["std"]), x),
     "probe": _fit_probe,
     "probe, balanced": partial(_fit_probe, class_weight="balanced"),
     "probe of sparse codes": lambda x: _fit_probe(_as_sparse(x)),

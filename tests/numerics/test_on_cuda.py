@@ -11,8 +11,8 @@ from hostile import KINDS, make
 from torch import Tensor
 
 from assay.numerics.codes import ComputedCodes
+from assay.numerics.dictionary import open_dictionary
 from assay.numerics.distances import NearestCenters, chunked_distances
-from assay.numerics.encoders import make_encoder
 from assay.numerics.kmeans import MiniBatchKMeans, kmeans_plus_plus, mini_batch_step
 from assay.numerics.moments import StreamingMoments
 from assay.numerics.pca import StreamingPCA
@@ -133,8 +133,8 @@ def test_codes_are_the_same(tokens: Tensor, name: str) -> None:
         state = StreamingPCA().partial_fit(tokens).state_dict()
     else:
         state = {"cluster_centers": tokens[:N_CLUSTERS].clone(), "counts": torch.ones(N_CLUSTERS, dtype=torch.int64)}
-    found = make_encoder(name, {key: each.cuda() for key, each in state.items()}).encode(tokens.cuda())
-    for key, wanted in make_encoder(name, state).encode(tokens).items():
+    found = open_dictionary(name, {key: each.cuda() for key, each in state.items()}).encode(tokens.cuda())
+    for key, wanted in open_dictionary(name, state).encode(tokens).items():
         assert_same(found[key], wanted, rtol=1e-6, atol=1e-6 * float(wanted.double().abs().max()))
 
 

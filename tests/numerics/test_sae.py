@@ -126,7 +126,7 @@ def test_an_autoencoder_of_raw_activations_sees_them_raw():
     np.testing.assert_allclose(densify(sae.encode(x), "sparse", N), codes, atol=1e-3)
     residual = (raw.double().numpy() - back) / scale.numpy()
     np.testing.assert_allclose(sae.residual(x), residual, atol=1e-3)
-    (sums,) = sae.reconstruction_errors(x, std).values()
+    (sums,) = sae.errors(x, std).values()
     assert sums.residual == pytest.approx((residual**2).sum(), rel=1e-5)
     assert sums.residual_raw == pytest.approx(((raw.double().numpy() - back) ** 2).sum(), rel=1e-5)
     np.testing.assert_allclose(sae.encode(x)["error"], (residual**2).sum(1), rtol=1e-4)
@@ -136,9 +136,7 @@ def test_errors_go_by_the_entries_a_token_where_they_are_fixed():
     x = torch.randn(4, D, generator=torch.Generator().manual_seed(1), dtype=torch.float32)
     for activation, key in (("topk", 3), ("relu", N)):
         assert [
-            *SparseAutoencoder(_tensors(), **_options(activation)).reconstruction_errors(
-                x, torch.ones(D, dtype=torch.float32)
-            )
+            *SparseAutoencoder(_tensors(), **_options(activation)).errors(x, torch.ones(D, dtype=torch.float32))
         ] == [key]
 
 

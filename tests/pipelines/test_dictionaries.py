@@ -6,16 +6,15 @@ import torch
 
 from assay.io.shards import Shards
 from assay.numerics.codes import densify
-from assay.numerics.encoders import make_encoder
+from assay.numerics.dictionary import open_dictionary
 from assay.numerics.sae import SparseAutoencoder
 from assay.parameters import DictionaryParameters, KMeansParameters
 from assay.pipelines.dictionaries.nodes import (
     adopt_saev_metrics,
-    draw_centres,
+    draw_centers,
     draw_directions,
-    encode_with_sae,
-    measure_sae,
 )
+from assay.pipelines.judging import encode, measure
 
 D_MODEL, N = 80, 120
 
@@ -68,14 +67,14 @@ def test_an_autoencoders_errors_and_codes_are_those_of_its_definition(planted, t
     x = ((tokens[1] - statistics["mean"]) / std).float()
     left = sae.residual(x).double()
     shards = Shards(planted[1])
-    errors = measure_sae(shards, statistics, weights, "cpu", layer=5, name="mine", dictionary=dictionary)
+    errors = measure(shards, statistics, weights, "cpu", layer=5, name="mine", kind=dictionary)
     (row,) = errors["rows"]
     assert (errors["layer"], errors["method"], errors["n_tokens"], row["k"]) == (5, "mine", len(x), options.get("k", N))
     assert row["nmse"] == pytest.approx(float(left.square().sum() / x.double().square().sum()), rel=1e-4)
     wanted = (left * std).square().sum() / (x.double() * std).square().sum()
     assert row["nmse_raw"] == pytest.approx(float(wanted), rel=1e-4)
 
-    codes = encode_with_sae(shards, statistics, weights, "cpu", layer=5, encoding="mine", dictionary=dictionary)
+    codes = encode(shards, statistics, weights, "cpu", layer=5, name="mine", kind=dictionary)
     assert (codes.format, codes.n_rows, codes.n_features, codes.k) == ("sparse", len(x), N, options.get("k"))
     found = torch.cat([densify(batch, "sparse", N) for batch in codes.batches(100, 7)])
     np.testing.assert_allclose(found, densify(sae.encode(x[7:]), "sparse", N), rtol=1e-4, atol=1e-4)
@@ -85,19 +84,19 @@ def test_an_autoencoders_errors_and_codes_are_those_of_its_definition(planted, t
 
 def test_the_batch_size_is_that_of_the_measurement(planted, statistics, weights, monkeypatch):
     seen = []
-    errors = SparseAutoencoder.reconstruction_errors
+    errors = SparseAutoencoder.errors
     monkeypatch.setattr(
-        SparseAutoencoder, "reconstruction_errors", lambda self, x, std: (seen.append(len(x)), errors(self, x, std))[1]
+        SparseAutoencoder, "errors", lambda self, x, std: (seen.append(len(x)), errors(self, x, std))[1]
     )
     dictionary = DictionaryParameters(weights="sae.safetensors", activation="relu", batch_size=100)
-    measure_sae(Shards(planted[1]), statistics, weights, "cpu", layer=5, name="mine", dictionary=dictionary)
+    measure(Shards(planted[1]), statistics, weights, "cpu", layer=5, name="mine", kind=dictionary)
     assert seen == [100, 100, 100, 84]
 
 
 def test_random_centres_are_tokens_drawn_by_the_seed(planted, tokens, statistics):
     parameters = KMeansParameters(n_clusters=9)
     drawn = [
-        draw_centres(Shards(planted[0]), statistics, parameters, "cpu", layer=5, seed=seed)["cluster_centers"]
+        draw_centers(Shards(planted[0]), statistics, parameters, "cpu", layer=5, seed=seed)["cluster_centers"]
         for seed in (0, 0, 1)
     ]
     assert torch.equal(drawn[0], drawn[1])
@@ -107,8 +106,8 @@ def test_random_centres_are_tokens_drawn_by_the_seed(planted, tokens, statistics
     assert (nearest.values < 1e-4).all()
     assert len(set(nearest.indices.tolist())) == 9
     assert int(nearest.indices.max() - nearest.indices.min()) > 100  # from all over
-    state = draw_centres(Shards(planted[0]), statistics, parameters, "cpu", layer=5, seed=0)
-    assert make_encoder("kmeans-invdist", state).n_features == 9
+    state = draw_centers(Shards(planted[0]), statistics, parameters, "cpu", layer=5, seed=0)
+    assert open_dictionary("kmeans-invdist", state).n_features == 9
 
 
 def test_random_directions_are_an_orthonormal_basis_drawn_by_the_seed(planted):
@@ -117,7 +116,7 @@ def test_random_directions_are_an_orthonormal_basis_drawn_by_the_seed(planted):
     torch.testing.assert_close(components @ components.T, torch.eye(D_MODEL, dtype=torch.float64), rtol=0, atol=1e-12)
     assert torch.equal(components, drawn[1]["components"])
     assert not torch.equal(components, drawn[2]["components"])
-    assert make_encoder("pca-topk-00004", drawn[0]).n_features == D_MODEL
+    assert open_dictionary("pca-topk-00004", drawn[0]).n_features == D_MODEL
 
 
 class Codes:
@@ -141,7 +140,7 @@ def adopt(metrics, planted, statistics):
 def test_what_saev_measured_is_divided_by_the_train_mean_as_every_other_row(planted, tokens, shifted, weights, names):
     """saev's own ratio is about the mean of the tokens that it judges. The same autoencoder by its weights gives the same row."""
     dictionary = DictionaryParameters(weights="sae.safetensors", activation="relu", trained_on="raw")
-    measured = measure_sae(Shards(planted[1]), shifted, weights, "cpu", layer=5, name="mine", dictionary=dictionary)
+    measured = measure(Shards(planted[1]), shifted, weights, "cpu", layer=5, name="mine", kind=dictionary)
     (mine,) = measured["rows"]
     sae = SparseAutoencoder(weights, activation="relu", mean=shifted["mean"], std=shifted["std"])
     x = tokens[1]

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from assay.encodings import Encoding, Form, Model
 from assay.io import stream_reader
 from assay.io.checkpoints import Checkpoints
 from assay.io.codes import StoredCodes
@@ -18,10 +19,10 @@ from assay.io.shards import Shards
 from assay.io.tensors import fingerprint_tensors
 from assay.numerics.codes import TopKCodes, densify
 from assay.parameters import KMeansParameters, PCAParameters, SparsityParameters, StandardizeParameters
-from assay.pipelines.encode import nodes
-from assay.pipelines.encode.pipeline import ENCODE, create_pipeline
-from assay.pipelines.kmeans.nodes import fit_kmeans, measure_kmeans
-from assay.pipelines.pca.nodes import fit_pca, measure_pca
+from assay.pipelines import judging
+from assay.pipelines.encode.pipeline import create_pipeline
+from assay.pipelines.kmeans.nodes import fit_kmeans
+from assay.pipelines.pca.nodes import fit_pca
 from assay.pipelines.standardize.nodes import fit_statistics
 
 LAYERS, TOKENS, D_MODEL = (3, 5), 16, 80
@@ -67,12 +68,9 @@ def encode(planted, fitted):
     statistics, models = fitted
 
     def run(encoding, model=None, statistics=statistics, path=planted[1], **options):
-        model = model or models[encoding.partition("-")[0]]
-        method = encoding.partition("-")[0]
-        shards = Shards(path)
-        return ENCODE[method](
-            shards, statistics, model, PARAMETERS[method], "cpu", layer=5, encoding=encoding, **options
-        )
+        form = Form.parse_name(encoding)
+        made_of = Shards(path), statistics, model or models[form.family], "cpu", PARAMETERS[form.family]
+        return judging.encode(*made_of, layer=5, name=encoding, kind=form, **options)
 
     return run
 
@@ -195,7 +193,7 @@ def test_what_was_begun_of_older_shards_or_by_older_code_is_not_gone_on_with(
         tokens = np.fromfile(path / "acts000000.bin", "<f4")
         (tokens * np.float32(1.01)).tofile(path / "acts000000.bin")
     elif changed == "the format":
-        monkeypatch.setattr(nodes, "FORMAT", nodes.FORMAT + 1)
+        monkeypatch.setattr(judging, "FORMAT", judging.FORMAT + 1)
     codes = encode("pca-dense", path=path)
     stream, asked = codes.stream, []
     codes.stream = lambda batch_size, start: (asked.append(start), stream(batch_size, start))[1]
@@ -229,11 +227,15 @@ def test_nothing_is_read_before_the_first_batch(encode, monkeypatch):
 def test_codes_and_errors_are_made_of_the_model_that_was_fitted_alone(planted, fitted, encode, node):
     statistics, models = fitted
     wrong = {"mean": statistics["mean"], "std": statistics["std"].flip(0)}
-    measured = {"layer": 5, "statistics": wrong, "shards": Shards(planted[0]), "device": "cpu"}
+
+    def measure(kind):
+        made_of = Shards(planted[0]), wrong, models[kind.family], "cpu", PARAMETERS[kind.family]
+        return judging.measure(*made_of, layer=5, name=kind.family, kind=kind, ks=(1,))
+
     make = {
         "encode": lambda: next(encode("pca-topk-00016", statistics=wrong, path=planted[0]).batches(10)),
-        "pca": lambda: measure_pca(model=models["pca"], parameters=PARAMETERS["pca"], ks=(1,), **measured),
-        "kmeans": lambda: measure_kmeans(model=models["kmeans"], parameters=PARAMETERS["kmeans"], **measured),
+        "pca": lambda: measure(Form("dense")),
+        "kmeans": lambda: measure(Form("onehot")),
     }
     with pytest.raises(ValueError, match=rf"{planted[0]}, layer 5, does not go with the statistics of shards\.fit"):
         make[node]()
@@ -293,7 +295,8 @@ def test_an_encoding_that_is_none_or_has_too_large_a_k_is_refused_at_once(fitted
 
 
 def test_both_probe_splits_are_encoded():
-    pipeline = create_pipeline(5, encodings=(("kmeans", "kmeans-onehot"), ("pca", "pca-topk-00016")))
+    rows = Encoding(Model("kmeans", 3), Form("onehot"), 8), Encoding(Model("pca"), Form("topk", 16), 16)
+    pipeline = create_pipeline(5, rows)
     assert {node.name: sorted(node.inputs)[-1] for node in pipeline.nodes} == dict.fromkeys(
         (
             f"encode.{name}.{split}"

@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from assay.encodings import Encoding, Form, Model
 from assay.io.images import ImageLayout, Images
 from assay.io.shards import Shards
 from assay.pipelines.report.gallery import COLOUR, draw_gallery, draw_map, gather_examples
@@ -25,7 +26,12 @@ ROWS = [
     (3, "pca", "pca-topk-00004", None, 0.5, True),
     (5, "pca", "pca-topk-00004", None, 0.7, False),
 ]
-NAMES = {"kmeans-onehot": 0, "kmeans-seed-1-onehot": 1, "kmeans-invdist": 0, "pca-topk-00004": None}
+ENCODINGS = (
+    Encoding(Model("kmeans", 0), Form("onehot"), 8),
+    Encoding(Model("kmeans", 1, is_of_several=True), Form("onehot"), 8),
+    Encoding(Model("kmeans", 0), Form("invdist"), 8),
+    Encoding(Model("pca"), Form("topk", 4), 4),
+)
 
 
 @pytest.fixture
@@ -64,7 +70,9 @@ def examples(marker: int) -> dict[str, torch.Tensor]:
 def drawn(baselines, classes, planted, photographs):
     def run(most_classes=12):
         layers = [
-            gather_examples(*(examples(layer + number) for number in range(len(NAMES))), seeds=NAMES, layer=layer)
+            gather_examples(
+                *(examples(layer + number) for number in range(len(ENCODINGS))), encodings=ENCODINGS, layer=layer
+            )
             for layer in (3, 5)
         ]
         images = Images(photographs, ImageLayout(patch_size=2, pattern="*.png"))
@@ -95,7 +103,7 @@ def test_an_item_holds_its_classes_images(drawn):
 def test_an_example_without_a_patch_that_counts_is_not_shown(baselines, classes, planted, photographs):
     some = examples(3)
     some["patch"][:, 1] = -1
-    layers = [gather_examples(*[some] * len(NAMES), seeds=NAMES, layer=layer) for layer in (3, 5)]
+    layers = [gather_examples(*[some] * len(ENCODINGS), encodings=ENCODINGS, layer=layer) for layer in (3, 5)]
     images = Images(photographs, ImageLayout(patch_size=2, pattern="*.png"))
     items = draw_gallery(baselines, classes, images, Shards(planted[1]), *layers, most_classes=1)
     assert [len(item["images"]) for item in items] == [1, 1]

@@ -7,11 +7,13 @@ import pytest
 import torch
 from sklearn.metrics import adjusted_rand_score
 
+from assay.encodings import Form, Model
 from assay.io.checkpoints import Checkpoints
 from assay.io.shards import Shards
 from assay.numerics.kmeans import MiniBatchKMeans
 from assay.parameters import KMeansParameters, parse_parameters
-from assay.pipelines.kmeans.nodes import compare_seeds, fit_kmeans, measure_kmeans
+from assay.pipelines.judging import measure
+from assay.pipelines.kmeans.nodes import compare_seeds, fit_kmeans
 from assay.pipelines.kmeans.pipeline import create_pipeline
 from assay.plan import make_plan
 
@@ -147,7 +149,7 @@ def test_encodings_is_the_parameter_that_says_which_codes_are_made():
     shards = dict.fromkeys(("fit", "val", "probe_train", "probe_val"), "somewhere")
     for encodings in (["kmeans-onehot"], ["kmeans-invdist"], ["kmeans-invdist", "kmeans-onehot"]):
         plan = make_plan(parse_parameters({"layers": [5], "shards": shards, "kmeans": {"encodings": encodings}}))
-        assert [row.name for row in plan.encodings if row.method == "kmeans"] == encodings
+        assert [row.name for row in plan.encodings if row.model.method == "kmeans"] == encodings
     elsewhere = {
         "encodings",
         "order",
@@ -164,7 +166,9 @@ def test_encodings_is_the_parameter_that_says_which_codes_are_made():
 def test_nmse_is_that_of_the_nearest_centre_in_float64(planted, statistics, fit, layer, batch_size):
     model, _ = fit(layer=layer)
     parameters = KMeansParameters(**SMALL | {"batch_size": batch_size})
-    found = measure_kmeans(Shards(planted[1]), statistics, model, parameters, "cpu", layer=layer)
+    found = measure(
+        Shards(planted[1]), statistics, model, "cpu", parameters, layer=layer, name="kmeans", kind=Form("onehot")
+    )
     std = statistics["std"].numpy()
     standardized = (read(planted[1], layer) - statistics["mean"].numpy()) / std
     centres = model["cluster_centers"].double().numpy()
@@ -182,7 +186,8 @@ def test_nmse_is_that_of_the_nearest_centre_in_float64(planted, statistics, fit,
 def test_measuring_changes_nothing_it_is_given(planted, statistics, fit):
     model, _ = fit()
     before = {name: value.clone() for name, value in (model | statistics).items()}
-    measure_kmeans(Shards(planted[1]), statistics, model, KMeansParameters(**SMALL), "cpu", layer=5)
+    measured = {"layer": 5, "name": "kmeans", "kind": Form("onehot")}
+    measure(Shards(planted[1]), statistics, model, "cpu", KMeansParameters(**SMALL), **measured)
     assert all(torch.equal(value, before[name]) for name, value in (model | statistics).items())
 
 
@@ -204,8 +209,8 @@ def test_more_seeds_are_fits_of_their_own_that_the_first_is_compared_with(plante
     assert (found["layer"], found["seed"]) == (5, 4)
     same = compare_seeds(Shards(planted[1]), statistics, first, first, parameters, "cpu", layer=5, seed=4)
     assert same["adjusted_rand_index"] == 1
-    assert {node.name for node in create_pipeline(5, seeds={"kmeans": 3}).nodes} == {"kmeans.fit", "kmeans.measure"}
-    thrice = {node.name: node for node in create_pipeline(5, seeds={"kmeans": 3, "a": 4, "b": 9}).nodes}
+    assert {node.name for node in create_pipeline(5, [Model("kmeans", 3)]).nodes} == {"kmeans.fit", "kmeans.measure"}
+    thrice = {node.name: node for node in create_pipeline(5, [Model("kmeans", 3), Model("a", 4), Model("b", 9)]).nodes}
     verbs = {"a.fit", "a.measure", "a.compare", "b.fit", "b.measure", "b.compare"}
     assert set(thrice) == {"kmeans.fit", "kmeans.measure", *verbs}
     assert thrice["b.fit"].func.keywords == {"layer": 5, "seed": 9, "method": "b"}

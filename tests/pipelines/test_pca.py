@@ -4,18 +4,24 @@ import numpy as np
 import pytest
 import torch
 
+from assay.encodings import Form
 from assay.io.checkpoints import Checkpoints
 from assay.io.shards import Shards
 from assay.numerics.pca import StreamingPCA
 from assay.parameters import PCAParameters, parse_parameters
+from assay.pipelines.judging import measure
 from assay.pipelines.pca import nodes
-from assay.pipelines.pca.nodes import fit_pca, measure_pca
+from assay.pipelines.pca.nodes import fit_pca
 from assay.pipelines.pca.pipeline import create_pipeline
 from assay.pipelines.stream import SAMPLE
 from assay.plan import make_plan
 
 LAYERS, TOKENS, D_MODEL = (3, 5), 16, 80
 KS = (1, 4, 16, 80)
+
+
+def measure_pca(shards, statistics, model, parameters, layer, ks):
+    return measure(shards, statistics, model, "cpu", parameters, layer=layer, name="pca", kind=Form("dense"), ks=ks)
 
 
 def read(path, layer):
@@ -65,7 +71,7 @@ def test_components_are_the_right_singular_vectors_of_the_centred_tokens(
 
 def test_nmse_at_every_k_is_that_of_an_explicit_reconstruction(planted, layer, statistics, standardized, tmp_path):
     model, _ = fit_pca(Shards(planted[0]), statistics, PCAParameters(), Checkpoints(tmp_path), "cpu", layer=layer)
-    found = measure_pca(Shards(planted[1]), statistics, model, PCAParameters(batch_size=50), "cpu", layer=layer, ks=KS)
+    found = measure_pca(Shards(planted[1]), statistics, model, PCAParameters(batch_size=50), layer, KS)
     rows = found.pop("rows")
     assert found == {"layer": layer, "method": "pca", "n_tokens": 24 * TOKENS}
     assert [row["k"] for row in rows] == list(KS)
@@ -89,7 +95,7 @@ def test_batch_size_is_the_tokens_read_at_once(planted, layer, statistics, monke
     for batch_size in (70, 640):
         parameters = PCAParameters(batch_size=batch_size)
         model, _ = fit_pca(Shards(planted[0]), statistics, parameters, Checkpoints(tmp_path), "cpu", layer=layer)
-        measure_pca(Shards(planted[1]), statistics, model, parameters, "cpu", layer=layer, ks=(1,))
+        measure_pca(Shards(planted[1]), statistics, model, parameters, layer, (1,))
     assert seen == [70, SAMPLE, 70, 640, SAMPLE, 640]  # a sample is looked at first
 
 
@@ -142,8 +148,8 @@ def test_topk_is_the_parameter_that_says_which_k_are_measured():
     shards = dict.fromkeys(("fit", "val", "probe_train", "probe_val"), "somewhere")
     for topk in ((1, 4), (2, 3, 80)):
         plan = make_plan(parse_parameters({"layers": [5], "shards": shards, "pca": {"topk": topk}}), D_MODEL)
-        assert tuple(row.k for row in plan.encodings if row.method == "pca") == topk
-        (measure,) = create_pipeline(5, ks=topk, codes="pca-dense").only_nodes("pca.measure").nodes
+        assert tuple(row.k for row in plan.encodings if row.model.method == "pca") == topk
+        (measure,) = create_pipeline(5, ks=topk, form=Form("dense")).only_nodes("pca.measure").nodes
         assert measure.func.keywords["ks"] == topk
     assert set(PCAParameters.model_fields) == {
         "topk",
@@ -158,4 +164,4 @@ def test_topk_is_the_parameter_that_says_which_k_are_measured():
 def test_a_k_above_the_width_is_refused(planted, layer, statistics, tmp_path):
     model, _ = fit_pca(Shards(planted[0]), statistics, PCAParameters(), Checkpoints(tmp_path), "cpu", layer=layer)
     with pytest.raises(ValueError, match="found K = 81, wanted 1 to 80"):
-        measure_pca(Shards(planted[1]), statistics, model, PCAParameters(), "cpu", layer=layer, ks=(81,))
+        measure_pca(Shards(planted[1]), statistics, model, PCAParameters(), layer, (81,))

@@ -5,6 +5,7 @@ import random
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from assay.encodings import Encoding, Model
 from assay.io.shards import Shards
 from assay.parameters import KMeansParameters, PCAParameters, ProbeParameters, StandardizeParameters
 from assay.pipelines.report.figures import (
@@ -68,13 +70,22 @@ def errors(layer, method, ks):
     return {"layer": layer, "method": method, "n_tokens": 9, "rows": rows}
 
 
-SEEDS = {"kmeans-onehot": 0, "kmeans-invdist": 0, "pca-topk-00001": None, "pca-topk-00016": None}
+def encodings_of(parts):
+    """The encodings of these scores, whose seeds are 0 for k-means, another where the name says it, and none for others."""
+    models = [Model.parse(part["method"]) for part in parts]
+    models = [replace(model, seed=0) if model.name == "kmeans" else model for model in models]
+    return [
+        replace(Encoding.parse(part["encoding"], model), k=part["k"]) for part, model in zip(parts, models, strict=True)
+    ]
+
+
+ENCODINGS = encodings_of([{"method": method, "encoding": name, "k": k} for method, name, k in ROWS])
 
 
 def layer_of(layer, ces):
     """A layer's rows with these train CEs, in the order of ROWS."""
     parts = [scores(layer, *row, mean_train_ce=ce) for row, ce in zip(ROWS, ces, strict=True)]
-    return merge_layer(errors(layer, "kmeans", [8]), errors(layer, "pca", [1, 16]), *parts, seeds=SEEDS)
+    return merge_layer(errors(layer, "kmeans", [8]), errors(layer, "pca", [1, 16]), *parts, encodings=ENCODINGS)
 
 
 def test_scores_are_joined_with_the_errors_of_their_method_and_k():
@@ -83,7 +94,7 @@ def test_scores_are_joined_with_the_errors_of_their_method_and_k():
         errors(3, "pca", [16, 1]) | {"rows": [{"k": 1, "nmse": 0.9, "nmse_raw": 0.8}]},
     ]
     parts = [scores(3, "kmeans", "kmeans-onehot", 1), scores(3, "pca", "pca-topk-00001", 1)]
-    kmeans, pca = merge_layer(*metrics, *parts, seeds=SEEDS)
+    kmeans, pca = merge_layer(*metrics, *parts, encodings=ENCODINGS)
     assert (kmeans["encoding"], kmeans["nmse"], kmeans["nmse_raw"]) == ("kmeans-onehot", 1 / 2, 2 / 4)
     assert (pca["encoding"], pca["nmse"], pca["nmse_raw"]) == ("pca-topk-00001", 0.9, 0.8)
     assert kmeans | parts[0] == kmeans
@@ -94,8 +105,8 @@ def test_the_order_of_the_metrics_does_not_matter_to_the_join():
     metrics = [errors(3, "kmeans", [8]), errors(3, "pca", [1, 16]), *(scores(3, *row) for row in ROWS)]
     before = copy.deepcopy(metrics)
     shuffled = random.Random(0).sample(metrics, len(metrics))
-    by_encoding = {row["encoding"]: row for row in merge_layer(*metrics, seeds=SEEDS)}
-    assert {row["encoding"]: row for row in merge_layer(*shuffled, seeds=SEEDS)} == by_encoding
+    by_encoding = {row["encoding"]: row for row in merge_layer(*metrics, encodings=ENCODINGS)}
+    assert {row["encoding"]: row for row in merge_layer(*shuffled, encodings=ENCODINGS)} == by_encoding
     assert len(by_encoding) == len(ROWS)
     assert metrics == before
 
@@ -117,8 +128,8 @@ def test_rows_are_sorted_by_layer_method_k_and_encoding():
     assert table["encoding"].tolist() == one_layer * 2
     assert table.index.tolist() == list(range(8))
     parts = [scores(3, "pca", "pca-topk-100000", 100_000), scores(3, "pca", "pca-topk-99999", 99_999)]
-    seeds = dict.fromkeys(("pca-topk-100000", "pca-topk-99999"))
-    table = tabulate_baselines(merge_layer(errors(3, "pca", [99_999, 100_000]), *parts, seeds=seeds))
+    rows = merge_layer(errors(3, "pca", [99_999, 100_000]), *parts, encodings=encodings_of(parts))
+    table = tabulate_baselines(rows)
     assert table["k"].tolist() == [99_999, 100_000]
 
 
@@ -308,13 +319,11 @@ def test_a_row_without_nmse_shows_the_raw_one_in_the_paper_table():
 def three_seeds(layer=7):
     """A layer of k-means with three seeds and of a dictionary with one."""
     parts = [scores(layer, "sae", "sae", 9, mean_train_ce=0.3)]
-    seeds = {"sae": None}
     metrics = [errors(layer, "sae", [9])]
-    for number, (name, seed) in enumerate((("kmeans", 0), ("kmeans-seed-4", 4), ("kmeans-seed-9", 9))):
+    for number, name in enumerate(("kmeans", "kmeans-seed-4", "kmeans-seed-9")):
         metrics.append(errors(layer, name, [8]))
         parts.append(scores(layer, name, f"{name}-onehot", 8, mean_train_ce=0.1 + number, map=0.2 * number))
-        seeds[f"{name}-onehot"] = seed
-    rows = merge_layer(*metrics, *parts, seeds=seeds)
+    rows = merge_layer(*metrics, *parts, encodings=encodings_of(parts))
     return [row | {"absent_in_train": [], "absent_in_val": []} for row in rows]
 
 
@@ -350,8 +359,8 @@ def test_the_best_layer_is_that_of_the_mean_over_the_seeds():
             scores(layer, name, f"{name}-onehot", 8, mean_train_ce=ce)
             for name, ce in zip(("kmeans", "kmeans-seed-1"), ces, strict=True)
         ]
-        seeds = {"kmeans-onehot": 0, "kmeans-seed-1-onehot": 1}
-        return merge_layer(errors(layer, "kmeans", [8]), errors(layer, "kmeans-seed-1", [8]), *parts, seeds=seeds)
+        measured = [errors(layer, name, [8]) for name in ("kmeans", "kmeans-seed-1")]
+        return merge_layer(*measured, *parts, encodings=encodings_of(parts))
 
     table = tabulate_baselines(of(3, [0.1, 0.9]), of(5, [0.4, 0.4]))
     assert (table["best_layer"] == (table["layer"] == 5)).all()
@@ -500,13 +509,13 @@ def test_centres_reconstruct_with_one_entry_whatever_codes_are_probed():
     """Distances to 8 centres are 8 entries a patch, and their NMSE is the nearest centre's. So it is of random centres."""
     names = ["kmeans-invdist", "kmeans-distance-neg_euclidean", "kmeans-onehot"]
     parts = [scores(3, "kmeans", name, 8) | {"l0": 1.0 if "onehot" in name else 8.0} for name in names]
-    parts += [scores(3, "floor", f"floor-{name}", 8) | {"l0": 8.0} for name in ("invdist", "unit")]
+    parts += [scores(3, "floor", f"floor-{name}", 8) | {"l0": 8.0} for name in ("invdist", "topk-00008")]
     parts += [scores(3, "sae-invdist", "sae-invdist", 8) | {"l0": 3.5}]
     metrics = [errors(3, name, [8]) for name in ("kmeans", "floor", "sae-invdist")]
-    rows = merge_layer(*metrics, *parts, seeds={part["encoding"]: None for part in parts})
+    rows = merge_layer(*metrics, *parts, encodings=encodings_of(parts))
     pooled = pool_seeds(tabulate_baselines(rows))
     found = {row.encoding: row.l0 for row in list_reconstructions(pooled).itertuples()}
-    assert found == {"kmeans, nearest centre": 1, "floor, nearest centre": 1, "floor-unit": 8, "sae-invdist": 3.5}
+    assert found == {"kmeans, nearest centre": 1, "floor, nearest centre": 1, "floor-topk-00008": 8, "sae-invdist": 3.5}
     figure = draw_nmse_against_l0(pooled)
     assert {(trace.name, *trace.x) for trace in figure.data} == {
         ("kmeans, layer 3", 1),

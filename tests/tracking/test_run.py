@@ -13,9 +13,9 @@ from kedro_datasets.json import JSONDataset
 from mlflow import MlflowClient
 
 import assay
+from assay.encodings import Encoding, Form, Model
 from assay.io.shards import Shards
 from assay.pipelines import fitting
-from assay.plan import Encoding
 from assay.tracking import TrackingHook, finish_taken_up, process, run
 from assay.tracking.connection import FAILURE
 from assay.tracking.describe import flat_params, versions
@@ -23,7 +23,8 @@ from assay.tracking.hook import InterruptedRunError
 from assay.tracking.run import Run, thinned
 from assay.tracking.writer import Writer
 
-ROWS = {name: Encoding(name, "kmeans", 8, name, seed=0) for name in ("kmeans-onehot", "kmeans-invdist")}
+ROWS = {row.name: row for row in (Encoding(Model("kmeans", 0), Form(kind), 8) for kind in ("onehot", "invdist"))}
+PLAN = SimpleNamespace(layers=(3,), kmeans=(Model("kmeans", 0),), rows_of=lambda _: tuple(ROWS.values()))
 HISTORY = [{"inertia": 3.0}, {"inertia": 2.0}, {"inertia": 1.5}]
 
 
@@ -55,11 +56,10 @@ def begin(project, planted, connect, run_params):
     catalog.save("layer_3.kmeans_history", HISTORY)
 
     def start(seed=0):
-        parameters = {"shards": dict.fromkeys(shards, ""), "kmeans": {"seed": seed, "decay": 0.1}}
+        parameters = {"layers": [3], "shards": dict.fromkeys(shards, ""), "kmeans": {"seed": seed, "decay": 0.1}}
         hook, connection = TrackingHook(), connect()
         hook._connection = connection
-        hook._run = Run(project, run_params, parameters, catalog, ROWS, connection)
-        fitting.observers.append(hook._run.watch_step)
+        hook.follow(Run(project, run_params, parameters, catalog, ROWS, connection), PLAN)
         return hook
 
     start.catalog = catalog
@@ -246,7 +246,8 @@ def test_a_run_that_is_taken_up_with_nothing_left_to_do_is_finished(begin, runs,
     outputs = SimpleNamespace(all_outputs=lambda: {"rows_layer_3"})
 
     def begin_again(*_):
-        hook._run = begin()._run
+        begun = begin()
+        hook._run, hook._logged = begun._run, begun._logged
 
     monkeypatch.setattr(hook, "before_pipeline_run", begin_again)
     finish_taken_up(hooks, {}, outputs, begin.catalog)
@@ -327,7 +328,7 @@ def test_a_child_that_was_probed_first_is_told_what_is_measured_after_it():
 
     logged = Run.__new__(Run)
     catalog = DataCatalog({"layer_3.theirs_errors": MemoryDataset(errors(5.3))})
-    rows = {"theirs": Encoding("theirs", "theirs", None, "theirs")}
+    rows = {"theirs": Encoding(Model("theirs"), None, None)}
     vars(logged).update(_rows=rows, _catalog=catalog, _children={}, _curves=[], _lock=threading.Lock(), _parent=None)
     logged._connection = SimpleNamespace(children={}, taken_up=False)
     logged.log_scores({"layer": 3, "encoding": "theirs", "k": 7, "map": 0.5})

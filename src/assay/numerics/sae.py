@@ -18,7 +18,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from assay.numerics.codes import Batch
+from assay.numerics.codes import Batch, Format
 from assay.numerics.distances import product
 from assay.numerics.errors import ErrorSums, error_sums
 from assay.numerics.isolation import isolated
@@ -78,6 +78,10 @@ class SparseAutoencoder:
     numbers, or hold NaN or infinity.
     """
 
+    format: Format = "sparse"
+    zero_is_far = False
+    encode_rounded = None
+
     @isolated()
     def __init__(
         self,
@@ -123,6 +127,7 @@ class SparseAutoencoder:
             )
         self.activation = activation
         self.k = k
+        self.ks = (k or n,)
         self.n_features = n
         self.input_bias = input_bias
         if (mean is None) != (std is None):
@@ -154,9 +159,9 @@ class SparseAutoencoder:
         return torch.cat([part - self._decode(self._activations(part)) for part in self._parts(x)])
 
     @isolated()
-    def reconstruction_errors(self, x: Tensor, std: Tensor) -> dict[int, ErrorSums]:
+    def errors(self, x: Tensor, std: Tensor) -> dict[int, ErrorSums]:
         """Errors of a batch of standardised tokens, under the entries a token, or the features where they vary."""
-        return {self.k or self.n_features: error_sums(x, self.residual(x), std)}
+        return {self.ks[0]: error_sums(x, self.residual(x), std)}
 
     def _parts(self, x: Tensor) -> tuple[Tensor, ...]:
         """Rows whose dense codes are held at once, float32."""

@@ -14,17 +14,16 @@ from typing import Any
 from mlflow.entities import Dataset, DatasetInput, InputTag, Param
 
 import assay
+from assay.encodings import Encoding, Model
 from assay.io.shards import Shards
-from assay.parameters import seedless
-from assay.plan import Encoding
 
 
 def describe(layer: int, row: Encoding, shards: Mapping[str, Shards]) -> str:
     """A child's description in MLflow, Markdown."""
     k = "" if row.k is None else f", k = {row.k}"
-    seed = "" if row.seed is None else f", seed {row.seed}"
+    seed = "" if row.model.seed is None else f", seed {row.model.seed}"
     return (
-        f"**{seedless(row.name)}**{k}{seed}: codes of layer {layer} of {shards['fit'].metadata.family} {shards['fit'].metadata.ckpt}. "
+        f"**{row.shown}**{k}{seed}: codes of layer {layer} of {shards['fit'].metadata.family} {shards['fit'].metadata.ckpt}. "
         f"Reconstruction on shards `{shards['val'].name}`; probes fitted on `{shards['probe_train'].name}` and judged on "
         f"`{shards['probe_val'].name}`."
     )
@@ -32,12 +31,12 @@ def describe(layer: int, row: Encoding, shards: Mapping[str, Shards]) -> str:
 
 def params_of(layer: int, row: Encoding, k: int) -> list[Param]:
     """The parameters of a child, `k` among them whatever the method calls it, so that methods share an axis."""
-    method = seedless(row.method)
-    params = {"layer": layer, "method": method, "encoding": seedless(row.name), "k": k}
+    method = row.model.method
+    params = {"layer": layer, "method": method, "encoding": row.shown, "k": k}
     if method in ("kmeans", "pca"):
         params["n_clusters" if method == "kmeans" else "latent_topk"] = k
-    if row.seed is not None:
-        params["seed"] = row.seed
+    if row.model.seed is not None:
+        params["seed"] = row.model.seed
     return [Param(key, str(value)) for key, value in params.items()]
 
 
@@ -65,7 +64,7 @@ def sum_by_stage(seconds: Mapping[str, float]) -> dict[str, float]:
     """The sum over the nodes of each stage; a node is named ``layer_23.pca.fit`` or ``report.page``."""
     found: dict[str, float] = {}
     for name, value in seconds.items():
-        stage = seedless(re.sub(r"^layer_-?\d+\.", "", name).partition(".")[0])
+        stage = Model.parse(re.sub(r"^layer_-?\d+\.", "", name).partition(".")[0]).method
         found[stage] = found.get(stage, 0.0) + value
     return found
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +16,9 @@ from kedro.pipeline import Pipeline
 from kedro.pipeline.node import Node
 
 from assay.configuration import current_configuration
-from assay.parameters import seedless
+from assay.encodings import layer_name
 from assay.pipelines import fitting
-from assay.plan import find_d_model, make_plan
+from assay.plan import Plan, find_d_model, make_plan
 from assay.tracking.connection import Connection
 from assay.tracking.run import Run
 
@@ -50,6 +52,7 @@ class TrackingHook:
         self._session: Any = None
         self._connection: Connection | None = None
         self._run: Run | None = None
+        self._logged: dict[str, Callable[[Any], None]] = {}
 
     @hook_impl
     def after_context_created(self, context: KedroContext) -> None:
@@ -70,8 +73,14 @@ class TrackingHook:
         project, parameters = current_configuration()
         plan = make_plan(parameters, find_d_model(parameters, project))
         self._connection.open(run_params, pipeline, catalog)
-        self._run = Run(project, run_params, parameters.model_dump(mode="json"), catalog, plan.rows, self._connection)
-        fitting.observers.append(self._run.watch_step)
+        run = Run(project, run_params, parameters.model_dump(mode="json"), catalog, plan.rows, self._connection)
+        self.follow(run, plan)
+
+    def follow(self, run: Run, plan: Plan) -> None:
+        """Have a run told of what is fitted and saved from now on."""
+        self._run = run
+        self._logged = logged_results(plan, run)
+        fitting.observers.append(run.watch_step)
 
     @hook_impl
     def before_node_run(self, node: Node) -> None:
@@ -83,17 +92,8 @@ class TrackingHook:
         if not self._run:
             return
         self._run.seconds[node.name] = time.perf_counter() - self._run.started[node.name]
-        layer, _, name = dataset_name.partition(".")
-        if name.endswith("_model") and seedless(name) == "kmeans_model":
-            self._run.log_utilisation(layer, name.removesuffix("_model"), data["counts"])
-        elif dataset_name.endswith("_agreement"):
-            self._run.log_agreement(data)
-        elif dataset_name.endswith("_errors"):
-            self._run.log_errors(data)
-        elif ".scores_" in dataset_name:
-            self._run.log_scores(data)
-        elif dataset_name.startswith("rows_"):
-            self._run.complete_children(data)
+        if dataset_name in self._logged:
+            self._logged[dataset_name](data)
 
     @hook_impl(tryfirst=True)
     def after_pipeline_run(self, pipeline: Pipeline, catalog: DataCatalog) -> None:
@@ -106,7 +106,7 @@ class TrackingHook:
         self.before_pipeline_run(run_params, pipeline, catalog)
         assert self._run is not None
         for name in sorted(pipeline.all_outputs()):
-            if name.startswith("rows_"):
+            if self._logged.get(name) == self._run.complete_children:
                 self._run.complete_children(catalog.load(name))
         self.after_pipeline_run(pipeline, catalog)
 
@@ -124,6 +124,21 @@ class TrackingHook:
         if self._connection:
             self._connection.writer.stop()
         self._session = self._connection = self._run = None
+
+
+def logged_results(plan: Plan, run: Run) -> dict[str, Callable[[Any], None]]:
+    """Who is told of which dataset when it is saved."""
+    found: dict[str, Callable[[Any], None]] = {}
+    for layer in plan.layers:
+        at, rows = layer_name(layer), plan.rows_of(layer)
+        found |= {
+            f"{at}.{model.name}_model": functools.partial(run.log_utilisation, at, model.name) for model in plan.kmeans
+        }
+        found |= {f"{at}.{model.name}_agreement": run.log_agreement for model in plan.kmeans}
+        found |= {f"{at}.{row.model.name}_errors": run.log_errors for row in rows}
+        found |= {f"{at}.scores_{row.name}": run.log_scores for row in rows}
+        found[f"rows_{at}"] = run.complete_children
+    return found
 
 
 def _kept(pipeline: Pipeline, catalog: DataCatalog) -> list[Path]:

@@ -17,12 +17,11 @@ from mlflow.entities import DatasetInput, Metric, Param, RunTag
 from mlflow.entities import Run as MlflowRun
 from mlflow.tracking import MlflowClient
 
+from assay.encodings import Encoding, child_name, layer_name
 from assay.io.publish import publish_file
 from assay.io.shards import Shards
-from assay.parameters import seeded
 from assay.pipelines import fitting
 from assay.pipelines.report.tables import MEASURES
-from assay.plan import Encoding
 from assay.tracking import process
 from assay.tracking.connection import FAILURE, PARENT, Connection, end_with_reason, forget_failure
 from assay.tracking.describe import describe, flat_params, git_state, lineage, params_of, sum_by_stage, versions
@@ -60,7 +59,7 @@ class Child:
         self.layer = layer
         self.row = row
         self.k = k
-        self.name = f"layer_{layer}/{row.name}"
+        self.name = child_name(layer, row.name)
         self.run_id = ""
         self.begun = False
         self.closed = False
@@ -101,6 +100,7 @@ class Run:
         self._shards: dict[str, Any] = {split: catalog.get(f"shards_{split}") for split in parameters["shards"]}
         self._rows = rows
         self._children: dict[tuple[int, str], Child] = {}
+        self._told = {child_name(layer, name): (layer, name) for layer in parameters["layers"] for name in rows}
         self._curves: list[Metric] = []
         self._connection = connection
         self._writer = connection.writer
@@ -147,7 +147,8 @@ class Run:
         """Take a step of a fit for the parent's live curves, two a second at the most; they are sent now and then, beside the fit."""
         now = time.time()
         found = [
-            Metric(f"layer_{layer}/{method}/{name}", value, int(now * 1000), step) for name, value in metrics.items()
+            Metric(f"{child_name(layer, method)}/{name}", value, int(now * 1000), step)
+            for name, value in metrics.items()
         ]
         with self._lock:
             if now - self._shown.get((layer, method), 0.0) < STEP_SECONDS:
@@ -167,11 +168,11 @@ class Run:
             self._steps, self._held, self._sent = [], {}, time.time()
         self._log_to_parent("the live curves", steps)
 
-    def log_utilisation(self, layer: str, method: str, counts: Any) -> None:
+    def log_utilisation(self, layer: str, method: str, model: Mapping[str, Any]) -> None:
         """Log how many clusters of a fit hold 0, 1, 2-3, 4-7, ... tokens of the counts that it ended with."""
         if self._parent is None:
             return
-        octaves = Counter(int(count).bit_length() for count in counts.tolist())
+        octaves = Counter(int(count).bit_length() for count in model["counts"].tolist())
         histogram = {
             "counts": "tokens of a cluster, multiplied by the decay before each further pass and rounded up: late ones weigh more",
             "decay": self._parameters["kmeans"]["decay"],
@@ -183,7 +184,7 @@ class Run:
     def log_errors(self, errors: Mapping[str, Any]) -> None:
         """Log the NMSE of every K to the parent; the children, which are made when they are probed, find it in the catalog."""
         for row in self._rows.values():
-            if row.method == errors["method"]:
+            if row.model.name == errors["method"]:
                 self._add_to_curves(errors["layer"], row, _of_k(errors, row.k))
                 child = self._children.get((errors["layer"], row.name))
                 if child is not None:  # it was probed first, and found what an earlier run had measured, if anything
@@ -192,7 +193,8 @@ class Run:
     def log_agreement(self, agreement: Mapping[str, Any]) -> None:
         """Log how far a seed's fit agrees with the first to those of its children that are there already."""
         for child in self._children.values():
-            if (child.layer, child.row.method) == (agreement["layer"], seeded("kmeans", agreement["seed"])):
+            of = child.row.model
+            if (child.layer, of.method, of.seed) == (agreement["layer"], "kmeans", agreement["seed"]):
                 child.add(_agreement_metrics(agreement))
 
     def log_scores(self, scores: Mapping[str, Any]) -> None:
@@ -204,14 +206,14 @@ class Run:
         """The child of an encoding with all that the catalog has of it."""
         layer, row = scores["layer"], self._rows[scores["encoding"]]
         child = Child(layer, row, scores["k"])
-        history = self._load(layer, f"{row.method}_history") or []
+        history = self._load(layer, f"{row.model.name}_history") or []
         for number in thinned(len(history), STEPS):
             known = dict(history[number])
             child.add(known, int(known.pop("step", number + 1)))  # PCA's record is of some steps only, and says which
-        errors = self._load(layer, f"{row.method}_errors")
+        errors = self._load(layer, f"{row.model.name}_errors")
         if errors is not None:
             child.add(_known(_of_k(errors, row.k)))
-        agreement = self._load(layer, f"{row.method}_agreement")
+        agreement = self._load(layer, f"{row.model.name}_agreement")
         if agreement is not None:
             child.add(_agreement_metrics(agreement))
         child.add(_known(scores))
@@ -230,7 +232,7 @@ class Run:
 
     def _find_begun(self, row: Mapping[str, Any]) -> Child | None:
         """The child of a row that an earlier process of the same parent probed, and did not come to make or to close."""
-        begun = self._connection.children.get(f"layer_{row['layer']}/{row['name']}")
+        begun = self._connection.children.get(child_name(row["layer"], row["name"]))
         if not self._connection.taken_up or (begun is not None and begun.info.status == "FINISHED"):
             return None
         scores = self._load(row["layer"], f"scores_{row['name']}")
@@ -274,11 +276,16 @@ class Run:
     def _close_whole_children(self) -> None:
         """Close those children that an earlier process of the same parent had nothing more to tell, but did not come to close."""
         for name, begun in self._connection.children.items():
-            layer, _, encoding = name.removeprefix("layer_").partition("/")
-            if begun.info.status not in ("KILLED", "FAILED") or (int(layer), encoding) in self._children:
+            if (
+                begun.info.status not in ("KILLED", "FAILED")
+                or name not in self._told
+                or self._told[name] in self._children
+            ):
                 continue
-            rows = self._catalog.load(f"rows_layer_{layer}") if self._catalog.exists(f"rows_layer_{layer}") else []
-            row = next((row for row in rows if row["name"] == encoding), None)
+            layer, encoding = self._told[name]
+            rows = f"rows_{layer_name(layer)}"
+            found = self._catalog.load(rows) if self._catalog.exists(rows) else []
+            row = next((row for row in found if row["name"] == encoding), None)
             if row is not None and _known(row).keys() <= begun.data.metrics.keys():
                 self._submit(name, forget_failure, begun)
                 self._submit(name, self._client.set_terminated, begun.info.run_id, "FINISHED")
@@ -292,7 +299,7 @@ class Run:
 
     def _load(self, layer: int, name: str) -> Any:
         """A result of a layer, made in this run or before; None where there is none."""
-        name = f"layer_{layer}.{name}"
+        name = f"{layer_name(layer)}.{name}"
         return self._catalog.load(name) if name in self._catalog and self._catalog.exists(name) else None
 
     def _add_to_curves(self, layer: int, row: Encoding, values: Mapping[str, Any]) -> None:
@@ -368,7 +375,7 @@ class Run:
             "model_family": shards["fit"].metadata.family,
             "model_ckpt": shards["fit"].metadata.ckpt,
             **{f"shards.{split}": handle.name for split, handle in shards.items()},
-            "dictionary": self._source_of(child.layer, child.row.method),
+            "dictionary": self._source_of(child.layer, child.row.model.name),
             "mlflow.note.content": describe(child.layer, child.row, shards),
         }
 
@@ -376,9 +383,9 @@ class Run:
         """Where a dictionary lies: the version of the fitted model, the weights, or saev's folder; relative where it is the project's."""
         kept = self._catalog.keys()
         name = next(
-            (name for kind in ("weights", "metrics") if (name := f"layer_{layer}.{kind}_{method}") in kept), None
+            (name for kind in ("weights", "metrics") if (name := f"{layer_name(layer)}.{kind}_{method}") in kept), None
         )
-        dataset: Any = self._catalog.get(name or f"layer_{layer}.{method}_model")
+        dataset: Any = self._catalog.get(name or f"{layer_name(layer)}.{method}_model")
         path = dataset.folder if hasattr(dataset, "folder") else Path(str(dataset._get_load_path()))
         return str(path.relative_to(self._project) if path.is_relative_to(self._project) else path)
 

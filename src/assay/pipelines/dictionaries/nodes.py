@@ -1,10 +1,8 @@
-"""Dictionaries that others trained, and random ones: their reconstruction, and their codes of the labelled patches."""
+"""Random dictionaries, and what saev measured of its own."""
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterator
 from contextlib import closing
 from typing import Any
 
@@ -12,68 +10,12 @@ import torch
 from torch import Tensor
 
 from assay.io.shards import Shards
-from assay.io.tensors import fingerprint_tensors
-from assay.numerics.codes import Batch, ComputedCodes
-from assay.numerics.errors import sum_errors
 from assay.numerics.moments import scale_of
-from assay.numerics.sae import SparseAutoencoder
 from assay.parameters import DictionaryParameters, KMeansParameters
-from assay.pipelines.encode.nodes import made_from
 from assay.pipelines.stream import judged_tokens, pick_device, standardized_tokens
 
 SAME_BASELINE = 0.01
 """How far saev's sum of squares about the mean, which it may add up in float32, can be from ours on the same tokens."""
-
-
-def measure_sae(
-    shards: Shards,
-    statistics: dict[str, Tensor],
-    weights: dict[str, Tensor],
-    device: str,
-    *,
-    layer: int,
-    name: str,
-    dictionary: DictionaryParameters,
-) -> dict[str, Any]:
-    """NMSE of an autoencoder on the validation tokens, both in the standardised space and raw."""
-    place = pick_device(device)
-    sae = _autoencoder(weights, statistics, dictionary, place)
-    tokens = judged_tokens(shards, layer, statistics, dictionary.batch_size, place, doing=f"{name}, NMSE")
-    sums = sum_errors(lambda x: sae.reconstruction_errors(x, statistics["std"]), tokens)
-    rows = [{"k": k, "nmse": each.nmse, "nmse_raw": each.nmse_raw} for k, each in sums.items()]
-    return {"layer": layer, "method": name, "n_tokens": shards.n_tokens, "rows": rows}
-
-
-def encode_with_sae(
-    shards: Shards,
-    statistics: dict[str, Tensor],
-    weights: dict[str, Tensor],
-    device: str,
-    *,
-    layer: int,
-    encoding: str,
-    dictionary: DictionaryParameters,
-) -> ComputedCodes:
-    """Codes of every content token of a layer, in order, computed as they are read."""
-    place = pick_device(device)
-    sae = _autoencoder(weights, statistics, dictionary, place)
-
-    def stream(batch_size: int, start: int) -> Iterator[Batch]:
-        for tokens in judged_tokens(shards, layer, statistics, batch_size, place, doing=encoding, start=start):
-            yield sae.encode(tokens)
-
-    provenance = {
-        "encoding": encoding,
-        "layer": layer,
-        "shards": shards.name,
-        "model": fingerprint_tensors(weights),
-        "statistics": fingerprint_tensors(statistics),
-        "parameters": json.dumps(dictionary.model_dump(mode="json"), sort_keys=True),
-        "seed": None,
-    }
-    return ComputedCodes(
-        "sparse", shards.n_tokens, sae.n_features, sae.k, stream, provenance=provenance, made_from=made_from(shards)
-    )
 
 
 def adopt_saev_metrics(
@@ -130,7 +72,7 @@ def _sum_squares(
     return total, total - float(shift.square() @ variance) / n
 
 
-def draw_centres(
+def draw_centers(
     shards: Shards,
     statistics: dict[str, Tensor],
     parameters: KMeansParameters,
@@ -143,12 +85,12 @@ def draw_centres(
     place = pick_device(device)
     n_clusters = parameters.n_clusters
     shuffled = standardized_tokens(
-        shards, layer, statistics, n_clusters, place, doing="random centres", shuffle=True, seed=seed
+        shards, layer, statistics, n_clusters, place, doing="random centers", shuffle=True, seed=seed
     )
     # The first batch of a shuffled pass, not a sample of that size: that would be of runs of neighbours.
     with closing(shuffled) as tokens:
-        centres = next(tokens).cpu()
-    return {"cluster_centers": centres, "counts": torch.ones(len(centres), dtype=torch.int64)}
+        centers = next(tokens).cpu()
+    return {"cluster_centers": centers, "counts": torch.ones(len(centers), dtype=torch.int64)}
 
 
 def draw_directions(shards: Shards, *, layer: int, seed: int) -> dict[str, Tensor]:
@@ -163,18 +105,3 @@ def draw_directions(shards: Shards, *, layer: int, seed: int) -> dict[str, Tenso
         "components": components,
         "explained_variance": torch.ones(d, dtype=torch.float64),
     }
-
-
-def _autoencoder(
-    weights: dict[str, Tensor], statistics: dict[str, Tensor], dictionary: DictionaryParameters, place: torch.device
-) -> SparseAutoencoder:
-    assert dictionary.activation is not None
-    raw = dictionary.trained_on == "raw"
-    return SparseAutoencoder(
-        {name: tensor.to(place) for name, tensor in weights.items()},
-        activation=dictionary.activation,
-        k=dictionary.k,
-        input_bias=dictionary.input_bias,
-        mean=statistics["mean"].to(place) if raw else None,
-        std=statistics["std"].to(place) if raw else None,
-    )

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from assay.io.checkpoints import Checkpoints
 from assay.io.shards import Shards
-from assay.numerics.errors import sum_errors
 from assay.numerics.kmeans import MiniBatchKMeans, adjusted_rand_index
 from assay.parameters import KMeansParameters
 from assay.pipelines.fitting import NOT_FITTED, Fit
@@ -101,26 +100,6 @@ def fit_kmeans(
     fit.resume()
     fit.run(work)
     return kmeans.state_dict(), kmeans.history_
-
-
-def measure_kmeans(
-    shards: Shards,
-    statistics: dict[str, Tensor],
-    model: dict[str, Tensor],
-    parameters: KMeansParameters,
-    device: str,
-    *,
-    layer: int,
-    method: str = "kmeans",
-) -> dict[str, Any]:
-    """NMSE on the validation tokens, each token reconstructed as its nearest centre."""
-    place = pick_device(device)
-    kmeans = MiniBatchKMeans.from_state({name: tensor.to(place) for name, tensor in model.items()})
-    std = statistics["std"]
-    batches = judged_tokens(shards, layer, statistics, parameters.batch_size, place, doing="k-means, NMSE")
-    (sums,) = sum_errors(lambda x: kmeans.reconstruction_errors(x, std), batches).values()
-    row = {"k": kmeans.n_clusters, "nmse": sums.nmse, "nmse_raw": sums.nmse_raw}
-    return {"layer": layer, "method": method, "n_tokens": sums.n_tokens, "rows": [row]}
 
 
 def compare_seeds(

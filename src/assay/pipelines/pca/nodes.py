@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor
 
 from assay.io.checkpoints import Checkpoints
 from assay.io.shards import Shards
-from assay.numerics.errors import sum_errors
 from assay.numerics.pca import Convergence, StreamingPCA
 from assay.parameters import PCAParameters
 from assay.pipelines.fitting import NOT_FITTED, Fit
-from assay.pipelines.stream import judged_tokens, pick_device, standardized_tokens
+from assay.pipelines.stream import pick_device, standardized_tokens
 
 
 def fit_pca(
@@ -64,24 +61,3 @@ def fit_pca(
 
     fit.run(work)
     return pca.state_dict(), convergence.history_
-
-
-def measure_pca(
-    shards: Shards,
-    statistics: dict[str, Tensor],
-    model: dict[str, Tensor],
-    parameters: PCAParameters,
-    device: str,
-    *,
-    layer: int,
-    ks: tuple[int, ...],
-    method: str = "pca",
-) -> dict[str, Any]:
-    """NMSE on the validation tokens at every K of ``ks``, in one pass."""
-    place = pick_device(device)
-    pca = StreamingPCA.from_state({name: tensor.to(place) for name, tensor in model.items()})
-    std = statistics["std"]
-    batches = judged_tokens(shards, layer, statistics, parameters.batch_size, place, doing="PCA, NMSE")
-    sums = sum_errors(lambda x: pca.reconstruction_errors(x, std, ks), batches)
-    rows = [{"k": k, "nmse": sums[k].nmse, "nmse_raw": sums[k].nmse_raw} for k in ks]
-    return {"layer": layer, "method": method, "n_tokens": sums[ks[0]].n_tokens, "rows": rows}

@@ -1,20 +1,21 @@
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 from kedro.pipeline import Pipeline, node
 
+from assay.encodings import Encoding
 from assay.pipelines.probe.nodes import fit_probes
 from assay.pipelines.stream import bind
 
 
-def create_pipeline(layer: int, *, encodings: Sequence[tuple[str, str, int | None, str]]) -> Pipeline:
-    """Probe every (method, encoding, k, encoding whose codes hold it): those that share codes in one node, from the same passes."""
-    sharing: dict[tuple[str, str], list[tuple[str, int | None]]] = {}
-    for method, encoding, k, codes in encodings:
-        sharing.setdefault((method, codes), []).append((encoding, k))
+def create_pipeline(layer: int, encodings: Iterable[Encoding]) -> Pipeline:
+    """Probe every encoding: those that share codes in one node, from the same passes."""
+    sharing: dict[str, list[Encoding]] = {}
+    for row in encodings:
+        sharing.setdefault(row.codes, []).append(row)
     return Pipeline(
         [
             node(
-                bind(fit_probes, layer=layer, method=method, rows=tuple(rows)),
+                bind(fit_probes, layer=layer, method=rows[0].model.name, rows=tuple((row.name, row.k) for row in rows)),
                 [
                     f"codes_{codes}_probe_train",
                     f"codes_{codes}_probe_val",
@@ -23,9 +24,10 @@ def create_pipeline(layer: int, *, encodings: Sequence[tuple[str, str, int | Non
                     "params:probe",
                     "params:device",
                 ],
-                [f"{kind}_{encoding}" for encoding, _ in rows for kind in ("probes", "scores", "pairs", "examples")],
-                name=f"probe.{'pca-topk' if method == 'pca' else codes}",
+                [f"{kind}_{row.name}" for row in rows for kind in ("probes", "scores", "pairs", "examples")],
+                # Of PCA's sweep no K is named: a node that is called otherwise whenever its largest K changes is hard to ask for.
+                name=f"probe.{'pca-topk' if rows[0].model.method == 'pca' else codes}",
             )
-            for (method, codes), rows in sharing.items()
+            for codes, rows in sharing.items()
         ]
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,9 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from assay.encodings import Encoding
 from assay.io.images import Images
 from assay.io.shards import Shards
-from assay.parameters import seedless
 
 COLOUR = (213, 94, 0)
 """Okabe and Ito's vermilion, as in the figures."""
@@ -27,11 +28,12 @@ MIN_SIDE = 128
 """Images are enlarged by a whole factor to this many pixels a side, for the screen."""
 
 
-def gather_examples(*examples: dict[str, Tensor], seeds: dict[str, int | None], layer: int) -> dict[str, Tensor]:
-    """The examples of all encodings of a layer, in the order of ``seeds``, as one dict: under `<encoding>/<seed>/<name>`."""
+def gather_examples(*examples: dict[str, Tensor], encodings: Sequence[Encoding], layer: int) -> dict[str, Tensor]:
+    """The examples of all encodings of a layer, in that order, as one dict: under `<encoding>/<seed>/<name>`."""
     gathered = {"layer": torch.tensor(layer)}
-    for (encoding, seed), tensors in zip(seeds.items(), examples, strict=True):
-        gathered |= {_prefix(seedless(encoding), seed) + name: tensor for name, tensor in tensors.items()}
+    for encoding, tensors in zip(encodings, examples, strict=True):
+        prefix = _prefix(encoding.shown, encoding.model.seed)
+        gathered |= {prefix + name: tensor for name, tensor in tensors.items()}
     return gathered
 
 

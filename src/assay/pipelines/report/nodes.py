@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
 from torch import Tensor
 
+from assay.encodings import Encoding
 from assay.io.shards import Shards
-from assay.parameters import KMeansParameters, PCAParameters, ProbeParameters, StandardizeParameters, seedless
+from assay.parameters import KMeansParameters, PCAParameters, ProbeParameters, StandardizeParameters
 from assay.pipelines.report import figures
 from assay.pipelines.report.page import render_page
 from assay.pipelines.report.tables import (
@@ -35,11 +37,12 @@ VOID = {
 COLUMNS = ("layer", "method", "encoding", "k", "seed", *MEASURES, "best_layer")
 
 
-def merge_layer(*metrics: dict[str, Any], seeds: dict[str, int | None]) -> list[dict[str, Any]]:
+def merge_layer(*metrics: dict[str, Any], encodings: Sequence[Encoding]) -> list[dict[str, Any]]:
     """The table's rows of one layer: the scores of each encoding, joined with the errors of its method and k.
 
-    What is one of several seeds' goes by the name that they share, with its own of ``seeds``; ``name`` is the encoding's alone.
+    What is one of several seeds' goes by the name that they share; ``name`` is the encoding's alone.
     """
+    known = {encoding.name: encoding for encoding in encodings}
     errors = {
         (part["method"], row["k"]): {"nmse": row["nmse"], "nmse_raw": row["nmse_raw"]}
         for part in metrics
@@ -49,10 +52,11 @@ def merge_layer(*metrics: dict[str, Any], seeds: dict[str, int | None]) -> list[
     return [
         part
         | errors[part["method"], part["k"]]
-        | {"method": seedless(part["method"]), "encoding": seedless(part["encoding"])}
-        | {"name": part["encoding"], "seed": seeds[part["encoding"]]}
+        | {"method": encoding.model.method, "encoding": encoding.shown, "name": encoding.name}
+        | {"seed": encoding.model.seed}
         for part in metrics
         if "rows" not in part
+        for encoding in [known[part["encoding"]]]
     ]
 
 

@@ -2,6 +2,7 @@ from collections.abc import Sequence
 
 from kedro.pipeline import Pipeline, node
 
+from assay.encodings import Encoding, Model
 from assay.pipelines.report.gallery import draw_gallery, gather_examples
 from assay.pipelines.report.nodes import (
     FIGURES,
@@ -17,16 +18,17 @@ from assay.pipelines.report.nodes import (
 from assay.pipelines.stream import bind
 
 
-def create_layer_pipeline(
-    layer: int, metrics: list[str], *, seeds: dict[str, int | None], agreements: list[str]
-) -> Pipeline:
-    """Join the metrics of one layer into its rows, each with its seed, and sum up its fits."""
+def create_layer_pipeline(layer: int, encodings: Sequence[Encoding], *, again: Sequence[Model]) -> Pipeline:
+    """Join the metrics of one layer's encodings into its rows, and sum up its fits; ``again`` are those of k-means' further seeds."""
+    models = dict.fromkeys(encoding.model.name for encoding in encodings)
+    metrics = [*(f"{name}_errors" for name in models), *(f"scores_{encoding.name}" for encoding in encodings)]
+    agreements = [f"{model.name}_agreement" for model in again]
     return Pipeline(
         [
-            node(bind(merge_layer, seeds=seeds), metrics, "rows", name="report.merge"),
+            node(bind(merge_layer, encodings=encodings), metrics, "rows", name="report.merge"),
             node(
-                bind(gather_examples, seeds=seeds, layer=layer),
-                [f"examples_{encoding}" for encoding in seeds],
+                bind(gather_examples, encodings=encodings, layer=layer),
+                [f"examples_{encoding.name}" for encoding in encodings],
                 "examples",
                 name="report.gather",
             ),

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from assay.encodings import Encoding, Form, Model
+
 MEASURES = ("nmse", "nmse_raw", "l0", "probe_r", "map", "purity_at_16", "coverage_at_0.3")
 """What a row of the table measures."""
 
@@ -18,9 +20,6 @@ PAPER = (
     *(f"{name}_sd" for name in IN_PAPER),
     *("nmse_raw", "nmse_raw_sd"),
 )
-
-BY_CENTRE = r"-(onehot|invdist|distance-\w+)"
-"""What follows the method in an encoding's name where a patch is reconstructed as its nearest centre."""
 
 TITLES = {
     "method": "Method",
@@ -138,17 +137,24 @@ def list_reconstructions(pooled: pd.DataFrame) -> pd.DataFrame:
     however dense the codes that are probed.
     """
     rows = pooled.dropna(subset=["nmse"])
-    by_centre = _by_centre(rows)
+    by_center = _by_center(rows)
     rows = rows.assign(
-        l0=rows["l0"].mask(by_centre, 1.0),
-        encoding=rows["encoding"].mask(by_centre, rows["method"] + ", nearest centre"),
+        l0=rows["l0"].mask(by_center, 1.0),
+        encoding=rows["encoding"].mask(by_center, rows["method"] + ", nearest centre"),
     )
     return rows.drop_duplicates(["layer", "method", "encoding", "k"], ignore_index=True)
 
 
-def _by_centre(rows: pd.DataFrame) -> pd.Series[bool]:
-    endings = [encoding.removeprefix(method) for encoding, method in zip(rows["encoding"], rows["method"], strict=True)]
-    return pd.Series(endings, rows.index, dtype=str).str.fullmatch(BY_CENTRE)
+def _by_center(rows: pd.DataFrame) -> pd.Series[bool]:
+    """Whether a patch is reconstructed as its nearest center."""
+    return pd.Series([form is not None and form.is_by_center for form in _forms(rows)], rows.index, dtype=bool)
+
+
+def _forms(rows: pd.DataFrame) -> list[Form | None]:
+    return [
+        Encoding.parse(encoding, Model(method)).form
+        for encoding, method in zip(rows["encoding"], rows["method"], strict=True)
+    ]
 
 
 def match_budgets(baselines: pd.DataFrame) -> pd.DataFrame:
@@ -157,7 +163,7 @@ def match_budgets(baselines: pd.DataFrame) -> pd.DataFrame:
     ``l0_ratio`` says how near that is. Distances to all centres reconstruct nothing, so they have no NMSE here.
     """
     baselines = pool_seeds(baselines)
-    distances = _by_centre(baselines) & ~baselines["encoding"].str.endswith("-onehot")
+    distances = _by_center(baselines) & ~baselines["encoding"].str.endswith("-onehot")
     baselines = baselines.assign(**{name: baselines[name].mask(distances) for name in ("nmse", "nmse_raw")})
     pca = baselines[baselines["method"] == "pca"]
     shown, last = ["encoding", "l0", "nmse", "probe_r", "map"], ["nmse_raw"]

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from assay.numerics.codes import ComputedCodes, TopKCodes, densify
-from assay.numerics.encoders import make_encoder
+from assay.numerics.dictionary import open_dictionary
 from assay.numerics.pca import StreamingPCA
 
 D = 6
@@ -76,14 +76,14 @@ def test_kmeans_encoders_follow_the_formulas(n, n_clusters, seed, where):
     x = _tokens(n, seed, scale, offset)
     distances = _distances(x, state).reshape(n, n_clusters)
 
-    onehot = make_encoder("kmeans-onehot", state)
+    onehot = open_dictionary("kmeans-onehot", state)
     batch = onehot.encode(x)
     assert (onehot.format, onehot.n_features, set(batch)) == ("onehot", n_clusters, {"indices", "error"})
     assert batch["indices"].dtype == torch.int64
     assert batch["indices"].tolist() == distances.argmin(axis=1).tolist()
     _assert_error(batch, distances.min(axis=1) ** 2)
 
-    invdist = make_encoder("kmeans-invdist", state)
+    invdist = open_dictionary("kmeans-invdist", state)
     batch = invdist.encode(x)
     assert (invdist.format, invdist.n_features, set(batch)) == ("dense", n_clusters, {"values", "error"})
     assert batch["values"].dtype == torch.float32
@@ -97,7 +97,7 @@ def test_kmeans_encoders_follow_the_formulas(n, n_clusters, seed, where):
 def test_pca_dense_follows_the_formula(n, n_components, seed):
     state, x = _pca_state(n_components), _tokens(n, seed, 3.0)
     z = _coefficients(x, state)
-    encoder = make_encoder("pca-dense", state)
+    encoder = open_dictionary("pca-dense", state)
     batch = encoder.encode(x)
     assert (encoder.format, encoder.n_features, set(batch)) == ("dense", n_components, {"values", "error"})
     assert batch["values"].dtype == torch.float32
@@ -113,7 +113,7 @@ def test_pca_topk_follows_the_formula(n, n_components, seed, data):
     state, x = _pca_state(n_components), _tokens(n, seed, 3.0)
     z = _coefficients(x, state)
     kept = _kept(z, k)
-    encoder = make_encoder(f"pca-topk-{k:05d}", state)
+    encoder = open_dictionary(f"pca-topk-{k:05d}", state)
     batch = encoder.encode(x)
     assert (encoder.format, encoder.n_features) == ("sparse", n_components)
     assert set(batch) == {"values", "indices", "error"}
@@ -130,7 +130,7 @@ def test_pca_topk_follows_the_formula(n, n_components, seed, data):
 
 def test_topk_of_all_components_is_the_dense_code():
     state, x = _pca_state(), _tokens(7, 3)
-    dense, topk = (make_encoder(name, state) for name in ("pca-dense", f"pca-topk-{D:05d}"))
+    dense, topk = (open_dictionary(name, state) for name in ("pca-dense", f"pca-topk-{D:05d}"))
     found = densify(topk.encode(x), "sparse", D)
     assert torch.equal(found, dense.encode(x)["values"])
     assert torch.equal(topk.encode(x)["error"], dense.encode(x)["error"])
@@ -139,8 +139,8 @@ def test_topk_of_all_components_is_the_dense_code():
 def test_topk_codes_of_a_pca_that_whitens_are_refused():
     state = StreamingPCA(whiten=True).partial_fit(_tokens(40, 2)).state_dict()
     with pytest.raises(ValueError, match=r"whitens, wanted coefficients whose squares are errors: .*whiten=False"):
-        make_encoder("pca-topk-00002", state)
-    assert make_encoder("pca-dense", state).encode(_tokens(3, 1))["error"].tolist() == [0.0] * 3
+        open_dictionary("pca-topk-00002", state)
+    assert open_dictionary("pca-dense", state).encode(_tokens(3, 1))["error"].tolist() == [0.0] * 3
 
 
 def test_ties_go_to_the_lower_index():
@@ -150,7 +150,7 @@ def test_ties_go_to_the_lower_index():
         "explained_variance": torch.ones(4, dtype=torch.float32),
     }
     x = torch.tensor([[1.0, -2.0, 2.0, 1.0], [0.0, 0.0, 0.0, 0.0], [3.0, -3.0, 3.0, -3.0]], dtype=torch.float32)
-    batch = make_encoder("pca-topk-00003", state).encode(x)
+    batch = open_dictionary("pca-topk-00003", state).encode(x)
     assert batch["indices"].tolist() == [[1, 2, 0], [0, 1, 2], [0, 1, 2]]
     assert batch["values"].tolist() == [[-2.0, 2.0, 1.0], [0.0, 0.0, 0.0], [3.0, -3.0, 3.0]]
     assert batch["error"].tolist() == [1.0, 0.0, 9.0]
@@ -158,7 +158,7 @@ def test_ties_go_to_the_lower_index():
         "cluster_centers": torch.tensor([[1.0], [-1.0], [1.0]], dtype=torch.float32),
         "counts": torch.ones(3, dtype=torch.int64),
     }
-    assert make_encoder("kmeans-onehot", centers).encode(torch.tensor([[0.0], [1.0], [-3.0]], dtype=torch.float32))[
+    assert open_dictionary("kmeans-onehot", centers).encode(torch.tensor([[0.0], [1.0], [-3.0]], dtype=torch.float32))[
         "indices"
     ].tolist() == [
         0,
@@ -196,7 +196,7 @@ def test_distances_in_four_transforms_follow_the_formulas(name, n_clusters, seed
     x = torch.cat(
         [_tokens(5, seed, scale, offset), state["cluster_centers"][:2], torch.zeros(1, D, dtype=torch.float32)]
     )
-    encoder = make_encoder(f"kmeans-distance-{name}", state)
+    encoder = open_dictionary(f"kmeans-distance-{name}", state)
     assert (encoder.format, encoder.n_features, encoder.k) == ("dense", n_clusters, n_clusters)
     assert encoder.zero_is_far == (name in ("cosine", "unit"))
     batch = encoder.encode(x)
@@ -213,7 +213,7 @@ def test_one_folder_of_topk_codes_serves_every_smaller_k_bit_for_bit(n_component
     state, x = _pca_state(n_components), _tokens(9, seed, 3.0)
 
     def codes(k):
-        encode = make_encoder(f"pca-topk-{k:05d}", state).encode
+        encode = open_dictionary(f"pca-topk-{k:05d}", state).encode
         return ComputedCodes("sparse", 9, n_components, k, lambda b, start: iter(map(encode, x[start:].split(b))))
 
     cut = TopKCodes(codes(largest), k)
@@ -228,7 +228,7 @@ def test_one_folder_of_topk_codes_serves_every_smaller_k_bit_for_bit(n_component
 @pytest.mark.parametrize("name", ["kmeans-onehot", "kmeans-invdist"])
 def test_a_token_on_a_centre_has_no_distance(name, offset):
     state = _kmeans_state(5, scale=20.0, offset=offset)
-    batch = make_encoder(name, state).encode(state["cluster_centers"])
+    batch = open_dictionary(name, state).encode(state["cluster_centers"])
     assert batch["error"].tolist() == [0.0] * 5
     if name == "kmeans-invdist":
         torch.testing.assert_close(batch["values"].diagonal(), torch.full((5,), 1e6, dtype=torch.float32))
@@ -245,7 +245,7 @@ def test_every_centre_that_lies_where_a_token_does_is_at_no_distance(name, offse
         state["cluster_centers"][1], torch.tensor(torch.inf, dtype=torch.float32)
     )
     x = state["cluster_centers"][1:2].repeat(7, 1)
-    batch = make_encoder(f"kmeans-{name}", state).encode(x)
+    batch = open_dictionary(f"kmeans-{name}", state).encode(x)
     distances = _distances(x, state)
     nowhere = {"invdist": 1e6, "distance-sqeuclidean": 0.0, "distance-neg_euclidean": 0.0, "distance-unit": 1.0}[name]
     torch.testing.assert_close(
@@ -263,7 +263,7 @@ def test_every_centre_that_lies_where_a_token_does_is_at_no_distance(name, offse
 def test_a_token_that_is_not_finite_has_no_code(name, bad):
     x = _tokens(3, 0)
     x[1, 2] = bad
-    encoder = make_encoder(name, _kmeans_state() if name.startswith("kmeans") else _pca_state())
+    encoder = open_dictionary(name, _kmeans_state() if name.startswith("kmeans") else _pca_state())
     with pytest.raises(ValueError, match="row 1, dimension 2 of a batch is NaN or infinity, wanted finite activations"):
         encoder.encode(x)
 
@@ -274,14 +274,14 @@ def test_a_token_near_a_centre_has_its_distance():
         "counts": torch.ones(2, dtype=torch.int64),
     }
     x = torch.tensor([[1e-6, 900.0], [-3e-5, -900.0]], dtype=torch.float32)
-    batch = make_encoder("kmeans-invdist", state).encode(x)
+    batch = open_dictionary("kmeans-invdist", state).encode(x)
     wanted = 1 / (_distances(x, state) + 1e-6)
     np.testing.assert_allclose(batch["values"].numpy(), wanted, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["kmeans-onehot", "kmeans-invdist", "pca-dense", "pca-topk-00002"])
 def test_codes_of_a_token_do_not_depend_on_its_batch(name):
-    encoder = make_encoder(name, _kmeans_state() if name.startswith("kmeans") else _pca_state())
+    encoder = open_dictionary(name, _kmeans_state() if name.startswith("kmeans") else _pca_state())
     x = _tokens(9, 4)
     untouched = x.clone()
     whole = encoder.encode(x)
@@ -294,7 +294,7 @@ def test_codes_of_a_token_do_not_depend_on_its_batch(name):
 
 @pytest.mark.parametrize("name", ["kmeans-onehot", "kmeans-invdist", "pca-dense", "pca-topk-00002"])
 def test_tokens_of_another_width_are_refused(name):
-    encoder = make_encoder(name, _kmeans_state() if name.startswith("kmeans") else _pca_state())
+    encoder = open_dictionary(name, _kmeans_state() if name.startswith("kmeans") else _pca_state())
     with pytest.raises(ValueError, match=f"{D + 1}"):
         encoder.encode(torch.ones(2, D + 1, dtype=torch.float32))
 
@@ -323,11 +323,11 @@ def test_other_names_are_refused(name):
     with pytest.raises(
         ValueError, match=r"wanted one of kmeans-distance-cosine, .*, kmeans-onehot, pca-dense or pca-topk-KKKKK"
     ) as caught:
-        make_encoder(name, {**_kmeans_state(), **_pca_state()})
+        open_dictionary(name, {**_kmeans_state(), **_pca_state()})
     assert repr(name) in str(caught.value)
 
 
 @pytest.mark.parametrize(("n_components", "k"), [(D, D + 1), (D, 100_000), (3, 4), (D, 0)])
 def test_k_is_1_to_the_number_of_components_at_once(n_components, k):
     with pytest.raises(ValueError, match=f"found K = {k}, wanted 1 to {n_components}"):
-        make_encoder(f"pca-topk-{k:05d}", _pca_state(n_components))
+        open_dictionary(f"pca-topk-{k:05d}", _pca_state(n_components))

@@ -1,0 +1,196 @@
+"""Dictionaries: what is judged. Each writes standardised tokens as codes and reconstructs them.
+
+k-means' centers, PCA's components, autoencoders and random vectors are all of one kind here, `Dictionary`; whoever measures, encodes or
+probes knows no other. Every batch of codes carries `error` (b,) float64, the squared error of the reconstruction of each token.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from assay.encodings import Form
+from assay.numerics.codes import Batch, Format, add_squares
+from assay.numerics.distances import paired_distances
+from assay.numerics.errors import ErrorSums
+from assay.numerics.isolation import isolated
+from assay.numerics.kmeans import MiniBatchKMeans
+from assay.numerics.pca import StreamingPCA, top_k
+
+DISTANCE_FLOOR = 1e-6
+"""Added to a distance before it is inverted."""
+
+
+class Dictionary(Protocol):
+    """Vectors with a rule to write tokens as codes over them, and to put tokens together again."""
+
+    @property
+    def n_features(self) -> int:
+        """Features of a code."""
+
+    @property
+    def format(self) -> Format:
+        """Of the codes."""
+
+    @property
+    def k(self) -> int | None:
+        """Entries a row; None where rows vary."""
+
+    @property
+    def ks(self) -> tuple[int, ...]:
+        """What its reconstructions are numbered by, a row of the table each: entries that are kept, or features."""
+
+    @property
+    def zero_is_far(self) -> bool:
+        """Whether a code of 0 stands for what is far away or absent, so that small entries may be left out."""
+
+    @property
+    def encode_rounded(self) -> Callable[[Tensor, torch.dtype], Batch] | None:
+        """For whoever rounds values to a dtype: the same values, with the error that goes with rounded ones; None: it is the same."""
+
+    def encode(self, x: Tensor) -> Batch:
+        """Codes of standardised tokens x (b, d), float32: a batch of `format`, with `error` (b,) float64."""
+
+    def errors(self, x: Tensor, std: Tensor) -> dict[int, ErrorSums]:
+        """Errors of the reconstruction of x (b, d) for each of `ks`; std (d,) is what the tokens were divided by."""
+
+
+@isolated()
+def invert(distances: Tensor) -> Tensor:
+    """1 / (d + 1e-6)."""
+    return 1 / (distances + DISTANCE_FLOOR)
+
+
+@isolated()
+def unit(distances: Tensor) -> Tensor:
+    """1 - d / d_max, d_max the distance to the centre that is farthest from the token; 1 where all are at 0."""
+    farthest = distances.amax(1, keepdim=True)
+    return 1 - distances / torch.where(farthest > 0, farthest, 1.0)
+
+
+TRANSFORMS: dict[str, Callable[[Tensor], Tensor]] = {
+    "invdist": invert,
+    "distance-sqeuclidean": Tensor.square,
+    "distance-neg_euclidean": Tensor.neg,
+    "distance-unit": unit,
+}
+"""What is made of the euclidean distances d of a token to every center."""
+
+
+@isolated()
+def _directions(vectors: Tensor) -> Tensor:
+    """Rows (n, d) over their lengths, float64; 0 where the length is, NaN where there is a NaN."""
+    vectors = vectors.double()
+    lengths = vectors.norm(dim=1, keepdim=True)
+    return vectors / torch.where(lengths == 0, 1.0, lengths)
+
+
+class Centers:
+    """Centers as a dictionary: codes say which is nearest, or how near each is; a token is reconstructed as the nearest.
+
+    Parameters
+    ----------
+    state: `MiniBatchKMeans.state_dict`.
+    kind: one of ``KINDS["kmeans"]``: `onehot`; `invdist`, 1 / (d + 1e-6); `distance-` and `sqeuclidean`, `neg_euclidean`, `unit`
+        (1 - d / d_max) or `cosine` (x~.c / (|x~| |c|), 0 where either is 0), float32.
+    """
+
+    encode_rounded = None
+
+    def __init__(self, state: Mapping[str, Tensor], kind: str = "onehot") -> None:
+        self.kmeans = MiniBatchKMeans.from_state(state)
+        self.kind = kind
+        self.n_features = self.kmeans.n_clusters
+        self.format: Format = "onehot" if kind == "onehot" else "dense"
+        self.k = 1 if kind == "onehot" else self.n_features
+        self.ks = (self.n_features,)
+        self.zero_is_far = kind in ("invdist", "distance-unit", "distance-cosine")
+        self._directions = _directions(self.kmeans.cluster_centers_) if kind == "distance-cosine" else None
+
+    @isolated()
+    def encode(self, x: Tensor) -> Batch:
+        """Codes of standardised tokens (b, d)."""
+        centers = self.kmeans.cluster_centers_
+        if self.kind == "onehot":
+            labels, squared_distances = self.kmeans.assign(x)
+            return {"indices": labels, "error": squared_distances}
+        if self._directions is not None:
+            _, error = self.kmeans.assign(x)
+            cosines = (_directions(x.to(centers.device)) @ self._directions.T).float()
+            return {"values": cosines, "error": error}
+        distances = self.kmeans.transform(x)
+        rows = torch.arange(len(x), device=centers.device)
+        error = paired_distances(x.to(centers.device), rows, centers, distances.argmin(1))
+        return {"values": TRANSFORMS[self.kind](distances), "error": error}
+
+    @isolated()
+    def errors(self, x: Tensor, std: Tensor) -> dict[int, ErrorSums]:
+        """Errors of tokens (b, d) put on their nearest centers, under the number of centers."""
+        return dict.fromkeys(self.ks, *self.kmeans.reconstruction_errors(x, std).values())
+
+
+class Components:
+    """Principal components, or any orthonormal basis, as a dictionary: codes are coefficients, all or the largest.
+
+    The error of the k largest is what all components leave plus the squares of those that are dropped. To go with values that are rounded
+    it has the squares of rounded ones, too: then the error at a smaller k follows from the values that were kept.
+
+    Parameters
+    ----------
+    state: `StreamingPCA.state_dict`.
+    k: the coefficients of largest magnitude that a code keeps, by falling magnitude, ties to the lower index; None: all, dense.
+    ks: numbers of coefficients that reconstructions are measured with; by default k, or all.
+
+    Raises ValueError unless k is 1 to the number of components, and for a k of whitened coefficients, whose squares are no errors.
+    """
+
+    zero_is_far = False
+
+    def __init__(self, state: Mapping[str, Tensor], k: int | None = None, ks: Sequence[int] = ()) -> None:
+        self.pca = StreamingPCA.from_state(state)
+        self.n_features = len(self.pca.components_)
+        if k is not None and not 1 <= k <= self.n_features:
+            raise ValueError(f"found K = {k}, wanted 1 to {self.n_features}, the number of components: change K")
+        if k is not None and self.pca.whiten:
+            raise ValueError(
+                "found a PCA that whitens, wanted coefficients whose squares are errors: fit it with whiten=False"
+            )
+        self.format: Format = "dense" if k is None else "sparse"
+        self.k = self.n_features if k is None else k
+        self.ks = tuple(ks) or (self.k,)
+
+    @property
+    def encode_rounded(self) -> Callable[[Tensor, torch.dtype], Batch] | None:
+        """Of top-K codes; all coefficients leave no square out."""
+        return self._encode_top if self.format == "sparse" else None
+
+    @isolated()
+    def encode(self, x: Tensor) -> Batch:
+        """Codes of standardised tokens (b, d)."""
+        if self.format == "sparse":
+            return self._encode_top(x, torch.float32)
+        values, error = self.pca.project(x)
+        return {"values": values, "error": error}
+
+    @isolated()
+    def _encode_top(self, x: Tensor, dtype: torch.dtype) -> Batch:
+        z, left = self.pca.project(x)
+        values, indices = top_k(z, self.n_features)
+        error = add_squares(left, values[:, self.k :].to(dtype))
+        return {"values": values[:, : self.k], "indices": indices[:, : self.k], "error": error}
+
+    def errors(self, x: Tensor, std: Tensor) -> dict[int, ErrorSums]:
+        """Errors of tokens (b, d) with each number of coefficients kept, from one projection and one sort."""
+        return self.pca.reconstruction_errors(x, std, self.ks)
+
+
+def open_dictionary(form: Form | str, state: Mapping[str, Tensor], ks: Sequence[int] = ()) -> Dictionary:
+    """The dictionary that a fitted state is under a form or the name of one: ``kmeans-onehot``, ``pca-topk-00064``.
+
+    ks: numbers of coefficients that reconstructions of components are measured with.
+
+    Raises ValueError for any other name, and for a K above the number of components.
+    """
+    found = form if isinstance(form, Form) else Form.parse_name(form)
+    return Centers(state, found.kind) if found.family == "kmeans" else Components(state, found.k, ks)

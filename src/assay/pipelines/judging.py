@@ -1,0 +1,204 @@
+"""What every dictionary goes through, whoever trained it: its reconstruction is measured, and its codes are made."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from kedro.pipeline import node
+from kedro.pipeline.node import Node
+from torch import Tensor
+
+from assay.encodings import Form
+from assay.io.shards import Shards
+from assay.io.tensors import fingerprint_tensors
+from assay.numerics.codes import Batch, ComputedCodes, sparsify
+from assay.numerics.dictionary import Dictionary, open_dictionary
+from assay.numerics.errors import sum_errors
+from assay.numerics.sae import SparseAutoencoder
+from assay.parameters import DictionaryParameters, SparsityParameters
+from assay.pipelines.fitting import NOT_FITTED
+from assay.pipelines.stream import bind, judged_tokens, pick_device
+
+FORMAT = 2
+"""Raised whenever the same tokens and model would give other codes: what was begun of older ones is not resumed."""
+
+Kind = Form | DictionaryParameters
+"""How a model's tensors are read: as centers or components in a form, or as an autoencoder with these options."""
+
+
+def measure(
+    shards: Shards,
+    statistics: dict[str, Tensor],
+    model: dict[str, Tensor],
+    device: str,
+    parameters: Any = None,
+    *,
+    layer: int,
+    name: str,
+    kind: Kind,
+    ks: tuple[int, ...] = (),
+) -> dict[str, Any]:
+    """NMSE of a dictionary on the validation tokens, in the standardised space and raw, in one pass.
+
+    Args:
+        parameters: of the method, which say how many tokens a batch has; an autoencoder's are its ``kind``.
+        name: the model's, which the result goes by.
+        ks: numbers of coefficients that components are measured with.
+    """
+    place = pick_device(device)
+    dictionary = _open(model, statistics, kind, place, ks)
+    batch_size = kind.batch_size if isinstance(kind, DictionaryParameters) else parameters.batch_size
+    batches = judged_tokens(shards, layer, statistics, batch_size, place, doing=f"{name}, NMSE")
+    sums = sum_errors(lambda x: dictionary.errors(x, statistics["std"]), batches)
+    rows = [{"k": k, "nmse": sums[k].nmse, "nmse_raw": sums[k].nmse_raw} for k in dictionary.ks]
+    return {"layer": layer, "method": name, "n_tokens": sums[dictionary.ks[0]].n_tokens, "rows": rows}
+
+
+def encode(
+    shards: Shards,
+    statistics: dict[str, Tensor],
+    model: dict[str, Tensor],
+    device: str,
+    parameters: Any = None,
+    *,
+    layer: int,
+    name: str,
+    kind: Kind,
+    seed: int | None = None,
+    sparsity: SparsityParameters | None = None,
+) -> ComputedCodes:
+    """Codes of every content token of a layer, in order, computed as they are read: nothing is done yet when this returns.
+
+    Where the catalog gives the codes a folder they are written there, on a disk that is too small with `sparsity`; where it gives them
+    memory, each reader computes them.
+
+    Args:
+        parameters: what the method was fitted with, for the record; an autoencoder's are its ``kind``.
+        name: the encoding's.
+        seed: the model's, for the record.
+    """
+    place = pick_device(device)
+    dictionary = _open(model, statistics, kind, place)
+
+    def stream(batch_size: int, start: int, encode: Callable[[Tensor], Batch] = dictionary.encode) -> Iterator[Batch]:
+        for tokens in judged_tokens(shards, layer, statistics, batch_size, place, doing=name, start=start):
+            yield encode(tokens)
+
+    provenance = {
+        "encoding": kind.name if isinstance(kind, Form) else name,
+        "layer": layer,
+        "shards": shards.name,
+        "model": fingerprint_tensors(model),
+        "statistics": fingerprint_tensors(statistics),
+        "parameters": json.dumps(_made_with(kind, parameters), sort_keys=True),
+        "seed": seed,
+    }
+    codes = functools.partial(
+        ComputedCodes, n_rows=shards.n_tokens, n_features=dictionary.n_features, made_from=made_from(shards)
+    )
+    whole = functools.partial(codes, dictionary.format, k=dictionary.k, provenance=provenance)
+    encode_rounded = dictionary.encode_rounded
+
+    def rounded(dtype: torch.dtype) -> ComputedCodes:
+        assert encode_rounded is not None
+        return whole(stream=functools.partial(stream, encode=lambda tokens: encode_rounded(tokens, dtype)))
+
+    return whole(
+        stream=stream,
+        fallback=_sparser(codes, stream, sparsity, provenance) if sparsity and dictionary.zero_is_far else None,
+        rounded=rounded if encode_rounded else None,
+    )
+
+
+def made_from(shards: Shards) -> str:
+    """What codes of these shards are made of, beside their provenance: a shard that was recorded again has its old name."""
+    return f"{FORMAT} {shards.fingerprint()}"
+
+
+def measuring_node(stage: str, model: str, *, layer: int, name: str, kind: Kind, ks: tuple[int, ...] = ()) -> Node:
+    """The node that measures the dictionary ``name``, whose tensors are the dataset ``model``."""
+    return node(
+        bind(measure, layer=layer, name=name, kind=kind, ks=ks),
+        ["shards_val", *_inputs(model, kind)],
+        f"{name}_errors",
+        name=f"{stage}.measure",
+    )
+
+
+def encoding_nodes(
+    stage: str,
+    model: str,
+    *,
+    layer: int,
+    name: str,
+    kind: Kind,
+    seed: int | None = None,
+    sparsity: SparsityParameters | None = None,
+) -> list[Node]:
+    """The nodes that leave the encoding ``name`` of both probe splits, by the dictionary whose tensors are the dataset ``model``."""
+    # Bound, it is part of these nodes' fingerprints alone: a fit stays up to date when it changes.
+    options = {"sparsity": sparsity} if sparsity and isinstance(kind, Form) and kind.is_by_center else {}
+    return [
+        node(
+            bind(encode, layer=layer, name=name, kind=kind, seed=seed, **options),
+            [f"shards_{split}", *_inputs(model, kind)],
+            f"codes_{name}_{split}",
+            name=f"{stage}.{split}",
+        )
+        for split in ("probe_train", "probe_val")
+    ]
+
+
+def _inputs(model: str, kind: Kind) -> list[str]:
+    shared = ["statistics", model, "params:device"]
+    return [*shared, f"params:{kind.family}"] if isinstance(kind, Form) else shared
+
+
+def _open(
+    model: dict[str, Tensor],
+    statistics: dict[str, Tensor],
+    kind: Kind,
+    place: torch.device,
+    ks: tuple[int, ...] = (),
+) -> Dictionary:
+    tensors = {name: tensor.to(place) for name, tensor in model.items()}
+    if isinstance(kind, Form):
+        return open_dictionary(kind, tensors, ks)
+    assert kind.activation is not None
+    raw = kind.trained_on == "raw"
+    return SparseAutoencoder(
+        tensors,
+        activation=kind.activation,
+        k=kind.k,
+        input_bias=kind.input_bias,
+        mean=statistics["mean"].to(place) if raw else None,
+        std=statistics["std"].to(place) if raw else None,
+    )
+
+
+def _made_with(kind: Kind, parameters: Any) -> dict[str, Any]:
+    if isinstance(kind, DictionaryParameters):
+        return kind.model_dump(mode="json")
+    made_with: dict[str, Any] = parameters.model_dump(mode="json", exclude=NOT_FITTED[kind.family] | {"seed"})
+    return made_with
+
+
+def _sparser(
+    codes: Callable[..., ComputedCodes],
+    stream: Callable[[int, int], Iterator[Batch]],
+    sparsity: SparsityParameters,
+    provenance: dict[str, Any],
+) -> Callable[[], ComputedCodes]:
+    """What makes the codes with their largest entries only."""
+    kept = sparsity.model_dump()
+
+    def sparse_stream(batch_size: int, start: int) -> Iterator[Batch]:
+        for batch in stream(batch_size, start):
+            yield sparsify(batch, **kept)
+
+    about = provenance | {"sparsity": json.dumps(kept)}
+    return functools.partial(codes, "sparse", k=sparsity.top_k, stream=sparse_stream, provenance=about)
