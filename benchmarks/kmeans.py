@@ -20,9 +20,10 @@ from torch import Tensor
 
 from assay.io.datasets import find_shards
 from assay.io.shards import Shards
-from assay.numerics.distances import NearestCenters, fast_dtypes
-from assay.numerics.kmeans import MiniBatchKMeans
+from assay.numerics.kmeans.estimator import MiniBatchKMeans
+from assay.numerics.kmeans.nearest import NearestCenters
 from assay.numerics.moments import standardize
+from assay.numerics.precision import fast_dtypes
 
 try:
     import faiss

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import assay.numerics
 
-SKIPPED = {"__init__", "fused", "fused_step"}  # the latter are imported where there are CUDA and Triton
-MODULES = sorted(path.stem for path in Path(assay.numerics.__file__).parent.glob("*.py") if path.stem not in SKIPPED)
+FOLDER = Path(assay.numerics.__file__).parent
+# The fused kernels are imported where there are CUDA and Triton.
+FILES = [path for path in FOLDER.rglob("*.py") if not path.stem.startswith("fused")]
+MODULES = sorted(".".join(path.relative_to(FOLDER).with_suffix("").parts).removesuffix(".__init__") for path in FILES)
 FORBIDDEN = [
     "kedro",
     "kedro_datasets",

@@ -16,8 +16,9 @@ import json
 import torch
 import pretended_cuda
 from assay.numerics.codes import TensorCodes
-from assay.numerics.distances import NearestCenters
-from assay.numerics.kmeans import MiniBatchKMeans, kmeans_plus_plus
+from assay.numerics.kmeans.nearest import NearestCenters
+from assay.numerics.kmeans.estimator import MiniBatchKMeans
+from assay.numerics.kmeans.seeding import kmeans_plus_plus
 from assay.numerics.moments import StreamingMoments
 from assay.numerics.pca import StreamingPCA
 from assay.numerics.probe import LogisticProbe1d
@@ -35,7 +36,7 @@ probed = (tokens[:, 0] > 0).long() + 2 * (tokens[:, 1] > 0)
 sketch, labels = FeatureSketch(CellMap.of_rows(tokens.T), 3), torch.zeros(600, dtype=torch.int64).cuda()
 
 def reassigning():
-    due._tokens_since_reassignment = 10**9
+    due._progress.tokens_since_reassignment = 10**9
     due.partial_fit(tokens)
 
 asked = {

@@ -16,7 +16,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from assay.numerics import fused, fused_step
+from assay.numerics import fused
+from assay.numerics.kmeans import fused_step
 
 # As at K = 16,384 and d = 1,024: pointers are multiples of 16 bytes, and so are the sizes that follow from the width.
 FLOATS = {"x", "centers", "origin", "norms", "lost", "best", "second", "bounds", "least_of", "moved"}

@@ -19,9 +19,10 @@ import torch
 from common import ROOT, Run, logged, mixture, with_sources
 from torch import Tensor
 
-from assay.numerics.distances import NearestCenters, nearest_in_float64
-from assay.numerics.kernels import fused_kernels
-from assay.numerics.kmeans import MiniBatchKMeans
+from assay.numerics.kmeans.distances import nearest_in_float64
+from assay.numerics.kmeans.estimator import MiniBatchKMeans
+from assay.numerics.kmeans.kernels import fused_kernels
+from assay.numerics.kmeans.nearest import NearestCenters
 from assay.numerics.pca import StreamingPCA
 
 _BATCHES = 40
@@ -66,15 +67,16 @@ def _fit(run: Run, kind: str, path: Path | None, pause: float = 0.0) -> dict[str
     done = 0
     if path is not None and path.exists():
         saved = torch.load(path, weights_only=True)
-        done = int(saved.pop("done"))
-        model.resume(saved)
+        done = saved["done"]
+        model.resume(saved["tensors"], saved["state"])
     elif isinstance(model, MiniBatchKMeans):
         model.seed_from(batches)
     for number, batch in enumerate(batches[done:], done + 1):
         model.partial_fit(batch)
         if path is not None:
-            checkpoint = {name: tensor.cpu() for name, tensor in model.checkpoint().items()}
-            torch.save(checkpoint | {"done": torch.tensor(number)}, path.with_suffix(".part"))
+            tensors, state = model.checkpoint()
+            here = {name: tensor.cpu() for name, tensor in tensors.items()}
+            torch.save({"tensors": here, "state": state, "done": number}, path.with_suffix(".part"))
             path.with_suffix(".part").replace(path)
             time.sleep(pause)
     return {name: tensor.cpu() for name, tensor in model.state_dict().items()}

@@ -14,7 +14,7 @@ from common import Run
 from torch import Tensor
 
 from assay.numerics.codes import Batch, ComputedCodes
-from assay.numerics.kmeans import MiniBatchKMeans
+from assay.numerics.kmeans.estimator import MiniBatchKMeans
 from assay.numerics.pca import StreamingPCA
 from assay.numerics.probe import LogisticProbe1d
 

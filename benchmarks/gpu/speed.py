@@ -10,9 +10,11 @@ import torch
 from common import ROOT, Run, mixture
 from torch import Tensor
 
-from assay.numerics.distances import NearestCenters, sums_in_float32
-from assay.numerics.kmeans import MiniBatchKMeans, kmeans_plus_plus
+from assay.numerics.kmeans.estimator import MiniBatchKMeans
+from assay.numerics.kmeans.nearest import NearestCenters
+from assay.numerics.kmeans.seeding import kmeans_plus_plus
 from assay.numerics.pca import StreamingPCA
+from assay.numerics.precision import sums_in_float32
 
 _BLOCK = 8192
 

@@ -11,9 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from assay.numerics import distances as module
-from assay.numerics import kernels
-from assay.numerics.distances import NearestCenters, chunked_distances, nearest_in_float64
+from assay.numerics import precision
+from assay.numerics.kmeans import distances, kernels, scores
+from assay.numerics.kmeans import nearest as nearest_module
+from assay.numerics.kmeans.distances import chunked_distances, nearest_in_float64
+from assay.numerics.kmeans.nearest import NearestCenters
 
 PRECISIONS = [
     (torch.float16, torch.bfloat16, torch.float32),
@@ -39,8 +41,8 @@ PRECISIONS = [
 def test_find_is_brute_force_on_any_data(kind, n, n_clusters, d, seed, dtypes, tile_bytes, most_groups):
     x, centers = make(kind, n, n_clusters, d, seed)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(module._TILE_BYTES, "cpu", tile_bytes)
-        patch.setattr(module, "_MOST_GROUPS", most_groups)
+        patch.setitem(nearest_module._TILE_BYTES, "cpu", tile_bytes)
+        patch.setattr(scores, "_MOST_GROUPS", most_groups)
         found = NearestCenters(centers, dtypes).find(x)
     assert found.dtype == torch.int64
     assert found.shape == (n,)
@@ -74,7 +76,7 @@ def test_no_score_is_farther_off_than_its_bound(kind, d, seed, dtype):
     """The exact scores of all candidates' rivals: whatever a product leaves out must be worse than the best by more than nothing."""
     x, centers = make(kind, 50, 130, d, seed)
     finder = NearestCenters(centers, (dtype,))
-    rows, kept = candidates(module._Product(centers, finder._origin, dtype, None), x - finder._origin)
+    rows, kept = candidates(scores.RoundedCenters(centers, finder._origin, dtype, None), x - finder._origin)
     squared = brute_force(x, centers)
     nearest = squared.argmin(1)
     for row in rows.unique().tolist():
@@ -116,7 +118,9 @@ def test_what_the_fused_kernels_leave_is_asked_again(kind, n, n_clusters, d, see
     x, centers = make(kind, n, n_clusters, d, seed)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            module, "fused_kernels", lambda _: kernels.Kernels(round_centers, every_other_row, move_centers=None)
+            nearest_module,
+            "fused_kernels",
+            lambda _: kernels.Kernels(round_centers, every_other_row, move_centers=None),
         )
         found = NearestCenters(centers, dtypes).find(x)
     if n:
@@ -134,9 +138,9 @@ def test_what_float16_does_not_hold_is_left_to_the_next(monkeypatch, offset):
     assert_nearest(found, x + offset, centers + offset)
     assert sum(counts) == 0
     origin = torch.zeros(16, dtype=torch.float32)
-    assert not module._Product(centers, origin, torch.float16, None).holds_the_centers
+    assert not scores.RoundedCenters(centers, origin, torch.float16, None).holds_the_centers
     centers[7] = 1e3  # its square is no float16
-    product = module._Product(centers, origin, torch.float16, None)
+    product = scores.RoundedCenters(centers, origin, torch.float16, None)
     assert product.holds_the_centers
     assert set(range(300)) - set(product.shortlist(x)[0].tolist()) == {5}
 
@@ -145,7 +149,7 @@ def test_what_float16_does_not_hold_is_left_to_the_next(monkeypatch, offset):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_rows_that_tensor_cores_load_are_multiples_of_128_bytes(d, dtype):
     centers = make("gaussian", 5, 70, d, 0)[1]
-    matrix = module._Product(centers, torch.zeros(d, dtype=torch.float32), dtype, None).matrix
+    matrix = scores.RoundedCenters(centers, torch.zeros(d, dtype=torch.float32), dtype, None).matrix
     assert matrix.is_contiguous()
     assert matrix.shape[1] % 64 == 0
     assert d + 4 <= matrix.shape[1] < d + 68
@@ -154,7 +158,7 @@ def test_rows_that_tensor_cores_load_are_multiples_of_128_bytes(d, dtype):
 def test_few_candidates_are_left_and_few_rows_are_asked_again():
     x, centers = make("gaussian", 2000, 1000, 64, 0)
     finder = NearestCenters(centers, (torch.bfloat16,))
-    product = module._Product(centers, finder._origin, torch.bfloat16, None)
+    product = scores.RoundedCenters(centers, finder._origin, torch.bfloat16, None)
     rows, _ = candidates(product, x - finder._origin)
     assert len(rows.unique()) > 1990
     assert len(rows) < 4 * len(rows.unique())
@@ -163,8 +167,8 @@ def test_few_candidates_are_left_and_few_rows_are_asked_again():
 def count_in_float64(monkeypatch):
     """How many rows are settled in float64, call by call."""
     counts = []
-    real = module.nearest_in_float64
-    monkeypatch.setattr(module, "nearest_in_float64", lambda x, c: (counts.append(len(x)), real(x, c))[1])
+    real = distances.nearest_in_float64
+    monkeypatch.setattr(nearest_module, "nearest_in_float64", lambda x, c: (counts.append(len(x)), real(x, c))[1])
     return counts
 
 
@@ -178,7 +182,7 @@ def test_a_far_centre_costs_the_others_nothing(monkeypatch, length):
         if far:
             centers[77] = length
         finder = NearestCenters(centers, (torch.bfloat16,))
-        product = module._Product(centers, finder._origin, torch.bfloat16, None)
+        product = scores.RoundedCenters(centers, finder._origin, torch.bfloat16, None)
         rows[far] = candidates(product, x - finder._origin)[0]
         finder.find(x)
     assert sum(counts) < 20
@@ -212,16 +216,16 @@ def torch_setting(path, value):
 @pytest.mark.parametrize("dtypes", [None, (torch.float32,)])
 def test_products_below_float32_are_not_trusted(monkeypatch, setting, value, dtypes):
     x, centers = make("gaussian", 50, 40, 8, 0)
-    monkeypatch.setattr(module, "fast_dtypes", lambda _: ())
+    monkeypatch.setattr(nearest_module, "fast_dtypes", lambda _: ())
     finder = NearestCenters(centers, dtypes)
     counts = count_in_float64(monkeypatch)
     with torch_setting(setting, value):
-        assert not module.float32_is_exact()
+        assert not precision.float32_is_exact()
         found = finder.find(x)
     assert counts == [50]
     assert not finder._products
     assert_nearest(found, x, centers)
-    assert module.float32_is_exact()
+    assert precision.float32_is_exact()
     assert torch.equal(finder.find(x), found)
     assert torch.float32 in finder._products
 
@@ -230,13 +234,13 @@ def test_products_below_float32_are_not_trusted(monkeypatch, setting, value, dty
 @pytest.mark.parametrize("name", ["ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE"])
 def test_onednns_own_setting_counts_too(monkeypatch, name):
     monkeypatch.setenv(name, "BF16")
-    assert not module.float32_is_exact()
+    assert not precision.float32_is_exact()
     monkeypatch.setenv(name, "STRICT")
-    assert module.float32_is_exact()
+    assert precision.float32_is_exact()
 
 
 def test_torch_without_onednn_multiplies_in_float32(monkeypatch):
-    ask = module._cpu_multiplies_bfloat16.__wrapped__
+    ask = precision._cpu_multiplies_bfloat16.__wrapped__
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False, raising=False)
     assert ask() is False
 
@@ -247,7 +251,7 @@ def test_torch_without_onednn_multiplies_in_float32(monkeypatch):
     assert ask() is False
 
 
-ROUNDING = module._ROUNDING
+ROUNDING = precision._ROUNDING
 
 
 def rounding():
@@ -283,7 +287,7 @@ def test_the_last_of_several_threads_puts_the_settings_back():
     first, last = ExitStack(), ExitStack()
     with all_rounding(True):
         for thread in (first, last):
-            thread.enter_context(module.sums_in_float32())
+            thread.enter_context(precision.sums_in_float32())
         first.close()
         assert rounding() == dict.fromkeys(ROUNDING, False)
         last.close()
@@ -307,8 +311,8 @@ def test_nothing_is_nearest_to_no_tokens():
 def test_distances_are_right_to_a_float32_however_small_they_are(kind, n, n_clusters, d, seed, pairs, many):
     x, centers = make(kind, n, n_clusters, d, seed)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "_PAIRS", pairs)
-        patch.setattr(module, "_MANY", many)
+        patch.setattr(distances, "_PAIRS", pairs)
+        patch.setattr(distances, "_MANY", many)
         (squared,) = chunked_distances(x, centers)
         found = nearest_in_float64(x, centers)
     if n:
@@ -332,12 +336,14 @@ def test_many_centres_of_mixed_lengths_are_told_apart(monkeypatch, scale, dtypes
 
 
 def test_what_float64_looks_at_together_is_bounded(monkeypatch):
-    monkeypatch.setattr(module, "_PAIRS", 600)
-    monkeypatch.setattr(module, "_DISTANCE_BYTES", 8 * 100 * 50)
+    monkeypatch.setattr(distances, "_PAIRS", 600)
+    monkeypatch.setattr(distances, "_DISTANCE_BYTES", 8 * 100 * 50)
     largest = []
-    real = module.paired_distances
+    real = distances.paired_distances
     monkeypatch.setattr(
-        module, "paired_distances", lambda x, rows, c, pairs: (largest.append(len(pairs)), real(x, rows, c, pairs))[1]
+        distances,
+        "paired_distances",
+        lambda x, rows, c, pairs: (largest.append(len(pairs)), real(x, rows, c, pairs))[1],
     )
     x, centers = make("repeated", 120, 50, 4, 0)[0], torch.ones(50, 4, dtype=torch.float32)
     assert nearest_in_float64(x, centers).tolist() == [0] * 120
@@ -347,25 +353,27 @@ def test_what_float64_looks_at_together_is_bounded(monkeypatch):
 @pytest.mark.parametrize("n_clusters", [1, 99, 5000])
 def test_the_origin_is_amid_the_most_centres(n_clusters):
     centers = make("gaussian", 1, n_clusters, 5, 0)[1] + 7
-    alone = module._origin(centers)
+    alone = distances.origin_of(centers)
     assert alone.dtype == torch.float32
     assert bool(((centers <= alone).any(0) & (centers >= alone).any(0)).all())
     torch.testing.assert_close(alone, torch.full_like(alone, 7), rtol=0, atol=0.5 if n_clusters > 1 else 3)
     few = n_clusters // 20
     centers[:few], centers[few : 2 * few] = 1e9, -1e30
     assert (
-        torch.equal(module._origin(centers), alone) if few == 0 else bool((module._origin(centers) - 7).abs().max() < 1)
+        torch.equal(distances.origin_of(centers), alone)
+        if few == 0
+        else bool((distances.origin_of(centers) - 7).abs().max() < 1)
     )
 
 
 def test_the_origin_of_equal_centres_is_there_and_of_nan_is_nan():
-    assert module._origin(torch.ones(1, 3, dtype=torch.float32)).tolist() == [1, 1, 1]
-    assert bool(module._origin(torch.full((2, 3), torch.nan, dtype=torch.float32)).isnan().all())
+    assert distances.origin_of(torch.ones(1, 3, dtype=torch.float32)).tolist() == [1, 1, 1]
+    assert bool(distances.origin_of(torch.full((2, 3), torch.nan, dtype=torch.float32)).isnan().all())
 
 
 def test_where_nothing_is_close_nothing_is_taken_by_differences(monkeypatch):
     """To no rows there is nothing to do, and all centres in float64 are much."""
-    monkeypatch.setattr(module, "_by_differences", None)
+    monkeypatch.setattr(distances, "_by_differences", None)
     x, centers = make("gaussian", 100, 50, 8, 0)
     (squared,) = chunked_distances(x, centers)
     torch.testing.assert_close(squared, brute_force(x, centers), rtol=2.0**-24, atol=0)

@@ -15,7 +15,9 @@ from assay.encodings import KINDS
 from assay.numerics.codes import ComputedCodes, TensorCodes, gather_columns, measure_l0, sparsify
 from assay.numerics.dictionary import open_dictionary
 from assay.numerics.errors import sum_errors
-from assay.numerics.kmeans import MiniBatchKMeans, kmeans_plus_plus, mini_batch_step
+from assay.numerics.kmeans.estimator import MiniBatchKMeans
+from assay.numerics.kmeans.seeding import kmeans_plus_plus
+from assay.numerics.kmeans.step import mini_batch_step
 from assay.numerics.moments import StreamingMoments, check_statistics, standardize, unstandardize
 from assay.numerics.pca import Convergence, StreamingPCA
 from assay.numerics.probe import LogisticProbe1d
@@ -81,14 +83,14 @@ def _fitted():
 
 def _fit_kmeans(x, **parameters):
     model = MiniBatchKMeans(K, **parameters).fit(_stream(x))
-    return model.checkpoint() | model.state_dict()
+    return model.checkpoint()[0] | model.state_dict()
 
 
 def _step_kmeans(x):
     model = MiniBatchKMeans(K)
     for batch in x.split(40):
         model.partial_fit(batch)
-    return model.checkpoint()
+    return model.checkpoint()[0]
 
 
 def _fit_pca(x):
@@ -97,7 +99,7 @@ def _fit_pca(x):
     for step, batch in enumerate(x.split(40), 1):
         pca.partial_fit(batch)
         convergence.look(step)
-    return convergence.checkpoint() | pca.merge(StreamingPCA().partial_fit(x)).state_dict() | {"z": pca.transform(x)}
+    return convergence.checkpoint()[0] | pca.merge(StreamingPCA().partial_fit(x)).state_dict() | {"z": pca.transform(x)}
 
 
 def _errors(measure, x):
@@ -284,9 +286,9 @@ def test_a_default_device_moves_nothing():
         model = MiniBatchKMeans(K, max_iter=2).fit(
             lambda epoch: tokens.split(40) if epoch else tokens.flip(0).split(40)
         )
-        assert {each.device.type for each in (model.checkpoint() | model.state_dict()).values()} == {"cpu"}
+        assert {each.device.type for each in (model.checkpoint()[0] | model.state_dict()).values()} == {"cpu"}
         pca = StreamingPCA().partial_fit(tokens)
-        assert {each.device.type for each in (pca.checkpoint() | pca.state_dict()).values()} == {"cpu"}
+        assert {each.device.type for each in (pca.checkpoint()[0] | pca.state_dict()).values()} == {"cpu"}
         probe = LogisticProbe1d(1e-3, slab_rows=50).fit(tokens, labels, CLASSES)
         assert torch.equal(probe.state_dict()["train_ce"], wanted["probe: train_ce"])
         probe.certify(tokens, labels, labels.new_zeros(1, 2))
@@ -377,12 +379,12 @@ def test_states_and_checkpoints_are_snapshots(dtype):
     convergence = Convergence(pca)
     convergence.look(1)
     takers = [
-        (pca.partial_fit, pca.checkpoint),
+        (pca.partial_fit, lambda: pca.checkpoint()[0]),
         (pca.partial_fit, pca.state_dict),
-        (lambda x: (pca.partial_fit(x), convergence.look(2)), convergence.checkpoint),
+        (lambda x: (pca.partial_fit(x), convergence.look(2)), lambda: convergence.checkpoint()[0]),
     ]
     kmeans, moments = MiniBatchKMeans(K).partial_fit(x[:40]), StreamingMoments().partial_fit(x[:40])
-    takers += [(kmeans.partial_fit, kmeans.checkpoint), (kmeans.partial_fit, kmeans.state_dict)]
+    takers += [(kmeans.partial_fit, lambda: kmeans.checkpoint()[0]), (kmeans.partial_fit, kmeans.state_dict)]
     takers += [(moments.partial_fit, moments.state_dict)]
     probe = LogisticProbe1d(1e-3).fit(x, _labels(), CLASSES)
     takers += [(lambda x: probe.fit(x, _labels().flip(0), CLASSES), probe.state_dict)]
@@ -397,13 +399,23 @@ def test_states_and_checkpoints_are_snapshots(dtype):
         assert _equal(take(), now), take
 
 
+def _resumed(make, model):
+    state = model.checkpoint()[1]
+
+    def restore(tensors):
+        resumed = make().resume(tensors, state)
+        return lambda: resumed.checkpoint()[0]
+
+    return restore, lambda: model.checkpoint()[0]
+
+
 def test_what_is_restored_shares_nothing_with_the_state():
     x = _tokens()
     for restore, give in (
         (lambda s: MiniBatchKMeans.from_state(s).state_dict, _fitted().kmeans.state_dict),
-        (lambda s: MiniBatchKMeans(K).resume(s).checkpoint, MiniBatchKMeans(K).partial_fit(x).checkpoint),
+        _resumed(lambda: MiniBatchKMeans(K), MiniBatchKMeans(K).partial_fit(x)),
         (lambda s: StreamingPCA.from_state(s).state_dict, _fitted().pca.state_dict),
-        (lambda s: StreamingPCA().resume(s).checkpoint, _fitted().pca.checkpoint),
+        _resumed(StreamingPCA, _fitted().pca),
         (lambda s: StreamingMoments.from_state(s).state_dict, StreamingMoments().partial_fit(x).state_dict),
         (lambda s: LogisticProbe1d.from_state(s).state_dict, _fitted().probes["balanced"].state_dict),
     ):

@@ -12,8 +12,9 @@ import torch
 from hostile import KINDS, assert_nearest, make
 from numpy.lib import NumpyVersion
 
-from assay.numerics import distances, kernels
-from assay.numerics.kmeans import mini_batch_step, pull_centers
+from assay.numerics.kmeans import distances, kernels, scores
+from assay.numerics.kmeans import nearest as nearest_module
+from assay.numerics.kmeans.step import mini_batch_step, pull_centers
 from assay.numerics.ranking import count_classes
 
 
@@ -35,7 +36,7 @@ def by_torch(move_off=0.0, label_off=0):
 def test_there_are_none_but_on_cuda(monkeypatch, caplog):
     assert kernels.fused_kernels(torch.device("cpu")) is None
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 0))
-    monkeypatch.setitem(sys.modules, "assay.numerics.fused", None)
+    monkeypatch.setitem(sys.modules, "assay.numerics.kmeans.fused", None)
     kernels.fused_kernels.cache_clear()
     assert kernels.fused_kernels(torch.device("cuda", 7)) is None
     assert "the fused kernels are not used" in caplog.text
@@ -57,8 +58,8 @@ def test_a_step_with_kernels_is_the_step_without(monkeypatch):
     x, centers = (torch.randn(n, 12, generator=generator, dtype=torch.float32) for n in (200, 30))
     counts = torch.randint(0, 5, (30,), generator=generator)
     wanted = mini_batch_step(x, centers, counts)
-    monkeypatch.setattr("assay.numerics.kmeans.fused_kernels", lambda _: by_torch())
-    monkeypatch.setattr(distances, "fused_kernels", lambda _: by_torch())
+    monkeypatch.setattr("assay.numerics.kmeans.step.fused_kernels", lambda _: by_torch())
+    monkeypatch.setattr(nearest_module, "fused_kernels", lambda _: by_torch())
     for found, each in zip(mini_batch_step(x, centers, counts), wanted, strict=True):
         torch.testing.assert_close(found, each, rtol=1e-6, atol=0)
 
@@ -70,8 +71,8 @@ def test_a_step_with_kernels_is_the_step_without(monkeypatch):
 def test_on_cuda_they_settle_rows_by_brute_force(kind, n, n_clusters, d, dtype):
     fused = kernels.fused_kernels(torch.device("cuda"))
     x, centers = (each.cuda() for each in make(kind, n, n_clusters, d, 1))
-    origin = distances._origin(centers)
-    product = distances._Product(centers, origin, dtype, fused)
+    origin = distances.origin_of(centers)
+    product = scores.RoundedCenters(centers, origin, dtype, fused)
     if not product.holds_the_centers:
         pytest.skip(f"{kind} does not fit {dtype}")
     found = fused.nearest(x, centers, origin, product)
@@ -104,21 +105,21 @@ import sys
 import torch
 sys.path.insert(0, sys.argv[1])
 import hostile, test_kernels
-from assay.numerics import distances, fused, kernels
-from assay.numerics.fused_step import move_centers
-distances._GROUP = 256  # whole tiles, as on a GPU
-fused._ROUNDED = 64  # the interpreter's time is the programs' number
-all_of_them = kernels.Kernels(fused.round_centers, fused.nearest, move_centers)
+from assay.numerics.kmeans import distances, fused, fused_rounding, kernels, scores
+from assay.numerics.kmeans.fused_step import move_centers
+scores.GROUP = 256  # whole tiles, as on a GPU
+fused.ROUNDED = fused_rounding.ROUNDED = 64  # the interpreter's time is the programs' number
+all_of_them = kernels.Kernels(fused_rounding.round_centers, fused.nearest, move_centers)
 torch_alone = test_kernels.by_torch()
 shapes = list(fused._SHAPES.values())
 left = 0
 for number, kind in enumerate(hostile.KINDS):
     for n, n_clusters, d in ((5, 3, 3), (30, 300, 64), (7, 1, 1), (70, 530, 70))[: 4 if kind in ("duplicates", "norms") else 2]:
         x, centers = hostile.make(kind, n, n_clusters, d, 1)
-        origin = distances._origin(centers)
+        origin = distances.origin_of(centers)
         for dtype in (torch.float16, torch.bfloat16):
-            product = distances._Product(centers, origin, dtype, all_of_them)
-            same = distances._Product(centers, origin, dtype, torch_alone)
+            product = scores.RoundedCenters(centers, origin, dtype, all_of_them)
+            same = scores.RoundedCenters(centers, origin, dtype, torch_alone)
             assert product.holds_the_centers == same.holds_the_centers
             if not product.holds_the_centers:
                 continue
@@ -153,7 +154,7 @@ def interpreter_works() -> bool:
 
 @pytest.mark.skipif(not interpreter_works(), reason="needs Triton, and before its 3.7 numpy before 2.4")
 def test_their_logic_is_brute_force_in_tritons_interpreter():
-    source = Path(distances.__file__).parents[2]
+    source = Path(distances.__file__).parents[3]
     paths = os.pathsep.join(filter(None, [str(source), os.environ.get("PYTHONPATH")]))
     environment = os.environ | {"PYTHONPATH": paths, "TRITON_INTERPRET": "1"}
     program = [sys.executable, "-c", INTERPRETED, str(Path(__file__).parent)]

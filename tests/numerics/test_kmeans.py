@@ -1,5 +1,6 @@
 """Mini-batch k-means against brute force, a slow loop and scikit-learn."""
 
+import json
 import math
 
 import numpy as np
@@ -8,21 +9,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.cluster import MiniBatchKMeans as ScikitMiniBatchKMeans
-from sklearn.metrics import adjusted_rand_score
 
-from assay.numerics import distances as distances_module
-from assay.numerics import kmeans as kmeans_module
-from assay.numerics.distances import nearest_in_float64 as nearest_centers
 from assay.numerics.errors import sum_errors
-from assay.numerics.kmeans import (
-    MiniBatchKMeans,
-    adjusted_rand_index,
-    collapsed_clusters,
-    kmeans_plus_plus,
-    low_count_clusters,
-    mini_batch_step,
-    reassign_centers,
-)
+from assay.numerics.kmeans import distances as distances_module
+from assay.numerics.kmeans import seeding as seeding_module
+from assay.numerics.kmeans.distances import nearest_in_float64 as nearest_centers
+from assay.numerics.kmeans.estimator import MiniBatchKMeans
+from assay.numerics.kmeans.reassignment import collapsed_clusters, reassign_centers
+from assay.numerics.kmeans.seeding import kmeans_plus_plus, seeding_tokens
+from assay.numerics.kmeans.step import low_count_clusters, mini_batch_step
 
 
 def randn(seed, *shape):
@@ -447,17 +442,9 @@ def test_tokens_that_differ_by_less_than_float32_has_squares_for_are_found_besid
 @pytest.mark.parametrize("stop", [1, 4])
 def test_a_seeding_of_any_size_of_tokens_is_gone_on_with_to_the_bit(scale, stop):
     x = mixture(0, 150, 6, 3) * scale
-    saved = {}
-
-    def on_seed(_, centres):
-        if centres == stop + 1:
-            saved.update(broken.checkpoint())
-            raise Stop
-
     whole, broken = MiniBatchKMeans(7).seed_from([x]), MiniBatchKMeans(7)
-    with pytest.raises(Stop):
-        broken.seed_from([x], on_seed)
-    resumed = MiniBatchKMeans(7).resume(saved).seed_from([x])
+    next(moment for moment in broken.seedings([x]) if moment == (0, stop + 1))
+    resumed = MiniBatchKMeans(7).resume(*broken.checkpoint()).seed_from([x])
     assert torch.equal(resumed.cluster_centers_, whole.cluster_centers_)
 
 
@@ -474,7 +461,7 @@ def test_seeds_do_not_hang_on_what_products_of_float32_may_be_rounded_to(monkeyp
     x = randn(0, 400, 16)
     wanted = slow_seeding(x, 20, 0)
     monkeypatch.setattr(torch, "addmm", rounded)
-    monkeypatch.setattr(kmeans_module, "float32_is_exact", lambda: False)
+    monkeypatch.setattr(seeding_module, "float32_is_exact", lambda: False)
     assert torch.equal(kmeans_plus_plus(x, 20, torch.Generator().manual_seed(0)), wanted)
     assert set(asked) == {torch.float64}
 
@@ -484,7 +471,7 @@ def test_the_seeding_kept_is_the_best_on_held_out_tokens(with_held_out):
     x = mixture(2, 200 if with_held_out else 100, 30, 4, spread=0.5)
     judges = x[100:] if with_held_out else x
     model = MiniBatchKMeans(30, n_init=6, init_size=100, seed=5)
-    model._seed_centers(*model._seeding_tokens(x.split(30)))
+    model.seed_from(x.split(30))
     generator = torch.Generator().manual_seed(5)
     tried = [kmeans_plus_plus(x[:100], 30, generator) for _ in range(6)]
     judged = [brute_force(judges, centers)[1].min(1).mean() for centers in tried]
@@ -495,14 +482,14 @@ def test_the_seeding_kept_is_the_best_on_held_out_tokens(with_held_out):
 
 def test_one_seeding_needs_no_held_out_tokens():
     x, read = randn(0, 100, 2), []
-    MiniBatchKMeans(3, init_size=20)._seeding_tokens(read.append(0) or part for part in x.split(10))
+    MiniBatchKMeans(3, init_size=20).seed_from(read.append(0) or part for part in x.split(10))
     assert len(read) == 2
 
 
 def test_the_default_init_size_is_three_times_clusters_or_batch():
     x = randn(0, 1000, 2)
     for n_clusters, batch, size in ((20, 10, 60), (5, 40, 120)):
-        tokens, _ = MiniBatchKMeans(n_clusters)._seeding_tokens(x.split(batch))
+        tokens, _ = seeding_tokens(x.split(batch), n_clusters, None, None, judge=False)
         assert len(tokens) == size
 
 
@@ -746,10 +733,6 @@ def test_a_decay_that_is_none_is_refused(decay):
         MiniBatchKMeans(2, decay=decay).partial_fit(randn(0, 9, 2))
 
 
-class Stop(Exception):  # noqa: N818
-    """Ends a fit at a step."""
-
-
 @settings(deadline=None, max_examples=25)
 @given(
     st.integers(1, 30),
@@ -769,25 +752,21 @@ def test_a_resumed_fit_equals_the_uninterrupted_one_bit_for_bit(stop, decay, tol
 
     whole = MiniBatchKMeans(6, **parameters).fit(stream)
     broken = MiniBatchKMeans(6, **parameters)
-    saved = {}
-
-    def on_step(metrics):
+    for metrics in broken.seed_from(stream(0)).steps(stream):
         assert metrics is broken.history_[-1]
         if broken.n_steps_ == stop:
-            saved.update({name: tensor.clone() for name, tensor in broken.checkpoint().items()})
-            raise Stop
+            tensors, state = broken.checkpoint()
+            resumed = MiniBatchKMeans(6, **parameters).resume(tensors, json.loads(json.dumps(state)))
+            begun = []
 
-    try:
-        broken.fit(stream, on_step)
-    except Stop:
-        first = stop
-        begun = []
+            def rest(epoch, begun=begun):
+                begun.append(epoch)
+                return stream(epoch, (stop - 1) % 10 + 1 if len(begun) == 1 else 0)
 
-        def rest(epoch):
-            begun.append(epoch)
-            return stream(epoch, (first - 1) % 10 + 1 if len(begun) == 1 else 0)
-
-        broken = MiniBatchKMeans(6, **parameters).resume(saved).go_on(rest)
+            for step in resumed.steps(rest):
+                assert step is resumed.history_[-1]
+            broken = resumed
+            break
     assert torch.equal(broken.cluster_centers_, whole.cluster_centers_)
     assert torch.equal(broken.counts_, whole.counts_)
     assert broken.history_ == whole.history_
@@ -800,29 +779,23 @@ def test_a_seeding_that_is_broken_off_anywhere_goes_on_to_the_same_bits(stop, n_
     x = mixture(seed, 200, 9, 3)
     parameters = {"n_clusters": 7, "seed": seed, "n_init": n_init, "init_size": 60, "max_iter": 2}
     whole = MiniBatchKMeans(**parameters).fit(shuffled(x, 32))
-    calls, saved = [], {}
+    calls = []
     broken = MiniBatchKMeans(**parameters)
-
-    def on_seed(tried, centres):
-        calls.append((tried, centres))
+    every = [(tried + (centres == 0), centres) for tried in range(n_init) for centres in (*range(2, 8), 0)]
+    for call in broken.seedings(shuffled(x, 32)(0)):
+        calls.append(call)
         assert not broken.is_seeded_
         if len(calls) == stop:
-            saved.update({name: tensor.clone() for name, tensor in broken.checkpoint().items()})
-            raise Stop
-
-    every = [(tried + (centres == 0), centres) for tried in range(n_init) for centres in (*range(2, 8), 0)]
-    try:
-        broken.seed_from(shuffled(x, 32)(0), on_seed)
-    except Stop:
-        assert calls == every[:stop]
-        rest = []
-        broken = MiniBatchKMeans(**parameters).resume(saved)
-        with pytest.raises(ValueError, match="without centres"):
-            broken.predict(x)
-        broken.seed_from(shuffled(x, 32)(0), lambda *call: rest.append(call))
-        assert calls + rest == every
+            tensors, state = broken.checkpoint()
+            broken = MiniBatchKMeans(**parameters).resume(tensors, json.loads(json.dumps(state)))
+            with pytest.raises(ValueError, match="without centres"):
+                broken.predict(x)
+            calls += broken.seedings(shuffled(x, 32)(0))
+            break
+    assert calls == every
     assert broken.is_seeded_
-    broken = MiniBatchKMeans(**parameters).resume(broken.checkpoint()).go_on(shuffled(x, 32))
+    broken = MiniBatchKMeans(**parameters).resume(*broken.checkpoint())
+    assert len([*broken.steps(shuffled(x, 32))]) == broken.n_steps_
     assert torch.equal(broken.cluster_centers_, whole.cluster_centers_)
     assert torch.equal(broken.counts_, whole.counts_)
     assert broken.history_ == whole.history_
@@ -831,41 +804,23 @@ def test_a_seeding_that_is_broken_off_anywhere_goes_on_to_the_same_bits(stop, n_
 
 
 def test_a_seeding_on_other_tokens_or_of_other_clusters_is_refused():
-    x, saved = randn(0, 90, 2), {}
+    x = randn(0, 90, 2)
     model = MiniBatchKMeans(4, n_init=2, init_size=30)
-    with pytest.raises(Stop):
-        model.seed_from([x], lambda tried, centres: (saved.update(model.checkpoint()), _raise(tried == 1 and centres)))
+    next(moment for moment in model.seedings([x]) if moment == (1, 2))
     with pytest.raises(ValueError, match="found 20 tokens, wanted the 30 that the seeding was begun on"):
-        MiniBatchKMeans(4, n_init=2, init_size=20).resume(saved).seed_from([x])
+        MiniBatchKMeans(4, n_init=2, init_size=20).resume(*model.checkpoint()).seed_from([x])
     with pytest.raises(ValueError, match="found a checkpoint of 4 clusters, wanted 5"):
-        MiniBatchKMeans(5, n_init=2, init_size=30).resume(saved)
-
-
-def _raise(whether):
-    if whether:
-        raise Stop
+        MiniBatchKMeans(5, n_init=2, init_size=30).resume(*model.checkpoint())
 
 
 def test_a_checkpoint_of_other_clusters_is_refused():
     checkpoint = MiniBatchKMeans(3).partial_fit(randn(0, 20, 2)).checkpoint()
     with pytest.raises(ValueError, match="found a checkpoint of 3 clusters, wanted 4"):
-        MiniBatchKMeans(4).resume(checkpoint)
+        MiniBatchKMeans(4).resume(*checkpoint)
 
 
-@settings(deadline=None, max_examples=40)
-@given(st.integers(1, 40), st.integers(1, 5), st.integers(1, 5), st.integers(0, 99))
-def test_agreement_is_scikit_learns_adjusted_rand_index(n, k_a, k_b, seed):
-    generator = torch.Generator().manual_seed(seed)
-    a, b = (torch.randint(0, k, (n,), generator=generator) for k in (k_a, k_b))
-    assert adjusted_rand_index(a, b) == pytest.approx(adjusted_rand_score(a, b), abs=1e-12)
-    assert adjusted_rand_index(a, a) == 1
-
-
-def test_labels_that_cannot_be_compared_are_refused():
-    for a, b in (
-        (torch.zeros(2, dtype=torch.float32), torch.zeros(3, dtype=torch.float32)),
-        (torch.zeros(0, dtype=torch.float32), torch.zeros(0, dtype=torch.float32)),
-        (torch.zeros(1, 1, dtype=torch.float32), torch.zeros(1, 1, dtype=torch.float32)),
-    ):
-        with pytest.raises(ValueError, match="wanted two of one length, at least 1"):
-            adjusted_rand_index(a.long(), b.long())
+def test_it_shows_its_parameters():
+    assert repr(MiniBatchKMeans(3, tol=0.5)) == (
+        "MiniBatchKMeans(n_clusters=3, seed=0, n_init=1, init_size=None, max_iter=100, max_no_improvement=10, tol=0.5, "
+        "reassignment_ratio=0.01, decay=0.1)"
+    )

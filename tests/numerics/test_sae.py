@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from assay.numerics import distances as distances_module
+from assay.numerics import precision
 from assay.numerics import sae as module
 from assay.numerics.codes import densify
 from assay.numerics.sae import SparseAutoencoder
@@ -251,7 +251,7 @@ def test_products_are_of_float32_whatever_torch_may_round_them_to(monkeypatch):
         return real(a.bfloat16().float(), b.bfloat16().float()) if a.dtype == torch.float32 else real(a, b)
 
     monkeypatch.setattr(torch.Tensor, "__matmul__", rounded)
-    monkeypatch.setattr(distances_module, "float32_is_exact", lambda: False)
+    monkeypatch.setattr(precision, "float32_is_exact", lambda: False)
     found = sae.encode(x)
     assert torch.equal(found["indices"], wanted["indices"])
     torch.testing.assert_close(found["values"], wanted["values"], rtol=1e-5, atol=1e-5)

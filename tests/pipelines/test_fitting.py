@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from assay.io.checkpoints import Checkpoints
 from assay.io.shards import Shards
 from assay.io.tensors import write_with_header
-from assay.numerics.kmeans import MiniBatchKMeans
+from assay.numerics.kmeans.estimator import MiniBatchKMeans
 from assay.numerics.pca import Convergence
 from assay.parameters import KMeansParameters, PCAParameters, StandardizeParameters
 from assay.pipelines import fitting, stopping
@@ -31,6 +31,12 @@ FITS = {"kmeans": fit_kmeans, "pca": fit_pca}
 STEPS = {"kmeans": 3 * 20, "pca": 48}  # of 768 tokens
 
 
+class Watchers:
+    """Who is told of the steps of the fits that `fit` makes."""
+
+    now = ()
+
+
 @pytest.fixture
 def statistics(planted):
     return fit_statistics(Shards(planted[0]), StandardizeParameters(), "cpu", layer=5)
@@ -42,6 +48,7 @@ def fit(planted, statistics):
 
     def run(method, checkpoints, *, layer=5, shards=0, statistics=statistics, parameters=None, saved=True):
         parameters = parameters or PARAMETERS[method]
+        checkpoints.observers = list(Watchers.now)
         model, _ = FITS[method](Shards(planted[shards]), statistics, parameters, checkpoints, "cpu", layer=layer)
         if saved:
             checkpoints.clear_finished()
@@ -54,7 +61,7 @@ def fit(planted, statistics):
 def seen(monkeypatch):
     """What observers are told."""
     told = []
-    monkeypatch.setattr(fitting, "observers", [lambda *step: told.append(step)])
+    monkeypatch.setattr(Watchers, "now", [lambda *step: told.append(step)])
     return told
 
 
@@ -125,6 +132,7 @@ def test_a_fit_goes_on_where_the_shards_were_copied_to(fit, cut, tmp_path, plant
         os.utime(path, ns=(0, 12345))
     (staged / "labels.bin").write_bytes(bytes(48 * 16))  # no fit looks at them
     del seen[:]
+    checkpoints.observers = list(Watchers.now)
     again = FITS[method](Shards(staged), statistics, PARAMETERS[method], checkpoints, "cpu", layer=5)[0]
     assert seen[0][2] == 9
     assert all(torch.equal(again[name], whole[name]) for name in whole)
@@ -320,7 +328,7 @@ def test_a_seeding_that_takes_long_is_saved_by_the_minute(fit, cut_seeding, tmp_
 def test_a_fit_killed_at_its_first_step_keeps_its_seeds(fit, cut, tmp_path, monkeypatch):
     whole = fit("kmeans", Checkpoints(tmp_path / "whole"))
     cut("kmeans", Checkpoints(tmp_path / "cut"), 0)
-    monkeypatch.setattr(MiniBatchKMeans, "seed_from", None)  # there is nothing to seed
+    monkeypatch.setattr(MiniBatchKMeans, "seedings", None)  # there is nothing to seed
     again = fit("kmeans", Checkpoints(tmp_path / "cut"))
     assert all(torch.equal(again[name], whole[name]) for name in whole)
 
@@ -340,7 +348,7 @@ def test_a_signal_is_answered_by_saving_before_anything_that_takes_long(fit, tmp
             os.kill(os.getpid(), number)
 
     with monkeypatch.context() as patch, stopping.signals_stop():
-        patch.setattr(fitting, "observers", [stop])
+        patch.setattr(Watchers, "now", [stop])
         with pytest.raises(KeyboardInterrupt):
             fit(method, Checkpoints(tmp_path))
     assert order[-1] == "save"
@@ -356,7 +364,7 @@ def test_a_fit_says_once_from_which_step_it_goes_on(fit, tmp_path, monkeypatch, 
             os.kill(os.getpid(), signal.SIGINT)
 
     with monkeypatch.context() as patch, stopping.signals_stop():
-        patch.setattr(fitting, "observers", [stop])
+        patch.setattr(Watchers, "now", [stop])
         with pytest.raises(KeyboardInterrupt):
             fit("pca", Checkpoints(tmp_path))
     assert caplog.messages == []
@@ -366,7 +374,9 @@ def test_a_fit_says_once_from_which_step_it_goes_on(fit, tmp_path, monkeypatch, 
 
 def test_the_record_of_a_pca_that_was_stopped_at_a_look_is_whole(planted, statistics, tmp_path, monkeypatch):
     def run(name):
-        return fit_pca(Shards(planted[0]), statistics, PARAMETERS["pca"], Checkpoints(tmp_path / name), "cpu", layer=5)
+        checkpoints = Checkpoints(tmp_path / name)
+        checkpoints.observers = list(Watchers.now)
+        return fit_pca(Shards(planted[0]), statistics, PARAMETERS["pca"], checkpoints, "cpu", layer=5)
 
     _, whole = run("whole")
     assert [look["step"] for look in whole] == [2, 4, 8, 16, 32, 48]
@@ -377,7 +387,7 @@ def test_the_record_of_a_pca_that_was_stopped_at_a_look_is_whole(planted, statis
                 os.kill(os.getpid(), signal.SIGTERM)
 
         with monkeypatch.context() as patch, stopping.signals_stop():
-            patch.setattr(fitting, "observers", [observe])
+            patch.setattr(Watchers, "now", [observe])
             with pytest.raises(KeyboardInterrupt):
                 run(f"cut {stop}")
         assert run(f"cut {stop}")[1] == whole
@@ -415,7 +425,7 @@ def test_killed_and_stopped_at_20_random_moments_a_fit_ends_with_the_same_bits(f
         save_file({name: tensor.contiguous() for name, tensor in fit(method, checkpoints).items()}, out)
 
     assert os.waitpid(in_a_child(lambda: work(Checkpoints(tmp_path / "whole"), tmp_path / "whole.out")), 0)[1] == 0
-    monkeypatch.setattr(fitting, "observers", [observe])
+    monkeypatch.setattr(Watchers, "now", [observe])
     checkpoints, out = Checkpoints(tmp_path / "cut"), tmp_path / "cut.out"
     chance = random.Random(1)
     signals = finished = 0
@@ -492,7 +502,7 @@ def test_sigterm_after_the_last_step_is_not_lost(fit, tmp_path, method, monkeypa
 
     whole = fit(method, Checkpoints(tmp_path / "whole"))
     with monkeypatch.context() as patch, stopping.signals_stop():
-        patch.setattr(fitting, "observers", [observe])
+        patch.setattr(Watchers, "now", [observe])
         with pytest.raises(KeyboardInterrupt):
             fit(method, Checkpoints(tmp_path / "cut"))
     monkeypatch.setattr(fitting.Fit, "step", None)  # there is none to make

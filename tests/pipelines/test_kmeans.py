@@ -10,7 +10,7 @@ from sklearn.metrics import adjusted_rand_score
 from assay.encodings import Form, Model
 from assay.io.checkpoints import Checkpoints
 from assay.io.shards import Shards
-from assay.numerics.kmeans import MiniBatchKMeans
+from assay.numerics.kmeans.estimator import MiniBatchKMeans
 from assay.parameters import KMeansParameters, parse_parameters
 from assay.pipelines.judging import measure
 from assay.pipelines.kmeans.nodes import compare_seeds, fit_kmeans

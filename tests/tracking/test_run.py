@@ -14,8 +14,8 @@ from mlflow import MlflowClient
 
 import assay
 from assay.encodings import Encoding, Form, Model
+from assay.io.checkpoints import Checkpoints
 from assay.io.shards import Shards
-from assay.pipelines import fitting
 from assay.tracking import TrackingHook, finish_taken_up, process, run
 from assay.tracking.connection import FAILURE
 from assay.tracking.describe import flat_params, versions
@@ -63,15 +63,14 @@ def begin(project, planted, connect, run_params):
         return hook
 
     start.catalog = catalog
-    yield start
-    fitting.observers.clear()
+    return start
 
 
 def save(hook, begin, name, data):
     """What Kedro does when a node has made something."""
     begin.catalog.save(name, data)
     node = SimpleNamespace(name="a")
-    hook.before_node_run(node)
+    hook.before_node_run(node, {})
     hook.after_dataset_saved(name, data, node)
 
 
@@ -101,9 +100,10 @@ def test_a_child_has_the_record_of_its_fit_and_is_closed_with_its_row(begin, run
 
 def test_the_parent_and_the_child_count_steps_alike_and_end_alike(begin, runs):
     """A step that comes right after another is not shown at once, but the last one is not lost."""
-    hook = begin()
+    hook, checkpoints = begin(), Checkpoints("nowhere")
+    hook.before_node_run(SimpleNamespace(name="layer_3.kmeans.fit"), {"layer_3.kmeans_checkpoints": checkpoints})
     for step, metrics in enumerate(HISTORY, start=1):
-        for observer in fitting.observers:
+        for observer in checkpoints.observers:
             observer(3, "kmeans", step, metrics)
     save(hook, begin, "layer_3.scores_kmeans-onehot", scores("kmeans-onehot"))
     finish(hook)
@@ -127,7 +127,6 @@ def test_an_interrupt_closes_parent_and_children_as_killed_with_the_reason(begin
     interrupt(hook)
     assert {each.info.status for each in runs().values()} == {"KILLED"}
     assert {each.data.tags[FAILURE] for each in runs().values()} == {"InterruptedRunError: the run was interrupted"}
-    assert fitting.observers == []
 
 
 def once_interrupted(monkeypatch, owner, name):

@@ -18,7 +18,7 @@ import logging
 import re
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,11 +46,16 @@ class Checkpoint:
     state: State
 
 
+Observer = Callable[[int, str, int, dict[str, float]], None]
+"""Called with layer, method, step and metrics."""
+
+
 class Checkpoints:
-    """The checkpoints of one fit after another in a folder of their own, which need not exist."""
+    """The checkpoints of one fit after another in a folder of their own, which need not exist; and who is told of the fits' steps."""
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
+        self.observers: list[Observer] = []
         self._finished: list[Mapping[str, Any]] = []
 
     def save(self, about: Mapping[str, Any], step: int, tensors: dict[str, Tensor], state: Mapping[str, Any]) -> None:

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from assay.encodings import Form
 from assay.numerics.codes import Batch, Format, add_squares
-from assay.numerics.distances import paired_distances
 from assay.numerics.errors import ErrorSums
 from assay.numerics.isolation import isolated
-from assay.numerics.kmeans import MiniBatchKMeans
+from assay.numerics.kmeans.distances import paired_distances
+from assay.numerics.kmeans.estimator import MiniBatchKMeans
 from assay.numerics.pca import StreamingPCA, top_k
 
 DISTANCE_FLOOR = 1e-6

@@ -27,7 +27,6 @@ class Moments:
     second: Tensor
 
 
-@isolated()
 def check_batch(x: Tensor, d: int | None = None, *, largest: float = math.inf) -> None:
     """Raise ValueError unless x is (batch, d), of finite real numbers; without d, any width but 0 will do.
 
@@ -36,6 +35,7 @@ def check_batch(x: Tensor, d: int | None = None, *, largest: float = math.inf) -
     check_later(x, d, largest=largest)()
 
 
+@isolated()
 def check_later(x: Tensor, d: int | None = None, *, largest: float = math.inf) -> Callable[[], None]:
     """`check_batch` in two halves: what is called checks the shape, what is returned the numbers.
 
@@ -53,6 +53,7 @@ def check_later(x: Tensor, d: int | None = None, *, largest: float = math.inf) -
     return lambda: _check_numbers(x, extremes, largest)
 
 
+@isolated()
 def _check_numbers(x: Tensor, extremes: Tensor, largest: float) -> None:
     low, high = map(float, extremes.tolist())
     if math.isfinite(low) and math.isfinite(high) and -largest <= low and high <= largest:

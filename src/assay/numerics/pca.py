@@ -1,8 +1,7 @@
 """Principal components of a stream of activations, exactly, and their top-K codes."""
 
-import math
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -284,28 +283,26 @@ class StreamingPCA:
         }
 
     @isolated()
-    def checkpoint(self) -> dict[str, Tensor]:
-        """What `resume` needs to go on exactly, as copies: `count` int64 (), `mean` float64 (d,) and `scatter` float64 (d, d)."""
+    def checkpoint(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """What `resume` needs to go on exactly: copies of `mean` float64 (d,) and `scatter` float64 (d, d), and `count` as JSON."""
         if self._moments is None:
             raise ValueError("found a PCA without sums, wanted one that has seen tokens: call partial_fit first")
-        count = torch.tensor(self._moments.count, dtype=torch.int64, device="cpu")
-        return {"count": count, "mean": snapshot(self._moments.mean), "scatter": snapshot(self._moments.second)}
+        tensors = {"mean": snapshot(self._moments.mean), "scatter": snapshot(self._moments.second)}
+        return tensors, {"count": self._moments.count}
 
     @isolated()
-    def resume(self, checkpoint: Mapping[str, Tensor]) -> Self:
+    def resume(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> Self:
         """Go on from what `checkpoint` returned, bit for bit as if there had been no break. ValueError on bad shapes."""
-        mean, scatter = checkpoint["mean"], checkpoint["scatter"]
-        if mean.ndim != 1 or scatter.shape != (len(mean), len(mean)) or int(checkpoint["count"]) < 1:
+        mean, scatter, count = tensors["mean"], tensors["scatter"], state["count"]
+        if mean.ndim != 1 or scatter.shape != (len(mean), len(mean)) or count < 1:
             raise ValueError(
-                f"found mean {tuple(mean.shape)}, scatter {tuple(scatter.shape)} and count {int(checkpoint['count'])}, "
+                f"found mean {tuple(mean.shape)}, scatter {tuple(scatter.shape)} and count {count}, "
                 "wanted (d,), (d, d) and at least 1: is it a PCA's checkpoint?"
             )
         place = self.device or mean.device
         self._axes = None
         self._moments = Moments(
-            int(checkpoint["count"]),
-            snapshot(mean).to(place, torch.float64),
-            snapshot(scatter).to(place, torch.float64),
+            count, snapshot(mean).to(place, torch.float64), snapshot(scatter).to(place, torch.float64)
         )
         return self
 
@@ -366,23 +363,18 @@ class Convergence:
         return found
 
     @isolated()
-    def checkpoint(self) -> dict[str, Tensor]:
-        """The PCA's, `history` float64 (looks, 3), NaN for the first's drift, and `leading` float64 (components, d), or (0, 0): copies."""
-        names = ("step", "reconstruction_error", "subspace_drift")
-        rows = [[look.get(name, torch.nan) for name in names] for look in self.history_]
-        none = torch.empty(0, 0, dtype=torch.float64, device="cpu")
-        leading = none if self._leading is None else snapshot(self._leading)
-        history = torch.tensor(rows, dtype=torch.float64, device="cpu").reshape(-1, len(names))
-        return {**self._pca.checkpoint(), "history": history, "leading": leading}
+    def checkpoint(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """The PCA's, with a copy of the `leading` components, float64 (components, d), where there are any, and `history` as JSON."""
+        tensors, state = self._pca.checkpoint()
+        leading = {} if self._leading is None else {"leading": snapshot(self._leading)}
+        return tensors | leading, state | {"history": [dict(look) for look in self.history_]}
 
     @isolated()
-    def resume(self, checkpoint: Mapping[str, Tensor]) -> Self:
+    def resume(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> Self:
         """Go on from what `checkpoint` returned, the PCA too, bit for bit as if there had been no break."""
-        self._pca.resume(checkpoint)
-        leading = snapshot(checkpoint["leading"])
-        self._leading = leading.to(self._pca._moments.mean.device) if len(leading) and self._pca._moments else None
-        self.history_ = []
-        for step, error, drift in checkpoint["history"].tolist():
-            known = {} if math.isnan(drift) else {"subspace_drift": drift}
-            self.history_.append({"step": step, "reconstruction_error": error, **known})
+        self._pca.resume(tensors, state)
+        self._leading = None
+        if "leading" in tensors and self._pca._moments is not None:
+            self._leading = snapshot(tensors["leading"]).to(self._pca._moments.mean.device)
+        self.history_ = [dict(look) for look in state["history"]]
         return self

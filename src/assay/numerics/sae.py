@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 
 from assay.numerics.codes import Batch, Format
-from assay.numerics.distances import product
 from assay.numerics.errors import ErrorSums, error_sums
 from assay.numerics.isolation import isolated
 from assay.numerics.moments import check_batch, check_mean_std, scale_of
+from assay.numerics.precision import product
 
 Activation = Literal["relu", "topk", "batchtopk", "jumprelu"]
 

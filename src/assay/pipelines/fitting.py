@@ -1,10 +1,11 @@
-"""What the long fits share: they are watched step by step, saved every so many steps and minutes and on a signal, and gone on with."""
+"""What long fits share: they are watched step by step, saved every so many steps and minutes and on a signal, and resumed."""
 
 from __future__ import annotations
 
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -16,7 +17,7 @@ from assay.pipelines.stopping import fit_in_progress, stop_is_asked
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 2
+FORMAT = 3
 """Raised whenever a fit would go on otherwise than the one that saved the checkpoint."""
 
 NOT_FITTED = {
@@ -25,12 +26,6 @@ NOT_FITTED = {
 }
 """Parameters of a method that do not change its fit."""
 
-Observer = Callable[[int, str, int, dict[str, float]], None]
-"""Called with layer, method, step and metrics."""
-
-observers: list[Observer] = []
-"""Who wants to know of the steps of a fit: MLflow's hook."""
-
 clock = time.monotonic
 """Seconds."""
 
@@ -38,8 +33,8 @@ clock = time.monotonic
 class Estimator(Protocol):
     """What can be saved within a fit."""
 
-    def checkpoint(self) -> dict[str, Tensor]: ...
-    def resume(self, checkpoint: Mapping[str, Tensor]) -> Any: ...
+    def checkpoint(self) -> tuple[dict[str, Tensor], dict[str, Any]]: ...
+    def resume(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> Any: ...
 
 
 class Fit:
@@ -98,7 +93,7 @@ class Fit:
         """Take up the last checkpoint of this very fit; the steps that it has seen, 0 if there is none."""
         found = self._checkpoints.load(self._about)
         if found is not None:
-            self._estimator.resume(found.tensors)
+            self._estimator.resume(found.tensors, found.state["estimator"])
             self._step = int(found.state["step"])
             done = f"after step {self._step}" if self._step else "its seeding"
             logger.info("layer %d, %s: resuming %s", self._layer, self._method, done)
@@ -135,7 +130,7 @@ class Fit:
             "data_wait": self._waited / max(now - self._began, 1e-9),
         }
         self._tokens, self._waited, self._began = 0, 0.0, now
-        for observer in observers:
+        for observer in self._checkpoints.observers:
             observer(self._layer, self._method, self._step, found)
         if asked:
             raise KeyboardInterrupt
@@ -154,19 +149,24 @@ class Fit:
 
     def save(self) -> None:
         """Save where the estimator stands."""
-        self._checkpoints.save(self._about, self._step, self._estimator.checkpoint(), {"step": self._step})
+        tensors, state = self._estimator.checkpoint()
+        self._checkpoints.save(self._about, self._step, tensors, {"step": self._step, "estimator": state})
         self._saved = clock()
 
     def _is_due(self) -> bool:
         return clock() - self._saved >= self._seconds
 
-    def run(self, work: Callable[[], object]) -> None:
-        """Do the fit's `work`, which calls `step` after every step, and `look` in between.
+    @contextmanager
+    def in_progress(self) -> Iterator[None]:
+        """The block in which the fit is made, with `step` after every step, and `look` in between.
 
         Its checkpoints are kept until what it made is saved and recorded: a save that fails does not cost the fit.
+
+        Raises:
+            KeyboardInterrupt: the run is asked to stop.
         """
         with fit_in_progress():
-            work()
+            yield
             if stop_is_asked():  # since the last step: nobody else would look
                 self.save()
                 raise KeyboardInterrupt

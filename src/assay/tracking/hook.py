@@ -17,7 +17,7 @@ from kedro.pipeline.node import Node
 
 from assay.configuration import current_configuration
 from assay.encodings import layer_name
-from assay.pipelines import fitting
+from assay.io.checkpoints import Checkpoints
 from assay.plan import Plan, find_d_model, make_plan
 from assay.tracking.connection import Connection
 from assay.tracking.run import Run
@@ -80,12 +80,14 @@ class TrackingHook:
         """Have a run told of what is fitted and saved from now on."""
         self._run = run
         self._logged = logged_results(plan, run)
-        fitting.observers.append(run.watch_step)
 
     @hook_impl
-    def before_node_run(self, node: Node) -> None:
+    def before_node_run(self, node: Node, inputs: dict[str, Any]) -> None:
         if self._run:
             self._run.started[node.name] = time.perf_counter()
+            for given in inputs.values():
+                if isinstance(given, Checkpoints):  # of a fit, whose steps are shown live
+                    given.observers.append(self._run.watch_step)
 
     @hook_impl
     def after_dataset_saved(self, dataset_name: str, data: Any, node: Node) -> None:

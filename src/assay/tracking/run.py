@@ -20,7 +20,6 @@ from mlflow.tracking import MlflowClient
 from assay.encodings import Encoding, child_name, layer_name
 from assay.io.publish import publish_file
 from assay.io.shards import Shards
-from assay.pipelines import fitting
 from assay.pipelines.report.tables import MEASURES
 from assay.tracking import process
 from assay.tracking.connection import FAILURE, PARENT, Connection, end_with_reason, forget_failure
@@ -247,8 +246,6 @@ class Run:
 
         A run that was interrupted as it finished is finished once more, as one that was interrupted.
         """
-        if self.watch_step in fitting.observers:
-            fitting.observers.remove(self.watch_step)
         self.send_steps()
         self._write_curves()
         reason = f"{type(error).__name__}: {error}" if error else None

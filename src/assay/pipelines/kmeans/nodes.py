@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from assay.io.checkpoints import Checkpoints
 from assay.io.shards import Shards
-from assay.numerics.kmeans import MiniBatchKMeans, adjusted_rand_index
+from assay.numerics.kmeans.estimator import MiniBatchKMeans
 from assay.parameters import KMeansParameters
 from assay.pipelines.fitting import NOT_FITTED, Fit
 from assay.pipelines.progress import staged_bar
@@ -30,7 +31,7 @@ def fit_kmeans(
 ) -> tuple[dict[str, Tensor], list[dict[str, float]]]:
     """Fit the centres in shuffled passes, or those of an order file; returns the model's state and a record of each step.
 
-    A fit that was cut off is gone on with from its last checkpoint. ``seed`` takes the place of the parameters'; the fits of
+    A fit that was cut off is resumed from its last checkpoint. ``seed`` takes the place of the parameters'; the fits of
     different seeds have each a ``method`` of their own.
     """
     place = pick_device(device)
@@ -62,44 +63,52 @@ def fit_kmeans(
     held = hold_layer(
         shards, layer, parameters.batch_size, place, passes=parameters.max_iter, max_tokens=parameters.max_tokens
     )
+    passes = Passes(shards, layer, statistics, parameters, seed, place, held)
+    fit.resume()
+    with fit.in_progress():
+        if not kmeans.is_seeded_:
+            with staged_bar(f"layer {layer}: k-means") as tell:
+                for tried, centers in kmeans.seedings(passes.batches(0)):
+                    if centers > 0:
+                        tell(f"seeding {tried + 1} of {parameters.n_init}", centers, parameters.n_clusters)
+                        fit.look()
+                    elif tried < parameters.n_init:
+                        fit.save()
+            fit.save()
+        for metrics in kmeans.steps(lambda epoch: fit.watch(passes.batches(epoch, kmeans.steps_of_pass_))):
+            fit.step(metrics)
+    return kmeans.state_dict(), kmeans.history_
 
-    def one_pass(epoch: int, batches_seen: int) -> Iterator[Tensor]:
+
+@dataclass(frozen=True)
+class Passes:
+    """The passes of a fit over its tokens: shuffled by the seed, or in the order of a file."""
+
+    shards: Shards
+    layer: int
+    statistics: dict[str, Tensor]
+    parameters: KMeansParameters
+    seed: int
+    device: torch.device
+    held: Tensor | None
+
+    def batches(self, epoch: int, seen: int = 0) -> Iterator[Tensor]:
+        """The batches of a pass after the first that were `seen`, float32 (batch_size, d)."""
+        parameters = self.parameters
         return standardized_tokens(
-            shards,
-            layer,
-            statistics,
+            self.shards,
+            self.layer,
+            self.statistics,
             parameters.batch_size,
-            place,
+            self.device,
             doing=f"k-means, pass {epoch + 1} of {parameters.max_iter} at most",
-            start=batches_seen * parameters.batch_size,
-            held=held,
+            start=seen * parameters.batch_size,
+            held=self.held,
             shuffle=parameters.order is None,
             order=parameters.order,
-            seed=seed + epoch,
+            seed=self.seed + epoch,
             max_tokens=parameters.max_tokens,
         )
-
-    def seed_centers() -> None:
-        with staged_bar(f"layer {layer}: k-means") as tell:
-
-            def on_seed(tried: int, centres: int) -> None:
-                if centres > 0:
-                    tell(f"seeding {tried + 1} of {parameters.n_init}", centres, parameters.n_clusters)
-                    fit.look()
-                elif tried < parameters.n_init:
-                    fit.save()
-
-            kmeans.seed_from(one_pass(0, 0), on_seed)
-        fit.save()
-
-    def work() -> None:
-        if not kmeans.is_seeded_:
-            seed_centers()
-        kmeans.go_on(lambda epoch: fit.watch(one_pass(epoch, kmeans.steps_of_pass_)), fit.step)
-
-    fit.resume()
-    fit.run(work)
-    return kmeans.state_dict(), kmeans.history_
 
 
 def compare_seeds(
@@ -117,6 +126,8 @@ def compare_seeds(
 
     Mean squared distance (inertia) of each, standardised space, and the adjusted Rand index of their clusterings.
     """
+    from sklearn.metrics import adjusted_rand_score  # which takes a second to import
+
     place = pick_device(device)
     fits = [
         MiniBatchKMeans.from_state({name: tensor.to(place) for name, tensor in state.items()})
@@ -135,5 +146,5 @@ def compare_seeds(
         "seed": seed,
         "inertia_first": inertia[0] / len(first),
         "inertia": inertia[1] / len(first),
-        "adjusted_rand_index": adjusted_rand_index(first, other),
+        "adjusted_rand_index": float(adjusted_rand_score(first.numpy(), other.numpy())),
     }

@@ -23,7 +23,7 @@ def fit_pca(
 ) -> tuple[dict[str, Tensor], list[dict[str, float]]]:
     """Mean (d,), oriented components (d, d) and spectrum (d,), float64, from one pass over all tokens or a random sample.
 
-    With them a record of how the leading subspace settled (`Convergence`). A fit that was cut off is gone on with from its last checkpoint.
+    With them a record of how the leading subspace settled (`Convergence`). A fit that was cut off is resumed from its last checkpoint.
     """
     place = pick_device(device)
     pca = StreamingPCA(device=place)
@@ -52,12 +52,10 @@ def fit_pca(
         max_tokens=parameters.max_tokens,
     )
 
-    def work() -> None:
+    with fit.in_progress():
         convergence.look(step)  # where a checkpoint was taken first
         for x in fit.watch(tokens):
             pca.partial_fit(x)
             fit.step({}, convergence.look)
         convergence.look(fit.steps, last=True)
-
-    fit.run(work)
     return pca.state_dict(), convergence.history_

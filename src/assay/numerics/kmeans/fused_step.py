@@ -4,7 +4,7 @@
    take it.
 2. `_squared`: a token's squared distance to the centre that it had.
 
-What is computed is what `assay.numerics.kmeans.pull_centers` says. The same bits in every run: nothing is added atomically.
+What is computed is what `assay.numerics.kmeans.step.pull_centers` says. The same bits in every run: nothing is added atomically.
 """
 
 import torch
@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from assay.numerics.fused import on_device_of
+from assay.numerics.kmeans.fused_rounding import on_device_of
 
 # Tokens and dimensions of a centre at a time: few centres have many tokens of one batch.
 _TOKENS, _DIMS = 2, 512

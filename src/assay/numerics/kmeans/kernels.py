@@ -15,7 +15,7 @@ FUSED_TILE = 256
 
 
 class Product(Protocol):
-    """What a product in low precision needs to know of the centres: see `assay.numerics.distances._Product`.
+    """What a product in low precision needs to know of the centres: see `assay.numerics.kmeans.scores.RoundedCenters`.
 
     matrix: float16 or bfloat16 (whole tiles of rows, width), the width a multiple of 64, four bounds behind the d dimensions.
     bounds: float32 (K, 3). unit: a rounding's relative error; least_step, sums, margin, underflow, most_halved: see there.
@@ -50,8 +50,9 @@ def fused_kernels(device: torch.device) -> Kernels | None:
     try:
         if torch.cuda.get_device_capability(device) < (8, 0):
             return None
-        from assay.numerics.fused import nearest, round_centers
-        from assay.numerics.fused_step import move_centers
+        from assay.numerics.kmeans.fused import nearest
+        from assay.numerics.kmeans.fused_rounding import round_centers
+        from assay.numerics.kmeans.fused_step import move_centers
 
         kernels = Kernels(round_centers, nearest, move_centers)
         for dtype in (torch.float16, torch.bfloat16):
@@ -73,12 +74,13 @@ def _drawn(device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
 
 def try_nearest(kernels: Kernels, device: torch.device, dtype: torch.dtype) -> None:
     """Rows of one candidate, of a few, and of several in several tiles."""
-    from assay.numerics.distances import _Product, nearest_in_float64
+    from assay.numerics.kmeans.distances import nearest_in_float64
+    from assay.numerics.kmeans.scores import RoundedCenters
 
     x, *both = _drawn(device)
     origin = torch.zeros(x.shape[1], dtype=torch.float32, device=device)
     for centers in both:
-        product = _Product(centers, origin, dtype, kernels)
+        product = RoundedCenters(centers, origin, dtype, kernels)
         found = kernels.nearest(x, centers, origin, product)
         right, settled = found == nearest_in_float64(x, centers), found >= 0
         if not bool(right[settled].all()) or int(settled.sum()) < 200:

@@ -1,0 +1,103 @@
+"""The nearest center of every token, exactly, at the rate of the fastest product there is.
+
+The score of a center c for a token x is x.c - |c|^2 / 2 about a common origin: the nearest center has the largest. A product in
+low precision gives every score with a bound on its error, so only centers within twice the bound of the best can be nearest:
+a token with one such candidate is settled, one with a few is settled by its float64 distances to them, and one with many is asked again in
+the next higher precision. Only tiles of the (n, K) scores are ever held.
+"""
+
+import torch
+from torch import Tensor
+
+from assay.numerics.isolation import isolated
+from assay.numerics.kmeans.distances import nearest_in_float64, origin_of, settle_by_differences
+from assay.numerics.kmeans.kernels import fused_kernels
+from assay.numerics.kmeans.scores import RoundedCenters
+from assay.numerics.precision import fast_dtypes, float32_is_exact
+
+# Scores held at a time: they stay in the processor's cache, or are few launches on a GPU.
+_TILE_BYTES = {"cpu": 8 * 2**20, "cuda": 512 * 2**20}
+
+
+class NearestCenters:
+    """Centres made ready to find the nearest of them for many tokens.
+
+    centers: float32 (K, d), which must not change while this is in use. dtypes: of the products that are tried, in this order, before
+    float64 settles what is left; by default the fastest of the device, then float32. They change the time, never the answer.
+    """
+
+    @isolated()
+    def __init__(self, centers: Tensor, dtypes: tuple[torch.dtype, ...] | None = None) -> None:
+        self._centers = centers
+        wanted = (*fast_dtypes(centers.device), torch.float32) if dtypes is None else dtypes
+        # A large common offset would cancel away the digits that matter.
+        self._origin = origin_of(centers)
+        self._dtypes = tuple(dict.fromkeys(wanted))
+        self._products: dict[torch.dtype, RoundedCenters] = {}
+
+    @isolated()
+    def find(self, x: Tensor) -> Tensor:
+        """Index of the nearest centre to each row of x (n, d), float32: int64 (n,); ties: the lower index.
+
+        It is that of float64 distances by differences but where the two best differ by float64's rounding.
+        """
+        return self._find_left(x, torch.empty(0, dtype=torch.int64, device=x.device), None, self._dtypes)
+
+    @isolated()
+    def guess(self, x: Tensor) -> Tensor:
+        """As `find`, but on a GPU with kernels of our own the first product's answers alone, and -1 where it leaves a row in question.
+
+        The host does not wait for them. `settle` gives those that are missing.
+        """
+        product = self._product(self._dtypes[0]) if self._dtypes else None
+        if product is None or product.kernels is None:
+            return self.find(x)
+        labels = product.kernels.nearest(x, self._centers, self._origin, product)
+        return torch.where(product.holds, labels, -1)
+
+    @isolated()
+    def settle(self, x: Tensor, labels: Tensor) -> Tensor:
+        """What `find` gives, from what `guess` gave for the same x."""
+        left = (labels < 0).nonzero()[:, 0]
+        return self._find_left(x, labels, left, self._dtypes[1:]) if len(left) else labels
+
+    def _find_left(self, x: Tensor, labels: Tensor, left: Tensor | None, dtypes: tuple[torch.dtype, ...]) -> Tensor:
+        """`labels` with those of the rows that are `left`, or of all, by products of these dtypes and then in float64."""
+        exact = float32_is_exact()
+        for dtype in dtypes:
+            if (dtype == torch.float32 and not exact) or not self._product(dtype).holds_the_centers:
+                continue
+            found = self._settle(x, left, self._product(dtype))
+            labels = found if left is None else labels.index_copy_(0, left, found)
+            left = (labels < 0).nonzero()[:, 0]
+            if not len(left):
+                return labels
+        if left is None:
+            return nearest_in_float64(x, self._centers)
+        return labels.index_copy_(0, left, nearest_in_float64(x[left], self._centers))
+
+    def _product(self, dtype: torch.dtype) -> "RoundedCenters":
+        if dtype not in self._products:
+            self._products[dtype] = RoundedCenters(
+                self._centers, self._origin, dtype, fused_kernels(self._centers.device)
+            )
+        return self._products[dtype]
+
+    def _settle(self, x: Tensor, left: Tensor | None, product: "RoundedCenters") -> Tensor:
+        """Labels of the rows `left` of x, all by default, and -1 where the product leaves too many candidates: int64 (rows,)."""
+        if product.kernels is not None:
+            return product.kernels.nearest(x if left is None else x[left], self._centers, self._origin, product)
+        n = max(1, _TILE_BYTES[x.device.type] // (2 * len(self._centers)))
+        parts = torch.split(x, n) if left is None else (x[rows] for rows in torch.split(left, n))
+        return torch.cat([self._settle_part(part, product) for part in parts])
+
+    def _settle_part(self, x: Tensor, product: "RoundedCenters") -> Tensor:
+        rows, groups, near = product.shortlist(x - self._origin)
+        counts = rows.new_zeros(len(x)).index_add_(0, rows, near.sum(1))
+        alone = counts[rows] == 1
+        centers = torch.where(alone, product.members(near.to(torch.uint8).argmax(1), groups), -1)
+        labels = torch.full_like(counts, -1).scatter_reduce_(0, rows, centers, "amax")
+        pairs, places = (near & ~alone[:, None]).nonzero(as_tuple=True)
+        if not len(pairs):
+            return labels
+        return settle_by_differences(labels, x, rows[pairs], self._centers, product.members(places, groups[pairs]))

@@ -1,0 +1,77 @@
+"""What fitted centers say of tokens: the nearest one, the distances to all, and what the nearest leaves."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from assay.numerics.errors import ErrorSums, error_sums
+from assay.numerics.isolation import isolated, snapshot
+from assay.numerics.kmeans.distances import chunked_distances
+from assay.numerics.kmeans.nearest import NearestCenters
+from assay.numerics.moments import check_batch
+
+LARGEST = torch.finfo(torch.float32).max
+"""The magnitude that a token's entry may have: centers are float32."""
+
+
+class CenterModel:
+    """Centers that tokens are assigned to: `cluster_centers_` float32 (n_clusters, d)."""
+
+    cluster_centers_: Tensor
+    n_clusters: int
+
+    def __init__(self) -> None:
+        self._ready: tuple[Tensor, NearestCenters] | None = None
+
+    @property
+    def has_centers_(self) -> bool:
+        """Whether there are centers to assign to."""
+        return hasattr(self, "cluster_centers_")
+
+    @isolated()
+    def predict(self, x: Tensor) -> Tensor:
+        """Nearest center of each row of x (batch, d), ties to the lower index: int64 (batch,)."""
+        x = self._checked(x)
+        return self._nearest().find(x.float())
+
+    @isolated()
+    def assign(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Nearest center, int64 (batch,), and squared distance to it, float64 (batch,), of each row of x (batch, d)."""
+        x = self._checked(x)
+        labels = self._nearest().find(x.float())
+        return labels, (x.double() - self.cluster_centers_[labels]).square_().sum(1)
+
+    @isolated()
+    def transform(self, x: Tensor) -> Tensor:
+        """Euclidean distances of x (batch, d) to every center: float32 (batch, n_clusters), never negative or NaN."""
+        x = self._checked(x)
+        found = torch.empty(len(x), self.n_clusters, dtype=torch.float32, device=x.device)
+        start = 0
+        for squared in chunked_distances(x, self.cluster_centers_):
+            found[start : start + len(squared)] = squared.sqrt_()
+            start += len(squared)
+        return found
+
+    @isolated()
+    def reconstruction_errors(self, x: Tensor, std: Tensor) -> dict[int, ErrorSums]:
+        """Errors of a batch (batch, d) of standardised tokens put on their centers, under K = 1: one latent is active.
+
+        std (d,) is what the tokens were divided by.
+        """
+        x = self._checked(x)
+        return {1: error_sums(x, x.double() - self.cluster_centers_[self._nearest().find(x.float())], std)}
+
+    def _checked(self, x: Tensor) -> Tensor:
+        if not self.has_centers_:
+            raise ValueError("found a k-means without centres, wanted a fitted one: call fit or partial_fit first")
+        check_batch(x, self.cluster_centers_.shape[1], largest=LARGEST)
+        return x.to(self.cluster_centers_.device)
+
+    def _nearest(self) -> NearestCenters:
+        """The centers made ready, once for all batches until they change: by a step, or by whoever edits them in place."""
+        centers = self.cluster_centers_
+        if self._ready is None or self._ready[0].device != centers.device or not torch.equal(self._ready[0], centers):
+            centers = snapshot(centers)
+            self._ready = centers, NearestCenters(centers)
+        return self._ready[1]

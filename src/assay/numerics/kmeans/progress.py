@@ -1,0 +1,115 @@
+"""How far a fit of k-means has come, and whether it is done: what is kept of it beside the centers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+METRICS = ("inertia", "ewa_inertia", "learning_rate", "dead_clusters")
+"""Of a step, in `history_`."""
+
+
+@dataclass
+class Progress:
+    """Where a fit stands.
+
+    tokens, tokens_since_reassignment: seen in all, and since clusters were last moved to far tokens. pass_size: tokens of a pass; None
+    until the first is over. epoch, steps_of_pass: passes made, and steps of the one under way. stalled: steps on end without a new `least`
+    smoothed inertia. at_rest: the summed squared distance of a step that counts as none; rests: whether the last step was one.
+    history: the metrics of each step.
+    """
+
+    tokens: int = 0
+    tokens_since_reassignment: int = 0
+    pass_size: int | None = None
+    epoch: int = 0
+    steps_of_pass: int = 0
+    stalled: int = 0
+    least: float = math.inf
+    at_rest: float = 0.0
+    rests: bool = False
+    history: list[dict[str, float]] = field(default_factory=list)
+
+    def record(self, n: int, inertia: float, rate: float, dead: float) -> None:
+        """Note a step on n tokens.
+
+        The smoothed inertia is scikit-learn's: an exponential average with weight 2 n / (tokens + 1), at most 1, that leaves out the first
+        step, whose inertia is the seeding's. `tokens` is the size of a pass, which a stream does not tell: in the first pass it is the
+        number seen so far.
+        """
+        self.tokens += n
+        self.tokens_since_reassignment += n
+        first = len(self.history) < 2
+        weight = 1.0 if first else min(1.0, 2 * n / ((self.pass_size or self.tokens) + 1))
+        smoothed = self.history[-1]["ewa_inertia"] * (1 - weight) if self.history else 0.0
+        self.history.append(dict(zip(METRICS, (inertia, smoothed + inertia * weight, rate, dead), strict=True)))
+
+    def judge(self, moved: float | None) -> None:
+        """Note what the last step of a fit says of stopping; `moved` is how far it went, squared, where that is asked for.
+
+        No step of the first pass counts as one without improvement: its smoothed inertia is over too few tokens.
+        """
+        smoothed = self.history[-1]["ewa_inertia"]
+        self.steps_of_pass += 1
+        if moved is not None:
+            self.rests = moved <= self.at_rest
+        if self.epoch > 0:
+            self.least, self.stalled = (smoothed, 0) if smoothed < self.least else (self.least, self.stalled + 1)
+
+    def end_pass(self) -> None:
+        """Note that a pass is over. ValueError where it was empty."""
+        if self.steps_of_pass == 0:
+            raise ValueError(f"found 0 tokens in pass {self.epoch}, wanted all: stream(epoch) must start a fresh pass")
+        self.pass_size = self.pass_size or self.tokens
+        self.epoch += 1
+        self.steps_of_pass = 0
+
+    def checkpoint(self) -> tuple[Tensor, dict[str, Any]]:
+        """The history, float64 (steps, 4), and the rest as JSON."""
+        state = asdict(self)
+        rows = [[metrics[name] for name in METRICS] for metrics in state.pop("history")]
+        history = torch.tensor(rows, dtype=torch.float64, device="cpu").reshape(-1, len(METRICS))
+        return history, state | {"least": None if math.isinf(self.least) else self.least}
+
+    @classmethod
+    def resumed(cls, history: Tensor, state: Mapping[str, Any]) -> Self:
+        """From what `checkpoint` returned."""
+        rows = [dict(zip(METRICS, row, strict=True)) for row in history.tolist()]
+        least = math.inf if state["least"] is None else state["least"]
+        return cls(**{**state, "least": least}, history=rows)
+
+
+class InProgress:
+    """What a model shows of its fit."""
+
+    _progress: Progress
+
+    @property
+    def n_steps_(self) -> int:
+        """Steps made."""
+        return len(self._progress.history)
+
+    @property
+    def history_(self) -> list[dict[str, float]]:
+        """The metrics of each step."""
+        return self._progress.history
+
+    @property
+    def inertia_(self) -> float:
+        """Mean squared distance of the last batch, before its step."""
+        return self._progress.history[-1]["inertia"]
+
+    @property
+    def epoch_(self) -> int:
+        """Passes made."""
+        return self._progress.epoch
+
+    @property
+    def steps_of_pass_(self) -> int:
+        """Steps of the pass under way."""
+        return self._progress.steps_of_pass

@@ -1,0 +1,64 @@
+"""The parameters of k-means: their ranges, and how they are kept and shown."""
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+PARAMETERS = {
+    **dict.fromkeys(("seed", "n_init", "init_size", "max_iter", "max_no_improvement"), torch.int64),
+    **dict.fromkeys(("tol", "reassignment_ratio", "decay"), torch.float64),
+}
+"""What a state holds of them, as tensors of these dtypes."""
+
+
+class Settings(Protocol):
+    """Parameters by name: see `MiniBatchKMeans`."""
+
+    n_clusters: int
+    seed: int
+    n_init: int
+    init_size: int | None
+    max_iter: int
+    tol: float
+    max_no_improvement: int | None
+    reassignment_ratio: float
+    decay: float
+
+
+def check_parameters(model: Settings) -> None:
+    """Raise ValueError for a parameter out of range."""
+    least = {"n_clusters": 1, "n_init": 1, "max_iter": 1, "tol": 0}
+    least |= {"init_size": model.n_clusters} if model.init_size is not None else {}
+    least |= {"max_no_improvement": 1} if model.max_no_improvement is not None else {}
+    for name, bound in least.items():
+        if not getattr(model, name) >= bound:
+            raise ValueError(f"found {name} = {getattr(model, name)}, wanted at least {bound}: change {name}")
+    if not -(2**63) <= model.seed < 2**63:
+        raise ValueError(f"found seed = {model.seed}, wanted an int64: change seed")
+    if not 0 < model.decay <= 1:
+        raise ValueError(f"found decay = {model.decay}, wanted more than 0 and at most 1, which forgets nothing")
+    if not 0 <= model.reassignment_ratio <= 1:
+        raise ValueError(f"found reassignment_ratio = {model.reassignment_ratio}, wanted 0 to 1: it is a share")
+
+
+def show_parameters(model: Settings) -> str:
+    """As they are written in a call."""
+    names = ("n_clusters", *PARAMETERS)
+    return ", ".join(f"{name}={getattr(model, name)!r}" for name in names)
+
+
+def check_state(state: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """The centers and counts of a state. ValueError for shapes that do not fit and centers that are not finite."""
+    centers, counts = state["cluster_centers"], state["counts"]
+    if centers.ndim != 2 or 0 in centers.shape or counts.shape != centers.shape[:1]:
+        raise ValueError(
+            f"found cluster_centers {tuple(centers.shape)} and counts {tuple(counts.shape)}, "
+            "wanted (n_clusters, d) and (n_clusters,): is it a k-means' state?"
+        )
+    if not centers.is_floating_point() or not bool(centers.isfinite().all()):
+        raise ValueError(
+            f"found cluster_centers of {centers.dtype} that hold NaN, infinity or no real numbers, wanted finite ones: fit it again"
+        )
+    return centers, counts
