@@ -4,8 +4,9 @@ BIN := .venv/bin
 export DO_NOT_TRACK = true
 export KEDRO_DISABLE_TELEMETRY = true
 export MLFLOW_DISABLE_TELEMETRY = true
+export NO_MKDOCS_2_WARNING = 1
 
-.PHONY: install run test settings lint bench gpu-bundle format clean
+.PHONY: install run test settings lint docs bench gpu-bundle format clean
 
 install: .venv/.installed
 
@@ -32,6 +33,11 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# The site, into build/site-docs; a warning is an error.
+docs: install
+	$(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
+	$(BIN)/mkdocs build --strict
 
 bench: run
 	$(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'

@@ -201,7 +201,7 @@ def test_the_papers_table_has_each_method_at_its_best_layer():
     assert tabulate_paper(other)["method"].tolist() == ["pca", "pca", "a-sae", "a-sae"]  # the baselines come first
 
 
-def test_the_columns_of_the_other_tables_are_those_that_the_readme_names():
+def test_the_columns_of_the_other_tables_are_those_that_the_docs_name():
     assert ",".join(PAPER) == (
         "method,encoding,k,layer,seeds,nmse,l0,probe_r,map,purity_at_16,coverage_at_0.3,"
         "nmse_sd,l0_sd,probe_r_sd,map_sd,purity_at_16_sd,coverage_at_0.3_sd,nmse_raw,nmse_raw_sd"
@@ -214,7 +214,7 @@ def test_the_columns_of_the_other_tables_are_those_that_the_readme_names():
     assert ",".join(match_budgets(tabulate_baselines(*both_layers())).columns) == (
         "layer,encoding,l0,nmse,probe_r,map,pca_encoding,pca_l0,pca_nmse,pca_probe_r,pca_map,nmse_raw,pca_nmse_raw,l0_ratio"
     )
-    text = (Path(__file__).parents[2] / "README.md").read_text()
+    text = (Path(__file__).parents[2] / "docs/outputs.md").read_text(encoding="utf-8")
     for column in (*CLASSES[3:], "l0_ratio", "inertia_first", "adjusted_rand_index", "seeds"):
         if not column.startswith("purity"):
             assert f"`{column}`" in text, column

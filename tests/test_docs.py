@@ -1,0 +1,32 @@
+"""The pages say what is so: the snippets print what stands below them, and the files that are named are there."""
+
+import contextlib
+import io
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def test_the_snippets_on_probing_print_what_the_page_shows():
+    page = (ROOT / "docs/probe-your-codes.md").read_text(encoding="utf-8")
+    snippets = re.findall(r"```python\n(.*?)```\n\n```text\n(.*?)```", page, flags=re.DOTALL)
+    assert len(snippets) == page.count("```python") == 2
+    names: dict[str, object] = {}  # the second uses the first's
+    for snippet, shown in snippets:
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):
+            exec(snippet, names)
+        assert printed.getvalue() == shown
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_source_files_that_a_page_names_are_there(page):
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    spans = re.findall(r"`[^`]+`", text)
+    named = {name for span in spans for name in re.findall(r"[\w/]*\w\.py\b", span)}
+    missing = {name for name in named if not any((folder / name).is_file() for folder in (ROOT, ROOT / "src/assay"))}
+    assert not missing
