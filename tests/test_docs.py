@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import pkgutil
 import re
 from pathlib import Path
 
@@ -30,3 +31,13 @@ def test_the_source_files_that_a_page_names_are_there(page):
     named = {name for span in spans for name in re.findall(r"[\w/]*\w\.py\b", span)}
     missing = {name for name in named if not any((folder / name).is_file() for folder in (ROOT, ROOT / "src/assay"))}
     assert not missing
+
+
+def test_the_names_on_a_batchs_way_exist():
+    page = (ROOT / "docs/design.md").read_text(encoding="utf-8")
+    way = page.partition("## One batch, from shard to table")[2].partition("## Decisions")[0]
+    steps = re.findall(r"^\d+\. ", way, flags=re.MULTILINE)
+    names = [name for name in re.findall(r"`([a-z_]+(?:\.\w+)+)`", way) if not name.endswith((".csv", ".yml"))]
+    assert len(steps) <= 20 <= len(names)
+    for name in names:
+        pkgutil.resolve_name(f"assay.{name}")
