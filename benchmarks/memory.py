@@ -22,8 +22,8 @@ TOKENS, LAYER = 64, 3
 
 def make_shards(root: Path, n_tokens: int, d: int) -> Path:
     """One layer of random activations, 64 tokens an example."""
-    from assay.io.metadata import Metadata
     from assay.io.shards import write_shards
+    from assay.io.shards.metadata import Metadata
 
     n_examples = -(-n_tokens // TOKENS)
     metadata = Metadata(
@@ -51,8 +51,7 @@ def make_shards(root: Path, n_tokens: int, d: int) -> Path:
 def work(path: Path, out: Path) -> None:
     """Fit and encode, as the pipelines do."""
     from assay.io.checkpoints import Checkpoints
-    from assay.io.codes import StoredCodes
-    from assay.io.codes_writer import write_codes
+    from assay.io.codes import StoredCodes, write_codes
     from assay.io.shards import Shards
     from assay.parameters import KMeansParameters, PCAParameters, StandardizeParameters
     from assay.pipelines.encode.pipeline import ENCODE

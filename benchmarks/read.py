@@ -19,9 +19,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from assay.io import stream_reader
-from assay.io.metadata import Metadata
-from assay.io.shards import Shards, write_shards
+from assay.io.shards import Shards, stream_reader, write_shards
+from assay.io.shards.metadata import Metadata
 
 LAYERS, TOKENS, D_MODEL, LAYER = (18, 19, 20, 21, 22, 23), 256, 1024, 21
 BATCH_SIZE = 8192

@@ -40,8 +40,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def write_planted(root: Path, n_examples: int, seed: int) -> Path:
     """Shards of labelled tokens whose class moves their mean, far in the second layer and a little in the first; 0 is void."""
-    from assay.io.metadata import Metadata
     from assay.io.shards import write_shards
+    from assay.io.shards.metadata import Metadata
 
     directions = np.random.default_rng(7).normal(size=(len(LAYERS), N_CLASSES, D_MODEL))
     directions *= np.array([0.05, 1.0])[:, None, None]

@@ -16,8 +16,8 @@ from PIL import Image
 
 import assay
 from assay.commands import main
-from assay.io.metadata import Metadata
 from assay.io.shards import Shards, write_shards
+from assay.io.shards.metadata import Metadata
 
 
 def run(*arguments: Any) -> Result:

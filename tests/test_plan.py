@@ -12,8 +12,8 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from assay.encodings import Encoding, Form, Model
-from assay.io.metadata import Metadata
 from assay.io.shards import write_shards
+from assay.io.shards.metadata import Metadata
 from assay.parameters import parse_parameters
 from assay.plan import check_shards, find_d_model, find_images, make_plan
 

@@ -32,8 +32,8 @@ def from_shards(run: Run) -> None:
 
 
 def _from_shards(run: Run, folder: str) -> None:
-    from assay.io.metadata import Metadata
     from assay.io.shards import Shards, write_shards
+    from assay.io.shards.metadata import Metadata
 
     d, tokens, examples, batch = run.size(1024, 16), run.size(256, 16), run.size(2048, 64), run.size(8192, 128)
     metadata = Metadata(

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from assay.io.labels import PatchLabels
-    from assay.io.masks import MaskLayout
-    from assay.io.verify import FolderVerdict
+    from assay.io.images.masks import MaskLayout
+    from assay.io.shards.labels import PatchLabels
+    from assay.io.shards.verify import FolderVerdict
 
 SHARDS = click.Path(path_type=Path)
 FILE = click.Path(path_type=Path, dir_okay=False)
@@ -63,8 +63,9 @@ def labels_command(shards: Path, masks: Path, out: Path, config: Path | None, fo
     Say --patch-size, --resize and --crop as the images were resized and cropped when SHARDS were recorded.
     """
     with _short_errors():
-        from assay.io.labels import check_target, label_patches, publish_labels
-        from assay.io.metadata import WIDE_LABELS_NAME, read_metadata, real_folder
+        from assay.io.files import real_folder
+        from assay.io.shards.labels import check_target, label_patches, publish_labels
+        from assay.io.shards.metadata import WIDE_LABELS_NAME, read_metadata
         from assay.pipelines.progress import Bar, told
 
         layout = _layout(config, options)
@@ -85,7 +86,7 @@ def labels_command(shards: Path, masks: Path, out: Path, config: Path | None, fo
 
 def _layout(config: Path | None, options: dict[str, Any]) -> MaskLayout:
     """The configuration file's layout, overridden by the options that are given."""
-    from assay.io.masks import parse_layout, read_config
+    from assay.io.images.masks import parse_layout, read_config
 
     given = {name: value for name, value in options.items() if value not in (None, ())}
     return parse_layout((read_config(config) if config else {}) | given)
@@ -118,7 +119,7 @@ def verify_command(paths: tuple[Path, ...], env: str | None) -> None:
     Without a PATH: all shards that the project around the working directory is configured to read.
     """
     from assay.io.datasets import find_shards
-    from assay.io.verify import verify_shards
+    from assay.io.shards.verify import verify_shards
     from assay.pipelines.progress import Bar, told
 
     if not paths:

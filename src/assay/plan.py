@@ -14,9 +14,9 @@ import torch
 from assay.encodings import Encoding, Form, Model, layer_name
 from assay.io.datasets import find_shards
 from assay.io.images import ImageLayout, Images
-from assay.io.metadata import doubt_labels
-from assay.io.order import OrderFile
 from assay.io.shards import Shards
+from assay.io.shards.metadata import doubt_labels
+from assay.io.shards.order import OrderFile
 from assay.io.tensors import read_shapes
 from assay.numerics.sae import NAMES, check_names
 from assay.parameters import DictionaryParameters, Parameters, SparsityParameters

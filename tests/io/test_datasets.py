@@ -22,9 +22,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from assay.io import datasets as module
-from assay.io import stream_reader
 from assay.io.codes import StoredCodes
-from assay.io.codes_layout import Format
+from assay.io.codes.layout import Format
 from assay.io.datasets import (
     CheckpointsDataset,
     CodesDataset,
@@ -34,8 +33,8 @@ from assay.io.datasets import (
     TensorsDataset,
     find_shards,
 )
-from assay.io.metadata import Metadata
-from assay.io.shards import Shards
+from assay.io.shards import Shards, stream_reader
+from assay.io.shards.metadata import Metadata
 from assay.io.tensors import fingerprint_tensors
 
 STATE = {"components": torch.eye(3).double(), "n": torch.tensor(3)}

@@ -18,11 +18,11 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 
-from assay.io.images import list_files
-from assay.io.labels import PatchLabels, label_patches, patch_labels, publish_labels
-from assay.io.masks import MaskLayout, fit_mask, parse_layout, read_mask
-from assay.io.metadata import Metadata, doubt_labels
+from assay.io.images.images import list_files
+from assay.io.images.masks import MaskLayout, fit_mask, parse_layout, read_mask
 from assay.io.shards import Shards, write_shards
+from assay.io.shards.labels import PatchLabels, label_patches, patch_labels, publish_labels
+from assay.io.shards.metadata import Metadata, doubt_labels
 
 FIELDS: dict[str, Any] = {
     "family": "fake",

@@ -24,12 +24,12 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from assay.io.codes_layout import Format
-from assay.io.codes_writer import write_codes
-from assay.io.labels import PatchLabels, publish_labels
-from assay.io.metadata import Metadata
+from assay.io.codes import write_codes
+from assay.io.codes.layout import Format
 from assay.io.shards import Shards, write_shards
-from assay.io.verify import verify_shards
+from assay.io.shards.labels import PatchLabels, publish_labels
+from assay.io.shards.metadata import Metadata
+from assay.io.shards.verify import verify_shards
 
 OLD_NAMES = {
     "family": ["vit_family", "model_family"],

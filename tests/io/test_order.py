@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from assay.io import order as module
-from assay.io.order import OrderFile, Shuffled
+from assay.io.shards import order as module
+from assay.io.shards.order import OrderFile, Shuffled
 
 
 @settings(deadline=None, max_examples=40)

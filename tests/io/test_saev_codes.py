@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from assay.io.saev_codes import SaevCodes, read_metrics
+from assay.io.codes.saev import SaevCodes, read_metrics
 from assay.numerics.codes import densify, gather_columns, measure_l0
 
 
@@ -201,7 +201,7 @@ def test_what_the_shards_do_not_allow_is_never_unpacked(tmp_path, name):
 
 
 def test_long_rows_come_in_batches_that_memory_holds(tmp_path, monkeypatch):
-    monkeypatch.setattr("assay.io.saev_codes.MAX_PADDED", 12)
+    monkeypatch.setattr("assay.io.codes.saev.MAX_PADDED", 12)
     matrix = _matrix(9, 5, density=1.0)
     batches = list(_write(tmp_path, matrix).batches(4))
     assert [len(batch["values"]) for batch in batches] == [2, 2, 2, 2, 1]

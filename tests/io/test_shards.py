@@ -16,10 +16,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from assay.io import order as module
-from assay.io import stream_reader
-from assay.io.metadata import Metadata
-from assay.io.shards import LayerActivations, Shards, write_shards
+from assay.io.shards import LayerActivations, Shards, stream_reader, write_shards
+from assay.io.shards import order as module
+from assay.io.shards.metadata import Metadata
 
 OLD_NAMES = {
     "family": ["vit_family", "model_family"],

@@ -17,10 +17,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from assay.io import order as orders
-from assay.io import stream_reader
-from assay.io.metadata import Metadata
-from assay.io.shards import Shards, default_threads, write_shards
+from assay.io.shards import Shards, buffers, default_threads, preadv, stream_reader, write_shards
+from assay.io.shards import order as orders
+from assay.io.shards.metadata import Metadata
 
 N_EXAMPLES, TOKENS, D_MODEL, LAYERS = 23, 6, 3, (1, 4, 8)
 N_TOKENS = N_EXAMPLES * TOKENS
@@ -172,7 +171,7 @@ def test_a_batch_is_the_callers_to_keep(shards: Shards) -> None:
 @pytest.mark.usefixtures("small_reads")
 def test_memory_is_used_again(shards: Shards, monkeypatch: pytest.MonkeyPatch) -> None:
     made = 0
-    aligned = stream_reader._aligned
+    aligned = buffers._aligned
 
     def counting(shape: tuple[int, int]) -> Any:
         nonlocal made
@@ -181,7 +180,7 @@ def test_memory_is_used_again(shards: Shards, monkeypatch: pytest.MonkeyPatch) -
         assert aligned(shape).ctypes.data % 64 == 0
         return aligned(shape)
 
-    monkeypatch.setattr(stream_reader, "_aligned", counting)
+    monkeypatch.setattr(buffers, "_aligned", counting)
     places = {batch.data_ptr() for batch in shards.batches(layer=1, batch_size=2, shuffle=True)}
     assert len(places) <= made <= 3 * 10 + 2 < N_TOKENS // 2
 
@@ -436,3 +435,22 @@ def test_on_cuda_a_pass_can_be_left_anywhere(shards: Shards) -> None:
         assert not reading_threads()
         rest = list(shards.batches(layer=1, batch_size=4, device="cuda", cursor=cursor))
         assert numbers([*head, *rest]) == numbers(whole)
+
+
+def test_pythons_preadv_reads_the_same_where_the_c_library_has_none(
+    shards: Shards, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = [batch.clone() for batch in shards.batches(layer=1, batch_size=3, shuffle=True)]
+    monkeypatch.setattr(preadv, "_LIBC", None)
+    found = list(shards.batches(layer=1, batch_size=3, shuffle=True))
+    assert all(torch.equal(one, other) for one, other in zip(found, wanted, strict=True))
+
+
+def test_memory_that_anything_still_holds_is_not_used_again() -> None:
+    memory = buffers.Buffers(2, D_MODEL, torch.device("cpu"), most=4)
+    batch = memory.take(2)
+    place, view = batch.data_ptr(), batch[1:].numpy()
+    del batch
+    assert memory.take(2).data_ptr() != place
+    del view
+    assert memory.take(2).data_ptr() == place

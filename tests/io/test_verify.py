@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from assay.io import verify as module
-from assay.io.metadata import Metadata
+from assay.io.shards import verify as module
 from assay.io.shards import write_shards
-from assay.io.verify import FolderVerdict, verify_shards
+from assay.io.shards.metadata import Metadata
+from assay.io.shards.verify import FolderVerdict, verify_shards
 
 TOKENS, D_MODEL = 4, 3
 

@@ -16,8 +16,8 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from assay.io.metadata import Metadata
 from assay.io.shards import Shards, write_shards
+from assay.io.shards.metadata import Metadata
 
 FIELDS: dict[str, Any] = {
     "family": "fake",
@@ -106,7 +106,7 @@ def test_writer_takes_views_and_tensors_with_gradients(tmp_path: Path) -> None:
 def test_killed_writer_leaves_nothing_that_looks_whole(tmp_path: Path) -> None:
     script = f"""
         import time, torch
-        from assay.io.metadata import Metadata
+        from assay.io.shards.metadata import Metadata
         from assay.io.shards import write_shards
         def examples():
             for number in range(5):

@@ -10,12 +10,10 @@ import pytest
 import torch
 
 from assay.encodings import Encoding, Form, Model
-from assay.io import stream_reader
 from assay.io.checkpoints import Checkpoints
-from assay.io.codes import StoredCodes
-from assay.io.codes_layout import Dtype
-from assay.io.codes_writer import write_codes
-from assay.io.shards import Shards
+from assay.io.codes import StoredCodes, write_codes
+from assay.io.codes.layout import Dtype
+from assay.io.shards import Shards, stream_reader
 from assay.io.tensors import fingerprint_tensors
 from assay.numerics.codes import TopKCodes, densify
 from assay.parameters import KMeansParameters, PCAParameters, SparsityParameters, StandardizeParameters

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from assay.io.metadata import Metadata
 from assay.io.shards import Shards, write_shards
+from assay.io.shards.metadata import Metadata
 from assay.parameters import StandardizeParameters
 from assay.pipelines.standardize.nodes import adopt_statistics, fit_statistics
 from assay.pipelines.standardize.pipeline import create_pipeline

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from assay.io.metadata import Metadata
 from assay.io.shards import LayerActivations, Shards, write_shards
+from assay.io.shards.metadata import Metadata
 from assay.pipelines import stream
 from assay.pipelines.stream import bind, judged_tokens, pick_device, raw_tokens, standardized_tokens
 

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from assay.io.labels import patch_labels
+from assay.io.shards.labels import patch_labels
 from assay.parameters import DigitsParameters
 from assay.pipelines.digits.canvases import DIGIT_SIZE, N_CLASSES, Canvases, draw_canvases
 from assay.pipelines.digits.vit import VisionTransformer, record, train

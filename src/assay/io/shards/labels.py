@@ -14,19 +14,11 @@ from typing import Literal, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from assay.io.images import Size, list_files
-from assay.io.masks import UNKNOWN, VOID, MaskLayout, fit_mask, read_mask
-from assay.io.metadata import (
-    INDEX_NAME,
-    LABELS_NAME,
-    METADATA_NAME,
-    OWN_VOTE,
-    WIDE_LABELS_NAME,
-    Metadata,
-    read_json_bytes,
-    real_folder,
-)
+from assay.io.files import METADATA_NAME, read_json_bytes, real_folder
+from assay.io.images.images import Size, list_files
+from assay.io.images.masks import UNKNOWN, VOID, MaskLayout, fit_mask, read_mask
 from assay.io.publish import publish_file
+from assay.io.shards.metadata import INDEX_NAME, LABELS_NAME, OWN_VOTE, WIDE_LABELS_NAME, Metadata
 from assay.io.strict_json import parse_json
 
 LABELS_NAMES = (LABELS_NAME, WIDE_LABELS_NAME)

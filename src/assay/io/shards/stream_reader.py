@@ -8,8 +8,6 @@ The plan of the reading depends on the order alone and every row has one writer,
 
 from __future__ import annotations
 
-import ctypes
-import errno
 import functools
 import itertools
 import os
@@ -24,25 +22,20 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
-from assay.io.gpu_copies import HostBatch, copied_ahead, of_held
-from assay.io.order import Numbers, Order, numbers_from
+from assay.io.shards.buffers import Buffers, Rows
+from assay.io.shards.gpu_copies import HostBatch, copied_ahead, of_held
+from assay.io.shards.order import Numbers, Order, numbers_from
+from assay.io.shards.preadv import Pieces, read_pieces
 
 # What one thread reads at a time, and the least that is read at once: larger than a call costs, smaller than the memory.
 READ_BYTES = 8 * 2**20
+
 # Pieces that the kernel takes in one preadv.
 IOV_MAX = 1024
+
 CURSOR_FORMAT = 1
-_LINE = 64
-
-Rows = npt.NDArray[np.float32]
-Pieces = npt.NDArray[np.uintp]
-
-_LIBC = ctypes.CDLL(None, use_errno=True)
-_LIBC.preadv.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_int, ctypes.c_int64)
-_LIBC.preadv.restype = ctypes.c_ssize_t
 
 
 @dataclass(frozen=True)
@@ -186,7 +179,7 @@ def _windows(
     numbers_of_windows = numbers_from(order, window, batch_size, n_tokens, first)
     pool = ThreadPoolExecutor(threads, thread_name_prefix="assay-read")
     pending: deque[_Window] = deque()
-    memory = _Buffers(batch_size, source.d_model, device, most=(ahead + 2) * (window // batch_size))
+    memory = Buffers(batch_size, source.d_model, device, most=(ahead + 2) * (window // batch_size))
     looks = device.type != "cuda"
     try:
         while True:
@@ -200,7 +193,7 @@ def _windows(
 
 
 def _begin(
-    pool: ThreadPoolExecutor, source: LayerBytes, numbers: Numbers, batch_size: int, memory: _Buffers, looks: bool
+    pool: ThreadPoolExecutor, source: LayerBytes, numbers: Numbers, batch_size: int, memory: Buffers, looks: bool
 ) -> _Window:
     """Make the buffers of a window and start reading into them."""
     parts = [numbers[start : start + batch_size] for start in range(0, len(numbers), batch_size)]
@@ -240,42 +233,6 @@ def _unlooked(window: _Window) -> Iterator[HostBatch]:
         if sys.byteorder == "big":
             array.byteswap(inplace=True)
         yield buffer, numbers
-
-
-class _Buffers:
-    """Memory for batches, used again once the caller has let a batch go: to fault in fresh pages costs more than to read."""
-
-    def __init__(self, batch_size: int, d_model: int, device: torch.device, most: int) -> None:
-        self._shape = (batch_size, d_model)
-        self._device = device
-        # Oldest first. What a caller keeps falls out at the left in time and is then the caller's alone.
-        self._known: deque[Rows] = deque(maxlen=most)
-
-    def take(self, n: int) -> torch.Tensor:
-        """A float32 (n, d_model) tensor that nobody else holds, pinned for CUDA; what is in it is undefined."""
-        shape = (n, self._shape[1])
-        if self._device.type == "cuda":
-            # torch's allocator of pinned memory gives a block out again only after the copies queued from it.
-            return torch.empty(shape, dtype=torch.float32, pin_memory=True)
-        if shape != self._shape:
-            return torch.from_numpy(np.empty(shape, dtype=np.float32))
-        for _ in range(min(2, len(self._known))):
-            array = self._known.popleft()
-            self._known.append(array)
-            # Of the deque, of `array` and of the call. A tensor, and each of its views, holds one more through its storage.
-            if sys.getrefcount(array) == 3:
-                return torch.from_numpy(array)
-        fresh = _aligned(shape)
-        self._known.append(fresh)
-        return torch.from_numpy(fresh)
-
-
-def _aligned(shape: tuple[int, int]) -> Rows:
-    """Memory that begins with a line of the cache: rows that begin within one are written a fifth slower."""
-    n_bytes = 4 * shape[0] * shape[1]
-    memory = np.empty(n_bytes + _LINE, dtype=np.uint8)  # numpy asks the kernel for huge pages, torch does not
-    begin = -memory.ctypes.data % _LINE
-    return memory[begin : begin + n_bytes].view(np.float32).reshape(shape)
 
 
 def _read(
@@ -334,20 +291,6 @@ def _open(path: Path) -> int:
         return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
         raise ValueError(f"{path} cannot be opened any more: {error.strerror}; restore the file") from error
-
-
-def read_pieces(descriptor: int, pieces: Pieces, offset: int) -> int:
-    """Fill pieces of memory, an (address, bytes) each as C's iovec has them, from `offset` of a file on: the bytes read.
-
-    Raises:
-        OSError: as `os.preadv`.
-    """
-    n = int(_LIBC.preadv(descriptor, pieces.ctypes.data, len(pieces), offset))
-    while n < 0 and ctypes.get_errno() == errno.EINTR:
-        n = int(_LIBC.preadv(descriptor, pieces.ctypes.data, len(pieces), offset))
-    if n < 0:
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-    return n
 
 
 def _read_run(descriptor: int, path: Path, pieces: Pieces, offset: int, left: int) -> None:

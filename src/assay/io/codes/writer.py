@@ -23,7 +23,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from assay.io.codes_layout import (
+from assay.io.codes.layout import (
     SCHEMA,
     SHARDS,
     TORCH_DTYPES,

@@ -36,7 +36,8 @@ from pydantic import (
 )
 from torch import Tensor
 
-from assay.io.metadata import contained_file, explain, read_json_bytes
+from assay.io.files import contained_file, read_json_bytes
+from assay.io.shards.metadata import explain
 from assay.io.strict_json import parse_json
 
 SCHEMA = "assay.codes"

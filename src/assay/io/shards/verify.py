@@ -10,17 +10,15 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from assay.io.metadata import (
-    COPY_AGAIN,
+from assay.io.files import COPY_AGAIN, contained_file, real_folder
+from assay.io.shards.metadata import (
     LabelsFile,
     Metadata,
     ShardEntry,
-    contained_file,
     doubt_labels,
     find_labels,
     read_index,
     read_metadata,
-    real_folder,
     sized_labels,
     sized_shard,
 )

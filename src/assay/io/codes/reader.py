@@ -1,4 +1,4 @@
-"""Codes read back from a folder of `io/codes_layout.py`, a batch at a time, checked as they are read."""
+"""Codes read back from a folder of `io/codes/layout.py`, a batch at a time, checked as they are read."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import torch
 from pydantic import TypeAdapter
 from torch import Tensor
 
-from assay.io.codes_layout import (
+from assay.io.codes.layout import (
     REMEDY,
     SCHEMA,
     SHARDS,

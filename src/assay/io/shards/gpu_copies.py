@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from assay.io.order import Numbers, Order, numbers_from
+from assay.io.shards.order import Numbers, Order, numbers_from
 
 # Batches that are being copied, besides the one that is worked on.
 _AHEAD = 1

@@ -15,7 +15,7 @@ import yaml
 from PIL import Image
 from pydantic import Field, ValidationError, model_validator
 
-from assay.io.images import UNREADABLE, ImageLayout, Size, check_png
+from assay.io.images.images import UNREADABLE, ImageLayout, Size, check_png
 
 VOID = 0
 MAX_LABEL = 2**16 - 1

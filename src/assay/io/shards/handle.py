@@ -1,43 +1,34 @@
 """Activations as saev wrote them: a folder of float32 shards, read one layer at a time.
 
 A shard is a C-contiguous little-endian float32 array (examples_per_shard, n_layers, tokens, d_model). The content
-tokens of one (example, layer) are one run of bytes. They are read by `preadv` (io/stream_reader.py), not through a memory
+tokens of one (example, layer) are one run of bytes. They are read by `preadv` (io/shards/stream_reader.py), not through a memory
 map: a file that shrinks while it is read gives a ValueError here, and would kill the process there.
 """
 
-import hashlib
 import json
 import logging
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
-from assay.io.metadata import (
+from assay.io.files import METADATA_NAME, contained_file, read_file, read_json_bytes, real_folder
+from assay.io.sampling import sample_bytes, sampled_digest
+from assay.io.shards.metadata import (
     INDEX_NAME,
     LABELS_NAME,
-    METADATA_NAME,
-    WIDE_LABELS_NAME,
-    Metadata,
-    contained_file,
     find_labels,
-    read_file,
     read_index,
-    read_json_bytes,
     read_metadata,
-    real_folder,
     sized_labels,
     sized_shard,
 )
-from assay.io.order import Order, OrderFile, Sequential, Shuffled
-from assay.io.publish import naming, publishing_folder
-from assay.io.sampling import sample_bytes, sampled_digest
-from assay.io.stream_reader import Batches, LayerBytes
+from assay.io.shards.order import Order, OrderFile, Sequential, Shuffled
+from assay.io.shards.stream_reader import Batches, LayerBytes
+from assay.io.shards.writing import _hash, _short_hash
 
 logger = logging.getLogger(__name__)
 
@@ -286,102 +277,3 @@ class LayerActivations:
             held[start : start + len(batch)] = batch
             start += len(batch)
         return held
-
-
-def write_shards(
-    root: str | os.PathLike[str],
-    metadata: Metadata,
-    examples: Iterable[npt.NDArray[np.float32] | torch.Tensor],
-    labels: npt.NDArray[np.uint8] | npt.NDArray[np.uint16] | torch.Tensor | None = None,
-) -> Path:
-    """Publish `<root>/<hash>/` as saev would have written it, holding one batch at a time, and return its path.
-
-    Every shard is full-sized, the last one padded with zeros; if that would be exactly full, an empty one more follows.
-
-    Args:
-        root: the folder that holds the folders of shards; made if it is missing.
-        metadata: what is recorded. Its n_examples must be what `examples` yields in all.
-        examples: batches, float32 (n, n_layers, tokens, d_model), the CLS token first where there is one.
-        labels: patch labels (n_examples, content_tokens_per_example), 0 for void; uint16 lie in labels16.bin.
-
-    Raises:
-        FileExistsError: that folder exists already: published shards are immutable.
-        ValueError: a batch or the labels have another shape or dtype, hold a NaN or an infinity, or are not n_examples
-            in all. Nothing is left behind.
-        OSError: the disk is full, say; it names the folder.
-    """
-    folder = Path(root) / metadata.hash
-    per_shard = metadata.examples_per_shard
-    with publishing_folder(folder) as partial:
-        if labels is not None:
-            with naming(folder):
-                checked = _checked_labels(labels, metadata)
-                name = LABELS_NAME if checked.dtype == np.uint8 else WIDE_LABELS_NAME
-                (partial / name).write_bytes(checked.tobytes())
-        n_written = 0
-        for batch in examples:
-            array = _checked_batch(batch, metadata, n_written)
-            while len(array):
-                shard, row = divmod(n_written, per_shard)
-                part, array = array[: per_shard - row], array[per_shard - row :]
-                with naming(folder), open(partial / _shard_name(shard), "ab") as file:
-                    file.write(part.data)
-                n_written += len(part)
-        if n_written != metadata.n_examples:
-            raise ValueError(f"{n_written} examples came, wanted n_examples = {metadata.n_examples}; correct either")
-        n_full, n_last = divmod(n_written, per_shard)
-        counts = [per_shard] * n_full + [n_last]
-        index = [{"name": _shard_name(shard), "n_examples": count} for shard, count in enumerate(counts)]
-        with naming(folder):
-            with open(partial / _shard_name(n_full), "ab") as file:
-                file.truncate(per_shard * metadata.example_bytes)
-            (partial / INDEX_NAME).write_text(json.dumps(index, indent=2), encoding="utf-8")
-            (partial / METADATA_NAME).write_text(metadata.to_json(), encoding="utf-8")
-    logger.debug("published %d examples in %s", metadata.n_examples, folder)
-    return folder
-
-
-def _hash(raw: bytes) -> str:
-    return hashlib.sha256(raw).hexdigest()
-
-
-def _short_hash(raw: bytes) -> str:
-    return _hash(raw)[:16]
-
-
-def _shard_name(shard: int) -> str:
-    return f"acts{shard:06d}.bin"
-
-
-def _checked_labels(
-    labels: npt.NDArray[np.uint8] | npt.NDArray[np.uint16] | torch.Tensor, metadata: Metadata
-) -> npt.NDArray[np.uint8] | npt.NDArray[np.uint16]:
-    """The labels as a little-endian array."""
-    array = labels.detach().cpu().numpy() if isinstance(labels, torch.Tensor) else labels
-    wanted = (metadata.n_examples, metadata.content_tokens_per_example)
-    if array.dtype not in (np.uint8, np.uint16) or array.shape != wanted:
-        raise ValueError(
-            f"labels are {array.dtype} {array.shape}, wanted uint8 {wanted}, one a content token, or uint16"
-        )
-    return array.astype(array.dtype.newbyteorder("<"), copy=False)
-
-
-def _checked_batch(
-    batch: npt.NDArray[np.float32] | torch.Tensor, metadata: Metadata, first: int
-) -> npt.NDArray[np.float32]:
-    """The batch as a C-contiguous little-endian array; `first` is the number of its first example."""
-    wanted = metadata.example_shape
-    if batch.dtype not in (torch.float32, np.float32) or batch.ndim != 4 or tuple(batch.shape[1:]) != wanted:
-        raise ValueError(f"a batch is {batch.dtype} {tuple(batch.shape)}, wanted float32 {('n', *wanted)}")
-    if first + len(batch) > metadata.n_examples:
-        raise ValueError(
-            f"at least {first + len(batch)} examples came, wanted n_examples = {metadata.n_examples}; correct either"
-        )
-    array = np.ascontiguousarray(
-        batch.detach().cpu().numpy() if isinstance(batch, torch.Tensor) else batch, dtype="<f4"
-    )
-    finite = np.isfinite(array).all(axis=(1, 2, 3))
-    if not finite.all():
-        number = first + int(finite.argmin())
-        raise ValueError(f"example {number} holds a NaN or an infinity; wanted finite activations, record it again")
-    return array

@@ -10,7 +10,6 @@ import os
 import re
 import reprlib
 import shlex
-import stat
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
@@ -28,17 +27,21 @@ from pydantic import (
     model_validator,
 )
 
-from assay.io.strict_json import MAX_JSON_BYTES, parse_json
+from assay.io.files import METADATA_NAME, contained_file, read_json_bytes
+from assay.io.strict_json import parse_json
 
-METADATA_NAME = "metadata.json"
 INDEX_NAME = "shards.json"
+
 LABELS_NAME = "labels.bin"
+
 WIDE_LABELS_NAME = "labels16.bin"
 """Labels above 255, little-endian uint16, in the place of labels.bin: saev takes whatever lies there for uint8."""
+
 MOST_FAULTS = 5
-COPY_AGAIN = "copy the folder of shards again, whole"
+
 OWN_VOTE = "prefer-fg"
-"""What saev calls the vote of `io/labels.py`."""
+"""What saev calls the vote of `io/shards/labels.py`."""
+
 REMEDY = "correct the file or record the activations again"
 
 # The names that saev's code writes, and those of its document and of older files.
@@ -61,9 +64,13 @@ def _printable(text: str) -> str:
 
 
 Text = Annotated[str, AfterValidator(_printable)]
+
 Block = Annotated[int, Field(ge=-(2**16), le=2**16)]
+
 Count = Annotated[int, Field(ge=1, le=2**40)]
+
 Width = Annotated[int, Field(ge=1, le=2**20)]
+
 T = TypeVar("T")
 
 
@@ -203,72 +210,6 @@ class ShardEntry(_Record):
 _INDEX: TypeAdapter[list[ShardEntry]] = TypeAdapter(
     Annotated[list[ShardEntry], FailFast(), Field(max_length=1_000_000)]
 )
-
-
-def real_folder(path: str | os.PathLike[str]) -> Path:
-    """The folder at `path`, symbolic links resolved; raises FileNotFoundError, or ValueError if it is not a folder."""
-    try:
-        folder = Path(os.path.realpath(path, strict=True))
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path} is missing; wanted a folder of shards, check the path") from None
-    except OSError as error:
-        raise ValueError(f"{path} cannot be opened: {error.strerror}; wanted a folder of shards") from error
-    if not folder.is_dir():
-        raise ValueError(f"{path} is not a folder; wanted the folder of shards, that which holds {METADATA_NAME}")
-    return folder
-
-
-def contained_file(folder: Path, name: str, remedy: str = COPY_AGAIN) -> tuple[Path, os.stat_result]:
-    """The real path and the status of a regular file that lies inside `folder`.
-
-    `remedy` says what to do where the file is missing.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is not a regular file, or a symbolic link that leads out of the folder, and not to a blob of the hub's cache that
-            the folder lies in.
-    """
-    path = folder / name
-    try:
-        real = Path(os.path.realpath(path, strict=True))
-        info = real.stat()
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path} is missing; {remedy}") from None
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror}; restore it") from error
-    home = Path(os.path.realpath(folder))
-    if home not in real.parents and real.parent != _blobs(home):
-        raise ValueError(f"{path} leads out of the folder to {real}; wanted a file inside it, put it there")
-    if not stat.S_ISREG(info.st_mode):
-        raise ValueError(f"{path} is not a regular file; restore it")
-    return real, info
-
-
-def _blobs(folder: Path) -> Path | None:
-    """Where Hugging Face's cache keeps what a folder in it links to: <repository>/snapshots/<revision>/... and <repository>/blobs."""
-    for revision in (folder, *folder.parents):
-        repository = revision.parent.parent
-        if revision.parent.name == "snapshots" and re.match(r"(models|datasets|spaces)--", repository.name):
-            return repository / "blobs"
-    return None
-
-
-def read_json_bytes(folder: Path, name: str, remedy: str = COPY_AGAIN) -> bytes:
-    """The bytes of a file of at most 64 MiB; raises FileNotFoundError, or ValueError if it is larger or cannot be read."""
-    path, info = contained_file(folder, name, remedy)
-    if info.st_size > MAX_JSON_BYTES:
-        raise ValueError(f"{path} has {info.st_size} bytes, wanted at most {MAX_JSON_BYTES}; restore the file")
-    return read_file(path)
-
-
-def read_file(path: Path) -> bytes:
-    """The bytes of a file; raises FileNotFoundError, or ValueError if it cannot be read."""
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        raise
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror or error}; restore it") from error
 
 
 def read_metadata(folder: Path) -> Metadata:
