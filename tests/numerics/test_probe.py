@@ -24,6 +24,7 @@ from assay.numerics.probe import (
     labeled,
     sketch,
     solver,
+    state,
 )
 from assay.numerics.probe.cells import CellMap
 from assay.numerics.probe.sketch import FeatureSketch
@@ -480,6 +481,24 @@ def test_losses_on_other_rows_are_refined_too():
             assert abs(float(loss[feature, c]) - float((torch.nn.functional.softplus(z) - y * z).mean())) <= 2e-9
 
 
+@pytest.mark.parametrize("class_weight", WEIGHTS)
+def test_losses_on_other_rows_are_taken_on_finer_cells_and_on_the_rows_where_the_bound_wants_it(
+    monkeypatch, class_weight
+):
+    x, labels, n_classes = _make("gaussian", n_rows=2500)
+    probe = LogisticProbe1d(class_weight=class_weight).fit(x, labels, n_classes)
+    sketches, rows = [], []
+    of_rows, slab_of_rows = CellMap.of_rows, state.slab_of_rows
+    monkeypatch.setattr(CellMap, "of_rows", lambda *a: (sketches.append(a[1:]), of_rows(*a))[1])
+    monkeypatch.setattr(state, "slab_of_rows", lambda *a: (rows.append(1), slab_of_rows(*a))[1])
+    for ce_error in (torch.inf, 0.0):
+        probe.fitted_.settings = dataclasses.replace(probe.settings, ce_error=ce_error, fine_bits=12)
+        np.testing.assert_allclose(probe.judge(x, labels).loss, probe.loss_, atol=1e-9)
+        assert sketches == ([(), (12,)] if ce_error == 0 and class_weight is None else [()])
+        assert bool(rows) == (ce_error == 0)
+        sketches.clear()
+
+
 def test_one_label_one_code_and_the_ridge_change_what_they_should():
     x, labels, n_classes = _make("gaussian", n_rows=2500)
     before = LogisticProbe1d().fit(x, labels, n_classes)
@@ -601,8 +620,8 @@ def test_every_k_of_a_sweep_is_fitted_and_judged_in_the_same_passes(ks, class_we
         cut, held_cut = (TopKCodes(each, k or 4) for each in (codes, held_codes))
         alone = LogisticProbe1d(class_weight=class_weight).fit(cut, labels, n_classes)
         mine, other = together[k].state_dict(), alone.state_dict()
-        for state, judgement in ((mine, judged[k]), (other, alone.judge(held_cut, held_labels))):
-            state |= {"loss": judgement.loss, "ap": judgement.average_precision}
+        for tensors, judgement in ((mine, judged[k]), (other, alone.judge(held_cut, held_labels))):
+            tensors |= {"loss": judgement.loss, "ap": judgement.average_precision}
         _assert_same(mine, other, atol=1e-9, but=("n_iter",))
         assert certificates[k].ce_error < 1e-9
     with pytest.raises(ValueError, match="found sparse codes of 4 entries a row, wanted sparse ones of at least 5"):

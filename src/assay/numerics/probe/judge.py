@@ -47,6 +47,7 @@ def judge(probes: Sequence[tuple[FittedProbes, int | None]], data: LabeledCodes)
                     result[0, columns] = _loss_of_values(fitted, values, columns, data)
                     result[1:, columns] = _choose(fitted, ranked, columns, data)
                 tell(columns.stop)
+            del gathered, values  # before there are the next slab's
     with isolated():
         for (fitted, _), result in zip(probes, results, strict=True):
             result[:, :, ~fitted.fitted_classes] = torch.nan

@@ -61,7 +61,7 @@ def _solve_sketches(solvers: Sequence[_Solver], data: LabeledCodes, ks: Sequence
         sketches = sketch_features(data, columns, ks, by_class=by_class)
         for solver, sketch in zip(solvers, sketches, strict=True):
             solver.solve_sketch(columns.start, sketch, tell)
-        del sketches
+        del sketches, sketch  # before there are the next slab's
 
 
 def _refine(solvers: Sequence[_Solver], data: LabeledCodes, ks: Sequence[int | None]) -> None:
