@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 
 from assay.numerics.codes import Batch, ComputedCodes, TensorCodes
-from assay.numerics.logistic import PairLosses, minimise, slab_of_rows
 from assay.numerics.probe import LogisticProbe1d
+from assay.numerics.probe.logistic import PairLosses, minimize, penalized, slab_of_rows
 from assay.numerics.ranking import count_classes
 
 BLOCK = 16_384
@@ -121,16 +121,9 @@ def direct(n_rows: int, n_features: int, n_classes: int, device: str) -> dict[st
         counts = count_classes(labels, n_classes).double()
         on_rows = PairLosses(slab, probe.feature_mean_, probe.feature_std_, counts, n_rows)
         pairs = torch.arange(n_features * n_classes, device=place)
-        b0 = probe.base_rate_.logit()[pairs % n_classes]
-        centre = torch.stack([b0, torch.zeros_like(b0)])
-
-        def evaluate(problems: Tensor, theta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            value, gradient, hessian = on_rows.derivatives(pairs[problems], theta)
-            away = theta - centre[:, problems]
-            hessian[::2] += probe.ridge
-            return value + 0.5 * probe.ridge * away.square().sum(0), gradient + probe.ridge * away, hessian
-
-        theta, _, _ = minimise(evaluate, centre, max_iter=200, tol=probe.tol)
+        center = probe.fitted_.center[:, pairs % n_classes]
+        objective = penalized(on_rows, pairs, center, probe.ridge)
+        theta, _, _ = minimize(objective, center, max_iter=200, tol=probe.tol)
         losses.append(on_rows.loss(pairs, theta))
 
     rows = timed(solve, place)

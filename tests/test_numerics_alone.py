@@ -49,7 +49,7 @@ def run(program: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_every_numerics_module_imports_and_works_without_kedro_mlflow_or_pandas():
-    assert {"kmeans", "pca", "probe", "dictionary"} <= set(MODULES)
+    assert {"kmeans", "kmeans.step", "pca", "probe", "probe.solver", "dictionary"} <= set(MODULES)
     ended = run(PROGRAM)
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.strip() == "converged True"

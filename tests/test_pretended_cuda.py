@@ -22,7 +22,8 @@ from assay.numerics.kmeans.seeding import kmeans_plus_plus
 from assay.numerics.moments import StreamingMoments
 from assay.numerics.pca import StreamingPCA
 from assay.numerics.probe import LogisticProbe1d
-from assay.numerics.sketch import CellMap, FeatureSketch
+from assay.numerics.probe.cells import CellMap
+from assay.numerics.probe.sketch import FeatureSketch
 counts = pretended_cuda.install()
 generator = torch.Generator().manual_seed(0)
 centers = torch.randn(300, 64, generator=generator)

@@ -176,7 +176,7 @@ ENTRIES = {
     "probe, balanced": partial(_fit_probe, class_weight="balanced"),
     "probe of sparse codes": lambda x: _fit_probe(_as_sparse(x)),
     "probe of sketches": _merge_sketches,
-    "probe judges": lambda x: {name: probe.loss_matrix(x, _labels()) for name, probe in _fitted().probes.items()},
+    "probe judges": lambda x: {name: probe.judge(x, _labels()).loss for name, probe in _fitted().probes.items()},
     "gathered": lambda x: {"columns": gather_columns(TensorCodes(x), [(torch.tensor([2, 0]), None)], 50)[0]},
 }
 """What takes tokens (N, D) that have to be finite, and gives tensors by name."""

@@ -5,8 +5,8 @@ import pytest
 import torch
 from sklearn.utils.class_weight import compute_class_weight
 
-from assay.numerics import logistic
-from assay.numerics.logistic import ClassWeights, PairLosses, Points, Slab, minimise, slab_of_rows
+from assay.numerics.probe import logistic
+from assay.numerics.probe.logistic import ClassWeights, PairLosses, Points, Slab, minimize, slab_of_rows
 
 
 def _bowls(offsets):
@@ -25,7 +25,7 @@ def _bowls(offsets):
 def test_damping_brings_in_what_plain_newton_steps_would_throw_out():
     offsets = torch.tensor([0.0, 0.5, 1.2, -3.0, 6.0], dtype=torch.float64)
     start = torch.zeros(2, 5, dtype=torch.float64)
-    theta, steps, done = minimise(_bowls(offsets), start, max_iter=200, tol=1e-14)
+    theta, steps, done = minimize(_bowls(offsets), start, max_iter=200, tol=1e-14)
     assert done.all()
     assert steps[0] == 0
     assert (steps[1:] > 0).all()
@@ -42,7 +42,7 @@ def test_a_problem_that_is_done_is_not_evaluated_again():
         seen.append(problems.tolist())
         return _bowls(offsets)(problems, theta)
 
-    minimise(evaluate, torch.zeros(2, 3, dtype=torch.float64), max_iter=50, tol=1e-12)
+    minimize(evaluate, torch.zeros(2, 3, dtype=torch.float64), max_iter=50, tol=1e-12)
     assert seen[0] == [0, 1, 2]
     assert all(problems == [1] for problems in seen[1:])
 
@@ -50,7 +50,7 @@ def test_a_problem_that_is_done_is_not_evaluated_again():
 @pytest.mark.parametrize("max_iter", [0, 1, 3])
 def test_running_out_of_iterations_is_said(max_iter):
     offsets = torch.tensor([6.0], dtype=torch.float64)
-    _, steps, done = minimise(
+    _, steps, done = minimize(
         _bowls(offsets), torch.zeros(2, 1, dtype=torch.float32).double(), max_iter=max_iter, tol=1e-12
     )
     assert (steps.tolist(), done.tolist()) == ([max_iter], [False])
@@ -61,12 +61,12 @@ def test_a_problem_that_is_not_a_number_is_never_done():
         nan = theta[0] * torch.nan
         return nan, nan.expand(2, -1), nan.expand(3, len(problems))
 
-    _, steps, done = minimise(evaluate, torch.zeros(2, 1, dtype=torch.float32).double(), max_iter=3, tol=1e-12)
+    _, steps, done = minimize(evaluate, torch.zeros(2, 1, dtype=torch.float32).double(), max_iter=3, tol=1e-12)
     assert (steps.tolist(), done.tolist()) == ([3], [False])
 
 
-def test_nothing_to_minimise_is_done():
-    theta, steps, done = minimise(
+def test_nothing_to_minimize_is_done():
+    theta, steps, done = minimize(
         _bowls(torch.zeros(0, dtype=torch.float32)),
         torch.zeros(2, 0, dtype=torch.float32).double(),
         max_iter=3,
@@ -96,9 +96,9 @@ def _losses(n_rows=30, n_features=3, n_classes=4, form="rows"):
         split = Points(torch.cat([values.double(), values[:, -1:]], 1), torch.cat([twice, twice[:, -1:]], 1))
         of_class = (labels == torch.arange(n_classes)[:, None]).double().repeat(n_features, 1)
         own = Points(values.repeat_interleave(n_classes, 0).double(), of_class)
-        centre = values.double().mean(1)
-        sums = (values.double() - centre[:, None]) @ (labels[:, None] == torch.arange(n_classes)).double()
-        slab = Slab(split, sums, centre, own)
+        center = values.double().mean(1)
+        sums = (values.double() - center[:, None]) @ (labels[:, None] == torch.arange(n_classes)).double()
+        slab = Slab(split, sums, center, own)
     theta = torch.randn(2, n_features * n_classes, generator=generator, dtype=torch.float64)
     return PairLosses(slab, mean, scale, counts, n_rows, weights), values, labels, theta
 

@@ -20,8 +20,9 @@ from assay.numerics.kmeans.step import mini_batch_step
 from assay.numerics.moments import StreamingMoments
 from assay.numerics.pca import StreamingPCA
 from assay.numerics.probe import LogisticProbe1d
+from assay.numerics.probe.cells import CellMap
+from assay.numerics.probe.sketch import FeatureSketch
 from assay.numerics.ranking import rank_features, strongest_examples, top_rows
-from assay.numerics.sketch import CellMap, FeatureSketch
 
 pytestmark = pytest.mark.gpu
 
@@ -166,7 +167,7 @@ def test_ranks_are_the_same(tokens: Tensor) -> None:
 def test_sketches_are_the_same_and_merge_across_devices(tokens: Tensor) -> None:
     labels = torch.arange(len(tokens)) % 4 - 1
     cells = CellMap.of_rows(tokens.T)
-    moved = CellMap(cells.centre.cuda(), cells.scale.cuda(), cells.bits, cells.octaves)
+    moved = CellMap(cells.center.cuda(), cells.scale.cuda(), cells.bits, cells.octaves)
     whole, here, there = FeatureSketch(cells, 3), FeatureSketch(cells, 3), FeatureSketch(moved, 3)
     whole.add(tokens, labels)
     here.add(tokens[:500], labels[:500])
@@ -194,5 +195,5 @@ def test_probes_are_the_same(tokens: Tensor, one_hot: bool) -> None:
         return lambda size, start: ({name: part} for part in rows[start:].split(size))
 
     found, wanted = LogisticProbe1d().fit(codes(), labels.cuda(), 4), LogisticProbe1d().fit(codes(), labels, 4)
-    assert_same(found.loss_matrix(codes(), labels.cuda()), wanted.loss_matrix(codes(), labels), atol=1e-9)
+    assert_same(found.judge(codes(), labels.cuda()).loss, wanted.judge(codes(), labels).loss, atol=1e-9)
     assert_same(found.coef_standardized_, wanted.coef_standardized_, atol=1e-7)

@@ -1,5 +1,8 @@
 """Probes against scikit-learn and an extended-precision solver of one pair at a time, on data easy and hard."""
 
+import dataclasses
+import doctest
+
 import numpy as np
 import pytest
 import torch
@@ -9,11 +12,22 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score, precision_recall_fscore_support
 from sklearn.utils.class_weight import compute_sample_weight
 
-from assay.numerics import probe as probe_module
-from assay.numerics import sketch as sketch_module
-from assay.numerics.codes import ComputedCodes, TopKCodes
-from assay.numerics.probe import CertificateError, LogisticProbe1d
-from assay.numerics.sketch import CellMap, FeatureSketch
+from assay.numerics.codes import ComputedCodes, TopKCodes, as_codes
+from assay.numerics.probe import (
+    CertificateError,
+    LogisticProbe1d,
+    certify_probes,
+    count_table,
+    estimator,
+    fit_probes,
+    judge_probes,
+    labeled,
+    sketch,
+    solver,
+    state,
+)
+from assay.numerics.probe.cells import CellMap
+from assay.numerics.probe.sketch import FeatureSketch
 
 KINDS = [
     "gaussian",
@@ -132,6 +146,14 @@ def _as_format(x, code_format):
     return ComputedCodes(code_format, n_rows, n_features, k, stream)
 
 
+def _fit(x, labels, n_classes, class_weight=None, **settings):
+    """A probe that takes a sketch for good enough, or goes on from it, as `settings` say."""
+    probe = LogisticProbe1d(class_weight=class_weight)
+    data = labeled.LabeledCodes(as_codes(x), labels, n_classes)
+    (probe.fitted_,) = solver.fit(dataclasses.replace(probe.settings, **settings), data)
+    return probe
+
+
 def _everything(probe, codes, labels):
     judged = probe.judge(codes, labels)
     return {
@@ -238,8 +260,8 @@ def test_what_is_said_of_other_rows_is_that_of_a_loop(kind, class_weight):
     x, labels, n_classes = _make(kind)
     probe = LogisticProbe1d(class_weight=class_weight).fit(x, labels, n_classes)
     held, held_labels, _ = _make(kind, n_rows=400, seed=1)
-    loss, precision = probe.loss_matrix(held, held_labels), probe.average_precision(held, held_labels)
-    confusion, judged = probe.confusion(held, held_labels), probe.judge(held, held_labels)
+    judged = probe.judge(held, held_labels)
+    loss, precision, confusion = judged.loss, judged.average_precision, judged.confusion()
     assert loss.dtype == precision.dtype == torch.float64
     for feature in range(4):
         standard = (held[:, feature].double() - probe.feature_mean_[feature]) / (probe.feature_std_[feature] or 1.0)
@@ -273,9 +295,8 @@ def test_average_precision_does_not_depend_on_the_order_of_rows(kind):
     x, labels, n_classes = _make(kind)
     probe = LogisticProbe1d().fit(x, labels, n_classes)
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
-    np.testing.assert_allclose(
-        probe.average_precision(x[order], labels[order]), probe.average_precision(x, labels), rtol=1e-13
-    )
+    found, wanted = probe.judge(x[order], labels[order]), probe.judge(x, labels)
+    np.testing.assert_allclose(found.average_precision, wanted.average_precision, rtol=1e-13)
 
 
 def _spikes(n_rows=2600):
@@ -292,14 +313,12 @@ def _spikes(n_rows=2600):
 @pytest.mark.parametrize("fine_bits", [4, 10, 14])
 def test_what_the_sketch_does_not_settle_is_settled_finer_or_on_the_rows(monkeypatch, fine_bits, class_weight):
     x, labels = _spikes()
-    monkeypatch.setattr(probe_module, "FINE_BITS", fine_bits)
-    monkeypatch.setattr(probe_module, "FINE_ROWS", 100)
     sketches, rows = [], []
-    slab_of_rows = probe_module.slab_of_rows
-    monkeypatch.setattr(probe_module, "slab_of_rows", lambda *a: (rows.append(1), slab_of_rows(*a))[1])
+    slab_of_rows = solver.slab_of_rows
+    monkeypatch.setattr(solver, "slab_of_rows", lambda *a: (rows.append(1), slab_of_rows(*a))[1])
     of_rows = CellMap.of_rows
     monkeypatch.setattr(CellMap, "of_rows", lambda *a: (sketches.append(a[1:]), of_rows(*a))[1])
-    probe = LogisticProbe1d(class_weight=class_weight).fit(x, labels, 2)
+    probe = _fit(x, labels, 2, class_weight, fine_bits=fine_bits, fine_rows=100)
     assert probe.n_refined_ > 0
     assert sketches == ([(), (fine_bits,)] if class_weight is None else [()])
     # Cells of 2^-10 units are narrower than the gap.
@@ -323,8 +342,8 @@ def test_a_feature_that_is_0_at_first_and_tiny_later_is_not_lost(scale, class_we
     _check_against_the_direct_solver(probe, x, labels, 2)
     every = torch.cartesian_prod(torch.arange(2), torch.arange(2))
     probe.certify(codes, labels, every)
-    probe.feature_std_ *= 1.001  # the rows' own scale is what the ridge is held against, and the loss
-    probe.feature_mean_ += 0.1 * std
+    probe.feature_std_.mul_(1.001)  # the rows' own scale is what the ridge is held against, and the loss
+    probe.feature_mean_.add_(0.1 * std)
     with pytest.raises(CertificateError):
         probe.certify(codes, labels, every)
 
@@ -376,7 +395,7 @@ def test_what_a_sketch_alone_does_not_settle_is_said():
 def test_a_loss_on_other_rows_that_is_not_theirs_fails():
     x, labels, n_classes = _make("gaussian", n_rows=500)
     probe = LogisticProbe1d().fit(x, labels, n_classes)
-    loss = probe.loss_matrix(x, labels)
+    loss = probe.judge(x, labels).loss
     best = torch.tensor([2, 0, 1])
     assert probe.certify_loss(x.T[best].contiguous(), best, labels, loss) <= 1e-9
     loss[0, 1] += 1e-6
@@ -402,13 +421,12 @@ def test_codes_that_are_mostly_0_are_cut_finely_where_they_are_not():
 
 def test_two_far_rows_do_not_send_a_feature_to_the_rows(monkeypatch):
     """1 / (d + 1e-6) of tokens on a centre: the finer cells go as far as the values do."""
-    monkeypatch.setattr(probe_module, "FINE_ROWS", 100)
     rows = []
-    slab_of_rows = probe_module.slab_of_rows
-    monkeypatch.setattr(probe_module, "slab_of_rows", lambda *a: (rows.append(1), slab_of_rows(*a))[1])
+    slab_of_rows = solver.slab_of_rows
+    monkeypatch.setattr(solver, "slab_of_rows", lambda *a: (rows.append(1), slab_of_rows(*a))[1])
     x, labels, n_classes = _make("gaussian", n_rows=2500)
     x[0], x[1] = 1e6, 0.7e6
-    probe = LogisticProbe1d().fit(x, labels, n_classes)
+    probe = _fit(x, labels, n_classes, fine_rows=100)
     assert not rows
     _check_against_the_direct_solver(probe, x, labels, n_classes)
 
@@ -419,7 +437,7 @@ def test_matrices_are_decomposed_in_batches_that_the_device_takes(monkeypatch):
     sizes = []
     eigh = torch.linalg.eigh
     monkeypatch.setattr(torch.linalg, "eigh", lambda matrices: (sizes.append(len(matrices)), eigh(matrices))[1])
-    monkeypatch.setattr(sketch_module, "_MATRICES", 100)
+    monkeypatch.setattr(sketch, "_MATRICES", 100)
     parts = LogisticProbe1d().fit(x, labels, n_classes)
     assert len(sizes) > 1
     assert max(sizes) == 100
@@ -428,25 +446,24 @@ def test_matrices_are_decomposed_in_batches_that_the_device_takes(monkeypatch):
 
 def test_row_gathering_keeps_to_the_memory_whatever_slab_features_says(monkeypatch):
     x, labels, n_classes = _make("gaussian", n_rows=2500)
-    monkeypatch.setattr(probe_module, "CE_ERROR", 0.0)
-    monkeypatch.setattr(probe_module, "free_bytes", lambda _: 4 * 8 * 2500 * 2)  # room for two columns
+    monkeypatch.setattr(labeled, "free_bytes", lambda _: 4 * 8 * 2500 * 2)  # room for two columns
     gathered = []
-    gather = probe_module.gather_columns
+    gather = labeled.gather_columns
     monkeypatch.setattr(
-        probe_module,
+        labeled,
         "gather_columns",
         lambda codes, wanted, *rest: (gathered.append(sum(len(f) for f, _ in wanted)), gather(codes, wanted, *rest))[1],
     )
-    LogisticProbe1d(slab_features=4).fit(x, labels, n_classes)
+    data = labeled.LabeledCodes(as_codes(x), labels, n_classes, slab_features=4)
+    solver.fit(dataclasses.replace(LogisticProbe1d().settings, ce_error=0.0), data)
     assert max(gathered) == 2
 
 
-@pytest.mark.parametrize("name", ["CE_ERROR", "W_ERROR"])
-def test_either_error_is_enough_to_refine_a_pair(monkeypatch, name):
+@pytest.mark.parametrize("name", ["ce_error", "w_error"])
+def test_either_error_is_enough_to_refine_a_pair(name):
     x, labels, n_classes = _make("gaussian", n_rows=2500)
     assert LogisticProbe1d().fit(x, labels, n_classes).n_refined_ == 0
-    monkeypatch.setattr(probe_module, name, 0.0)
-    probe = LogisticProbe1d().fit(x, labels, n_classes)
+    probe = _fit(x, labels, n_classes, **{name: 0.0})
     assert probe.n_refined_ == 12
     _check_against_the_direct_solver(probe, x, labels, n_classes)
 
@@ -455,13 +472,31 @@ def test_losses_on_other_rows_are_refined_too():
     x, labels = _spikes(400)
     held, held_labels = _spikes(2600)
     probe = LogisticProbe1d().fit(x, labels, 2)
-    loss = probe.loss_matrix(held, held_labels)
+    loss = probe.judge(held, held_labels).loss
     for feature in range(2):
         standard = (held[:, feature].double() - probe.feature_mean_[feature]) / probe.feature_std_[feature]
         for c in range(2):
             y = (held_labels == c).double()
             z = probe.intercept_standardized_[feature, c] + probe.coef_standardized_[feature, c] * standard
             assert abs(float(loss[feature, c]) - float((torch.nn.functional.softplus(z) - y * z).mean())) <= 2e-9
+
+
+@pytest.mark.parametrize("class_weight", WEIGHTS)
+def test_losses_on_other_rows_are_taken_on_finer_cells_and_on_the_rows_where_the_bound_wants_it(
+    monkeypatch, class_weight
+):
+    x, labels, n_classes = _make("gaussian", n_rows=2500)
+    probe = LogisticProbe1d(class_weight=class_weight).fit(x, labels, n_classes)
+    sketches, rows = [], []
+    of_rows, slab_of_rows = CellMap.of_rows, state.slab_of_rows
+    monkeypatch.setattr(CellMap, "of_rows", lambda *a: (sketches.append(a[1:]), of_rows(*a))[1])
+    monkeypatch.setattr(state, "slab_of_rows", lambda *a: (rows.append(1), slab_of_rows(*a))[1])
+    for ce_error in (torch.inf, 0.0):
+        probe.fitted_.settings = dataclasses.replace(probe.settings, ce_error=ce_error, fine_bits=12)
+        np.testing.assert_allclose(probe.judge(x, labels).loss, probe.loss_, atol=1e-9)
+        assert sketches == ([(), (12,)] if ce_error == 0 and class_weight is None else [()])
+        assert bool(rows) == (ce_error == 0)
+        sketches.clear()
 
 
 def test_one_label_one_code_and_the_ridge_change_what_they_should():
@@ -476,7 +511,7 @@ def test_one_label_one_code_and_the_ridge_change_what_they_should():
     for c, sign in ((0, -1), (1, 1)):
         # The loss is linear in the label: at the old optimum it falls by z / N for each label that is set.
         z = before.intercept_[:, c] + before.coef_[:, c] * x[row].double()
-        moved = before.from_state(before.state_dict()).loss_matrix(x, flipped)[:, c] - before.loss_[:, c]
+        moved = before.from_state(before.state_dict()).judge(x, flipped).loss[:, c] - before.loss_[:, c]
         np.testing.assert_allclose(moved, -sign * z / len(x), rtol=1e-6, atol=1e-11)
     _check_against_the_direct_solver(after, x, flipped, n_classes)
 
@@ -540,7 +575,7 @@ def test_the_certificate_fails_where_a_sketch_was_spoiled(monkeypatch):
         with pytest.raises(CertificateError, match="are these not the codes and labels of the fit"):
             probe.certify(codes, classes, _pairs())
     probe.intercept_standardized_[1, 1] += 1e-6  # a loss that is right, of a probe that is not the best
-    probe.loss_[1, 1] = probe.loss_matrix(x, labels)[1, 1]
+    probe.loss_[1, 1] = probe.judge(x, labels).loss[1, 1]
     with pytest.raises(CertificateError, match="its gradient is up to"):
         probe.certify(x, labels, _pairs())
     probe.loss_[1, 1] = torch.nan
@@ -563,35 +598,36 @@ def _ranked(x):
 
 
 @pytest.mark.parametrize("class_weight", WEIGHTS)
-@pytest.mark.parametrize("ks", [[4], [1, 4], [2, 1, 3]])
+@pytest.mark.parametrize("ks", [[4], [1, 4], [2, 1, 3], [None, 2]])
 def test_every_k_of_a_sweep_is_fitted_and_judged_in_the_same_passes(ks, class_weight):
     x, labels, n_classes = _make("heavy", n_rows=1000)
     held, held_labels, _ = _make("heavy", n_rows=300, seed=1)
     codes, passes = _ranked(x)
     held_codes, held_passes = _ranked(held)
     probe = LogisticProbe1d(class_weight=class_weight, slab_rows=333)
-    together = probe.fit_nested(codes, labels, n_classes, ks)
+    together = fit_probes(probe, codes, labels, n_classes, ks)
+    assert not hasattr(probe, "fitted_")
     assert list(together) == ks
     refined = any(each.n_refined_ for each in together.values())
     assert len(passes) == 1 + refined
-    judged = LogisticProbe1d.judge_nested(together, held_codes, held_labels)
+    judged = judge_probes(together, held_codes, held_labels)
     assert len(held_passes) == 1
     pairs = {k: _pairs() for k in ks}
     before = len(passes)
-    certificates = LogisticProbe1d.certify_nested(together, codes, labels, pairs)
+    certificates = certify_probes(together, codes, labels, pairs)
     assert len(passes) == before + 1
     for k in ks:
-        alone = LogisticProbe1d(class_weight=class_weight).fit(TopKCodes(codes, k), labels, n_classes)
+        cut, held_cut = (TopKCodes(each, k or 4) for each in (codes, held_codes))
+        alone = LogisticProbe1d(class_weight=class_weight).fit(cut, labels, n_classes)
         mine, other = together[k].state_dict(), alone.state_dict()
-        mine["loss"], other["loss"] = judged[k].loss, alone.loss_matrix(TopKCodes(held_codes, k), held_labels)
-        mine["ap"], other["ap"] = (
-            judged[k].average_precision,
-            alone.average_precision(TopKCodes(held_codes, k), held_labels),
-        )
+        for tensors, judgement in ((mine, judged[k]), (other, alone.judge(held_cut, held_labels))):
+            tensors |= {"loss": judgement.loss, "ap": judgement.average_precision}
         _assert_same(mine, other, atol=1e-9, but=("n_iter",))
         assert certificates[k].ce_error < 1e-9
     with pytest.raises(ValueError, match="found sparse codes of 4 entries a row, wanted sparse ones of at least 5"):
-        probe.fit_nested(codes, labels, n_classes, [1, 5])
+        fit_probes(probe, codes, labels, n_classes, [1, 5])
+    with pytest.raises(ValueError, match="found dense codes of 4 entries a row, wanted sparse ones"):
+        fit_probes(probe, x, labels, n_classes, [2])
 
 
 def test_raw_coefficients_give_the_same_scores_as_standardised_ones():
@@ -620,13 +656,13 @@ def test_a_constant_feature_has_no_weight_and_the_base_loss():
     probe = LogisticProbe1d().fit(x, labels, n_classes)
     assert (probe.coef_standardized_[:2] == 0).all()
     assert probe.feature_std_[:2].tolist() == [0.0, 0.0]
-    np.testing.assert_allclose(probe.loss_matrix(x, labels)[:2], probe.base_loss(labels).expand(2, -1), rtol=1e-12)
+    np.testing.assert_allclose(probe.judge(x, labels).loss[:2], probe.base_loss(labels).expand(2, -1), rtol=1e-12)
     balanced = LogisticProbe1d(class_weight="balanced").fit(x, labels, n_classes)
     assert (balanced.coef_standardized_[:2] == 0).all()
     assert (balanced.intercept_standardized_[:2].abs() < 1e-20).all()
     assert (balanced.judge(x, labels).predicted[:2] == len(x)).all()  # p is one half
     share = torch.stack([(labels == c).double().mean() for c in range(n_classes)])
-    np.testing.assert_allclose(probe.average_precision(x, labels)[:2], share.expand(2, -1), rtol=1e-12)
+    np.testing.assert_allclose(probe.judge(x, labels).average_precision[:2], share.expand(2, -1), rtol=1e-12)
 
 
 @pytest.mark.parametrize("code_format", ["dense", "onehot"])
@@ -634,7 +670,7 @@ def test_a_weight_of_exactly_zero_ranks_the_highest_value_first(code_format):
     x = torch.tensor([[0.0, 1.0], [1.0, 0.0], [0.0, 1.0], [1.0, 0.0]], dtype=torch.float32)
     probe = LogisticProbe1d().fit(_as_format(x, code_format), torch.tensor([0, 0, -1, -1]), 1)
     assert probe.coef_.tolist() == [[0.0], [0.0]]
-    precision = probe.average_precision(_as_format(x[:2], code_format), torch.tensor([-1, 0]))
+    precision = probe.judge(_as_format(x[:2], code_format), torch.tensor([-1, 0])).average_precision
     assert precision.tolist() == [[1.0], [0.5]]
 
 
@@ -697,15 +733,18 @@ def test_each_slab_is_one_pass_and_is_told(slab_features, slabs):
 def test_what_a_quarter_of_the_free_memory_holds_is_worked_on_together(monkeypatch):
     x, labels, n_classes = _make("gaussian")
     widths = []
-    sketch = probe_module._sketch
+    sketch_features = solver.sketch_features
     monkeypatch.setattr(
-        probe_module,
-        "_sketch",
-        lambda columns, *rest: (widths.append(columns.stop - columns.start), sketch(columns, *rest))[1],
+        solver,
+        "sketch_features",
+        lambda data, columns, *a, **b: (
+            widths.append(columns.stop - columns.start),
+            sketch_features(data, columns, *a, **b),
+        )[1],
     )
     for features, by_class, wanted in ((3, None, [3, 1]), (0, None, [1] * 4), (3, "balanced", [3, 1])):
         each = FeatureSketch.bytes_per_feature(n_classes, by_class=by_class is not None)
-        monkeypatch.setattr(probe_module, "free_bytes", lambda _, each=each, n=features: 4 * each * n + 5)
+        monkeypatch.setattr(labeled, "free_bytes", lambda _, each=each, n=features: 4 * each * n + 5)
         LogisticProbe1d(class_weight=by_class).fit(x, labels, n_classes)
         assert widths == wanted
         widths.clear()
@@ -715,7 +754,8 @@ def test_classes_without_a_finite_intercept_are_left_out_and_named():
     x, labels, _ = _make("gaussian")
     probe = LogisticProbe1d().fit(x, labels, 4)  # class 3 has no rows
     assert probe.fitted_classes_.tolist() == [True, True, True, False]
-    for matrix in (probe.coef_, probe.intercept_, probe.loss_matrix(x, labels), probe.average_precision(x, labels)):
+    judged = probe.judge(x, labels)
+    for matrix in (probe.coef_, probe.intercept_, judged.loss, judged.average_precision):
         assert matrix[:, :3].isfinite().all()
         assert matrix[:, 3].isnan().all()
     assert probe.base_loss(labels)[3].isnan()
@@ -727,7 +767,7 @@ def test_classes_without_a_finite_intercept_are_left_out_and_named():
     assert not everything.fitted_classes_.any()
     assert everything.coef_.isnan().all()
 
-    absent = probe.average_precision(x[labels != 1], labels[labels != 1])
+    absent = probe.judge(x[labels != 1], labels[labels != 1]).average_precision
     assert absent[:, 1].isnan().all()
     assert absent[:, [0, 2]].isfinite().all()
 
@@ -763,10 +803,28 @@ def test_a_probe_comes_back_from_its_state():
     x, labels, n_classes = _make("gaussian")
     probe = LogisticProbe1d().fit(x, labels, n_classes)
     copy = LogisticProbe1d.from_state(probe.state_dict())
+    assert repr(copy) == repr(probe)
     _assert_same(_everything(copy, x, labels), _everything(probe, x, labels), atol=0)
     np.testing.assert_array_equal(copy.intercept_, probe.intercept_)
     assert torch.equal(copy.n_iter_, probe.n_iter_)
     assert copy.converged_.all()
+
+
+def test_a_probe_shows_its_parameters_and_its_example_runs():
+    x, labels, n_classes = _make("gaussian")
+    probe = LogisticProbe1d(1e-3, class_weight="balanced", slab_rows=7)
+    shown = "LogisticProbe1d(ridge=0.001, class_weight='balanced', max_iter=200, tol=1e-16, slab_features=None, slab_rows=7)"
+    assert repr(probe) == shown
+    assert repr(probe.fit(x, labels, n_classes)) == shown
+    ran = doctest.testmod(estimator)
+    assert ran.attempted == 5
+    assert ran.failed == 0
+
+
+def test_a_table_counts_the_rows_of_each_class_and_of_none():
+    codes = _as_format(torch.eye(3, dtype=torch.float32)[[0, 0, 2, 0, 2]], "onehot")
+    table = count_table(codes, torch.tensor([1, 1, 0, -1, 1]), 2, slab_rows=2)
+    assert table.tolist() == [[0, 2, 1], [0, 0, 0], [1, 1, 0]]
 
 
 def test_bad_inputs_are_refused():
@@ -786,9 +844,9 @@ def test_bad_inputs_are_refused():
             with pytest.raises(ValueError, match="row 7, feature 2 is NaN or infinity, wanted finite"):
                 LogisticProbe1d(slab_features=1, slab_rows=3).fit(_as_format(broken, code_format), labels, n_classes)
     probe = LogisticProbe1d().fit(x, labels, n_classes)
-    for use in (probe.loss_matrix, probe.average_precision):
-        with pytest.raises(ValueError, match="codes have 3 features, wanted 4"):
-            use(x[:, :3], labels)
+    with pytest.raises(ValueError, match="codes have 3 features, wanted 4"):
+        probe.judge(x[:, :3], labels)
+    for use in (probe.judge, lambda *given: probe.certify(*given, torch.empty(0, 2, dtype=torch.int64))):
         with pytest.raises(ValueError, match="labels run from -1 to 3"):
             use(x, labels + (labels == 2))
     with pytest.raises(ValueError, match="labels run from"):
@@ -810,7 +868,7 @@ def test_validation_loss_of_a_pure_cluster_is_that_of_the_optimum():
     probe = LogisticProbe1d(ridge).fit(codes, labels, 2)
     val_labels = labels.clone()
     val_labels[:3] = 1
-    found = float(probe.loss_matrix(codes, val_labels)[0, 0])
+    found = float(probe.judge(codes, val_labels).loss[0, 0])
 
     x = (indices.numpy() == 0).astype(np.longdouble)
     y, y_val = ((each.numpy() == 0).astype(np.longdouble) for each in (labels, val_labels))

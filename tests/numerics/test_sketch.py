@@ -8,9 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from assay.numerics.logistic import PairLosses, slab_of_rows
+from assay.numerics.probe.cells import CellMap
+from assay.numerics.probe.logistic import PairLosses, slab_of_rows
+from assay.numerics.probe.sketch import FeatureSketch
 from assay.numerics.ranking import count_classes
-from assay.numerics.sketch import CellMap, FeatureSketch
 
 KINDS = [
     "gaussian",
@@ -86,8 +87,8 @@ def test_statistics_are_those_of_the_rows(kind, events):
     assert torch.equal(found.low, exact.amin(0))
     assert torch.equal(found.high, exact.amax(0))
     for c in range(N_CLASSES):
-        wanted = torch.where(constant, 0.0, (exact[labels == c] - found.centre).sum(0))
-        scale = (exact[labels == c] - found.centre).abs().sum(0)
+        wanted = torch.where(constant, 0.0, (exact[labels == c] - found.center).sum(0))
+        scale = (exact[labels == c] - found.center).abs().sum(0)
         assert ((found.class_sums[:, c] - wanted).abs() <= 1e-11 * scale).all()
 
 
@@ -100,7 +101,7 @@ def test_points_have_the_moments_of_the_rows_of_each_cell(kind):
     for feature in range(lines):
         values = x[:, feature].double()
         cell, _ = sketch.cells[feature : feature + 1].cells(
-            (values[None] - sketch.cells.centre[feature]) / sketch.cells.scale[feature]
+            (values[None] - sketch.cells.center[feature]) / sketch.cells.scale[feature]
         )
         for place, number in enumerate(cell.unique().tolist()):
             rows = values[cell[0] == number]
@@ -155,7 +156,7 @@ def test_the_bound_of_an_ordinary_probe_is_below_a_ten_billionth():
         bound = losses.bound(pairs, theta)
         assert (bound > 0).all()
         assert (bound < most).all()
-    fine = _sketch(x, labels, CellMap.of_rows(x.T).finer(10))
+    fine = _sketch(x, labels, CellMap.of_rows(x.T, 10))
     finer = _losses(fine.slab(fine.statistics()), x, labels)
     assert (finer.bound(pairs, theta) < 1e-8 * losses.bound(pairs, theta)).all()
 
@@ -186,7 +187,7 @@ def test_merged_sketches_of_shuffled_halves_equal_one_pass(kind, by_class):
 def test_sketches_of_other_cells_are_not_merged():
     x, labels = _make("gaussian")
     mine = _sketch(x, labels)
-    for cells in (CellMap.of_rows(2 * x.T), CellMap.of_rows(x.T).finer(7)):
+    for cells in (CellMap.of_rows(2 * x.T), CellMap.of_rows(x.T, 7)):
         with pytest.raises(ValueError, match="different cells, wanted the same map"):
             mine.merge(_sketch(x, labels, cells))
 
@@ -252,7 +253,7 @@ def test_any_finite_rows_have_finite_points_in_their_range(values, seed):
     labels = torch.zeros(len(values), dtype=torch.int64)
     sample = x[: 1 + seed]
     cells = CellMap.of_rows(sample.T)
-    if ((x - cells.centre).abs() > 1e49 * cells.scale).any():
+    if ((x - cells.center).abs() > 1e49 * cells.scale).any():
         return
     points = _sketch(x, labels, CellMap.of_rows(sample.T)).points()
     kept = points.values[points.weights > 1e-9]

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from assay.io.shards import Shards
 from assay.numerics.codes import Codes, SelectedCodes, gather_columns, measure_l0_by_rank
-from assay.numerics.probe import LogisticProbe1d, Progress
+from assay.numerics.probe import LogisticProbe1d, certify_probes, judge_probes
+from assay.numerics.probe import fit_probes as fit_for_each_k
 from assay.numerics.ranking import count_classes, purity_at_k, strongest_examples
 from assay.numerics.scores import PURITY, Judgement, Scores, best_features, score_encoding
 from assay.parameters import ProbeParameters
@@ -62,13 +63,14 @@ def fit_probes(
     l0 = measure_l0_by_rank(codes_val, parameters.slab_rows)
     train, train_classes, _ = _classify(codes_train, train_labels, parameters.void)
     val, val_classes, counted = _classify(codes_val, val_labels, parameters.void)
+    ks = [k for _, k in rows] if len(rows) > 1 else [None]  # the codes of one encoding are its own, all of them
     with staged_bar(f"layer {layer}, {rows[0][0] if len(rows) == 1 else method}: probes") as progress:
-        probes = _fit(train, train_classes, n_classes, parameters, [k for _, k in rows], progress)
-        judged = LogisticProbe1d.judge_nested(probes, val, val_classes, progress)
+        probes = fit_for_each_k(_unfitted(parameters), train, train_classes, n_classes, ks, progress)
+        judged = judge_probes(probes, val, val_classes, progress)
         best = {k: best_features(probe.loss_).clamp(min=0) for k, probe in probes.items()}
         by_val = {k: best_features(judgement.loss).clamp(min=0) for k, judgement in judged.items()}
         every = torch.arange(n_classes, device=place)
-        certificates = LogisticProbe1d.certify_nested(
+        certificates = certify_probes(
             probes,
             train,
             train_classes,
@@ -77,11 +79,11 @@ def fit_probes(
         )
         strongest = gather_columns(codes_val, [(best[k], k) for k in probes], parameters.slab_rows, place)
     results: list[dict[str, Tensor] | dict[str, Any] | pd.DataFrame] = []
-    for (encoding, k), values in zip(rows, strongest, strict=True):
-        certificates[k].check()
-        probe, judgement = probes[k], judged[k]
+    for (encoding, k), kept, values in zip(rows, ks, strongest, strict=True):
+        certificate, probe, judgement = certificates[kept], probes[kept], judged[kept]
+        certificate.check()
         of_classes = values[:, counted]
-        val_error = probe.certify_loss(of_classes, best[k], val_classes, judgement.loss)
+        val_error = probe.certify_loss(of_classes, best[kept], val_classes, judgement.loss)
         scores = score_encoding(
             train_ce=probe.loss_,
             coef=probe.coef_standardized_,
@@ -106,13 +108,13 @@ def fit_probes(
                 "max_abs_activation": float(probe.max_abs_.max()),
                 "refined_pairs": probe.n_refined_,
                 "converged": bool(probe.converged_.all()),
-                "certified_pairs": certificates[k].pairs,
-                "certificate_ce": certificates[k].ce_error,
-                "certificate_gradient": certificates[k].gradient,
+                "certified_pairs": certificate.pairs,
+                "certificate_ce": certificate.ce_error,
+                "certificate_gradient": certificate.gradient,
                 "certificate_val_ce": val_error,
             },
             tabulate_pairs(tensors, first),
-            _show_examples(probe, best[k], values, counted, shards_val, parameters.examples, first),
+            _show_examples(probe, best[kept], values, counted, shards_val, parameters.examples, first),
         ]
     return tuple(results)
 
@@ -128,20 +130,13 @@ def _check_alike(train: Codes, val: Codes) -> None:
             )
 
 
-def _fit(
-    codes: Codes, labels: Tensor, n_classes: int, parameters: ProbeParameters, ks: list[int | None], progress: Progress
-) -> dict[int | None, LogisticProbe1d]:
-    probe = LogisticProbe1d(
+def _unfitted(parameters: ProbeParameters) -> LogisticProbe1d:
+    return LogisticProbe1d(
         parameters.ridge,
         class_weight=parameters.class_weight,
         max_iter=parameters.max_iter,
         slab_features=parameters.slab_features,
         slab_rows=parameters.slab_rows,
-    )
-    if len(ks) == 1:
-        return {ks[0]: probe.fit(codes, labels, n_classes, progress)}
-    return dict[int | None, LogisticProbe1d](
-        probe.fit_nested(codes, labels, n_classes, [k for k in ks if k is not None], progress).items()
     )
 
 

@@ -59,12 +59,10 @@ class Slab:
     """Some features as points, with what of the labels the loss needs."""
 
     points: Points  # of all rows, a line a feature
-    class_sums: Tensor | None = None  # (features, classes) float64: sum of (x - centre) over the class's rows
-    centre: Tensor | None = None  # (features,) float64
+    class_sums: Tensor | None = None  # (features, classes) float64: sum of (x - center) over the class's rows
+    center: Tensor | None = None  # (features,) float64
     own: Points | None = None  # for class weights: of each class's own rows, a line for each (feature, class)
-    labels: Tensor | None = (
-        None  # in the place of all that: every row is a point, and these are the rows' classes, int64
-    )
+    labels: Tensor | None = None  # instead of all that: every row is a point, and these are the rows' classes, int64
 
 
 def slab_of_rows(values: Tensor, labels: Tensor) -> Slab:
@@ -91,7 +89,7 @@ def slab_of_table(table: Tensor, class_counts: Tensor, n_rows: int) -> Slab:
     return Slab(
         points=Points(values.expand(len(table), 2), torch.stack([n_rows - ones, ones], 1)),
         class_sums=hits - mean[:, None] * class_counts,
-        centre=mean,
+        center=mean,
         own=Points(values.expand(hits.numel(), 2), torch.stack([class_counts - hits, hits], -1).flatten(0, 1)),
     )
 
@@ -196,12 +194,12 @@ class PairLosses:
         return total[pairs % len(counts)]
 
     def _linear(self, pairs: Tensor) -> Tensor:
-        """n_c and s_jc (2, pairs), what the labels contribute to the gradient; s_jc is of standardised values. 0 of rows."""
+        """n_c and s_jc (2, pairs), what the labels contribute to the gradient; s_jc is of standardized values. 0 of rows."""
         features, classes = self._split(pairs)
         counts = self.class_counts[classes]
-        if self.slab.class_sums is None or self.slab.centre is None:
+        if self.slab.class_sums is None or self.slab.center is None:
             return counts.new_zeros(2, len(pairs))
-        sums = self.slab.class_sums.flatten()[pairs] + (self.slab.centre - self.mean)[features] * counts
+        sums = self.slab.class_sums.flatten()[pairs] + (self.slab.center - self.mean)[features] * counts
         linear = torch.stack([counts, sums / self.scale[features]])
         return linear if self.class_weights is None else linear * self.class_weights.positive[classes]
 
@@ -258,11 +256,24 @@ def _row_sums(terms: Tensor, weights: Tensor | None) -> Tensor:
 
 
 Evaluate = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
+"""What `minimize` asks: objective (p,), gradient (2, p) and Hessian (3, p) of problems (p,) at theta (2, p)."""
+
+
+def penalized(losses: PairLosses, pairs: Tensor, center: Tensor, ridge: float) -> Evaluate:
+    """The losses of `pairs` (problems,) and ridge/2 |theta - center|^2, `center` (2, problems), for `minimize`."""
+
+    def evaluate(problems: Tensor, theta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        value, gradient, hessian = losses.derivatives(pairs[problems], theta)
+        away = theta - center[:, problems]
+        hessian[::2] += ridge
+        return value + 0.5 * ridge * away.square().sum(0), gradient + ridge * away, hessian
+
+    return evaluate
 
 
 @isolated()
-def minimise(evaluate: Evaluate, start: Tensor, *, max_iter: int, tol: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Minimise many smooth convex functions of two variables at once by Newton's method with Marquardt's damping.
+def minimize(evaluate: Evaluate, start: Tensor, *, max_iter: int, tol: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Minimize many smooth convex functions of two variables at once by Newton's method with Marquardt's damping.
 
     `evaluate(problems (p,) int64, theta (2, p))` gives those problems' objective (p,), gradient (2, p) and Hessian
     (3, p), float64. A step is taken only where the objective does not rise. A problem is done, and no longer evaluated,

@@ -14,7 +14,6 @@ rows has a larger mean square than Chebyshev's, h^6 / 16. The points are a data 
 from __future__ import annotations
 
 import copy
-import dataclasses
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,120 +24,18 @@ from torch import Tensor
 
 from assay.numerics.codes import not_finite
 from assay.numerics.isolation import isolated
-from assay.numerics.logistic import Cells, Points, Slab
+from assay.numerics.probe.cells import BITS, OCTAVES, CellMap
+from assay.numerics.probe.logistic import Cells, Points, Slab
 from assay.numerics.ranking import count_classes
 
-_ONE = 0x3F800000  # the bits of 1.0 as float32
-_MANTISSA = 23
 _BLOCK = {
     "cpu": (64, 1 << 10),
     "cuda": (4096, 1 << 12),
 }  # features and rows: on a CPU what a block needs stays in cache
-_SAMPLE = 4096
 _POWERS = 6
-_OCTAVES, _MOST_OCTAVES = 16, 64
 _SPAN = 1e50  # times the unit: further out the fifth power is no longer a float64
 _RESOLVED = 1e-4  # units: a spread below this is lost beside the 1 that is added to |t|
 _MATRICES = 1 << 14  # cuSOLVER takes no larger batch
-
-
-@dataclass(frozen=True)
-class CellMap:
-    """Which cell a value is in: those of t = (x - centre) / scale between the powers of 2 of |t| + 1, `2^bits` each.
-
-    Cell by cell |t| + 1 is a float32 cut to its `bits` first places, so that a cell's number is read off the float's bits.
-    The last cell of either side is open.
-
-    Attributes:
-        centre, scale: float64 (features,).
-        bits: cells from one power of 2 to the next, as a power of 2.
-        octaves: powers of 2 that have cells of their own.
-    """
-
-    centre: Tensor
-    scale: Tensor
-    bits: int = 5
-    octaves: int = _OCTAVES
-
-    @property
-    def n_cells(self) -> int:
-        """Cells of both sides."""
-        return 2 * (self.octaves << self.bits)
-
-    @classmethod
-    @isolated()
-    def of_rows(cls, sample: Tensor, bits: int = 5) -> CellMap:
-        """About the median of (features, rows), with the median distance of the other values from it as the unit."""
-        stride = -(-sample.shape[1] // _SAMPLE)
-        ordered = sample[:, ::stride].double().sort(dim=1).values
-        n = ordered.shape[1]
-        centre = ordered[:, round((n - 1) / 2)]
-        away = (ordered - centre[:, None]).abs().sort(dim=1).values
-        # Half may be one value, as the zeros of an autoencoder's codes are: the unit is that of the rest.
-        same = (away == 0).sum(1)
-        unit = away.gather(1, ((same + n - 1) // 2).clamp(max=n - 1)[:, None])[:, 0]
-        # All are one value: whatever comes next is in its own cell, or not far from it.
-        return cls(centre, _first_positive(unit, centre.abs()), bits)
-
-    @classmethod
-    @isolated()
-    def of_all_rows(cls, values: Tensor, bits: int) -> CellMap:
-        """As `of_rows`, where these (features, rows) are all there are: no cell is open."""
-        cells = cls.of_rows(values, bits)
-        farthest = ((values.double() - cells.centre[:, None]).abs().amax(1) / cells.scale).amax()
-        octaves = math.frexp(float(farthest) + 1)[1] if bool(farthest.isfinite()) else _OCTAVES
-        return dataclasses.replace(cells, octaves=min(max(octaves, _OCTAVES), _MOST_OCTAVES))
-
-    @classmethod
-    @isolated()
-    def of_events(cls, features: Tensor, values: Tensor, n_features: int, bits: int = 5) -> CellMap:
-        """About 0, with the mean magnitude of a feature's `values` (events,) as the unit."""
-        sums = values.new_zeros(2, n_features, dtype=torch.float64)
-        sums[0].scatter_add_(0, features, values.double().abs())
-        sums[1].scatter_add_(0, features, values.double().abs().sign())
-        everywhere = sums[0].sum() / sums[1].sum().clamp(min=1)
-        return cls(torch.zeros_like(sums[0]), _first_positive(sums[0] / sums[1], everywhere.expand(n_features)), bits)
-
-    def __getitem__(self, features: slice | Tensor) -> CellMap:
-        return dataclasses.replace(self, centre=self.centre[features], scale=self.scale[features])
-
-    def finer(self, bits: int) -> CellMap:
-        """The same map with cells of another width."""
-        return dataclasses.replace(self, bits=bits)
-
-    @isolated()
-    def cells(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """The cell of every t, int64, and |t| + 1 less the middle of that cell, float64."""
-        t = t.double()  # so that the float32s below are copies
-        shift = _MANTISSA - self.bits
-        last = (_ONE >> shift) + (self.octaves << self.bits) - 1
-        v = t.abs().add_(1)
-        cell = v.float().view(torch.int32)
-        cell >>= shift
-        cell.clamp_(max=last)
-        middle = (cell << shift).bitwise_or_(1 << (shift - 1)).view(torch.float32)
-        cell -= _ONE >> shift
-        negative = t.float().view(torch.int32)  # all ones where the sign is set
-        negative >>= 31
-        cell += negative.bitwise_and_(self.octaves << self.bits)
-        return cell.long(), v.sub_(middle)
-
-    @isolated()
-    def middles(self) -> tuple[Tensor, Tensor]:
-        """The middle of every cell as |t| + 1, and half its width, float64 (n_cells,)."""
-        shift = _MANTISSA - self.bits
-        cells = torch.arange(self.octaves << self.bits, dtype=torch.int32, device=self.centre.device) + (_ONE >> shift)
-        middle = (cells << shift).bitwise_or(1 << (shift - 1)).view(torch.float32).double()
-        half = middle - (cells << shift).view(torch.float32).double()
-        return middle.repeat(2), half.repeat(2)
-
-
-def _first_positive(*choices: Tensor) -> Tensor:
-    """Of each place the first choice that is a positive number; 1 where none is."""
-    scale = torch.ones_like(choices[0])
-    for choice in reversed(choices):
-        scale = torch.where(choice > 0, choice, scale)
-    return scale
 
 
 class FeatureSketch:
@@ -156,22 +53,22 @@ class FeatureSketch:
 
     @isolated()
     def __init__(self, cells: CellMap, n_classes: int, *, by_class: bool = False) -> None:
-        n_features = len(cells.centre)
+        n_features = len(cells.center)
         self.cells = cells
         self.n_classes = n_classes
         self.groups = n_classes + 1 if by_class else 1
-        new_zeros = cells.centre.new_zeros
+        new_zeros = cells.center.new_zeros
         self.sums = new_zeros(_POWERS, n_features, self.groups, cells.n_cells)
         self.class_sums = new_zeros(n_features, n_classes)
         self.class_counts = new_zeros(n_classes)
-        self.low = torch.full_like(cells.centre, torch.inf)
-        self.high = torch.full_like(cells.centre, -torch.inf)
+        self.low = torch.full_like(cells.center, torch.inf)
+        self.high = torch.full_like(cells.center, -torch.inf)
         self.n_rows = 0
 
     @staticmethod
-    def bytes_per_feature(n_classes: int, *, by_class: bool = False, bits: int = 5, octaves: int = _OCTAVES) -> int:
+    def bytes_per_feature(n_classes: int, *, by_class: bool = False) -> int:
         """Memory of a feature in a sketch and in the points that are made of it, as it was measured."""
-        return 14 * 8 * _POWERS * (octaves << bits) * (n_classes + 1 if by_class else 1)
+        return 14 * 8 * _POWERS * (OCTAVES << BITS) * (n_classes + 1 if by_class else 1)
 
     @isolated()
     def add(self, x: Tensor, labels: Tensor, first_row: int = 0, first_feature: int = 0) -> None:
@@ -183,9 +80,9 @@ class FeatureSketch:
         group = self._group(labels)
         sums_by_class = torch.nn.functional.pad(self.class_sums, (0, 1))  # the last is of no class
         wide, tall = _BLOCK[x.device.type]
-        for features in _ranges(len(self.low), wide):
+        for features in ranges(len(self.low), wide):
             height = wide * tall // (features.stop - features.start)
-            for rows in _ranges(len(x), height):
+            for rows in ranges(len(x), height):
                 block = x[rows, features].T.to(torch.float64, copy=True, memory_format=torch.contiguous_format)
                 low, high = block.amin(dim=1), block.amax(dim=1)
                 away = self._away(low, high, features)
@@ -198,7 +95,7 @@ class FeatureSketch:
                     raise ValueError(not_finite(first_row + rows.start + row, first_feature + features.start + feature))
                 self.low[features] = torch.minimum(self.low[features], low)
                 self.high[features] = torch.maximum(self.high[features], high)
-                t = block.sub_(self.cells.centre[features, None]).div_(self.cells.scale[features, None])
+                t = block.sub_(self.cells.center[features, None]).div_(self.cells.scale[features, None])
                 sums_by_class[features].scatter_add_(1, group[rows].expand_as(t), t)
                 cell, u = self.cells.cells(t)
                 if self.groups > 1:
@@ -212,11 +109,11 @@ class FeatureSketch:
     @isolated()
     def add_events(self, features: Tensor, values: Tensor, classes: Tensor, first_feature: int = 0) -> None:
         """Add the rows' nonzeros: feature, value and label of each (events,). The rows themselves are told to `add_rows`."""
-        for events in _ranges(len(values), math.prod(_BLOCK[values.device.type])):
+        for events in ranges(len(values), math.prod(_BLOCK[values.device.type])):
             feature, value, label = features[events], values[events].double(), classes[events]
             self.low.scatter_reduce_(0, feature, value, "amin")
             self.high.scatter_reduce_(0, feature, value, "amax")
-            t = (value - self.cells.centre[feature]) / self.cells.scale[feature]
+            t = (value - self.cells.center[feature]) / self.cells.scale[feature]
             if len(t) and t.abs().amax() > _SPAN:
                 every = slice(0, len(self.low))
                 self._refuse_span(
@@ -233,9 +130,9 @@ class FeatureSketch:
                 powers *= u
 
     def _away(self, low: Tensor, high: Tensor, features: slice) -> Tensor:
-        """How far from the centre the farther of low and high (features,) is, in units: (features,)."""
-        centre = self.cells.centre[features]
-        return torch.maximum(high - centre, centre - low) / self.cells.scale[features]
+        """How far from the center the farther of low and high (features,) is, in units: (features,)."""
+        center = self.cells.center[features]
+        return torch.maximum(high - center, center - low) / self.cells.scale[features]
 
     def _refuse_span(self, away: Tensor, features: slice, first_feature: int) -> NoReturn:
         feature = int(away.argmax())
@@ -262,9 +159,9 @@ class FeatureSketch:
     def merge(self, other: FeatureSketch) -> None:
         """Add the rows of another sketch with the same map, on whatever device: as if all had been added to this one."""
         place = self.sums.device
-        centre, scale = other.cells.centre.to(place), other.cells.scale.to(place)
+        center, scale = other.cells.center.to(place), other.cells.scale.to(place)
         if other.sums.shape != self.sums.shape or not (
-            torch.equal(centre, self.cells.centre) and torch.equal(scale, self.cells.scale)
+            torch.equal(center, self.cells.center) and torch.equal(scale, self.cells.scale)
         ):
             raise ValueError("the sketches have different cells, wanted the same map: make both with one CellMap")
         self.sums += other.sums.to(place)
@@ -278,7 +175,7 @@ class FeatureSketch:
     def slab(self, statistics: Statistics, *, nodes: int = 3) -> Slab:
         """What the losses need; with `nodes` 1 every cell is its mean alone, for a first approximation."""
         own = self.points(by_class=True, nodes=nodes) if self.groups > 1 else None
-        return Slab(self.points(nodes=nodes), statistics.class_sums, statistics.centre, own)
+        return Slab(self.points(nodes=nodes), statistics.class_sums, statistics.center, own)
 
     @isolated()
     def statistics(self) -> Statistics:
@@ -289,7 +186,7 @@ class FeatureSketch:
         low = torch.where(zeros > 0, self.low.clamp(max=0), self.low)
         high = torch.where(zeros > 0, self.high.clamp(min=0), self.high)
         sign = _signs(self.cells.n_cells, middle)
-        origin = -self.cells.centre / self.cells.scale  # t of x = 0
+        origin = -self.cells.center / self.cells.scale  # t of x = 0
         in_cell = first / counts.clamp(min=1)
         t = sign * (middle + in_cell - 1)
         mean = ((counts * t).sum(1) + zeros * origin) / self.n_rows
@@ -298,12 +195,12 @@ class FeatureSketch:
         constant = low == high
         scale = self.cells.scale
         return Statistics(
-            mean=torch.where(constant, low, self.cells.centre + scale * mean),
+            mean=torch.where(constant, low, self.cells.center + scale * mean),
             std=torch.where(constant, 0.0, scale * variance.sqrt()),
             low=low,
             high=high,
             # The zeros' t are 0, since events are of maps about 0. Not about the mean, which may be a single row's.
-            centre=torch.where(constant, low, self.cells.centre),
+            center=torch.where(constant, low, self.cells.center),
             class_sums=torch.where(constant[:, None], 0.0, scale[:, None] * self.class_sums),
             resolved=constant | (variance.sqrt() > _RESOLVED),
         )
@@ -330,10 +227,10 @@ class FeatureSketch:
             [power / counts.clamp(min=1) / half**k for k, power in enumerate(powers, 1)], nodes
         )
         groups = self.n_classes if by_class else 1
-        centre = self.cells.centre.repeat_interleave(groups)[:, None]
+        center = self.cells.center.repeat_interleave(groups)[:, None]
         scale = self.cells.scale.repeat_interleave(groups)[:, None]
         # One more of each, for the zeros.
-        values = centre + scale * (sign * (middle + half * at - 1))
+        values = center + scale * (sign * (middle + half * at - 1))
         mean = values[0] if nodes == 1 else (values * share).sum(0)
         none = torch.zeros_like(zeros)[:, None]
         return Points(
@@ -349,7 +246,7 @@ class FeatureSketch:
 
     def _reach(self) -> Tensor:
         """|t| + 1 of the farthest value (features,): how far the open cells, and no others, go."""
-        farthest = torch.maximum((self.high - self.cells.centre).abs(), (self.low - self.cells.centre).abs())
+        farthest = torch.maximum((self.high - self.cells.center).abs(), (self.low - self.cells.center).abs())
         return torch.where(farthest.isfinite(), farthest / self.cells.scale + 1, 0.0)
 
     def _count(self, labels: Tensor) -> None:
@@ -362,7 +259,7 @@ class FeatureSketch:
 
 @dataclass(frozen=True)
 class Statistics:
-    """Of the rows of each feature, float64 (features,); `class_sums` (features, classes) are sums of x less the `centre`.
+    """Of the rows of each feature, float64 (features,); `class_sums` (features, classes) are sums of x less the `center`.
 
     A constant feature's std is exactly 0. What is not `resolved`, bool, has a spread too small for its cells.
     """
@@ -371,18 +268,19 @@ class Statistics:
     std: Tensor
     low: Tensor
     high: Tensor
-    centre: Tensor
+    center: Tensor
     class_sums: Tensor
     resolved: Tensor
 
 
-def _ranges(stop: int, width: int) -> Iterator[slice]:
+def ranges(stop: int, width: int) -> Iterator[slice]:
+    """0 to `stop` in slices of `width`, the last of what is left."""
     for start in range(0, stop, width):
         yield slice(start, min(start + width, stop))
 
 
 def _signs(n_cells: int, like: Tensor) -> Tensor:
-    """1 for the cells above the centre, -1 for those below: float64 (n_cells,)."""
+    """1 for the cells above the center, -1 for those below: float64 (n_cells,)."""
     sign = torch.ones(n_cells, dtype=like.dtype, device=like.device)
     sign[n_cells // 2 :] = -1
     return sign
@@ -410,12 +308,12 @@ def _gauss(moments: list[Tensor], nodes: int) -> tuple[Tensor, Tensor, Tensor]:
     second = fourth - skew * skew - 1
     three = second > 1e-10 * (fourth.abs() + 1)
     second = torch.where(three, second, 1.0)
-    centre = (fifth - 2 * skew * fourth + skew**3) / second
+    center = (fifth - 2 * skew * fourth + skew**3) / second
     jacobi = m.new_zeros(*m.shape, 3, 3)
     jacobi[..., 0, 1] = jacobi[..., 1, 0] = 1
     jacobi[..., 1, 1] = skew
     jacobi[..., 1, 2] = jacobi[..., 2, 1] = torch.where(three, second.sqrt(), 0.0)
-    jacobi[..., 2, 2] = torch.where(three, centre, 0.0)
+    jacobi[..., 2, 2] = torch.where(three, center, 0.0)
     jacobi[variance == 0] = 0
     parts = [torch.linalg.eigh(part) for part in torch.split(jacobi.flatten(0, -3), _MATRICES)]
     y = torch.cat([values for values, _ in parts]).view(*m.shape, 3)
