@@ -6,8 +6,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from assay import freshness
 from assay.configuration import ConfigLoader
 from assay.parameters import DictionaryParameters, Parameters, parse_parameters
+from assay.parameters.fields import OPERATIONAL, SELECTS, Section
+from assay.pipelines import fitting
 
 CONF = Path(__file__).parents[1] / "conf"
 SHARDS = {"fit": "a", "val": "b", "probe_train": "c", "probe_val": "d"}
@@ -220,3 +223,22 @@ def test_a_dictionarys_name_is_that_of_a_file_and_no_baselines(name):
 
 def test_every_option_of_a_dictionary_says_what_it_is():
     assert all(field.description for field in DictionaryParameters.model_fields.values())
+
+
+def test_what_a_parameter_changes_is_said_on_its_field():
+    """As it was when results were last made again for it: a field that changes results must not be left out of their fingerprints."""
+    assert {"params:device"} == freshness.UNHASHED
+    assert {name: fields for name, fields in freshness.SHAPING.items() if fields} == {
+        "params:kmeans": {"encodings", "sparsity", "checkpoint_steps", "checkpoint_minutes", "seed", "more_seeds"},
+        "params:pca": {"topk", "checkpoint_steps", "checkpoint_minutes"},
+        "params:probe": {"slab_features"},
+    }
+    assert {name: freshness.SHAPING[f"params:{name}"] for name in ("kmeans", "pca")} == fitting.NOT_FITTED
+
+
+def test_every_field_is_described():
+    for section in (Parameters, *(each for each in Section.__subclasses__() if each is not Parameters)):
+        for name, field in section.model_fields.items():
+            nested = isinstance(field.annotation, type) and issubclass(field.annotation, Section)
+            assert nested or field.description, f"{section.__name__}.{name}"
+            assert field.json_schema_extra in (None, OPERATIONAL, SELECTS), f"{section.__name__}.{name}"

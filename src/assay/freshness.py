@@ -25,19 +25,20 @@ from pydantic import BaseModel
 from assay.io.datasets import CodesDataset
 from assay.io.publish import publish_file
 from assay.io.records import Record, Records
+from assay.parameters import Parameters, changing_no_result
 
 FORMAT = 12
 """Raised whenever the same inputs and parameters would give other results: everything older is then made again."""
 
-UNHASHED = frozenset({"params:device"})
-"""Inputs that choose where the work is done, not what it is."""
+UNHASHED = frozenset(f"params:{name}" for name in changing_no_result(Parameters))
+"""Parameters that choose where the work is done, not what it is."""
 
 SHAPING = {
-    "params:kmeans": {"encodings", "sparsity", "checkpoint_steps", "checkpoint_minutes", "seed", "more_seeds"},
-    "params:pca": {"topk", "checkpoint_steps", "checkpoint_minutes"},
-    "params:probe": {"slab_features"},
+    f"params:{name}": changing_no_result(field.annotation)
+    for name, field in Parameters.model_fields.items()
+    if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
 }
-"""Parameters that change no result: they say which nodes there are, each bound to its own part of them, or how often to save."""
+"""Of each section the parameters that change no result: they say which nodes there are, or how often to save."""
 
 FOLDER = Path("data/.fingerprints")
 

@@ -1,1 +1,56 @@
-"""Estimators, probes and metrics on tensors: no files, no pipelines, so that it also runs alone on a GPU machine."""
+"""Estimators, dictionaries, probes and metrics on tensors: no files, no pipelines, so that it also runs alone on a GPU machine."""
+
+from assay.numerics.codes import Codes, SelectedCodes, TensorCodes, TopKCodes, densify, measure_l0, sparsify
+from assay.numerics.dictionary import Centers, Components, Dictionary, open_dictionary
+from assay.numerics.errors import ErrorSums, sum_errors
+from assay.numerics.kmeans import MiniBatchKMeans, NearestCenters, kmeans_plus_plus
+from assay.numerics.moments import StreamingMoments, standardize, unstandardize
+from assay.numerics.pca import StreamingPCA, top_k
+from assay.numerics.probe import (
+    Certificate,
+    CertificateError,
+    LogisticProbe1d,
+    certify_probes,
+    fit_probes,
+    judge_probes,
+)
+from assay.numerics.ranking import purity_at_k
+from assay.numerics.sae import SparseAutoencoder
+from assay.numerics.scores import ClassScores, Judgement, Scores, best_features, score_encoding
+
+__all__ = [
+    "Centers",
+    "Certificate",
+    "CertificateError",
+    "ClassScores",
+    "Codes",
+    "Components",
+    "Dictionary",
+    "ErrorSums",
+    "Judgement",
+    "LogisticProbe1d",
+    "MiniBatchKMeans",
+    "NearestCenters",
+    "Scores",
+    "SelectedCodes",
+    "SparseAutoencoder",
+    "StreamingMoments",
+    "StreamingPCA",
+    "TensorCodes",
+    "TopKCodes",
+    "best_features",
+    "certify_probes",
+    "densify",
+    "fit_probes",
+    "judge_probes",
+    "kmeans_plus_plus",
+    "measure_l0",
+    "open_dictionary",
+    "purity_at_k",
+    "score_encoding",
+    "sparsify",
+    "standardize",
+    "sum_errors",
+    "top_k",
+    "unstandardize",
+]

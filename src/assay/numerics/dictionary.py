@@ -136,13 +136,13 @@ class Components:
     The error of the k largest is what all components leave plus the squares of those that are dropped. To go with values that are rounded
     it has the squares of rounded ones, too: then the error at a smaller k follows from the values that were kept.
 
+    Raises ValueError unless k is 1 to the number of components, and for a k of whitened coefficients, whose squares are no errors.
+
     Parameters
     ----------
     state: `StreamingPCA.state_dict`.
     k: the coefficients of largest magnitude that a code keeps, by falling magnitude, ties to the lower index; None: all, dense.
     ks: numbers of coefficients that reconstructions are measured with; by default k, or all.
-
-    Raises ValueError unless k is 1 to the number of components, and for a k of whitened coefficients, whose squares are no errors.
     """
 
     zero_is_far = False

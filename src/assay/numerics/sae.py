@@ -65,6 +65,9 @@ def check_names(shapes: Mapping[str, Sequence[int]]) -> None:
 class SparseAutoencoder:
     """An autoencoder of n features on tokens of d dimensions.
 
+    Raises ValueError for tensors that are missing, unknown or disagree, that stand there twice and differ, that are no floating-point
+    numbers, or hold NaN or infinity.
+
     Parameters
     ----------
     tensors: under any of `NAMES`; `b_enc` may be missing, and `threshold` but where the activation needs it.
@@ -73,9 +76,6 @@ class SparseAutoencoder:
     input_bias: `b_dec`, taken off the tokens before they are encoded, or `none`.
     mean, std: (d,), where it was trained on raw activations: tokens are taken back to them, x = x~ std + mean, and the
         reconstruction is standardised again.
-
-    Raises ValueError for tensors that are missing, unknown or disagree, that stand there twice and differ, that are no floating-point
-    numbers, or hold NaN or infinity.
     """
 
     format: Format = "sparse"

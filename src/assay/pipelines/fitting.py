@@ -13,6 +13,7 @@ from torch import Tensor
 from assay.io.checkpoints import Checkpoints
 from assay.io.shards import Shards
 from assay.io.tensors import fingerprint_tensors
+from assay.parameters import KMeansParameters, PCAParameters, changing_no_result
 from assay.pipelines.stopping import fit_in_progress, stop_is_asked
 
 logger = logging.getLogger(__name__)
@@ -20,11 +21,8 @@ logger = logging.getLogger(__name__)
 FORMAT = 3
 """Raised whenever a fit would go on otherwise than the one that saved the checkpoint."""
 
-NOT_FITTED = {
-    "kmeans": {"encodings", "sparsity", "checkpoint_steps", "checkpoint_minutes", "more_seeds"},
-    "pca": {"topk", "checkpoint_steps", "checkpoint_minutes"},
-}
-"""Parameters of a method that do not change its fit."""
+NOT_FITTED = {"kmeans": changing_no_result(KMeansParameters), "pca": changing_no_result(PCAParameters)}
+"""Parameters of a method that do not change its fit; its seed is bound to its node."""
 
 clock = time.monotonic
 """Seconds."""

@@ -183,7 +183,7 @@ def _open(
 def _made_with(kind: Kind, parameters: Any) -> dict[str, Any]:
     if isinstance(kind, DictionaryParameters):
         return kind.model_dump(mode="json")
-    made_with: dict[str, Any] = parameters.model_dump(mode="json", exclude=NOT_FITTED[kind.family] | {"seed"})
+    made_with: dict[str, Any] = parameters.model_dump(mode="json", exclude=set(NOT_FITTED[kind.family]))
     return made_with
 
 

@@ -57,7 +57,7 @@ def fit_kmeans(
         shards=shards,
         layer=layer,
         statistics=statistics,
-        parameters=parameters.model_dump(mode="json", exclude=NOT_FITTED["kmeans"]) | {"seed": seed},
+        parameters=parameters.model_dump(mode="json", exclude=set(NOT_FITTED["kmeans"])) | {"seed": seed},
     )
 
     held = hold_layer(

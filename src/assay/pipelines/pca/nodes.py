@@ -37,7 +37,7 @@ def fit_pca(
         shards=shards,
         layer=layer,
         statistics=statistics,
-        parameters=parameters.model_dump(mode="json", exclude=NOT_FITTED["pca"]),
+        parameters=parameters.model_dump(mode="json", exclude=set(NOT_FITTED["pca"])),
     )
     step = fit.resume()
     tokens = standardized_tokens(

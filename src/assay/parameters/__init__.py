@@ -1,0 +1,34 @@
+"""Every parameter of a run: its unit, its default, what it may be, and what a change of it changes."""
+
+from assay.parameters.dictionaries import DictionaryParameters
+from assay.parameters.digits import DigitsParameters
+from assay.parameters.faults import parse_parameters, text_or_null
+from assay.parameters.fields import NUMBER, DictionaryName, changing_no_result
+from assay.parameters.images import ImagesParameters
+from assay.parameters.stages import (
+    KMeansParameters,
+    PCAParameters,
+    ProbeParameters,
+    ShardsParameters,
+    SparsityParameters,
+    StandardizeParameters,
+)
+from assay.parameters.whole import Parameters
+
+__all__ = [
+    "NUMBER",
+    "DictionaryName",
+    "DictionaryParameters",
+    "DigitsParameters",
+    "ImagesParameters",
+    "KMeansParameters",
+    "PCAParameters",
+    "Parameters",
+    "ProbeParameters",
+    "ShardsParameters",
+    "SparsityParameters",
+    "StandardizeParameters",
+    "changing_no_result",
+    "parse_parameters",
+    "text_or_null",
+]

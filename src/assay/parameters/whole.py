@@ -1,0 +1,45 @@
+"""Every parameter of a run: its unit, its default and what it may be, in one place.
+
+The YAML in ``conf/`` and ``--params`` on the command line only override what stands here. Everything is checked before any
+work starts; an unknown name is an error that says which names there are.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, PositiveInt
+
+from assay.parameters.dictionaries import DictionaryParameters
+from assay.parameters.digits import DigitsParameters
+from assay.parameters.fields import OPERATIONAL, Choices, DictionaryName, Layer, Section
+from assay.parameters.images import ImagesParameters
+from assay.parameters.stages import (
+    KMeansParameters,
+    PCAParameters,
+    ProbeParameters,
+    ShardsParameters,
+    StandardizeParameters,
+)
+
+
+class Parameters(Section):
+    """All parameters of a run."""
+
+    layers: Choices[Layer] = Field(description="block numbers, as the shards name them: -2 if they say -2")
+    latent_topk: PositiveInt | None = Field(
+        None, description="K of the codes that the `pca` pipeline leaves; null: dense codes"
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="where tensors live; auto: cuda where there is one", json_schema_extra=OPERATIONAL
+    )
+    shards: ShardsParameters = Field(description="fit, val, probe_train and probe_val, the four shard folders")
+    standardize: StandardizeParameters = StandardizeParameters()
+    kmeans: KMeansParameters = KMeansParameters()
+    pca: PCAParameters = PCAParameters()
+    probe: ProbeParameters = ProbeParameters()
+    dictionaries: dict[DictionaryName, DictionaryParameters] = Field(
+        {}, description="other dictionaries for the same table, by the name that they have there"
+    )
+    images: ImagesParameters = ImagesParameters()
+    digits: DigitsParameters = DigitsParameters()
