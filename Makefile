@@ -6,7 +6,7 @@ export KEDRO_DISABLE_TELEMETRY = true
 export MLFLOW_DISABLE_TELEMETRY = true
 export NO_MKDOCS_2_WARNING = 1
 
-.PHONY: install run test settings lint docs bench gpu-bundle format clean
+.PHONY: install run test test-fast settings lint docs bench gpu-bundle format clean
 
 install: .venv/.installed
 
@@ -23,6 +23,10 @@ run: install
 test: install lint
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses=auto --dist=loadfile --no-loadscope-reorder # a file a process: its tests share what they have run
 
+# Without whole runs, killed processes and drawn inputs: a minute.
+test-fast: install
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses=auto --dist=loadfile --no-loadscope-reorder -m "not e2e and not crash and not property"
+
 # The numerics' tests under whatever a process may set torch to.
 settings: install
 	for setting in float64 bfloat16 autocast inference deterministic medium 1-thread 4-threads; do \
@@ -33,6 +37,7 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/typos
 
 # The site, into build/site-docs; a warning is an error.
 docs: install

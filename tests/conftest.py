@@ -6,6 +6,7 @@ What not every machine has is imported where it is used: tests that want a GPU r
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -29,9 +30,20 @@ LONG = ("test_command_line.py", "test_two_at_once.py", "test_whole_runs.py")
 """Files that start many whole runs."""
 
 
+WHOLE_RUNS = (*LONG, "test_notebooks.py", "test_benchmarks.py", "test_gpu_benchmark.py", "test_pretended_cuda.py")
+"""Files whose tests run the project's commands as a user would."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Long files first: a process that took one last would be waited for. And no test that wants a GPU where there is none."""
     items.sort(key=lambda item: item.path.name not in LONG)
+    for item in items:
+        if item.path.name in WHOLE_RUNS:
+            item.add_marker(pytest.mark.e2e)
+        if re.search(r"kill|sigterm|signal|interrupt|broken_off|crash", item.name):
+            item.add_marker(pytest.mark.crash)
+        if item.get_closest_marker("hypothesis"):
+            item.add_marker(pytest.mark.property)
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("gpu"):

@@ -230,3 +230,10 @@ def test_the_command_that_makes_labels_right_is_printed_in_one_piece(shards: Pat
     ended = run("shards", "verify", shards)
     assert ended.exit_code == 0
     assert f"assay labels {shards} --masks MASKS --patch-size PIXELS --out {out} --force" in ended.output
+
+
+def test_python_m_assay_is_the_command():
+    ended = subprocess.run([sys.executable, "-m", "assay", "--help"], capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert "labels" in ended.stdout
+    assert "shards" in ended.stdout

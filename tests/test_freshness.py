@@ -19,7 +19,7 @@ from kedro.pipeline.node import Node
 from kedro.runner import SequentialRunner, ThreadRunner
 from kedro_datasets.json import JSONDataset
 
-from assay import freshness, work
+from assay import fingerprints, freshness, work
 from assay.freshness import Freshness
 from assay.io.checkpoints import Checkpoints
 from assay.io.datasets import CheckpointsDataset
@@ -205,7 +205,7 @@ def test_parameters_that_only_shape_the_pipeline_are_left_to_the_nodes_they_shap
     )
     project.settings["params:pca"] = PCAParameters(topk=(1, 4, 16))
     assert project.stale() == set()
-    for section, names in freshness.SHAPING.items():
+    for section, names in fingerprints.SHAPING.items():
         assert names < type(SETTINGS[section]).model_fields.keys()
 
 
@@ -217,7 +217,7 @@ def test_a_node_bound_to_other_values_is_stale(project):
 
 
 def test_a_raised_format_makes_everything_stale(project, monkeypatch):
-    monkeypatch.setattr(freshness, "FORMAT", freshness.FORMAT + 1)
+    monkeypatch.setattr(fingerprints, "FORMAT", fingerprints.FORMAT + 1)
     assert project.stale() == {node.name for node in PIPELINE.nodes}
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from assay import freshness
+from assay import fingerprints
 from assay.configuration import ConfigLoader
 from assay.parameters import DictionaryParameters, Parameters, parse_parameters
 from assay.parameters.fields import OPERATIONAL, SELECTS, Section
@@ -227,13 +227,13 @@ def test_every_option_of_a_dictionary_says_what_it_is():
 
 def test_what_a_parameter_changes_is_said_on_its_field():
     """As it was when results were last made again for it: a field that changes results must not be left out of their fingerprints."""
-    assert {"params:device"} == freshness.UNHASHED
-    assert {name: fields for name, fields in freshness.SHAPING.items() if fields} == {
+    assert {"params:device"} == fingerprints.UNHASHED
+    assert {
         "params:kmeans": {"encodings", "sparsity", "checkpoint_steps", "checkpoint_minutes", "seed", "more_seeds"},
         "params:pca": {"topk", "checkpoint_steps", "checkpoint_minutes"},
         "params:probe": {"slab_features"},
-    }
-    assert {name: freshness.SHAPING[f"params:{name}"] for name in ("kmeans", "pca")} == fitting.NOT_FITTED
+    } == fingerprints.SHAPING
+    assert {name: fingerprints.SHAPING[f"params:{name}"] for name in ("kmeans", "pca")} == fitting.NOT_FITTED
 
 
 def test_every_field_is_described():

@@ -1,55 +1,35 @@
 """What is up to date, and where it lies: a fingerprint for every result, known before anything is made.
 
-The fingerprint of a result is a hash over the node that makes it (its name and what its function is bound to), the values of
-its parameters, the fingerprints of its inputs down to the shards, and the format version. Results of different fingerprints lie in
-different places, so those of one setting never meet another's: nothing is loaded because it is the newest. A record says where the
+Results of different fingerprints (`fingerprints.py`) lie in different places, so those of one setting never meet another's: nothing is
+loaded because it is the newest. A record says where the
 result of a fingerprint lies and what its bytes were, and is written when they have been saved whole. A node is run again
 when one of its results has no record for the fingerprint that is wanted, or is not as its record says.
 """
 
 from __future__ import annotations
 
-import functools
 import hashlib
-import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from kedro.io import AbstractVersionedDataset, DataCatalog, DatasetError, Version
+from kedro.io import AbstractVersionedDataset, DataCatalog, Version
 from kedro.io.core import generate_timestamp
 from kedro.pipeline import Pipeline
 from kedro.pipeline.node import Node
-from pydantic import BaseModel
 
+from assay.fingerprints import UNKNOWN, Fingerprints, is_parameter
 from assay.io.datasets import CodesDataset
 from assay.io.publish import publish_file
 from assay.io.records import Record, Records
-from assay.parameters import Parameters, changing_no_result
-
-FORMAT = 12
-"""Raised whenever the same inputs and parameters would give other results: everything older is then made again."""
-
-UNHASHED = frozenset(f"params:{name}" for name in changing_no_result(Parameters))
-"""Parameters that choose where the work is done, not what it is."""
-
-SHAPING = {
-    f"params:{name}": changing_no_result(field.annotation)
-    for name, field in Parameters.model_fields.items()
-    if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
-}
-"""Of each section the parameters that change no result: they say which nodes there are, or how often to save."""
 
 FOLDER = Path("data/.fingerprints")
 
 VERSIONS = ".versions"
 """Beside a file whose path people point at: the folder of what was ever published there."""
 
-UNKNOWN = "unknown"
-"""The version of what cannot be told, because its sources cannot be read. There is none of that name."""
 
-
-class Freshness:
+class Freshness(Fingerprints):
     """The results of a project under the configuration in force: what they are to be, what of them is there, and where.
 
     Args:
@@ -69,13 +49,10 @@ class Freshness:
         timestamp: str | None = None,
     ) -> None:
         self.project = project
-        self.catalog = catalog
+        super().__init__(catalog, pipeline, load_versions)
         self.records = Records(project / FOLDER)
-        self.made_by = {output: node for node in pipeline.nodes for output in node.outputs}
-        self._wanted: dict[str, str] = {}
         self._versions: dict[str, str] = {}
         self._published: dict[str, Path] = {}
-        self._pinned = load_versions or {}
         self._timestamp = timestamp or generate_timestamp()
 
     def stale(self, pipeline: Pipeline) -> Pipeline:
@@ -99,7 +76,7 @@ class Freshness:
         """
         self._check_pinned(pipeline)
         for name in sorted(pipeline.inputs()):
-            if _is_parameter(name) or name in self._pinned:
+            if is_parameter(name) or name in self._pinned:
                 continue
             maker = self.made_by.get(name)
             if maker is None and not self.catalog.exists(name):
@@ -157,13 +134,6 @@ class Freshness:
         if record is not None and record.version is not None and not renewed and self.is_current(name):
             return record.version
         return wanted if wanted == UNKNOWN else f"{self._timestamp}.{wanted[:8]}"
-
-    def _told(self, name: str) -> str:
-        """The fingerprint of a result, or that it cannot be told: whoever needs it is told why elsewhere."""
-        try:
-            return self.fingerprint(name)
-        except (ValueError, OSError, DatasetError):
-            return UNKNOWN
 
     def publish(self, names: Collection[str]) -> None:
         """Put those of the results whose paths people point at in place, each whole; withdraw those that these settings do not have."""
@@ -257,10 +227,6 @@ class Freshness:
                 " it, and the next run makes it again"
             )
 
-    def is_kept(self, name: str) -> bool:
-        """Whether a result is more than memory."""
-        return self._kept(name) is not None
-
     def is_current(self, name: str) -> bool:
         """Whether a result is there, as its record says, for the fingerprint that is wanted."""
         record = self._record(name)
@@ -280,48 +246,10 @@ class Freshness:
             return False
         return stat.st_mtime_ns == record.mtime_ns or _content_of(dataset, path) == record.content
 
-    def fingerprint(self, name: str) -> str:
-        """The fingerprint that ``name`` has when it is made from the inputs and parameters as they are now."""
-        if name in self._pinned:
-            return f"version {self._pinned[name]}"
-        if name not in self._wanted:
-            self._wanted[name] = self._compute(name)
-        return self._wanted[name]
-
-    def _compute(self, name: str) -> str:
-        if name in UNHASHED:
-            return ""
-        if _is_parameter(name):
-            values = _plain(self.catalog.load(name))
-            return _digest({key: values[key] for key in values.keys() - SHAPING[name]} if name in SHAPING else values)
-        if name in self.made_by:
-            made = self._of_node(self.made_by[name])
-            dataset = self._kept(name)
-            # Codes that are rounded as they are saved are not those of the node.
-            rounded = isinstance(dataset, CodesDataset) and dataset.dtype != "float32"
-            return _digest([made, dataset.dtype]) if rounded else made
-        if not self.catalog.exists(name):
-            return "missing"
-        source: Any = self.catalog.get(name)
-        try:
-            return str(source.fingerprint())
-        except DatasetError as error:
-            raise ValueError(f"`{name}` cannot be read: {error.__cause__ or error}") from error
-
-    def _of_node(self, node: Node) -> str:
-        bound = node.func.keywords if isinstance(node.func, functools.partial) else {}
-        inputs = {source: self.fingerprint(source) for source in node.inputs}
-        return _digest({"format": FORMAT, "node": node.name, "bound": bound, "inputs": inputs})
-
     def _record(self, name: str) -> Record | None:
         if name not in self._pinned:
             return self.records.read(name, self.fingerprint(name))
         return next((found for found in self.records.of_name(name) if found.version == self._pinned[name]), None)
-
-    def _kept(self, name: str) -> Any:
-        """The dataset of a result that is more than memory."""
-        dataset = self.catalog.get(name) if name in self.catalog else None
-        return None if type(dataset).__name__ == "MemoryDataset" else dataset
 
     def _is_fixed(self, name: str) -> bool:
         """Whether a result has one place for all settings."""
@@ -342,10 +270,6 @@ class Freshness:
         return Path(dataset.folder if isinstance(dataset, CodesDataset) else dataset._filepath)
 
 
-def _is_parameter(name: str) -> bool:
-    return name == "parameters" or name.startswith("params:")
-
-
 def _bytes_of(path: Path) -> bytes | None:
     return path.read_bytes() if path.is_file() else None
 
@@ -362,11 +286,3 @@ def _content_of(dataset: Any, path: Path) -> str | None:
         return str(dataset.fingerprint()) if hasattr(dataset, "fingerprint") else None
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _plain(value: Any) -> Any:
-    return value.model_dump(mode="json") if isinstance(value, BaseModel) else value
-
-
-def _digest(plain: Any) -> str:
-    return hashlib.sha256(json.dumps(plain, sort_keys=True, default=str).encode()).hexdigest()

@@ -223,7 +223,7 @@ class Images:
 
 
 def write_images(folder: Path, pixels: npt.NDArray[np.uint8]) -> None:
-    """Write grey images, uint8 (n, height, width), as PNGs whose names are in their order."""
+    """Write grey images, uint8 (n, height, width), as PNG files whose names are in their order."""
     for number, image in enumerate(pixels):
         Image.fromarray(image).save(folder / f"{number:06d}.png")
 

@@ -1,0 +1,117 @@
+"""Fingerprints: what a result is to be, known before anything is made.
+
+The fingerprint of a result is a hash over the node that makes it (its name and what its function is bound to), the values of its
+parameters, the fingerprints of its inputs down to the shards, and the format version.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from kedro.io import DataCatalog, DatasetError
+from kedro.pipeline import Pipeline
+from kedro.pipeline.node import Node
+from pydantic import BaseModel
+
+from assay.io.datasets import CodesDataset
+from assay.parameters import Parameters, changing_no_result
+
+FORMAT = 12
+"""Raised whenever the same inputs and parameters would give other results: everything older is then made again."""
+
+UNHASHED = frozenset(f"params:{name}" for name in changing_no_result(Parameters))
+"""Parameters that choose where the work is done, not what it is."""
+
+SHAPING = {
+    f"params:{name}": names
+    for name, field in Parameters.model_fields.items()
+    if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
+    if (names := changing_no_result(field.annotation))
+}
+"""Of each section the parameters that change no result: they say which nodes there are, or how often to save."""
+
+UNKNOWN = "unknown"
+"""The version of what cannot be told, because its sources cannot be read. There is none of that name."""
+
+
+class Fingerprints:
+    """The fingerprints of the results of a pipeline under the configuration in force.
+
+    Args:
+        catalog: the datasets.
+        pipeline: every node there is, so that inputs can be followed to their sources.
+        load_versions: versions that are asked for by the datasets' names, whatever they were made from.
+    """
+
+    def __init__(
+        self, catalog: DataCatalog, pipeline: Pipeline, load_versions: Mapping[str, str] | None = None
+    ) -> None:
+        self.catalog = catalog
+        self.made_by = {output: node for node in pipeline.nodes for output in node.outputs}
+        self._wanted: dict[str, str] = {}
+        self._pinned = load_versions or {}
+
+    def fingerprint(self, name: str) -> str:
+        """The fingerprint that ``name`` has when it is made from the inputs and parameters as they are now."""
+        if name in self._pinned:
+            return f"version {self._pinned[name]}"
+        if name not in self._wanted:
+            self._wanted[name] = self._compute(name)
+        return self._wanted[name]
+
+    def _compute(self, name: str) -> str:
+        if name in UNHASHED:
+            return ""
+        if is_parameter(name):
+            values = _plain(self.catalog.load(name))
+            return _digest({key: values[key] for key in values.keys() - SHAPING[name]} if name in SHAPING else values)
+        if name in self.made_by:
+            made = self._of_node(self.made_by[name])
+            dataset = self._kept(name)
+            # Codes that are rounded as they are saved are not those of the node.
+            rounded = isinstance(dataset, CodesDataset) and dataset.dtype != "float32"
+            return _digest([made, dataset.dtype]) if rounded else made
+        if not self.catalog.exists(name):
+            return "missing"
+        source: Any = self.catalog.get(name)
+        try:
+            return str(source.fingerprint())
+        except DatasetError as error:
+            raise ValueError(f"`{name}` cannot be read: {error.__cause__ or error}") from error
+
+    def _of_node(self, node: Node) -> str:
+        bound = node.func.keywords if isinstance(node.func, functools.partial) else {}
+        inputs = {source: self.fingerprint(source) for source in node.inputs}
+        return _digest({"format": FORMAT, "node": node.name, "bound": bound, "inputs": inputs})
+
+    def _told(self, name: str) -> str:
+        """The fingerprint of a result, or that it cannot be told: whoever needs it is told why elsewhere."""
+        try:
+            return self.fingerprint(name)
+        except (ValueError, OSError, DatasetError):
+            return UNKNOWN
+
+    def is_kept(self, name: str) -> bool:
+        """Whether a result is more than memory."""
+        return self._kept(name) is not None
+
+    def _kept(self, name: str) -> Any:
+        """The dataset of a result that is more than memory."""
+        dataset = self.catalog.get(name) if name in self.catalog else None
+        return None if type(dataset).__name__ == "MemoryDataset" else dataset
+
+
+def is_parameter(name: str) -> bool:
+    return name == "parameters" or name.startswith("params:")
+
+
+def _plain(value: Any) -> Any:
+    return value.model_dump(mode="json") if isinstance(value, BaseModel) else value
+
+
+def _digest(plain: Any) -> str:
+    return hashlib.sha256(json.dumps(plain, sort_keys=True, default=str).encode()).hexdigest()
