@@ -22,7 +22,8 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from assay.numerics.codes import Batch, ComputedCodes, TensorCodes
+from assay.codes import Batch
+from assay.numerics.codes import ComputedCodes, TensorCodes
 from assay.numerics.probe import LogisticProbe1d
 from assay.numerics.probe.logistic import PairLosses, minimize, penalized, slab_of_rows
 from assay.numerics.ranking import count_classes

@@ -13,7 +13,8 @@ import torch
 from common import Run
 from torch import Tensor
 
-from assay.numerics.codes import Batch, ComputedCodes
+from assay.codes import Batch
+from assay.numerics.codes import ComputedCodes
 from assay.numerics.kmeans.estimator import MiniBatchKMeans
 from assay.numerics.pca import StreamingPCA
 from assay.numerics.probe import LogisticProbe1d

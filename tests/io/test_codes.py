@@ -27,8 +27,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from assay.codes import Codes, Format
 from assay.io.codes import StoredCodes, write_codes
-from assay.io.codes.layout import TORCH_DTYPES, Codes, Dtype, Format
+from assay.io.codes.layout import TORCH_DTYPES, Dtype
 from assay.io.codes.writer import KEPT
 from assay.numerics.codes import SelectedCodes
 

@@ -21,9 +21,9 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
+from assay.codes import Format
 from assay.io import datasets as module
 from assay.io.codes import StoredCodes
-from assay.io.codes.layout import Format
 from assay.io.datasets import (
     CheckpointsDataset,
     CodesDataset,

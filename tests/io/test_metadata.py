@@ -24,8 +24,8 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from assay.codes import Format
 from assay.io.codes import write_codes
-from assay.io.codes.layout import Format
 from assay.io.shards import Shards, write_shards
 from assay.io.shards.labels import PatchLabels, publish_labels
 from assay.io.shards.metadata import Metadata

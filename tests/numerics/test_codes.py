@@ -133,12 +133,6 @@ def test_a_tensor_is_dense_codes_of_float32():
     assert as_codes(codes) is codes
 
 
-def test_provenance_is_kept_and_empty_by_default():
-    stream = TensorCodes(torch.ones(1, 1, dtype=torch.float32)).batches
-    assert ComputedCodes("dense", 1, 1, 1, stream).provenance == {}
-    assert ComputedCodes("dense", 1, 1, 1, stream, provenance={"layer": 3}).provenance == {"layer": 3}
-
-
 @settings(deadline=None, max_examples=60)
 @given(formats, st.integers(1, 12), st.integers(1, 13), st.integers(0, 99), st.booleans(), st.data())
 def test_a_pass_from_any_row_on_is_the_rest_of_a_whole_one(code_format, n_rows, batch_size, seed, selected, data):

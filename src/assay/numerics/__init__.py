@@ -1,6 +1,7 @@
 """Estimators, dictionaries, probes and metrics on tensors: no files, no pipelines, so that it also runs alone on a GPU machine."""
 
-from assay.numerics.codes import Codes, SelectedCodes, TensorCodes, TopKCodes, densify, measure_l0, sparsify
+from assay.codes import Codes
+from assay.numerics.codes import SelectedCodes, TensorCodes, TopKCodes, densify, measure_l0, sparsify
 from assay.numerics.dictionary import Centers, Components, Dictionary, open_dictionary
 from assay.numerics.errors import ErrorSums, sum_errors
 from assay.numerics.kmeans import MiniBatchKMeans, NearestCenters, kmeans_plus_plus

@@ -11,36 +11,13 @@ Any other key rides along: its first dimension is the batch's. Encoders add `err
 reconstruction error.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Literal, Protocol
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
+from assay.codes import Batch, Codes, Format
 from assay.numerics.isolation import isolated
-
-Format = Literal["dense", "sparse", "onehot"]
-Batch = dict[str, Tensor]
-
-
-class Codes(Protocol):
-    """Codes of `n_rows` rows over `n_features` features, wherever they come from."""
-
-    @property
-    def format(self) -> Format: ...
-
-    @property
-    def n_rows(self) -> int: ...
-
-    @property
-    def n_features(self) -> int: ...
-
-    @property
-    def k(self) -> int | None:
-        """Entries a row: n_features dense, 1 one-hot; None where sparse rows vary."""
-
-    def batches(self, batch_size: int, start: int = 0) -> Iterator[Batch]:
-        """A fresh pass over the rows from `start` on, in order, in batches of at most `batch_size` rows."""
 
 
 def count_rows(batch: Batch) -> int:
@@ -133,12 +110,7 @@ class SelectedCodes:
 
 
 class ComputedCodes:
-    """Codes made on the fly: `stream(batch_size, start)` starts a fresh pass over the rows from `start` on, in order.
-
-    `provenance` says where they come from (JSON scalars), for whoever writes them down, and `made_from` what else tells them from
-    others: files that have changed, say. `fallback` makes a sparser form of them, for a disk that is too small. `rounded` makes
-    them with the `error` that goes with values rounded to a dtype; None: it is the same.
-    """
+    """Codes made on the fly: `stream(batch_size, start)` starts a fresh pass over the rows from `start` on, in order."""
 
     def __init__(
         self,
@@ -147,21 +119,12 @@ class ComputedCodes:
         n_features: int,
         k: int | None,
         stream: Callable[[int, int], Iterator[Batch]],
-        *,
-        provenance: Mapping[str, object] | None = None,
-        made_from: str = "",
-        fallback: Callable[[], "ComputedCodes"] | None = None,
-        rounded: Callable[[torch.dtype], "ComputedCodes"] | None = None,
     ) -> None:
         self.format: Format = code_format
         self.n_rows = n_rows
         self.n_features = n_features
         self.k = k
         self.stream = stream
-        self.provenance = provenance or {}
-        self.made_from = made_from
-        self.fallback = fallback
-        self.rounded = rounded
 
     def batches(self, batch_size: int, start: int = 0) -> Iterator[Batch]:
         """A fresh pass."""

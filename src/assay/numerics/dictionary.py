@@ -10,8 +10,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from assay.codes import Batch, Format
 from assay.encodings import Form
-from assay.numerics.codes import Batch, Format, add_squares
+from assay.numerics.codes import add_squares
 from assay.numerics.errors import ErrorSums
 from assay.numerics.isolation import isolated
 from assay.numerics.kmeans.distances import paired_distances

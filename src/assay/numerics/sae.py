@@ -18,7 +18,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from assay.numerics.codes import Batch, Format
+from assay.codes import Batch, Format
 from assay.numerics.errors import ErrorSums, error_sums
 from assay.numerics.isolation import isolated
 from assay.numerics.moments import check_batch, check_mean_std, scale_of

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -12,10 +12,11 @@ from kedro.pipeline import node
 from kedro.pipeline.node import Node
 from torch import Tensor
 
+from assay.codes import Batch, Format
 from assay.encodings import Form
 from assay.io.shards import Shards
 from assay.io.tensors import fingerprint_tensors
-from assay.numerics.codes import Batch, ComputedCodes, sparsify
+from assay.numerics.codes import ComputedCodes, sparsify
 from assay.numerics.dictionary import Dictionary, open_dictionary
 from assay.numerics.errors import sum_errors
 from assay.numerics.sae import SparseAutoencoder
@@ -28,6 +29,29 @@ FORMAT = 2
 
 Kind = Form | DictionaryParameters
 """How a model's tensors are read: as centers or components in a form, or as an autoencoder with these options."""
+
+
+class SourcedCodes(ComputedCodes):
+    """Computed codes that know where they come from, for whoever writes them down: see `assay.io.codes.layout.SourcedCodes`."""
+
+    def __init__(
+        self,
+        code_format: Format,
+        n_rows: int,
+        n_features: int,
+        k: int | None,
+        stream: Callable[[int, int], Iterator[Batch]],
+        *,
+        provenance: Mapping[str, object],
+        made_from: str,
+        fallback: Callable[[], SourcedCodes] | None = None,
+        rounded: Callable[[torch.dtype], SourcedCodes] | None = None,
+    ) -> None:
+        super().__init__(code_format, n_rows, n_features, k, stream)
+        self.provenance = provenance
+        self.made_from = made_from
+        self.fallback = fallback
+        self.rounded = rounded
 
 
 def measure(
@@ -70,7 +94,7 @@ def encode(
     kind: Kind,
     seed: int | None = None,
     sparsity: SparsityParameters | None = None,
-) -> ComputedCodes:
+) -> SourcedCodes:
     """Codes of every content token of a layer, in order, computed as they are read: nothing is done yet when this returns.
 
     Where the catalog gives the codes a folder they are written there, on a disk that is too small with `sparsity`; where it gives them
@@ -98,12 +122,12 @@ def encode(
         "seed": seed,
     }
     codes = functools.partial(
-        ComputedCodes, n_rows=shards.n_tokens, n_features=dictionary.n_features, made_from=made_from(shards)
+        SourcedCodes, n_rows=shards.n_tokens, n_features=dictionary.n_features, made_from=made_from(shards)
     )
     whole = functools.partial(codes, dictionary.format, k=dictionary.k, provenance=provenance)
     encode_rounded = dictionary.encode_rounded
 
-    def rounded(dtype: torch.dtype) -> ComputedCodes:
+    def rounded(dtype: torch.dtype) -> SourcedCodes:
         assert encode_rounded is not None
         return whole(stream=functools.partial(stream, encode=lambda tokens: encode_rounded(tokens, dtype)))
 
@@ -188,11 +212,11 @@ def _made_with(kind: Kind, parameters: Any) -> dict[str, Any]:
 
 
 def _sparser(
-    codes: Callable[..., ComputedCodes],
+    codes: Callable[..., SourcedCodes],
     stream: Callable[[int, int], Iterator[Batch]],
     sparsity: SparsityParameters,
     provenance: dict[str, Any],
-) -> Callable[[], ComputedCodes]:
+) -> Callable[[], SourcedCodes]:
     """What makes the codes with their largest entries only."""
     kept = sparsity.model_dump()
 

@@ -16,7 +16,7 @@ rows vary) or ``onehot``. So the first K entries of the rows of top-K codes are 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol, TypeVar
 
@@ -36,6 +36,7 @@ from pydantic import (
 )
 from torch import Tensor
 
+from assay.codes import Codes, Format
 from assay.io.files import contained_file, read_json_bytes
 from assay.io.shards.metadata import explain
 from assay.io.strict_json import parse_json
@@ -43,7 +44,6 @@ from assay.io.strict_json import parse_json
 SCHEMA = "assay.codes"
 VERSION = 2
 
-Format = Literal["dense", "sparse", "onehot"]
 Dtype = Literal["float32", "float16", "bfloat16"]
 T = TypeVar("T")
 
@@ -61,32 +61,22 @@ VALUES_DTYPES: dict[str, np.dtype[Any]] = {
 TORCH_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
-class Codes(Protocol):
-    """What is written: batches of named tensors in row order, and where they come from (JSON scalars).
+class SourcedCodes(Codes, Protocol):
+    """What is written: codes, and where they come from (JSON scalars).
 
-    ``k`` is how many entries a row has: n_features dense, 1 one-hot, None where sparse rows vary; then a batch is padded to its
-    longest row with value 0. ``made_from`` tells the codes from others of the same provenance, those of files that have changed since,
-    say; it is never written down. ``fallback`` makes a sparser form of the codes, for a disk that is too small for them. ``rounded``
-    makes the codes with the error that goes with values rounded to a dtype; None: it is the same.
+    ``made_from`` tells the codes from others of the same provenance, those of files that have changed since, say; it is never written
+    down. ``fallback`` makes a sparser form of the codes, for a disk that is too small for them. ``rounded`` makes the codes with the
+    error that goes with values rounded to a dtype; None: it is the same.
     """
 
-    @property
-    def format(self) -> Format: ...
-    @property
-    def n_rows(self) -> int: ...
-    @property
-    def n_features(self) -> int: ...
-    @property
-    def k(self) -> int | None: ...
     @property
     def provenance(self) -> Mapping[str, Any]: ...
     @property
     def made_from(self) -> str: ...
     @property
-    def fallback(self) -> Callable[[], Codes] | None: ...
+    def fallback(self) -> Callable[[], SourcedCodes] | None: ...
     @property
-    def rounded(self) -> Callable[[torch.dtype], Codes] | None: ...
-    def batches(self, batch_size: int, start: int = 0) -> Iterator[dict[str, Tensor]]: ...
+    def rounded(self) -> Callable[[torch.dtype], SourcedCodes] | None: ...
 
 
 REMEDY = "encode the patches again"

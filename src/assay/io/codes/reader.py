@@ -15,6 +15,7 @@ import torch
 from pydantic import TypeAdapter
 from torch import Tensor
 
+from assay.codes import Format
 from assay.io.codes.layout import (
     REMEDY,
     SCHEMA,
@@ -23,7 +24,6 @@ from assay.io.codes.layout import (
     CodesMetadata,
     CodesShard,
     Dtype,
-    Format,
     check_numbers,
     check_shard,
     file_name,

@@ -28,10 +28,10 @@ from assay.io.codes.layout import (
     SHARDS,
     TORCH_DTYPES,
     VERSION,
-    Codes,
     CodesMetadata,
     CodesShard,
     Dtype,
+    SourcedCodes,
     check_numbers,
     check_shard,
     file_name,
@@ -50,7 +50,7 @@ Arrays = dict[str, npt.NDArray[Any]]
 
 def write_codes(
     path: Path,
-    codes: Codes,
+    codes: SourcedCodes,
     *,
     batch_size: int,
     rows_per_shard: int = 2**20,
@@ -100,13 +100,13 @@ def write_codes(
         (folder / PROGRESS).unlink(missing_ok=True)
 
 
-def _resume_key(codes: Codes, metadata: CodesMetadata, sizes: dict[str, int]) -> str:
+def _resume_key(codes: SourcedCodes, metadata: CodesMetadata, sizes: dict[str, int]) -> str:
     return json.dumps([metadata.model_dump(mode="json"), codes.made_from, sizes], sort_keys=True)
 
 
 def _choose_form(
-    path: Path, codes: Codes, dtype: Dtype, sizes: dict[str, int], about: Mapping[str, Any]
-) -> tuple[Codes, CodesMetadata]:
+    path: Path, codes: SourcedCodes, dtype: Dtype, sizes: dict[str, int], about: Mapping[str, Any]
+) -> tuple[SourcedCodes, CodesMetadata]:
     """The codes or their sparser form, whichever is the first to fit on the disk."""
     metadata = _describe(codes, dtype, about)
     predicted, free = _predict(codes, metadata, sizes), _free_bytes(path, _resume_key(codes, metadata, sizes))
@@ -123,7 +123,7 @@ def _choose_form(
     return _choose_form(path, sparser, dtype, sizes, about)
 
 
-def _describe(codes: Codes, dtype: Dtype, about: Mapping[str, Any]) -> CodesMetadata:
+def _describe(codes: SourcedCodes, dtype: Dtype, about: Mapping[str, Any]) -> CodesMetadata:
     return CodesMetadata(
         schema_name=SCHEMA,
         version=VERSION,
@@ -136,7 +136,7 @@ def _describe(codes: Codes, dtype: Dtype, about: Mapping[str, Any]) -> CodesMeta
     )
 
 
-def _predict(codes: Codes, metadata: CodesMetadata, sizes: dict[str, int]) -> int:
+def _predict(codes: SourcedCodes, metadata: CodesMetadata, sizes: dict[str, int]) -> int:
     """Bytes that the codes take; where rows vary in length, if all are as long as those of the first batch."""
     if metadata.k is not None:
         return metadata.predict_bytes(metadata.k)

@@ -11,12 +11,12 @@ from typing import Any, get_args
 from kedro.io import AbstractDataset
 
 from assay.io.codes import StoredCodes, write_codes
-from assay.io.codes.layout import Codes, Dtype
+from assay.io.codes.layout import Dtype, SourcedCodes
 from assay.io.datasets.shards import find_shards
 from assay.io.publish import discard_partials
 
 
-class CodesDataset(AbstractDataset[Codes, StoredCodes]):
+class CodesDataset(AbstractDataset[SourcedCodes, StoredCodes]):
     """The codes of one shard folder's patches in one encoding and layer: ``<filepath>/<shard hash>/<encoding>/<layer>/``.
 
     Codes of different models or parameters have each a folder of their own inside it, by the first 16 digits of the ``fingerprint`` of
@@ -99,7 +99,7 @@ class CodesDataset(AbstractDataset[Codes, StoredCodes]):
     def load(self) -> StoredCodes:
         return self._open()
 
-    def save(self, data: Codes) -> None:
+    def save(self, data: SourcedCodes) -> None:
         about = {} if self._fingerprint is None else {"fingerprint": self._fingerprint}
         write_codes(
             self.folder,

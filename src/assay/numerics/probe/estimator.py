@@ -8,7 +8,8 @@ from typing import Any, Literal, TypeVar
 
 from torch import Tensor
 
-from assay.numerics.codes import Codes, as_codes
+from assay.codes import Codes
+from assay.numerics.codes import as_codes
 from assay.numerics.probe import solver
 from assay.numerics.probe.certificate import CERTIFIED, Certificate, certify, certify_loss
 from assay.numerics.probe.judge import base_loss, judge

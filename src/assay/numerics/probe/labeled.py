@@ -11,7 +11,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from assay.numerics.codes import Batch, Codes, check_finite, check_indices, checked_batches, gather_columns
+from assay.codes import Batch, Codes
+from assay.numerics.codes import check_finite, check_indices, checked_batches, gather_columns
 from assay.numerics.isolation import isolated
 from assay.numerics.memory import free_bytes
 from assay.numerics.probe.cells import CellMap

@@ -9,8 +9,9 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from assay.codes import Codes
 from assay.io.shards import Shards
-from assay.numerics.codes import Codes, SelectedCodes, gather_columns, measure_l0_by_rank
+from assay.numerics.codes import SelectedCodes, gather_columns, measure_l0_by_rank
 from assay.numerics.probe import LogisticProbe1d, certify_probes, judge_probes
 from assay.numerics.probe import fit_probes as fit_for_each_k
 from assay.numerics.ranking import count_classes, purity_at_k, strongest_examples
