@@ -15,7 +15,8 @@ from assay.encodings import Encoding, Form, Model
 from assay.io.shards import write_shards
 from assay.io.shards.metadata import Metadata
 from assay.parameters import parse_parameters
-from assay.plan import check_shards, find_d_model, find_images, make_plan
+from assay.plan import find_images, make_plan
+from assay.preflight import check_shards, find_d_model
 
 SPLITS = ("fit", "val", "probe_train", "probe_val")
 DIGITS = {split: f"data/01_raw/digits/{split}" for split in SPLITS}

@@ -134,7 +134,7 @@ def _run_and_exit(**options: Any) -> None:
 
 def _run(force: bool, **options: Any) -> None:
     from assay.configuration import current_configuration
-    from assay.plan import check_shards
+    from assay.preflight import check_shards
     from assay.tracking import finish_taken_up
     from assay.work import current_freshness, taken_on
 

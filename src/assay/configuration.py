@@ -173,7 +173,7 @@ class ConfigurationHook:
 
     @hook_impl(tryfirst=True)
     def before_pipeline_run(self) -> None:
-        from assay.plan import check_shards
+        from assay.preflight import check_shards
 
         project, parameters = current_configuration()
         check_shards(parameters, project)

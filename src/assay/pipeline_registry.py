@@ -12,7 +12,8 @@ from kedro.pipeline import Pipeline
 from assay.configuration import current_configuration
 from assay.encodings import layer_name
 from assay.pipelines import dictionaries, digits, encode, kmeans, pca, probe, report, standardize
-from assay.plan import Plan, find_d_model, make_plan
+from assay.plan import Plan, make_plan
+from assay.preflight import find_d_model
 
 SHARED = {"shards_fit", "shards_val", "shards_probe_train", "shards_probe_val"}
 

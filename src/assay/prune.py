@@ -21,7 +21,7 @@ from assay.freshness import Freshness, folder_of
 from assay.io.datasets import CodesDataset
 from assay.io.locks import Locks
 from assay.io.records import Record
-from assay.plan import check_shards
+from assay.preflight import check_shards
 from assay.work import FOLDER as LOCKS
 from assay.work import current_freshness, taken_on
 

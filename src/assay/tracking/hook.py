@@ -18,7 +18,8 @@ from kedro.pipeline.node import Node
 from assay.configuration import current_configuration
 from assay.encodings import layer_name
 from assay.io.checkpoints import Checkpoints
-from assay.plan import Plan, find_d_model, make_plan
+from assay.plan import Plan, make_plan
+from assay.preflight import find_d_model
 from assay.tracking.connection import Connection
 from assay.tracking.run import Run
 

@@ -11,7 +11,6 @@ import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from tokenize import TokenError
 from typing import IO, Any, Literal
 
 import numpy as np
@@ -19,6 +18,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from assay.io.npy import NpyHeader, read_npy_header
 from assay.io.strict_json import read_json_file, shown
 
 CODES_NAME = "token_acts.npz"
@@ -26,20 +26,10 @@ METRICS_NAME = "metrics.json"
 
 MAX_EXPANSION = 1024
 """Features a dimension: autoencoders have some 8 to 64."""
-MAX_HEADER = 1000
 MAX_PADDED = 2**24
 """Entries of a batch with what pads it."""
 
-DAMAGE = (
-    *(zipfile.BadZipFile, zlib.error, KeyError, EOFError, ValueError, NotImplementedError),
-    *(
-        SyntaxError,
-        TypeError,
-        TokenError,
-        RecursionError,
-        MemoryError,
-    ),  # of headers, which numpy parses as Python's literals
-)
+DAMAGE = (zipfile.BadZipFile, zlib.error, KeyError, EOFError, ValueError, NotImplementedError)
 """What reading a file that is none, or was made to do harm, comes to."""
 
 
@@ -89,7 +79,7 @@ class SaevCodes:
         with ExitStack() as stack:
             archive = stack.enter_context(zipfile.ZipFile(self.path))
             files = [stack.enter_context(archive.open(name)) for name in ("indices.npy", "data.npy")]
-            kinds = [_read_header(file)[1] for file in files]
+            kinds = [read_npy_header(file).dtype for file in files]
             for file, kind in zip(files, kinds, strict=True):
                 _skip(file, int(self._indptr[start]) * kind.itemsize)
             for first, last in self._cut(start, batch_size):
@@ -137,10 +127,10 @@ class SaevCodes:
         """Look at the beginnings of all arrays, and unpack but the smallest: the features that the matrix has."""
         found = {name: _header(archive, f"{name}.npy") for name in ("format", "shape", "indptr", "indices", "data")}
         kinds = {"format": "SU", "shape": "iu", "indptr": "iu", "indices": "iu", "data": "f"}
-        for name, (_, dtype) in found.items():
-            if dtype.kind not in kinds[name] or dtype.itemsize > 64:
-                raise ValueError(f"{name}.npy of {dtype}")
-        shapes = {name: shape for name, (shape, _) in found.items()}
+        for name, header in found.items():
+            if header.dtype.kind not in kinds[name] or header.dtype.itemsize > 64:
+                raise ValueError(f"{name}.npy of {header.dtype}")
+        shapes = {name: header.shape for name, header in found.items()}
         if (shapes["format"], shapes["shape"]) != ((), (2,)):
             raise ValueError(f"format and shape of {shapes['format']} and {shapes['shape']} numbers")
         with archive.open("format.npy") as file:
@@ -196,23 +186,15 @@ def read_metrics(folder: Path) -> dict[str, float]:
     return found
 
 
-def _read_header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    version = np.lib.format.read_magic(file)
-    if version != (1, 0):  # headers of others may be of gigabytes
-        raise ValueError(f"an array of version {version}")
-    shape, _, dtype = np.lib.format.read_array_header_1_0(file, max_header_size=MAX_HEADER)
-    if dtype.hasobject:
-        raise ValueError("an array of pickled objects, which are never read")
-    return shape, dtype
-
-
-def _header(archive: zipfile.ZipFile, name: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
+def _header(archive: zipfile.ZipFile, name: str) -> NpyHeader:
     with archive.open(name) as file:
-        return _read_header(file)
+        return read_npy_header(file)
 
 
 def _read_array(file: IO[bytes]) -> npt.NDArray[Any]:
-    return np.lib.format.read_array(file, allow_pickle=False)
+    header = read_npy_header(file)
+    n_bytes = header.dtype.itemsize * math.prod(header.shape)
+    return np.frombuffer(_exactly(file, n_bytes), header.dtype).reshape(header.shape)
 
 
 def _skip(file: IO[bytes], n_bytes: int) -> None:

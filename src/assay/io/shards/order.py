@@ -6,13 +6,14 @@ any batch. A permutation sorts PCG64's raw words: numpy promises that stream for
 
 import hashlib
 import os
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
+
+from assay.io.npy import read_npy_header
 
 Numbers = npt.NDArray[np.int64]
 
@@ -175,34 +176,24 @@ def _permutation(n: int, seed: int, which: int) -> Numbers:
 
 
 # The header as numpy.save writes it. numpy's own reader evaluates it as Python, which fails in many ways on what is none.
-_HEADER = re.compile(rb"\{'descr': '<i8', 'fortran_order': (?:False|True), 'shape': \(([0-9]{1,18}),\), \} *\n")
-_MOST_HEADER_BYTES = 10_000
-
-
 def _npy_header(path: Path) -> tuple[int, int]:
     """How many numbers a .npy file of int64 holds and where the first one lies. Nothing is unpickled or evaluated."""
     wanted = "wanted a .npy file of a 1-D little-endian int64 array with at least one number, as numpy.save writes it"
     try:
         with open(path, "rb") as file:
-            start = file.read(12)
-            # Version 1 says the header's length in two bytes, version 2 in four.
-            begin = {b"\x93NUMPY\1\0": 10, b"\x93NUMPY\2\0": 12}.get(start[:8], 0)
-            length = int.from_bytes(start[8:begin], "little")
-            file.seek(begin)
-            header = file.read(min(length, _MOST_HEADER_BYTES))
+            found = read_npy_header(file)
             size = os.fstat(file.fileno()).st_size
     except FileNotFoundError:
         raise FileNotFoundError(f"the order file {path} is missing; check the path") from None
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read as an order: {error}; {wanted}") from error
-    if not begin:
-        raise ValueError(f"{path} cannot be read as an order: it begins with {start[:8]!r}; {wanted}")
-    found = _HEADER.fullmatch(header) if len(header) == length else None
-    if found is None:
+    if found.dtype.str != "<i8" or len(found.shape) != 1:
         raise ValueError(
-            f"{path} cannot be read as an order: its header of {length} bytes is {header[:80]!r}; {wanted}"
+            f"{path} cannot be read as an order: it holds {found.dtype.str} of shape {found.shape}; {wanted}"
         )
-    n, offset = int(found[1]), begin + length
-    if n < 1 or size != offset + 8 * n:
-        raise ValueError(f"{path} says that it holds {n} numbers and has {size} bytes, not {offset + 8 * n}; {wanted}")
-    return n, offset
+    (n,) = found.shape
+    if n < 1 or size != found.offset + 8 * n:
+        raise ValueError(
+            f"{path} says that it holds {n} numbers and has {size} bytes, not {found.offset + 8 * n}; {wanted}"
+        )
+    return n, found.offset
