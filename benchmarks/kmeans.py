@@ -34,7 +34,7 @@ say = sys.stdout.write
 
 
 def mixture(n: int, d: int, n_clusters: int, seed: int = 0) -> Tensor:
-    """Tokens about planted centres, which are the same for every n."""
+    """Tokens about planted centers, which are the same for every n."""
     planted = torch.randn(n_clusters, d, generator=torch.Generator().manual_seed(1))
     generator = torch.Generator().manual_seed(seed)
     return planted[torch.randint(n_clusters, (n,), generator=generator)] + 0.7 * torch.randn(n, d, generator=generator)
@@ -51,7 +51,7 @@ def transformer_like(n: int, d: int, seed: int = 0) -> Tensor:
 
 
 def embedded_layers(root: Path) -> dict[str, tuple[Tensor, Tensor]]:
-    """The embedded default's layers, standardised: tokens to fit on and to judge by. Empty where `make run` has not made them."""
+    """The embedded default's layers, standardized: tokens to fit on and to judge by. Empty where `make run` has not made them."""
     found = {}
     if not root.exists():
         say(f"{root} is missing: `make run` makes it\n")

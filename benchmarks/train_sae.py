@@ -3,7 +3,7 @@
     make run; python benchmarks/train_sae.py --layer 3 --activation relu
     python benchmarks/train_sae.py --layer 3 --activation topk --k 16
 
-It trains on the standardised fit shards (Adam, unit decoder rows, an L1 penalty for ReLU), writes the weights under saev's
+It trains on the standardized fit shards (Adam, unit decoder rows, an L1 penalty for ReLU), writes the weights under saev's
 names into `data/06_models/saes/`, and prints what to put under `dictionaries` in conf/base/parameters.yml. A yardstick, not
 a recipe: train your own with saev or SAELens.
 """
@@ -21,12 +21,12 @@ from assay.io.shards import Shards
 
 
 def train(tokens: Tensor, n_features: int, activation: str, k: int, l1: float, steps: int) -> dict[str, Tensor]:
-    """Weights of an autoencoder of tokens (n, d), standardised, under saev's names."""
+    """Weights of an autoencoder of tokens (n, d), standardized, under saev's names."""
     generator = torch.Generator().manual_seed(0)
     decoder = torch.nn.functional.normalize(torch.randn(n_features, tokens.shape[1], generator=generator))
     weights = {"W_dec": decoder, "W_enc": decoder.T.clone(), "b_enc": torch.zeros(n_features), "b_dec": tokens.mean(0)}
     parameters = [weight.requires_grad_() for weight in weights.values()]
-    optimiser = torch.optim.Adam(parameters, lr=2e-3, betas=(0.9, 0.99))
+    optimizer = torch.optim.Adam(parameters, lr=2e-3, betas=(0.9, 0.99))
     for _ in range(steps):
         x = tokens[torch.randint(len(tokens), (1024,), generator=generator)]
         pre = (x - weights["b_dec"]) @ weights["W_enc"] + weights["b_enc"]
@@ -36,9 +36,9 @@ def train(tokens: Tensor, n_features: int, activation: str, k: int, l1: float, s
             codes = torch.zeros_like(pre).scatter(1, kept.indices, kept.values.relu())
         residual = x - (codes @ weights["W_dec"] + weights["b_dec"])
         loss = residual.square().sum(1).mean() + (l1 * codes.sum(1).mean() if activation == "relu" else 0)
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
         with torch.no_grad():
             weights["W_dec"] /= weights["W_dec"].norm(dim=1, keepdim=True)
     return {name: weight.detach().contiguous() for name, weight in weights.items()}

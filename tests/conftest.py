@@ -51,7 +51,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def write_planted(root: Path, n_examples: int, seed: int) -> Path:
-    """Shards of labelled tokens whose class moves their mean, far in the second layer and a little in the first; 0 is void."""
+    """Shards of labeled tokens whose class moves their mean, far in the second layer and a little in the first; 0 is void."""
     from assay.io.shards import write_shards
     from assay.io.shards.metadata import Metadata
 
@@ -91,7 +91,7 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 @pytest.fixture(scope="session")
 def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An image of 4 x 4 patches for each example to judge on, grey, with a dark patch of its own."""
+    """An image of 4 x 4 patches for each example to judge on, gray, with a dark patch of its own."""
     from PIL import Image
 
     folder = tmp_path_factory.mktemp("photographs")

@@ -103,15 +103,15 @@ def test_nmse_of_every_k_equals_an_explicit_float64_reconstruction(whole_run, pl
             assert row["nmse"] == pytest.approx((residual**2).sum() / (standardized**2).sum(), rel=1e-6)
             raw = ((residual * std) ** 2).sum() / ((standardized * std) ** 2).sum()
             assert row["nmse_raw"] == pytest.approx(raw, rel=1e-6)
-        centres = load_file(latest(project / f"data/06_models/layer_{layer}/kmeans.safetensors"))["cluster_centers"]
-        distances = ((standardized[:, None] - centres.astype(np.float64)) ** 2).sum(axis=2).min(axis=1)
+        centers = load_file(latest(project / f"data/06_models/layer_{layer}/kmeans.safetensors"))["cluster_centers"]
+        distances = ((standardized[:, None] - centers.astype(np.float64)) ** 2).sum(axis=2).min(axis=1)
         for encoding in ("kmeans-onehot", "kmeans-invdist"):
             assert table.loc[(layer, encoding)]["nmse"] == pytest.approx(
                 distances.sum() / (standardized**2).sum(), rel=1e-6
             )
 
 
-def utilisation(run: str, layer: int, method: str) -> dict[str, Any]:
+def utilization(run: str, layer: int, method: str) -> dict[str, Any]:
     """What a run says of how a fit uses its clusters."""
     return mlflow.artifacts.load_dict(f"runs:/{run}/layer_{layer}/{method}-utilisation.json")
 
@@ -164,7 +164,7 @@ def test_mlflow_holds_a_parent_and_a_child_for_each_row(whole_run):
     assert [(point.step, point.value) for point in points] == [
         (look["step"], look["reconstruction_error"]) for look in looks
     ]
-    used = utilisation(parent, 5, "kmeans")
+    used = utilization(parent, 5, "kmeans")
     assert sum(used["clusters"].values()) == 8
     assert used["decay"] == 0.1
     assert "decay" in used["counts"]
@@ -547,7 +547,7 @@ def test_other_dictionaries_are_rows_of_the_table(new_project, run_command, plan
     runs = mlflow.search_runs(experiment_names=["assay"]).set_index("tags.mlflow.runName")
     parent = runs.loc["layer_5/mine", "tags.mlflow.parentRunId"]
     for fit in ("kmeans", "kmeans-seed-1"):
-        assert sum(utilisation(parent, 5, fit)["clusters"].values()) == 8
+        assert sum(utilization(parent, 5, fit)["clusters"].values()) == 8
     again = runs.loc["layer_5/kmeans-seed-1-onehot"]
     assert (again["params.method"], again["params.encoding"], again["params.seed"]) == ("kmeans", "kmeans-onehot", "1")
     assert again["metrics.adjusted_rand_index"] == pytest.approx(agreement.loc[0, "adjusted_rand_index"])

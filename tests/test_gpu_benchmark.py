@@ -44,7 +44,7 @@ def test_a_rehearsal_leaves_lines_and_a_table(tmp_path):
     assert all(each["met"] for each in found if each["stage"] == "answers")
     table = (tmp_path / "table.md").read_text()
     assert table.startswith("A REHEARSAL, WHOSE FIGURES SAY NOTHING: torch 2.")
-    assert "| nearest centres found of a sample, far centre | 1 | at least 1 | yes |" in table
+    assert "| nearest centers found of a sample, far center | 1 | at least 1 | yes |" in table
     assert "0 stages did not end well" in table
     assert ended.stdout.endswith(table)
 

@@ -123,7 +123,7 @@ def test_a_missing_parameter_is_named_with_what_it_is(path, value):
     raw = LEAST | {"shards": dict(SHARDS)}
     holder = raw if len(path) == 1 else raw[path[0]]
     assert holder.pop(path[-1]) == value
-    with pytest.raises(ValueError, match=rf"^Parameter `{'.'.join(path)}` is missing: (block|labelled)[^\n]*$"):
+    with pytest.raises(ValueError, match=rf"^Parameter `{'.'.join(path)}` is missing: (block|labeled)[^\n]*$"):
         parse_parameters(raw)
 
 

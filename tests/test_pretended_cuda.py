@@ -44,7 +44,7 @@ asked = {
     "find": lambda: finder.find(tokens),
     "step": lambda: kmeans.partial_fit(tokens),
     "step that reassigns": reassigning,
-    "ten centres of k-means++": lambda: kmeans_plus_plus(tokens, 11, torch.Generator().manual_seed(0)),
+    "ten centers of k-means++": lambda: kmeans_plus_plus(tokens, 11, torch.Generator().manual_seed(0)),
     "moments": lambda: moments.partial_fit(tokens),
     "PCA": lambda: pca.partial_fit(tokens),
     "sketch": lambda: sketch.add(tokens, labels),
@@ -80,8 +80,8 @@ def test_the_host_waits_no_more_often_than_it_has_to(counted, asked, most):
     assert sum(counted[asked]["waits"].values()) <= most, counted[asked]["waits"]
 
 
-def test_a_centre_of_k_means_plus_plus_is_a_few_waits(counted):
-    waits = counted["ten centres of k-means++"]["waits"]
+def test_a_center_of_k_means_plus_plus_is_a_few_waits(counted):
+    waits = counted["ten centers of k-means++"]["waits"]
     assert sum(waits.values()) <= 10 * 4 + 3, waits
 
 

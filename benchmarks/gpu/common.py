@@ -75,7 +75,7 @@ class Run:
 
 
 def mixture(n: int, d: int, n_clusters: int, device: torch.device, *, noise: bool = False) -> Tensor:
-    """Tokens about planted centres, float32 (n, d), or noise alone, which is the worst case."""
+    """Tokens about planted centers, float32 (n, d), or noise alone, which is the worst case."""
     generator = torch.Generator(device).manual_seed(0)
     x = torch.randn(n, d, generator=generator, device=device)
     if noise:

@@ -29,15 +29,15 @@ _BATCHES = 40
 
 
 def answers(run: Run) -> None:
-    """The nearest centres at a size that fills the card, of data that is hard in several ways."""
+    """The nearest centers at a size that fills the card, of data that is hard in several ways."""
     n, d, k = run.size(32_768, 600), run.size(1024, 64), run.size(16_384, 300)
     fused = fused_kernels(run.device) is not None
     if not run.rehearsal:
         run.judge("answers", "fused kernels that passed their trial", float(fused), at_least=1)
-    for kind in ("planted", "noise", "far centre", "duplicates", "offset"):
+    for kind in ("planted", "noise", "far center", "duplicates", "offset"):
         x = mixture(n, d, k, run.device, noise=kind == "noise")
         centers = x[:k].clone()
-        if kind == "far centre":
+        if kind == "far center":
             centers[7] *= 1e4
         if kind == "duplicates":
             centers[k // 2 :] = centers[: k - k // 2].clone()
@@ -47,7 +47,7 @@ def answers(run: Run) -> None:
         found, again = finder.find(x), finder.find(x)
         some = slice(0, n, n // 512)
         right = float((found[some] == nearest_in_float64(x[some], centers)).double().mean())
-        run.judge("answers", f"nearest centres found of a sample, {kind}", right, at_least=1)
+        run.judge("answers", f"nearest centers found of a sample, {kind}", right, at_least=1)
         run.judge("answers", f"the same again, {kind}", float(torch.equal(found, again)), at_least=1)
 
 

@@ -47,7 +47,7 @@ def ceilings(run: Run) -> None:
 
 
 def _flash(run: Run, x: Tensor, centers: Tensor) -> Callable[[], object] | None:
-    """flash-kmeans' nearest centres, in bfloat16 and without a bound on its error; None where it is missing, and in rehearsal."""
+    """flash-kmeans' nearest centers, in bfloat16 and without a bound on its error; None where it is missing, and in rehearsal."""
     if run.rehearsal:
         return None
     try:
@@ -61,7 +61,7 @@ def _flash(run: Run, x: Tensor, centers: Tensor) -> Callable[[], object] | None:
 
 
 def assignment(run: Run) -> None:
-    """The nearest of 16,384 centres, for many tokens and for one batch."""
+    """The nearest of 16,384 centers, for many tokens and for one batch."""
     d, k = run.size(1024, 16), run.size(16_384, 100)
     for kind in ("planted", "noise"):
         x = mixture(run.size(131_072, 600), d, k, run.device, noise=kind == "noise")
@@ -70,7 +70,7 @@ def assignment(run: Run) -> None:
 
 
 def _assign(run: Run, x: Tensor, centers: Tensor, name: str, of_product: float) -> None:
-    """Ours, the bfloat16 product alone, `torch.cdist` and flash-kmeans on the same tokens and centres."""
+    """Ours, the bfloat16 product alone, `torch.cdist` and flash-kmeans on the same tokens and centers."""
     finder, tokens, columns = NearestCenters(centers), x.bfloat16(), centers.bfloat16().T.contiguous()
     scores = torch.empty(min(_BLOCK, len(x)), len(centers), dtype=torch.bfloat16, device=run.device)
 
@@ -94,13 +94,13 @@ def _assign(run: Run, x: Tensor, centers: Tensor, name: str, of_product: float) 
 
 
 def steps(run: Run) -> None:
-    """A step of mini-batch k-means beside its own assignment; what it launches and waits for; a centre of k-means++."""
+    """A step of mini-batch k-means beside its own assignment; what it launches and waits for; a center of k-means++."""
     d, k = run.size(1024, 16), run.size(16_384, 100)
     for n in (run.size(8192, 200), run.size(16_384, 300)):
         _step(run, mixture(n, d, k, run.device), mixture(k, d, k, run.device))
     sample, seeds = mixture(3 * k, d, k, run.device), min(64, k)
     work = {"seeds": lambda: kmeans_plus_plus(sample, seeds, torch.Generator().manual_seed(0))}
-    run.say("steps", "a centre of k-means++", found=1e3 * run.best(work)["seeds"] / seeds, unit="ms")
+    run.say("steps", "a center of k-means++", found=1e3 * run.best(work)["seeds"] / seeds, unit="ms")
 
 
 def _step(run: Run, x: Tensor, centers: Tensor) -> None:

@@ -50,7 +50,7 @@ def main() -> None:
 @click.option("--patch-size", type=int, help="Side of a patch, in pixels.")
 @click.option("--grid", type=_Pair(single=False), help="Rows x columns of patches.  [default: a square]")
 @click.option("--resize", type=_Pair(single=True), help="Shorter side in pixels, or height x width.")
-@click.option("--crop", is_flag=True, default=None, help="Cut out the centre, of the grid's size.")
+@click.option("--crop", is_flag=True, default=None, help="Cut out the center, of the grid's size.")
 @click.option("--pattern", help="Glob of the masks inside their folder.  [default: *.png]")
 @click.option("--names", type=FILE, help="Text file that lists the masks, one a line, in the examples' order.")
 @click.option("--void", type=int, multiple=True, help="Id that has no vote; may be repeated.  [default: 0]")

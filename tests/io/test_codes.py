@@ -250,7 +250,7 @@ def test_files_are_what_the_docstring_says(tmp_path: Path, codes: MadeCodes) -> 
             "entries": np.asarray(arrays[number]["values" if "values" in names else "indices"]).size,
             "bytes": n_bytes,
             "sha256": digests,
-            "utilisation": count_used(codes.format, part, codes.n_features),
+            "utilization": count_used(codes.format, part, codes.n_features),
         }
     assert len(index) == 3
     assert json.loads((path / "metadata.json").read_text()) == {
@@ -267,7 +267,7 @@ def test_files_are_what_the_docstring_says(tmp_path: Path, codes: MadeCodes) -> 
 
 @settings(deadline=None, max_examples=25)
 @given(st.sampled_from(KINDS), st.sampled_from(DTYPES), st.integers(1, 40), st.integers(1, 5), st.integers(0, 99))
-def test_utilisation_counts_features_by_the_rows_they_are_nonzero_in(
+def test_utilization_counts_features_by_the_rows_they_are_nonzero_in(
     kind: str, dtype: Dtype, n_rows: int, n_features: int, seed: int
 ) -> None:
     codes = make_codes(kind, n_rows, n_features, min(2, n_features), seed)
@@ -276,8 +276,8 @@ def test_utilisation_counts_features_by_the_rows_they_are_nonzero_in(
     with tempfile.TemporaryDirectory() as root:
         write_codes(Path(root) / "codes", codes, batch_size=7, dtype=dtype)
         (shard,) = StoredCodes(Path(root) / "codes").shards
-    assert shard.utilisation == count_used(codes.format, codes.arrays, n_features)
-    assert sum(shard.utilisation) == n_features
+    assert shard.utilization == count_used(codes.format, codes.arrays, n_features)
+    assert sum(shard.utilization) == n_features
 
 
 def test_a_file_never_has_more_rows_than_asked_for(tmp_path: Path) -> None:
@@ -414,7 +414,7 @@ def test_what_is_below_half_of_float16s_smallest_is_stored_as_0_and_counted_as_0
         values = join(stored.batches(4))["values"]
         assert torch.equal(values[:, :kept], tiny[:, :kept].repeat(11, 1)), dtype
         assert not values[:, kept:].any()
-        assert stored.shards[0].utilisation == [5 - kept, 0, 0, 0, kept]
+        assert stored.shards[0].utilization == [5 - kept, 0, 0, 0, kept]
         assert stored.shards[0].entries == 11 * (kept if kind == "varying" else 5)
 
 
@@ -858,7 +858,7 @@ json_values = st.recursive(
 
 
 FIELDS = ("schema_name", "version", "format", "n_rows", "n_features", "k", "dtype", "provenance")
-FIELDS += ("rows", "entries", "bytes", "sha256", "utilisation")
+FIELDS += ("rows", "entries", "bytes", "sha256", "utilization")
 JSON_FILES = ("metadata.json", "shards.json")
 
 changes = st.one_of(
@@ -898,7 +898,7 @@ def damage(file: Path, kind: str, *how: Any) -> None:
 @example("onehot", {"metadata.json": ("field", "n_rows", 10**30), "shards.json": ("field", "rows", 10**30)})
 @example("varying", {"shards.json": ("field", "entries", 10**30)})
 @example("dense", {"shards.json": ("field", "bytes", 10**30)})
-@example("dense", {"shards.json": ("field", "utilisation", [10**30])})
+@example("dense", {"shards.json": ("field", "utilization", [10**30])})
 @example("dense", {"metadata.json": ("field", "provenance", {"tol": 10**400})})
 @example("dense", {"metadata.json": ("whole", "\ud800")})
 @example("dense", {"metadata.json": ("size", 2**40)})
@@ -930,9 +930,9 @@ def test_fuzz_raises_only_the_two_errors(kind: str, damaged: dict[str, tuple[Any
         ("metadata.json", ("field", "n_rows", 2**40 + 1), "n_rows: .*less than or equal to 1099511627776"),
         ("shards.json", ("field", "rows", 2**40 + 1), "1.rows: .*less than or equal to 1099511627776"),
         ("shards.json", ("field", "bytes", 161), r"shard 1 has bytes 161, wanted 120"),
-        ("shards.json", ("field", "utilisation", [4]), "shard 1 has a utilisation of 4 features in 1 classes, wanted 5"),
-        ("shards.json", ("field", "utilisation", [1] * 5), "5 features in 5 classes, wanted 5 in at most 4"),
-        ("shards.json", ("field", "utilisation", [6, -1]), "1.utilisation.1: .*found -1"),
+        ("shards.json", ("field", "utilization", [4]), "shard 1 has a utilization of 4 features in 1 classes, wanted 5"),
+        ("shards.json", ("field", "utilization", [1] * 5), "5 features in 5 classes, wanted 5 in at most 4"),
+        ("shards.json", ("field", "utilization", [6, -1]), "1.utilization.1: .*found -1"),
         ("metadata.json", ("size", 2**26 + 1), "metadata.json has 67108865 bytes, wanted at most 67108864"),
         ("shards.json", ("size", 2**40), "shards.json has 1099511627776 bytes, wanted at most 67108864"),
         ("metadata.json", ("link", "../outside"), "metadata.json leads out of the folder"),

@@ -41,7 +41,7 @@ def test_images_come_in_the_order_of_their_names_or_of_a_list(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("shape", "resize", "grid", "box"),
     [
-        ((40, 60), 20, None, (0, 5, 20, 20)),  # the shorter side, then the centre of 20 x 30
+        ((40, 60), 20, None, (0, 5, 20, 20)),  # the shorter side, then the center of 20 x 30
         ((60, 40), 20, None, (5, 0, 20, 20)),
         ((40, 60), (20, 40), (5, 10), (0, 0, 20, 40)),
         ((23, 20), None, None, (2, 0, 20, 20)),  # an odd remainder, as torchvision rounds it
@@ -59,7 +59,7 @@ def test_an_image_is_resized_and_cropped_as_the_activations_were(tmp_path, shape
     np.testing.assert_array_equal(found, wanted[top : top + height, left : left + width])
 
 
-def test_grey_images_are_written_and_read_as_they_are(tmp_path: Path) -> None:
+def test_gray_images_are_written_and_read_as_they_are(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (3, 8, 8), dtype=np.uint8)
     write_images(tmp_path, pixels)
     images = Images(tmp_path, ImageLayout(patch_size=4, pattern="*.png"))

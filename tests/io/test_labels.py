@@ -156,7 +156,7 @@ def test_a_pattern_does_not_lead_out_of_the_folder(tmp_path: Path, pattern: str)
 
 
 def test_masks_of_mixed_sizes_are_resized_by_the_shorter_side_and_cropped(tmp_path: Path) -> None:
-    # Columns and rows outside the centre square hold class 9, which no patch may get.
+    # Columns and rows outside the center square hold class 9, which no patch may get.
     wide, tall = np.full((8, 17), 9), np.full((13, 4), 9)
     wide[:, 4:12] = blocks([1, 2], [3, 4], size=4)
     tall[4:8] = blocks([5, 6], [7, 8])
@@ -174,7 +174,7 @@ def test_masks_of_mixed_sizes_are_resized_by_the_shorter_side_and_cropped(tmp_pa
 )
 @settings(deadline=None, max_examples=80)
 def test_geometry_equals_torchvision_written_out(shape: tuple[int, int], resize: Any) -> None:
-    """Each output pixel by its own arithmetic: resize, pixel centres, then CenterCrop's place."""
+    """Each output pixel by its own arithmetic: resize, pixel centers, then CenterCrop's place."""
     mask = np.arange(shape[0] * shape[1]).reshape(shape)
     layout = MaskLayout(patch_size=2, resize=resize, crop=True)
     resized = list(shape)
@@ -231,7 +231,7 @@ def test_another_number_of_masks_than_examples_is_refused(tmp_path: Path, n_mask
 
 def test_files_that_are_no_masks_are_named(tmp_path: Path) -> None:
     path = tmp_path / "b.png"
-    for channels, kind in ((3, "RGB"), (4, "RGB with alpha"), (2, "grey with alpha")):
+    for channels, kind in ((3, "RGB"), (4, "RGB with alpha"), (2, "gray with alpha")):
         Image.fromarray(np.zeros((4, 4, channels), dtype=np.uint8)).save(path)
         with pytest.raises(ValueError, match=rf"b\.png is a PNG of {kind}; wanted one of a single channel"):
             read_mask(path)
@@ -292,20 +292,20 @@ def chunk(name: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
 
-def raw_png(depth: int, colour: int, ids: list[int]) -> bytes:
+def raw_png(depth: int, color: int, ids: list[int]) -> bytes:
     """One row of pixels of any bit depth."""
     bits = "".join(f"{id_:0{depth}b}" for id_ in ids)
     bits += "0" * (-len(bits) % 8)
     row = bytes([0]) + int(bits, 2).to_bytes(len(bits) // 8, "big")
-    palette = chunk(b"PLTE", bytes(3 * 2 ** min(depth, 8))) if colour == 3 else b""
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", len(ids), 1, depth, colour, 0, 0, 0))
+    palette = chunk(b"PLTE", bytes(3 * 2 ** min(depth, 8))) if color == 3 else b""
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", len(ids), 1, depth, color, 0, 0, 0))
     return b"\x89PNG\r\n\x1a\n" + header + palette + chunk(b"IDAT", zlib.compress(row)) + chunk(b"IEND", b"")
 
 
-@pytest.mark.parametrize(("depth", "colour"), [(1, 0), (2, 0), (4, 0), (8, 0), (16, 0), (1, 3), (2, 3), (4, 3), (8, 3)])
-def test_every_depth_of_png_gives_the_ids_that_are_written(tmp_path: Path, depth: int, colour: int) -> None:
+@pytest.mark.parametrize(("depth", "color"), [(1, 0), (2, 0), (4, 0), (8, 0), (16, 0), (1, 3), (2, 3), (4, 3), (8, 3)])
+def test_every_depth_of_png_gives_the_ids_that_are_written(tmp_path: Path, depth: int, color: int) -> None:
     ids = [0, 1, 2**depth - 1, 2**depth // 2, 2 % 2**depth]
-    (tmp_path / "a.png").write_bytes(raw_png(depth, colour, ids))
+    (tmp_path / "a.png").write_bytes(raw_png(depth, color, ids))
     assert read_mask(tmp_path / "a.png").astype(int).tolist() == [ids]
 
 
@@ -345,8 +345,8 @@ def test_labels_by_our_vote_are_said_to_be_so(tmp_path: Path) -> None:
     publish_labels(PatchLabels(np.ones((2, 4), dtype=np.uint8)), shards / "labels.bin", shards, force=True)
     assert json.loads((shards / "metadata.json").read_text()) == before | {"pixel_agg": "prefer-fg"}
     assert doubt_labels(shards, Shards(shards).metadata) is None
-    unlabelled = make_shards(tmp_path, pixel_agg="majority", ckpt="other")
-    assert doubt_labels(unlabelled, Shards(unlabelled).metadata) is None
+    unlabeled = make_shards(tmp_path, pixel_agg="majority", ckpt="other")
+    assert doubt_labels(unlabeled, Shards(unlabeled).metadata) is None
 
 
 def test_n_classes_sets_the_dtype_and_the_largest_label(tmp_path: Path) -> None:

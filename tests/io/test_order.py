@@ -28,7 +28,7 @@ def test_shuffled_is_a_permutation(n_examples: int, tokens: int, batch_size: int
         starts = list(range(0, n, order.window))
         parts = [order.numbers(start, min(start + order.window, n)) for start in reversed(starts)]
         assert sorted(np.concatenate(parts).tolist()) == list(range(n))
-        # A window holds whole runs but for those that it shares with its neighbours, and the short one.
+        # A window holds whole runs but for those that it shares with its neighbors, and the short one.
         run = min(4, tokens)
         assert all(len(np.unique(part // run)) <= order.window // run + 3 for part in parts)
         assert order.numbers(0, min(3, n)).tolist() == parts[-1][:3].tolist()

@@ -1,4 +1,4 @@
-"""Tokens and centres made to break a search for the nearest, and what the nearest is."""
+"""Tokens and centers made to break a search for the nearest, and what the nearest is."""
 
 import torch
 
@@ -13,7 +13,7 @@ def randn(generator, *shape):
 
 
 def make(kind, n, n_clusters, d, seed):
-    """Tokens (n, d) and centres (n_clusters, d), float32."""
+    """Tokens (n, d) and centers (n_clusters, d), float32."""
     generator = torch.Generator().manual_seed(seed)
     x, centers = randn(generator, n, d), randn(generator, n_clusters, d)
     if kind == "offset":

@@ -31,7 +31,7 @@ def _pca_state(n_components=D, seed=2):
 
 
 def _distances(x, state):
-    """Euclidean distances (tokens, centres) by differences."""
+    """Euclidean distances (tokens, centers) by differences."""
     x, centers = x.double().numpy(), state["cluster_centers"].double().numpy()
     return np.array([[np.sqrt(sum((a - b) ** 2 for a, b in zip(t, c, strict=True))) for c in centers] for t in x])
 
@@ -168,7 +168,7 @@ def test_ties_go_to_the_lower_index():
 
 
 def _transformed(name, x, state):
-    """Each transform of the distances, a token and a centre at a time."""
+    """Each transform of the distances, a token and a center at a time."""
     distances, centers = _distances(x, state), state["cluster_centers"].double().numpy()
     found = np.zeros_like(distances)
     for i, token in enumerate(x.double().numpy()):
@@ -226,7 +226,7 @@ def test_one_folder_of_topk_codes_serves_every_smaller_k_bit_for_bit(n_component
 
 @pytest.mark.parametrize("offset", [0.0, 1.0, 300.0])
 @pytest.mark.parametrize("name", ["kmeans-onehot", "kmeans-invdist"])
-def test_a_token_on_a_centre_has_no_distance(name, offset):
+def test_a_token_on_a_center_has_no_distance(name, offset):
     state = _kmeans_state(5, scale=20.0, offset=offset)
     batch = open_dictionary(name, state).encode(state["cluster_centers"])
     assert batch["error"].tolist() == [0.0] * 5
@@ -238,7 +238,7 @@ def test_a_token_on_a_centre_has_no_distance(name, offset):
 
 @pytest.mark.parametrize("offset", [0.0, 1.0, 300.0, 1e4])
 @pytest.mark.parametrize("name", ["invdist", "distance-sqeuclidean", "distance-neg_euclidean", "distance-unit"])
-def test_every_centre_that_lies_where_a_token_does_is_at_no_distance(name, offset):
+def test_every_center_that_lies_where_a_token_does_is_at_no_distance(name, offset):
     state = _kmeans_state(5, scale=20.0, offset=offset)
     state["cluster_centers"][3] = state["cluster_centers"][1]
     state["cluster_centers"][4] = torch.nextafter(
@@ -268,7 +268,7 @@ def test_a_token_that_is_not_finite_has_no_code(name, bad):
         encoder.encode(x)
 
 
-def test_a_token_near_a_centre_has_its_distance():
+def test_a_token_near_a_center_has_its_distance():
     state = {
         "cluster_centers": torch.tensor([[0.0, 900.0], [0.0, -900.0]], dtype=torch.float32),
         "counts": torch.ones(2, dtype=torch.int64),

@@ -1,4 +1,4 @@
-"""The nearest centre against brute force in float64, in every precision and on data made to break it."""
+"""The nearest center against brute force in float64, in every precision and on data made to break it."""
 
 import functools
 import itertools
@@ -88,7 +88,7 @@ def test_no_score_is_farther_off_than_its_bound(kind, d, seed, dtype):
 
 
 def candidates(product, x):
-    """Pairs (row, centre) of a shortlist, by row."""
+    """Pairs (row, center) of a shortlist, by row."""
     rows, groups, near = product.shortlist(x)
     pairs, places = near.nonzero(as_tuple=True)
     return rows[pairs], product.members(places, groups[pairs])
@@ -130,7 +130,7 @@ def test_what_the_fused_kernels_leave_is_asked_again(kind, n, n_clusters, d, see
 @pytest.mark.usefixtures("exact_float32")
 @pytest.mark.parametrize("offset", [0.0, 3e4])
 def test_what_float16_does_not_hold_is_left_to_the_next(monkeypatch, offset):
-    """A centre that overflows bars float16 for all, a token only for itself; halved norms that overflow are bounds that hold."""
+    """A center that overflows bars float16 for all, a token only for itself; halved norms that overflow are bounds that hold."""
     x, centers = make("gaussian", 300, 200, 16, 3)
     centers[7], x[5] = 7e4, 1e5
     counts = count_in_float64(monkeypatch)
@@ -173,7 +173,7 @@ def count_in_float64(monkeypatch):
 
 
 @pytest.mark.parametrize("length", [1e2, 1e4, 1e8, 1e20])
-def test_a_far_centre_costs_the_others_nothing(monkeypatch, length):
+def test_a_far_center_costs_the_others_nothing(monkeypatch, length):
     """Its own bounds are wide, and nobody else's; neither does it draw the origin off."""
     x, centers = make("gaussian", 2000, 2048, 96, 5)
     counts = count_in_float64(monkeypatch)
@@ -322,7 +322,7 @@ def test_distances_are_right_to_a_float32_however_small_they_are(kind, n, n_clus
 
 @pytest.mark.parametrize("scale", [1e-25, 1.0, 1e25])
 @pytest.mark.parametrize("dtypes", PRECISIONS)
-def test_many_centres_of_mixed_lengths_are_told_apart(monkeypatch, scale, dtypes):
+def test_many_centers_of_mixed_lengths_are_told_apart(monkeypatch, scale, dtypes):
     """More groups of them than are looked into, at lengths of 1e-4 and 1e4: what a product rounds is larger than all the small ones."""
     x, centers = make("two scales", 200, 1500, 16, 0)
     x, centers = x * scale, centers * scale
@@ -351,7 +351,7 @@ def test_what_float64_looks_at_together_is_bounded(monkeypatch):
 
 
 @pytest.mark.parametrize("n_clusters", [1, 99, 5000])
-def test_the_origin_is_amid_the_most_centres(n_clusters):
+def test_the_origin_is_amid_the_most_centers(n_clusters):
     centers = make("gaussian", 1, n_clusters, 5, 0)[1] + 7
     alone = distances.origin_of(centers)
     assert alone.dtype == torch.float32
@@ -366,13 +366,13 @@ def test_the_origin_is_amid_the_most_centres(n_clusters):
     )
 
 
-def test_the_origin_of_equal_centres_is_there_and_of_nan_is_nan():
+def test_the_origin_of_equal_centers_is_there_and_of_nan_is_nan():
     assert distances.origin_of(torch.ones(1, 3, dtype=torch.float32)).tolist() == [1, 1, 1]
     assert bool(distances.origin_of(torch.full((2, 3), torch.nan, dtype=torch.float32)).isnan().all())
 
 
 def test_where_nothing_is_close_nothing_is_taken_by_differences(monkeypatch):
-    """To no rows there is nothing to do, and all centres in float64 are much."""
+    """To no rows there is nothing to do, and all centers in float64 are much."""
     monkeypatch.setattr(distances, "_by_differences", None)
     x, centers = make("gaussian", 100, 50, 8, 0)
     (squared,) = chunked_distances(x, centers)
@@ -380,7 +380,7 @@ def test_where_nothing_is_close_nothing_is_taken_by_differences(monkeypatch):
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
-def test_a_row_without_a_nearest_centre_leaves_the_others_alone(bad):
+def test_a_row_without_a_nearest_center_leaves_the_others_alone(bad):
     x, centers = make("gaussian", 30, 1500, 4, 3)
     whole = NearestCenters(centers).find(x)
     x[7, 2] = bad

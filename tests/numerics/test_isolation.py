@@ -29,7 +29,7 @@ DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int
 
 
 def _tokens():
-    """Whole numbers that every dtype holds, (N, D) float32, about planted centres; the last dimension is constant."""
+    """Whole numbers that every dtype holds, (N, D) float32, about planted centers; the last dimension is constant."""
     generator = torch.Generator().manual_seed(0)
     planted = torch.randint(-90, 90, (5, D), generator=generator)
     x = planted[torch.randint(5, (N,), generator=generator)] + torch.randint(-9, 9, (N, D), generator=generator)
@@ -349,7 +349,7 @@ def test_tokens_that_are_no_real_numbers_are_refused(entry, dtype):
 
 
 @pytest.mark.parametrize("entry", ["kmeans fit", "kmeans steps", "kmeans predict", "kmeans transform"])
-def test_tokens_beyond_float32_are_refused_where_centres_are_float32(entry):
+def test_tokens_beyond_float32_are_refused_where_centers_are_float32(entry):
     x = _tokens().double()
     x[3, 2] = -1e39
     with pytest.raises(ValueError, match=r"row \d+, dimension 2 is -1e\+39, wanted at most 3.40282e\+38"):

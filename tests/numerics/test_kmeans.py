@@ -52,7 +52,7 @@ def brute_force(x, centers):
     return squares.argmin(1), squares
 
 
-# ---- nearest centres
+# ---- nearest centers
 
 
 @settings(deadline=None, max_examples=50)
@@ -89,13 +89,13 @@ def test_what_is_a_tie_but_for_a_hair_goes_to_the_nearer_one():
 
 
 @pytest.mark.parametrize("offset", [0.0, 1e6])
-def test_duplicate_centres_go_to_the_lower_index_in_wide_data(offset):
+def test_duplicate_centers_go_to_the_lower_index_in_wide_data(offset):
     x, centers = randn(0, 300, 193) + offset, randn(1, 31, 193) + offset
     labels = with_centers(torch.cat([centers, centers, centers[:7]])).predict(x)
     np.testing.assert_array_equal(labels, brute_force(x, centers)[0])
 
 
-def test_an_outlying_centre_does_not_blur_the_others():
+def test_an_outlying_center_does_not_blur_the_others():
     centers = torch.cat([torch.full((1, 16), 1e4, dtype=torch.float32), randn(0, 40, 16)])
     x = torch.cat([randn(1, 200, 16), torch.full((1, 16), 9e3, dtype=torch.float32)])
     np.testing.assert_array_equal(with_centers(centers).predict(x), brute_force(x, centers)[0])
@@ -116,7 +116,7 @@ def test_the_distances_held_at_once_are_bounded_and_the_bound_changes_nothing(mo
 
 
 def slow_step(x, centers, counts):
-    """Sculley's algorithm 1: cache the nearest centres, then one token after another at rate 1/n."""
+    """Sculley's algorithm 1: cache the nearest centers, then one token after another at rate 1/n."""
     centers, counts = centers.double().numpy().copy(), counts.clone()
     labels, _ = brute_force(x, torch.from_numpy(centers))
     for token, label in zip(x.double().numpy(), labels, strict=True):
@@ -191,7 +191,7 @@ def test_low_counts_are_zeros_and_those_below_the_share_of_the_mean():
     assert low_count_clusters(counts, 0.0).tolist() == [True, False, False, False, False]
 
 
-def test_reassigned_centres_are_distinct_tokens_and_take_the_lowest_other_count():
+def test_reassigned_centers_are_distinct_tokens_and_take_the_lowest_other_count():
     x, centers, counts = randn(0, 40, 2), randn(1, 5, 2) + 100, torch.tensor([3, 900, 0, 50, 8])
     low = low_count_clusters(counts, 0.05)
     moved, new_counts = reassign_centers(
@@ -247,7 +247,7 @@ def test_a_fit_in_which_every_cluster_is_low_goes_on():
     assert model.counts_.tolist() == [5000] * 3
 
 
-def test_centres_are_reassigned_to_far_tokens_as_often_as_their_squared_distance_says():
+def test_centers_are_reassigned_to_far_tokens_as_often_as_their_squared_distance_says():
     x, squared = (
         torch.arange(4.0, dtype=torch.float32)[:, None],
         torch.tensor([0.0, 1.0, 2.0, 5.0], dtype=torch.float32),
@@ -280,7 +280,7 @@ def test_reassignment_waits_for_ten_tokens_a_cluster_or_a_count_of_zero():
 
 
 def planes(seed, n_clusters, d, kind):
-    """Honest centres, however they lie."""
+    """Honest centers, however they lie."""
     centers = randn(seed, n_clusters, d)
     if kind == "offset":
         return centers + 1e6
@@ -296,7 +296,7 @@ def planes(seed, n_clusters, d, kind):
 @pytest.mark.parametrize("kind", ["gaussian", "offset", "two scales", "close", "along an axis", "huge"])
 @pytest.mark.parametrize(("n_clusters", "d"), [(1, 3), (2, 1), (300, 2), (900, 48)])
 @pytest.mark.parametrize("radius", [0.0, 1.0, math.inf])
-def test_centres_in_one_place_are_found_and_no_others(kind, n_clusters, d, radius):
+def test_centers_in_one_place_are_found_and_no_others(kind, n_clusters, d, radius):
     centers = planes(0, n_clusters, d, kind)
     # Three copies of every fifth, and of the last more than are compared.
     copies = torch.arange(n_clusters).repeat_interleave(torch.where(torch.arange(n_clusters) % 5 == 0, 3, 1))
@@ -315,7 +315,7 @@ def test_centres_in_one_place_are_found_and_no_others(kind, n_clusters, d, radiu
 
 
 @pytest.mark.parametrize(("apart", "wanted"), [(1e-6, True), (1e-4, True), (1e-2, False)])
-def test_centres_a_hair_apart_are_in_one_place_and_those_that_share_a_cluster_are_not(apart, wanted):
+def test_centers_a_hair_apart_are_in_one_place_and_those_that_share_a_cluster_are_not(apart, wanted):
     centers = randn(0, 300, 32)
     difference = randn(1, 300, 32)
     again = centers + apart * difference / difference.norm(dim=1, keepdim=True)
@@ -327,7 +327,7 @@ def test_centres_a_hair_apart_are_in_one_place_and_those_that_share_a_cluster_ar
     assert not collapsed_clusters(both, apart, torch.Generator().manual_seed(0)).any()
 
 
-def test_a_centre_that_has_fallen_on_another_is_moved_however_high_its_count():
+def test_a_center_that_has_fallen_on_another_is_moved_however_high_its_count():
     x = mixture(0, 4000, 6, 3)
     centers = MiniBatchKMeans(6, max_iter=3).fit(shuffled(x, 100)).cluster_centers_
     centers = torch.cat([centers[:3], centers])  # the fourth to sixth are copies of the first three
@@ -567,7 +567,7 @@ def test_patience_counts_steps_without_a_new_least_smoothed_inertia():
     assert len(smoothed) - 1 - best == 4
 
 
-def test_tol_is_the_centres_movement_over_the_variance_of_the_seeding_tokens():
+def test_tol_is_the_centers_movement_over_the_variance_of_the_seeding_tokens():
     x = mixture(0, 500, 5, 3) * 10
     tol = 1e-3
     variance = float(
@@ -626,7 +626,7 @@ def test_a_fit_on_float64_tokens_is_that_on_float32_ones():
 
 
 @pytest.mark.parametrize("through", ["torch", "numpy"])
-def test_centres_that_are_edited_in_place_are_seen_by_all_that_use_them(through):
+def test_centers_that_are_edited_in_place_are_seen_by_all_that_use_them(through):
     x, model = randn(0, 300, 4), with_centers(randn(1, 9, 4))
     model.predict(x)
     centers = model.cluster_centers_ if through == "torch" else model.cluster_centers_.numpy()
@@ -654,7 +654,7 @@ def test_a_restored_model_predicts_alike_and_goes_on():
         MiniBatchKMeans.from_state(state | {"counts": state["counts"][:3]})
 
 
-def test_nmse_is_that_of_putting_tokens_on_their_centres():
+def test_nmse_is_that_of_putting_tokens_on_their_centers():
     x, std = mixture(0, 300, 4, 3), torch.tensor([0.0, 2.0, 0.5], dtype=torch.float32)
     model = MiniBatchKMeans(6, max_iter=2).fit(shuffled(x, 64))
     labels, squares = brute_force(x, model.cluster_centers_)
@@ -692,7 +692,7 @@ def test_parameters_out_of_range_are_refused(parameters, message):
 
 def test_errors_of_fit_and_predict():
     x = randn(0, 20, 2)
-    with pytest.raises(ValueError, match="without centres"):
+    with pytest.raises(ValueError, match="without centers"):
         MiniBatchKMeans(3).predict(x)
     with pytest.raises(ValueError, match=r"found 0 tokens in stream\(0\)"):
         MiniBatchKMeans(3).fit(lambda _: [])
@@ -781,14 +781,14 @@ def test_a_seeding_that_is_broken_off_anywhere_goes_on_to_the_same_bits(stop, n_
     whole = MiniBatchKMeans(**parameters).fit(shuffled(x, 32))
     calls = []
     broken = MiniBatchKMeans(**parameters)
-    every = [(tried + (centres == 0), centres) for tried in range(n_init) for centres in (*range(2, 8), 0)]
+    every = [(tried + (centers == 0), centers) for tried in range(n_init) for centers in (*range(2, 8), 0)]
     for call in broken.seedings(shuffled(x, 32)(0)):
         calls.append(call)
         assert not broken.is_seeded_
         if len(calls) == stop:
             tensors, state = broken.checkpoint()
             broken = MiniBatchKMeans(**parameters).resume(tensors, json.loads(json.dumps(state)))
-            with pytest.raises(ValueError, match="without centres"):
+            with pytest.raises(ValueError, match="without centers"):
                 broken.predict(x)
             calls += broken.seedings(shuffled(x, 32)(0))
             break

@@ -1,4 +1,4 @@
-"""Streaming moments against numpy in float64, standardisation, and the check of given statistics."""
+"""Streaming moments against numpy in float64, standardization, and the check of given statistics."""
 
 import numpy as np
 import pytest

@@ -68,7 +68,7 @@ def test_fewer_tokens_than_dimensions_leave_no_negative_variance():
 @pytest.mark.parametrize("d", [2, 3, 7])
 def test_the_orientation_is_the_same_in_any_order_and_batching(d):
     x = correlated(5, 300, d)
-    # Standardised, so that in two dimensions both entries of each component are 1/sqrt(2) but for rounding.
+    # Standardized, so that in two dimensions both entries of each component are 1/sqrt(2) but for rounding.
     x = ((x.double() - x.double().mean(0)) / x.double().std(0, correction=0)).float()
     reference = fitted(x).components_
     for seed in range(12):

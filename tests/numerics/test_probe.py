@@ -420,7 +420,7 @@ def test_codes_that_are_mostly_0_are_cut_finely_where_they_are_not():
 
 
 def test_two_far_rows_do_not_send_a_feature_to_the_rows(monkeypatch):
-    """1 / (d + 1e-6) of tokens on a centre: the finer cells go as far as the values do."""
+    """1 / (d + 1e-6) of tokens on a center: the finer cells go as far as the values do."""
     rows = []
     slab_of_rows = solver.slab_of_rows
     monkeypatch.setattr(solver, "slab_of_rows", lambda *a: (rows.append(1), slab_of_rows(*a))[1])
@@ -620,8 +620,8 @@ def test_every_k_of_a_sweep_is_fitted_and_judged_in_the_same_passes(ks, class_we
         cut, held_cut = (TopKCodes(each, k or 4) for each in (codes, held_codes))
         alone = LogisticProbe1d(class_weight=class_weight).fit(cut, labels, n_classes)
         mine, other = together[k].state_dict(), alone.state_dict()
-        for tensors, judgement in ((mine, judged[k]), (other, alone.judge(held_cut, held_labels))):
-            tensors |= {"loss": judgement.loss, "ap": judgement.average_precision}
+        for tensors, judgment in ((mine, judged[k]), (other, alone.judge(held_cut, held_labels))):
+            tensors |= {"loss": judgment.loss, "ap": judgment.average_precision}
         _assert_same(mine, other, atol=1e-9, but=("n_iter",))
         assert certificates[k].ce_error < 1e-9
     with pytest.raises(ValueError, match="found sparse codes of 4 entries a row, wanted sparse ones of at least 5"):
@@ -630,7 +630,7 @@ def test_every_k_of_a_sweep_is_fitted_and_judged_in_the_same_passes(ks, class_we
         fit_probes(probe, x, labels, n_classes, [2])
 
 
-def test_raw_coefficients_give_the_same_scores_as_standardised_ones():
+def test_raw_coefficients_give_the_same_scores_as_standardized_ones():
     x, labels, n_classes = _make("scales")
     probe = LogisticProbe1d(1e-3).fit(x, labels, n_classes)
     standard = (x.double() - x.double().mean(0)) / x.double().std(0, unbiased=False)
@@ -642,7 +642,7 @@ def test_raw_coefficients_give_the_same_scores_as_standardised_ones():
     assert probe.coef_.shape == probe.intercept_.shape == (4, n_classes)
 
 
-def test_the_ridge_holds_the_standardised_weights():
+def test_the_ridge_holds_the_standardized_weights():
     x, labels, n_classes = _make("scales")
     weak, strong = (LogisticProbe1d(ridge).fit(x, labels, n_classes) for ridge in (1e-8, 10.0))
     assert (strong.coef_standardized_.abs() < 0.1 * weak.coef_standardized_.abs()).all()
@@ -875,10 +875,10 @@ def test_validation_loss_of_a_pure_cluster_is_that_of_the_optimum():
     x = (x - x.mean()) / x.std()
     design = np.stack([np.ones_like(x), x])
     b0 = np.log(y.mean() / (1 - y.mean()))
-    theta = centre = np.array([b0, np.longdouble(0)])
+    theta = center = np.array([b0, np.longdouble(0)])
     for _ in range(200):
         p = 1 / (1 + np.exp(-theta @ design))
-        gradient = design @ (p - y) / n_rows + ridge * (theta - centre)
+        gradient = design @ (p - y) / n_rows + ridge * (theta - center)
         (a, b), (_, d) = (design * (p * (1 - p))) @ design.T / n_rows + ridge * np.eye(2)
         step = np.array([d * gradient[0] - b * gradient[1], a * gradient[1] - b * gradient[0]]) / (a * d - b * b)
         theta = theta - step / max(1, np.abs(step).max() / 2)

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from assay.numerics.scores import Judgement, best_features, score_encoding
+from assay.numerics.scores import Judgment, best_features, score_encoding
 
 
 def _inputs(n_features, n_classes, seed, levels=4):
@@ -22,7 +22,7 @@ def _inputs(n_features, n_classes, seed, levels=4):
     present = torch.rand(n_classes, generator=generator, dtype=torch.float32) < 0.8
     predicted = (draw(n_features, n_classes) * 40).round()
     positives = present * (draw(n_classes) * 40).round()
-    val = Judgement(
+    val = Judgment(
         loss=draw(n_features, n_classes),
         average_precision=draw(n_features, n_classes),
         true_positives=torch.minimum(predicted, positives) - (predicted % 2),

@@ -93,7 +93,7 @@ def test_the_batch_size_is_that_of_the_measurement(planted, statistics, weights,
     assert seen == [100, 100, 100, 84]
 
 
-def test_random_centres_are_tokens_drawn_by_the_seed(planted, tokens, statistics):
+def test_random_centers_are_tokens_drawn_by_the_seed(planted, tokens, statistics):
     parameters = KMeansParameters(n_clusters=9)
     drawn = [
         draw_centers(Shards(planted[0]), statistics, parameters, "cpu", layer=5, seed=seed)["cluster_centers"]

@@ -1,4 +1,4 @@
-"""Codes of the labelled patches: computed as they are read, the same from disk, and true to a loop in float64."""
+"""Codes of the labeled patches: computed as they are read, the same from disk, and true to a loop in float64."""
 
 import itertools
 import json
@@ -81,12 +81,12 @@ def gather(codes, batch_size):
 
 def oracle(encoding, tokens, models):
     """Each token's dense code and squared error, one at a time in float64."""
-    centres = models["kmeans"]["cluster_centers"].double().numpy()
+    centers = models["kmeans"]["cluster_centers"].double().numpy()
     mean, components = models["pca"]["mean"].numpy(), models["pca"]["components"].numpy()
     values, errors = [], []
     for token in tokens:
         if encoding.startswith("kmeans"):
-            distances = np.sqrt(((token - centres) ** 2).sum(axis=1))
+            distances = np.sqrt(((token - centers) ** 2).sum(axis=1))
             nearest = distances == distances.min()
             values.append(
                 {

@@ -250,7 +250,7 @@ def test_checkpoint_minutes_is_the_longest_that_a_fit_goes_unsaved_and_changes_n
 
 @pytest.fixture
 def cut_seeding(fit, monkeypatch):
-    """Fits k-means and ends it when it looks for the `number`-th time; of 2 seedings of 8 centres each has 7 looks."""
+    """Fits k-means and ends it when it looks for the `number`-th time; of 2 seedings of 8 centers each has 7 looks."""
 
     def run(checkpoints, number, how):
         looks = [0]
@@ -270,8 +270,8 @@ def cut_seeding(fit, monkeypatch):
     return run
 
 
-def centres_made(monkeypatch):
-    """Counts the looks of a fit: one a centre."""
+def centers_made(monkeypatch):
+    """Counts the looks of a fit: one a center."""
     looks = []
     look = fitting.Fit.look
     monkeypatch.setattr(fitting.Fit, "look", lambda self: (looks.append(1), look(self))[1])
@@ -283,12 +283,12 @@ def die(_):
 
 
 @pytest.mark.parametrize("number", [1, 4, 7, 8, 11, 14])
-def test_sigterm_while_the_centres_are_seeded_loses_none(fit, cut_seeding, tmp_path, number, monkeypatch, seen):
+def test_sigterm_while_the_centers_are_seeded_loses_none(fit, cut_seeding, tmp_path, number, monkeypatch, seen):
     whole = fit("kmeans", Checkpoints(tmp_path / "whole"))
     checkpoints = Checkpoints(tmp_path / "cut")
     cut_seeding(checkpoints, number, lambda _: os.kill(os.getpid(), signal.SIGTERM))
     assert len(list((tmp_path / "cut").rglob("step000000000.safetensors"))) == 1
-    looks = centres_made(monkeypatch)
+    looks = centers_made(monkeypatch)
     del seen[:]
     again = fit("kmeans", checkpoints)
     assert len(looks) == 14 - number
@@ -297,13 +297,13 @@ def test_sigterm_while_the_centres_are_seeded_loses_none(fit, cut_seeding, tmp_p
 
 
 @pytest.mark.parametrize(("number", "left"), [(1, 14), (7, 14), (8, 7), (14, 7)])
-def test_a_fit_killed_while_the_centres_are_seeded_goes_on_after_the_last_whole_seeding(
+def test_a_fit_killed_while_the_centers_are_seeded_goes_on_after_the_last_whole_seeding(
     fit, cut_seeding, tmp_path, number, left, monkeypatch
 ):
     whole = fit("kmeans", Checkpoints(tmp_path / "whole"))
     checkpoints = Checkpoints(tmp_path / "cut")
     cut_seeding(checkpoints, number, die)
-    looks = centres_made(monkeypatch)
+    looks = centers_made(monkeypatch)
     again = fit("kmeans", checkpoints)
     assert len(looks) == left
     assert all(torch.equal(again[name], whole[name]) for name in whole)
@@ -319,7 +319,7 @@ def test_a_seeding_that_takes_long_is_saved_by_the_minute(fit, cut_seeding, tmp_
         raise Cut
 
     cut_seeding(Checkpoints(tmp_path / "cut"), 4, wait_then_die)
-    looks = centres_made(monkeypatch)
+    looks = centers_made(monkeypatch)
     again = fit("kmeans", Checkpoints(tmp_path / "cut"))
     assert len(looks) == 14 - 4
     assert all(torch.equal(again[name], whole[name]) for name in whole)

@@ -1,4 +1,4 @@
-"""The gallery: the classes and images that the table says, with the right patch outlined and the map in colour."""
+"""The gallery: the classes and images that the table says, with the right patch outlined and the map in color."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from PIL import Image
 from assay.encodings import Encoding, Form, Model
 from assay.io.images import ImageLayout, Images
 from assay.io.shards import Shards
-from assay.pipelines.report.gallery import COLOUR, draw_gallery, draw_map, gather_examples
+from assay.pipelines.report.gallery import COLOR, draw_gallery, draw_map, gather_examples
 
 ROWS = [
     # layer, method, encoding, seed, map, best
@@ -109,7 +109,7 @@ def test_an_example_without_a_patch_that_counts_is_not_shown(baselines, classes,
     assert [len(item["images"]) for item in items] == [1, 1]
 
 
-def test_a_map_colours_patches_by_their_share_and_outlines_the_strongest():
+def test_a_map_colors_patches_by_their_share_and_outlines_the_strongest():
     pixels = np.full((200, 200, 3), 255, dtype=np.uint8)
     share = np.zeros(16, dtype=np.float32)
     share[[5, 10]] = 1, 0.5
@@ -117,8 +117,8 @@ def test_a_map_colours_patches_by_their_share_and_outlines_the_strongest():
     assert drawn.shape == (200, 200, 3)
     np.testing.assert_array_equal(drawn[10, 10], 255)
     whole, half = drawn[75, 75], drawn[125, 125]  # the middles of patches 5 and 10
-    assert np.abs(whole - (0.7 * np.array(COLOUR) + 0.3 * 255)).max() <= 1
-    assert np.abs(half - (0.35 * np.array(COLOUR) + 0.65 * 255)).max() <= 1
+    assert np.abs(whole - (0.7 * np.array(COLOR) + 0.3 * 255)).max() <= 1
+    assert np.abs(half - (0.35 * np.array(COLOR) + 0.65 * 255)).max() <= 1
     black = np.argwhere((drawn == 0).all(axis=2))
     assert black.min(axis=0).tolist() == [51, 51]
     assert black.max(axis=0).tolist() == [98, 98]

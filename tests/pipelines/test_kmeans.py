@@ -1,4 +1,4 @@
-"""The k-means nodes: standardised tokens in shuffled passes, and the error of the nearest centre."""
+"""The k-means nodes: standardized tokens in shuffled passes, and the error of the nearest center."""
 
 import math
 
@@ -71,7 +71,7 @@ def fit(planted, statistics, tmp_path):
     return run
 
 
-def test_the_fit_is_that_of_shuffled_standardised_passes(planted, statistics, fit):
+def test_the_fit_is_that_of_shuffled_standardized_passes(planted, statistics, fit):
     shards = Shards(planted[0])
     mean, std = statistics["mean"], statistics["std"]
 
@@ -163,7 +163,7 @@ def test_encodings_is_the_parameter_that_says_which_codes_are_made():
 
 @pytest.mark.parametrize("batch_size", [1_000, 7])
 @pytest.mark.parametrize("layer", LAYERS)
-def test_nmse_is_that_of_the_nearest_centre_in_float64(planted, statistics, fit, layer, batch_size):
+def test_nmse_is_that_of_the_nearest_center_in_float64(planted, statistics, fit, layer, batch_size):
     model, _ = fit(layer=layer)
     parameters = KMeansParameters(**SMALL | {"batch_size": batch_size})
     found = measure(
@@ -171,10 +171,10 @@ def test_nmse_is_that_of_the_nearest_centre_in_float64(planted, statistics, fit,
     )
     std = statistics["std"].numpy()
     standardized = (read(planted[1], layer) - statistics["mean"].numpy()) / std
-    centres = model["cluster_centers"].double().numpy()
+    centers = model["cluster_centers"].double().numpy()
     residual = np.empty_like(standardized)
     for row, token in enumerate(standardized):
-        residual[row] = token - centres[((token - centres) ** 2).sum(axis=1).argmin()]
+        residual[row] = token - centers[((token - centers) ** 2).sum(axis=1).argmin()]
     (row,) = found.pop("rows")
     assert found == {"layer": layer, "method": "kmeans", "n_tokens": 24 * TOKENS}
     assert row["k"] == 8

@@ -39,7 +39,7 @@ def layer(request):
 
 @pytest.fixture
 def statistics(planted, layer):
-    """Not the train tokens' own, as the user's may not be: their standardised mean is not 0."""
+    """Not the train tokens' own, as the user's may not be: their standardized mean is not 0."""
     tokens = read(planted[0], layer)
     return {"mean": torch.from_numpy(tokens.mean(axis=0) + 0.3), "std": torch.from_numpy(tokens.std(axis=0) * 1.1)}
 
@@ -51,7 +51,7 @@ def standardized(planted, layer, statistics):
 
 
 @pytest.mark.parametrize("batch_size", [100_000, 100])
-def test_components_are_the_right_singular_vectors_of_the_centred_tokens(
+def test_components_are_the_right_singular_vectors_of_the_centered_tokens(
     planted, layer, statistics, standardized, batch_size, tmp_path
 ):
     model, _ = fit_pca(
@@ -111,8 +111,8 @@ def test_the_record_says_how_the_leading_subspace_settled(
     before = None
     for look in history:
         train = standardized[0][: int(look["step"]) * batch_size]
-        centred = train - train.mean(axis=0)
-        _, singular, components = np.linalg.svd(centred, full_matrices=False)
+        centered = train - train.mean(axis=0)
+        _, singular, components = np.linalg.svd(centered, full_matrices=False)
         left = 1 - (singular[:20] ** 2).sum() / (singular**2).sum()
         assert look["reconstruction_error"] == pytest.approx(left, rel=1e-4)
         assert ("subspace_drift" in look) == (before is not None)

@@ -96,7 +96,7 @@ def probe(split):
 
 
 def newton(x, y, ridge):
-    """w and b of one probe on standardised x, float64, by Newton's method."""
+    """w and b of one probe on standardized x, float64, by Newton's method."""
     b0 = np.log(y.mean() / (1 - y.mean()))
     design = np.stack([np.ones_like(x), x])
     theta = np.array([b0, 0.0])

@@ -31,7 +31,7 @@ from assay.pipelines.report.nodes import (
     describe_data,
     draw_figures,
     merge_layer,
-    summarise_fits,
+    summarize_fits,
     tabulate_agreement,
     tabulate_baselines,
     write_page,
@@ -301,7 +301,7 @@ def test_markdown_and_latex_say_what_the_paper_table_says():
 
 
 def test_a_row_without_nmse_shows_the_raw_one_in_the_paper_table():
-    """As a run of saev, which measured nothing in the standardised space."""
+    """As a run of saev, which measured nothing in the standardized space."""
     layers = both_layers()
     for row in (row for layer in layers for row in layer if row["method"] == "pca"):
         row["nmse"] = None
@@ -371,7 +371,7 @@ def test_the_agreement_of_seeds_is_a_table():
     table = tabulate_agreement({"agreements": rows[:2]}, {"agreements": rows[2:]})
     assert table[["layer", "seed"]].to_numpy().tolist() == [[3, 1], [5, 1], [5, 2]]
     fits = {"explained_variance": torch.ones(1)}, {"counts": torch.ones(1)}
-    assert summarise_fits(fits[0], [], fits[1], [], *rows[:2], layer=5)["agreements"] == rows[:2]
+    assert summarize_fits(fits[0], [], fits[1], [], *rows[:2], layer=5)["agreements"] == rows[:2]
 
 
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="needs pdflatex")
@@ -391,7 +391,7 @@ def curves(layer, n=50):
     settled = [{"step": 1.0, "reconstruction_error": 0.5}]
     settled += [{"step": 2.0**i, "reconstruction_error": 0.6, "subspace_drift": 0.5**i} for i in range(1, 4)]
     steps = [{"ewa_inertia": 1 / (1 + i), "inertia": 9.0} for i in range(n)]
-    return summarise_fits(fits[0], settled, fits[1], steps, layer=layer)
+    return summarize_fits(fits[0], settled, fits[1], steps, layer=layer)
 
 
 def drawn(layers=None, size=50):
@@ -422,11 +422,11 @@ def test_every_picture_has_lines_names_and_titled_axes():
         titled = [axis for axis in figure.select_xaxes() if axis.title.text]
         assert titled, name
         assert all(axis.title.text for axis in figure.select_yaxes()), name
-        colours = {
+        colors = {
             (trace.line.color or trace.marker.color, trace.line.dash, trace.marker.symbol, trace.name)
             for trace in figure.data
         }
-        assert len(colours) == len({trace.name for trace in figure.data}), name  # told apart by more than colour
+        assert len(colors) == len({trace.name for trace in figure.data}), name  # told apart by more than color
 
 
 def test_the_pictures_show_the_tables_numbers():
@@ -436,7 +436,7 @@ def test_the_pictures_show_the_tables_numbers():
     shown = {
         (text, y) for trace in figures["nmse_against_l0"].data for text, y in zip(trace.text, trace.y, strict=True)
     }
-    texts = ["kmeans, nearest centre" if "kmeans" in name else name for name in baselines["encoding"]]
+    texts = ["kmeans, nearest center" if "kmeans" in name else name for name in baselines["encoding"]]
     assert shown == set(zip(texts, baselines["nmse"], strict=True))
     (line,) = [trace for trace in figures["layers"].data if trace.name == "pca-topk-00001" and trace.showlegend]
     assert list(line.x) == ["3", "5"]
@@ -505,8 +505,8 @@ def test_the_metrics_of_one_layer_are_drawn_over_the_encodings():
     assert draw_layers(pool_seeds(three)).data[2].error_x.array[0] == pytest.approx(0.2)
 
 
-def test_centres_reconstruct_with_one_entry_whatever_codes_are_probed():
-    """Distances to 8 centres are 8 entries a patch, and their NMSE is the nearest centre's. So it is of random centres."""
+def test_centers_reconstruct_with_one_entry_whatever_codes_are_probed():
+    """Distances to 8 centers are 8 entries a patch, and their NMSE is the nearest center's. So it is of random centers."""
     names = ["kmeans-invdist", "kmeans-distance-neg_euclidean", "kmeans-onehot"]
     parts = [scores(3, "kmeans", name, 8) | {"l0": 1.0 if "onehot" in name else 8.0} for name in names]
     parts += [scores(3, "floor", f"floor-{name}", 8) | {"l0": 8.0} for name in ("invdist", "topk-00008")]
@@ -515,7 +515,7 @@ def test_centres_reconstruct_with_one_entry_whatever_codes_are_probed():
     rows = merge_layer(*metrics, *parts, encodings=encodings_of(parts))
     pooled = pool_seeds(tabulate_baselines(rows))
     found = {row.encoding: row.l0 for row in list_reconstructions(pooled).itertuples()}
-    assert found == {"kmeans, nearest centre": 1, "floor, nearest centre": 1, "floor-topk-00008": 8, "sae-invdist": 3.5}
+    assert found == {"kmeans, nearest center": 1, "floor, nearest center": 1, "floor-topk-00008": 8, "sae-invdist": 3.5}
     figure = draw_nmse_against_l0(pooled)
     assert {(trace.name, *trace.x) for trace in figure.data} == {
         ("kmeans, layer 3", 1),

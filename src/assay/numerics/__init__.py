@@ -17,7 +17,7 @@ from assay.numerics.probe import (
 )
 from assay.numerics.ranking import purity_at_k
 from assay.numerics.sae import SparseAutoencoder
-from assay.numerics.scores import ClassScores, Judgement, Scores, best_features, score_encoding
+from assay.numerics.scores import ClassScores, Judgment, Scores, best_features, score_encoding
 
 __all__ = [
     "Centers",
@@ -28,7 +28,7 @@ __all__ = [
     "Components",
     "Dictionary",
     "ErrorSums",
-    "Judgement",
+    "Judgment",
     "LogisticProbe1d",
     "MiniBatchKMeans",
     "NearestCenters",

@@ -1,4 +1,4 @@
-"""Dictionaries: what is judged. Each writes standardised tokens as codes and reconstructs them.
+"""Dictionaries: what is judged. Each writes standardized tokens as codes and reconstructs them.
 
 k-means' centers, PCA's components, autoencoders and random vectors are all of one kind here, `Dictionary`; whoever measures, encodes or
 probes knows no other. Every batch of codes carries `error` (b,) float64, the squared error of the reconstruction of each token.
@@ -51,7 +51,7 @@ class Dictionary(Protocol):
         """For whoever rounds values to a dtype: the same values, with the error that goes with rounded ones; None: it is the same."""
 
     def encode(self, x: Tensor) -> Batch:
-        """Codes of standardised tokens x (b, d), float32: a batch of `format`, with `error` (b,) float64."""
+        """Codes of standardized tokens x (b, d), float32: a batch of `format`, with `error` (b,) float64."""
 
     def errors(self, x: Tensor, std: Tensor) -> dict[int, ErrorSums]:
         """Errors of the reconstruction of x (b, d) for each of `ks`; std (d,) is what the tokens were divided by."""
@@ -65,7 +65,7 @@ def invert(distances: Tensor) -> Tensor:
 
 @isolated()
 def unit(distances: Tensor) -> Tensor:
-    """1 - d / d_max, d_max the distance to the centre that is farthest from the token; 1 where all are at 0."""
+    """1 - d / d_max, d_max the distance to the center that is farthest from the token; 1 where all are at 0."""
     farthest = distances.amax(1, keepdim=True)
     return 1 - distances / torch.where(farthest > 0, farthest, 1.0)
 
@@ -111,7 +111,7 @@ class Centers:
 
     @isolated()
     def encode(self, x: Tensor) -> Batch:
-        """Codes of standardised tokens (b, d)."""
+        """Codes of standardized tokens (b, d)."""
         centers = self.kmeans.cluster_centers_
         if self.kind == "onehot":
             labels, squared_distances = self.kmeans.assign(x)
@@ -168,7 +168,7 @@ class Components:
 
     @isolated()
     def encode(self, x: Tensor) -> Batch:
-        """Codes of standardised tokens (b, d)."""
+        """Codes of standardized tokens (b, d)."""
         if self.format == "sparse":
             return self._encode_top(x, torch.float32)
         values, error = self.pca.project(x)

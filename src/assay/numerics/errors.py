@@ -1,4 +1,4 @@
-"""Reconstruction error of a dictionary: sums that merge over batches, and the normalised mean squared error (NMSE)."""
+"""Reconstruction error of a dictionary: sums that merge over batches, and the normalized mean squared error (NMSE)."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -15,7 +15,7 @@ from assay.numerics.moments import scale_of
 class ErrorSums:
     """Squared error over `n_tokens` tokens, summed over tokens and dimensions in float64.
 
-    residual      sum ||x~ - x^||^2, in standardised units
+    residual      sum ||x~ - x^||^2, in standardized units
     total         sum ||x~||^2: what predicting the train mean, 0 in this space, leaves
     residual_raw  sum over dimensions of sigma^2 (x~ - x^)^2, in the activations' own units
     total_raw     sum over dimensions of sigma^2 x~^2 = ||x - mu||^2
@@ -44,19 +44,19 @@ class ErrorSums:
 
     @property
     def nmse_raw(self) -> float:
-        """residual_raw / total_raw, the same after un-standardising. ValueError where total_raw is 0."""
+        """residual_raw / total_raw, the same after un-standardizing. ValueError where total_raw is 0."""
         return _ratio(self.residual_raw, self.total_raw, self.n_tokens)
 
 
 def _ratio(residual: float, total: float, n_tokens: int) -> float:
     if total == 0:
-        raise ValueError(f"found no variance in {n_tokens} tokens, wanted some to normalise by: is the split empty?")
+        raise ValueError(f"found no variance in {n_tokens} tokens, wanted some to normalize by: is the split empty?")
     return residual / total
 
 
 @isolated()
 def error_sums(x: Tensor, residual: Tensor, std: Tensor) -> ErrorSums:
-    """Errors of one batch: standardised tokens x~ and what is left of them, x~ - x^, both (batch, d) on one device.
+    """Errors of one batch: standardized tokens x~ and what is left of them, x~ - x^, both (batch, d) on one device.
 
     std (d,) is the sigma that the tokens were divided by; 0 counts as 1.
     """

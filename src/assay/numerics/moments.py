@@ -1,4 +1,4 @@
-"""Mean and standard deviation of a stream of activations, and standardisation with them.
+"""Mean and standard deviation of a stream of activations, and standardization with them.
 
 Batches are merged with the pairwise update of Chan, Golub and LeVeque (1979, "Updating formulae and a pairwise
 algorithm for computing sample variances"), which does not lose digits when the mean is large beside the spread.
@@ -163,7 +163,7 @@ class StreamingMoments:
 
 @isolated()
 def scale_of(std: Tensor) -> Tensor:
-    """The divisor that standardises: std in float64, with 1 where it is 0."""
+    """The divisor that standardizes: std in float64, with 1 where it is 0."""
     std = std.double()
     return torch.where(std == 0, torch.ones_like(std), std)
 

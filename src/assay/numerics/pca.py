@@ -48,7 +48,7 @@ def orient(components: Tensor) -> Tensor:
     """Flip rows of components (r, d) so that the entry of largest magnitude is positive; ties to the lower index.
 
     The rule is that a component's mean coefficient over the train tokens is nonnegative, and that this one decides
-    where that mean is below rounding. About the train tokens' own mean it always is: they are centred.
+    where that mean is below rounding. About the train tokens' own mean it always is: they are centered.
     """
     magnitude = components.abs()
     largest = magnitude >= magnitude.amax(1, keepdim=True) * (1 - _TIE)
@@ -234,10 +234,10 @@ class StreamingPCA:
 
         That is ||x - mean||^2 - sum z^2, clamped at 0 against rounding, and exactly 0 where there are d components.
         """
-        centred = self._centre(x)
-        z = centred @ self.components_.T
-        full_rank = z.shape[1] == centred.shape[1]
-        left = z.new_zeros(len(z)) if full_rank else (centred.square().sum(1) - z.square().sum(1)).clamp(min=0)
+        centered = self._center(x)
+        z = centered @ self.components_.T
+        full_rank = z.shape[1] == centered.shape[1]
+        left = z.new_zeros(len(z)) if full_rank else (centered.square().sum(1) - z.square().sum(1)).clamp(min=0)
         return (z / self._unit()).float(), left
 
     @isolated()
@@ -255,7 +255,7 @@ class StreamingPCA:
         return torch.where(variance > rounding, variance.sqrt(), 1.0) if self.whiten else torch.ones_like(variance)
 
     @isolated()
-    def _centre(self, x: Tensor) -> Tensor:
+    def _center(self, x: Tensor) -> Tensor:
         check_batch(x, self.mean_.shape[0])
         return x.to(self.mean_) - self.mean_
 
@@ -265,18 +265,18 @@ class StreamingPCA:
 
         As the components are orthonormal, that is ||x - mean||^2 minus the kept z^2; clamped at 0 against rounding.
         """
-        centred = self._centre(x)
-        values, _ = top_k(centred @ self.components_.T, k)
-        return (centred.square().sum(1) - values.square().sum(1)).clamp(min=0)
+        centered = self._center(x)
+        values, _ = top_k(centered @ self.components_.T, k)
+        return (centered.square().sum(1) - values.square().sum(1)).clamp(min=0)
 
     @isolated()
     def reconstruction_errors(self, x: Tensor, std: Tensor, ks: Iterable[int]) -> dict[int, ErrorSums]:
-        """Errors at every K of `ks` for a batch (batch, d) of standardised tokens, std (d,) what they were divided by.
+        """Errors at every K of `ks` for a batch (batch, d) of standardized tokens, std (d,) what they were divided by.
 
         One projection and one sort serve all K. The raw error weighs dimensions unequally, so it needs the residual
         itself: one more product a K, in which only the coefficients between the last K and this one are taken off.
         """
-        residual = self._centre(x)
+        residual = self._center(x)
         z = residual @ self.components_.T
         values, indices = top_k(z, z.shape[1])
         errors: dict[int, ErrorSums] = {}

@@ -28,7 +28,7 @@ def check_labels(labels: Tensor, n_rows: int, n_classes: int) -> None:
 
 @isolated()
 def count_classes(labels: Tensor, n_classes: int) -> Tensor:
-    """Rows of each class, or of whatever labels (rows,) int64 number, int64 (n_classes,); those labelled -1 are in none.
+    """Rows of each class, or of whatever labels (rows,) int64 number, int64 (n_classes,); those labeled -1 are in none.
 
     The host does not wait for a GPU, as for `bincount` it does twice.
     """
@@ -168,7 +168,7 @@ def strongest_examples(values: Tensor, counted: Tensor, patches: int, k: int) ->
 def purity_at_k(values: Tensor, labels: Tensor, k: int = 16) -> float:
     """Share of the commonest class among the k rows with the highest values; over all rows, where there are fewer.
 
-    `values` (rows,), `labels` (rows,) int64. A row labelled -1 has no class: it counts in the k and for no class.
+    `values` (rows,), `labels` (rows,) int64. A row labeled -1 has no class: it counts in the k and for no class.
     Raises ValueError where there are no rows or k is not positive.
     """
     if k < 1 or len(values) == 0:

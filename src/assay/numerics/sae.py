@@ -75,7 +75,7 @@ class SparseAutoencoder:
     k: entries a token, for `topk` and for nothing else.
     input_bias: `b_dec`, taken off the tokens before they are encoded, or `none`.
     mean, std: (d,), where it was trained on raw activations: tokens are taken back to them, x = x~ std + mean, and the
-        reconstruction is standardised again.
+        reconstruction is standardized again.
     """
 
     format: Format = "sparse"
@@ -132,7 +132,7 @@ class SparseAutoencoder:
         self.input_bias = input_bias
         if (mean is None) != (std is None):
             raise ValueError(
-                "found a mean or a std alone, wanted both, or none for an autoencoder of standardised tokens"
+                "found a mean or a std alone, wanted both, or none for an autoencoder of standardized tokens"
             )
         if mean is not None and std is not None:
             check_mean_std(mean, std)
@@ -144,8 +144,8 @@ class SparseAutoencoder:
 
     @isolated()
     def encode(self, x: Tensor) -> Batch:
-        """Codes of standardised tokens (b, d), sparse: `values` float32 and `indices` (b, longest row), by falling value, and
-        `error` float64 (b,), the squared error of the reconstruction in the standardised space. ValueError for NaN and infinity."""
+        """Codes of standardized tokens (b, d), sparse: `values` float32 and `indices` (b, longest row), by falling value, and
+        `error` float64 (b,), the squared error of the reconstruction in the standardized space. ValueError for NaN and infinity."""
         parts = [self._encode(part) for part in self._parts(x)]
         width = max((part["values"].shape[1] for part in parts), default=0)
         for part in parts:
@@ -155,12 +155,12 @@ class SparseAutoencoder:
 
     @isolated()
     def residual(self, x: Tensor) -> Tensor:
-        """What the reconstruction leaves of standardised tokens, x~ - x^, float32 (b, d)."""
+        """What the reconstruction leaves of standardized tokens, x~ - x^, float32 (b, d)."""
         return torch.cat([part - self._decode(self._activations(part)) for part in self._parts(x)])
 
     @isolated()
     def errors(self, x: Tensor, std: Tensor) -> dict[int, ErrorSums]:
-        """Errors of a batch of standardised tokens, under the entries a token, or the features where they vary."""
+        """Errors of a batch of standardized tokens, under the entries a token, or the features where they vary."""
         return {self.ks[0]: error_sums(x, self.residual(x), std)}
 
     def _parts(self, x: Tensor) -> tuple[Tensor, ...]:

@@ -13,7 +13,7 @@ PURITY = (16, 64, 256)
 
 
 @dataclass(frozen=True)
-class Judgement:
+class Judgment:
     """What probes do on some rows, float64 (features, classes); NaN for classes that are not fitted.
 
     - `loss`: mean CE, nats, without the ridge; with class weights the weighted mean
@@ -170,7 +170,7 @@ def score_encoding(
     *,
     train_ce: Tensor,
     coef: Tensor,
-    val: Judgement,
+    val: Judgment,
     base_ce: Tensor,
     purity: Tensor,
     train_counts: Tensor,

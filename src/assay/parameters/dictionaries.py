@@ -34,11 +34,11 @@ class DictionaryParameters(Section):
         description="a folder of saev's with inference/<shard hash>/token_acts.npz, and metrics.json for shards.val",
     )
     random: Literal["centres", "directions"] | None = Field(
-        None, description="the floor: tokens drawn as centres and coded as k-means, or random directions coded as PCA"
+        None, description="the floor: tokens drawn as centers and coded as k-means, or random directions coded as PCA"
     )
     seeds: Choices[Seed] = Field(
         (0,),
-        description="of the random centres or directions, or what stands for `{seed}` in the path: a row each, pooled for the paper",
+        description="of the random centers or directions, or what stands for `{seed}` in the path: a row each, pooled for the paper",
     )
     layers: Choices[Layer] | None = Field(None, description="layers that it is of; null: all")
     batch_size: PositiveInt = Field(8_192, description="tokens a batch, where its reconstruction is measured")

@@ -23,7 +23,7 @@ class ImagesParameters(Section):
     resize: PositiveInt | tuple[PositiveInt, PositiveInt] | None = Field(
         None, description="the shorter side, or (height, width), as it was for the activations, in pixels; null: none"
     )
-    crop: Literal["centre"] | None = Field(None, description="centre: the grid is cut out of the middle; null: no crop")
+    crop: Literal["centre"] | None = Field(None, description="center: the grid is cut out of the middle; null: no crop")
     pattern: str = Field(
         "*.jpg", min_length=1, description="glob of the images, which are taken in the order of their names"
     )

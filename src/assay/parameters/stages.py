@@ -16,8 +16,8 @@ class ShardsParameters(Section):
 
     fit: str = Field(description="fitted on (IN1K/train): statistics, k-means, PCA")
     val: str = Field(description="validation tokens (IN1K/val): NMSE")
-    probe_train: str = Field(description="labelled patches the probes are fitted on (ADE20K/train)")
-    probe_val: str = Field(description="labelled patches the probes are judged on (ADE20K/val)")
+    probe_train: str = Field(description="labeled patches the probes are fitted on (ADE20K/train)")
+    probe_val: str = Field(description="labeled patches the probes are judged on (ADE20K/val)")
 
 
 class StandardizeParameters(Section):
@@ -53,7 +53,7 @@ class KMeansParameters(Section):
 
     n_clusters: PositiveInt = Field(16_384, description="clusters")
     batch_size: PositiveInt = Field(8_192, description="tokens a step")
-    n_init: PositiveInt = Field(4, description="k-means++ initialisations, judged on held-out tokens")
+    n_init: PositiveInt = Field(4, description="k-means++ initializations, judged on held-out tokens")
     init_size: PositiveInt | None = Field(
         None, description="tokens of the reservoir; null: 3 x max(n_clusters, batch_size)"
     )
@@ -65,7 +65,7 @@ class KMeansParameters(Section):
         None,
         description="a .npy file of token numbers to read in each pass (docs/reading.md); null: shuffled by the seed",
     )
-    tol: float = Field(0.0, ge=0, description="stop when centres move less, relative to the variance; 0: never")
+    tol: float = Field(0.0, ge=0, description="stop when centers move less, relative to the variance; 0: never")
     max_no_improvement: PositiveInt | None = Field(
         10, description="stop after so many steps without a lower smoothed inertia"
     )

@@ -66,7 +66,7 @@ def measure(
     kind: Kind,
     ks: tuple[int, ...] = (),
 ) -> dict[str, Any]:
-    """NMSE of a dictionary on the validation tokens, in the standardised space and raw, in one pass.
+    """NMSE of a dictionary on the validation tokens, in the standardized space and raw, in one pass.
 
     Args:
         parameters: of the method, which say how many tokens a batch has; an autoencoder's are its ``kind``.

@@ -89,7 +89,7 @@ def standardized_tokens(
     held: Tensor | None = None,
     **order: Unpack[OrderOptions],
 ) -> Generator[Tensor]:
-    """As :func:`raw_tokens`, standardised: x~ = (x - mu) / sigma.
+    """As :func:`raw_tokens`, standardized: x~ = (x - mu) / sigma.
 
     Raises:
         ValueError: the statistics are of another width.

@@ -135,7 +135,7 @@ def logged_results(plan: Plan, run: Run) -> dict[str, Callable[[Any], None]]:
     for layer in plan.layers:
         at, rows = layer_name(layer), plan.rows_of(layer)
         found |= {
-            f"{at}.{model.name}_model": functools.partial(run.log_utilisation, at, model.name) for model in plan.kmeans
+            f"{at}.{model.name}_model": functools.partial(run.log_utilization, at, model.name) for model in plan.kmeans
         }
         found |= {f"{at}.{model.name}_agreement": run.log_agreement for model in plan.kmeans}
         found |= {f"{at}.{row.model.name}_errors": run.log_errors for row in rows}

@@ -73,7 +73,7 @@ class Run(ChildRuns):
             self._submit("the parameters", self._client.log_batch, parent, params=new[start : start + PARAMS])
         self._submit("the command", self._client.log_batch, parent, tags=tags)
 
-    def log_utilisation(self, layer: str, method: str, model: Mapping[str, Any]) -> None:
+    def log_utilization(self, layer: str, method: str, model: Mapping[str, Any]) -> None:
         """Log how many clusters of a fit hold 0, 1, 2-3, 4-7, ... tokens of the counts that it ended with."""
         if self._parent is None:
             return

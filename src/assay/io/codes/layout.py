@@ -8,7 +8,7 @@
         values000000.bin       float32, float16 or bfloat16 (its 16 bits): (rows, n_features) dense, (entries,) sparse, none for one-hot
         indices000000.bin      int32: (entries,) sparse, (rows,) one-hot, none for dense
         lengths000000.bin      int32, (rows,): entries of each row, for sparse codes whose rows vary in length
-        error000000.bin        float64, (rows,): squared reconstruction error of each row, standardised space
+        error000000.bin        float64, (rows,): squared reconstruction error of each row, standardized space
 
 All numbers are little-endian. ``format`` is ``dense``, ``sparse`` (entries by falling magnitude; ``k`` a row, or ``k`` is null and
 rows vary) or ``onehot``. So the first K entries of the rows of top-K codes are top-K codes for every smaller K.
@@ -152,7 +152,7 @@ class CodesShard(BaseModel):
     entries: NonNegativeInt = Field(description="stored values, or indices where there are no values")
     bytes: PositiveInt
     sha256: dict[str, str]
-    utilisation: list[NonNegativeInt] = Field(description="features nonzero in 0, 1, 2-3, 4-7, ... rows of the shard")
+    utilization: list[NonNegativeInt] = Field(description="features nonzero in 0, 1, 2-3, 4-7, ... rows of the shard")
 
 
 SHARDS = TypeAdapter(Annotated[list[CodesShard], FailFast()])
@@ -206,9 +206,9 @@ def check_shard(folder: Path, metadata: CodesMetadata, number: int, shard: Codes
             raise ValueError(f"{file} has {info.st_size} bytes; wanted {wanted}: {REMEDY}")
     if shard.bytes != sum(sizes.values()):
         raise ValueError(f"{where} has bytes {shard.bytes}, wanted {sum(sizes.values())}: {REMEDY}")
-    if sum(shard.utilisation) != metadata.n_features or len(shard.utilisation) > shard.rows.bit_length() + 1:
+    if sum(shard.utilization) != metadata.n_features or len(shard.utilization) > shard.rows.bit_length() + 1:
         raise ValueError(
-            f"{where} has a utilisation of {sum(shard.utilisation)} features in {len(shard.utilisation)} classes, wanted"
+            f"{where} has a utilization of {sum(shard.utilization)} features in {len(shard.utilization)} classes, wanted"
             f" {metadata.n_features} in at most {shard.rows.bit_length() + 1}: {REMEDY}"
         )
 

@@ -296,7 +296,7 @@ class _ShardWriter:
             entries=self._entries,
             bytes=self._bytes,
             sha256={name: digest.hexdigest() for name, digest in self._digests.items()},
-            utilisation=np.bincount(octaves).tolist(),
+            utilization=np.bincount(octaves).tolist(),
         )
 
 

@@ -17,7 +17,7 @@ from assay.io.publish import publishing_folder
 class ImagesDataset(AbstractDataset[npt.NDArray[np.uint8], Images]):
     """The images behind a shard folder, in a folder of their own. Loading gives a handle that reads one when it is asked for.
 
-    Saving writes grey images, uint8 (n, height, width), as PNG files and replaces the folder whole.
+    Saving writes gray images, uint8 (n, height, width), as PNG files and replaces the folder whole.
 
     Args:
         filepath: the folder.

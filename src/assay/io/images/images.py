@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 from assay.io.sampling import sample_bytes, sampled_digest
 
 PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
-"""Numbers a pixel, by a PNG's colour type."""
+"""Numbers a pixel, by a PNG's color type."""
 
 ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 """First column and row, and steps, of the passes of an interlaced PNG."""
@@ -35,7 +35,7 @@ class ImageLayout(BaseModel):
         patch_size: height and width of a patch, in pixels.
         grid: (rows, columns) of patches in an example; None: a square, from the shards.
         resize: shorter side in pixels, the other in proportion and rounded down; or (height, width); None: as it is.
-        crop: cut out the centre, of the grid's size. Without, an image that then has another size is an error.
+        crop: cut out the center, of the grid's size. Without, an image that then has another size is an error.
         pattern: glob of the files inside their folder; they are taken in the order of their paths, folder by folder.
         names: a text file that lists the files instead, one path inside their folder a line, in the examples' order.
 
@@ -142,8 +142,8 @@ UNREADABLE = (
 def check_png(path: Path) -> None:
     """Raise ValueError for a whole PNG whose image data end before the image does: decoders fill up the rest with zeros."""
     raw = path.read_bytes()
-    width, height, depth, colour, _, _, interlaced = struct.unpack(">IIBBBBB", raw[16:29])
-    bits = depth * PNG_CHANNELS[colour]
+    width, height, depth, color, _, _, interlaced = struct.unpack(">IIBBBBB", raw[16:29])
+    bits = depth * PNG_CHANNELS[color]
     sizes = [
         (-(-(width - x) // dx), -(-(height - y) // dy)) for x, y, dx, dy in (ADAM7 if interlaced else [(0, 0, 1, 1)])
     ]
@@ -223,7 +223,7 @@ class Images:
 
 
 def write_images(folder: Path, pixels: npt.NDArray[np.uint8]) -> None:
-    """Write grey images, uint8 (n, height, width), as PNG files whose names are in their order."""
+    """Write gray images, uint8 (n, height, width), as PNG files whose names are in their order."""
     for number, image in enumerate(pixels):
         Image.fromarray(image).save(folder / f"{number:06d}.png")
 

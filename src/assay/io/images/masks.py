@@ -26,7 +26,7 @@ MAX_DEPTH = 20
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 PNG_HEADER_BYTES = 26
-COLOUR_TYPES = {0: "grey", 2: "RGB", 3: "palette", 4: "grey with alpha", 6: "RGB with alpha"}
+COLOR_TYPES = {0: "gray", 2: "RGB", 3: "palette", 4: "gray with alpha", 6: "RGB with alpha"}
 
 Id = Annotated[int, Field(ge=0, le=MAX_LABEL)]
 
@@ -129,7 +129,7 @@ def read_config(path: Path) -> dict[str, object]:
 
 
 def read_mask(path: Path) -> npt.NDArray[np.integer]:
-    """Class ids of the pixels of a PNG, unsigned (height, width): its grey values, or its places in the palette.
+    """Class ids of the pixels of a PNG, unsigned (height, width): its gray values, or its places in the palette.
 
     Raises:
         ValueError: it is no whole PNG of one channel; the message names the file.
@@ -139,10 +139,10 @@ def read_mask(path: Path) -> npt.NDArray[np.integer]:
         header = file.read(PNG_HEADER_BYTES)
     if len(header) < PNG_HEADER_BYTES or not header.startswith(PNG_SIGNATURE):
         raise ValueError(f"{path} is no PNG; wanted a PNG with one class id a pixel")
-    depth, colour = header[-2:]
-    if colour not in (0, 3):
+    depth, color = header[-2:]
+    if color not in (0, 3):
         raise ValueError(
-            f"{path} is a PNG of {COLOUR_TYPES.get(colour, 'no known colour')}; wanted one of a single channel, grey or palette: "
+            f"{path} is a PNG of {COLOR_TYPES.get(color, 'no known color')}; wanted one of a single channel, gray or palette: "
             "one class id a pixel"
         )
     try:
@@ -151,16 +151,16 @@ def read_mask(path: Path) -> npt.NDArray[np.integer]:
         check_png(path)
     except UNREADABLE as error:
         raise ValueError(f"{path} is damaged or too large ({error}); restore the file") from None
-    if colour == 0 and depth in (2, 4):
-        # Pillow stretches these greys to 0 to 255.
+    if color == 0 and depth in (2, 4):
+        # Pillow stretches these grays to 0 to 255.
         ids = (ids // (255 // (2**depth - 1))).astype(np.uint8)
     return ids.astype(np.uint8) if depth == 1 else ids
 
 
 def fit_mask(mask: npt.NDArray[np.integer], layout: MaskLayout, grid: Size) -> npt.NDArray[np.integer]:
-    """Resize to the nearest pixel, then crop the centre, to `grid` patches.
+    """Resize to the nearest pixel, then crop the center, to `grid` patches.
 
-    An output pixel takes the input pixel that its centre lies in.
+    An output pixel takes the input pixel that its center lies in.
 
     Raises:
         ValueError: the mask then has another size, or is smaller than the crop.

@@ -1,6 +1,6 @@
 """The streaming reader: batches of one layer in any order, read ahead by a few threads straight into their buffers.
 
-A batch is a buffer, and where each of its tokens lies on disk follows from its number. Tokens that are neighbours on disk are
+A batch is a buffer, and where each of its tokens lies on disk follows from its number. Tokens that are neighbors on disk are
 one `preadv`, whose pieces are the rows that they go to: the kernel's copy out of the page cache is the only one. It is C's
 `preadv` and not Python's, which wants an object for each piece: making them took as long as the reading, one thread at a time.
 The plan of the reading depends on the order alone and every row has one writer, so the number of threads cannot change a batch.
@@ -240,7 +240,7 @@ def _read(
 ) -> list[int] | None:
     """Read the window's tokens at `rows`, which are in the order of their numbers, each into its row.
 
-    Where they are neighbours there too and `looks` is set, what is read is looked through at once, while the processor's cache holds it:
+    Where they are neighbors there too and `looks` is set, what is read is looked through at once, while the processor's cache holds it:
     gives those that may hold a NaN or an infinity. None: they have yet to be looked through.
 
     Raises:
@@ -249,7 +249,7 @@ def _read(
     """
     width = source.d_model * 4
     ascending = numbers[rows]
-    # Runs are neighbours on disk; pieces are neighbours there and in one buffer.
+    # Runs are neighbors on disk; pieces are neighbors there and in one buffer.
     new_run = np.diff(ascending, prepend=ascending[0]) != 1
     new_run |= ascending % source.content_tokens_per_example == 0
     new_piece = new_run | (np.diff(rows, prepend=rows[0]) != 1) | (rows % batch_size == 0)

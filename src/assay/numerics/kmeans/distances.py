@@ -10,10 +10,10 @@ from assay.numerics.isolation import isolated
 
 _DISTANCE_BYTES = 64 * 2**20
 
-# Centres whose median is the origin: at least so many, where there are as many.
+# Centers whose median is the origin: at least so many, where there are as many.
 _AMID = 64
 
-# In float64, pairs of a row and a centre that are looked at together; and the share of them above which all are taken by differences:
+# In float64, pairs of a row and a center that are looked at together; and the share of them above which all are taken by differences:
 # a pair picked out costs some thirty times as much.
 _PAIRS = 2**20
 
@@ -23,7 +23,7 @@ _MANY = 1 / 32
 def origin_of(centers: Tensor) -> Tensor:
     """A point amid centers (K, d), float32 (d,): of each dimension the median of a hundred of them, or all.
 
-    Any would do; bounds are tight about one that is near most tokens. A few centres far away do not draw it off.
+    Any would do; bounds are tight about one that is near most tokens. A few centers far away do not draw it off.
     """
     some = centers[:: max(1, len(centers) // _AMID)]
     return some.sort(dim=0).values[len(some) // 2]  # `median` is not deterministic on a GPU
@@ -78,7 +78,7 @@ def _by_differences(x: Tensor, centers: Tensor) -> Tensor:
 
 
 def _parts(rows: Tensor, n_clusters: int) -> Sequence[Tensor]:
-    """Numbers of rows, so many together that all pairs of a row and a centre are no burden; of no rows there is no part."""
+    """Numbers of rows, so many together that all pairs of a row and a center are no burden; of no rows there is no part."""
     return torch.split(rows, max(1, _PAIRS // n_clusters)) if len(rows) else ()
 
 
@@ -90,7 +90,7 @@ def chunked_distances(x: Tensor, centers: Tensor) -> Iterator[Tensor]:
     """
     for rows, distances, lengths, center_lengths, g in _by_product(x, centers):
         trusted = g * 2.0**24
-        # By the longest centre first, which is a look at each row's least distance only: as a rule there is nothing to do.
+        # By the longest center first, which is a look at each row's least distance only: as a rule there is nothing to do.
         doubtful = (distances.amin(1) < trusted * (lengths + center_lengths.max()).square()).nonzero()[:, 0]
         for part in _parts(doubtful, len(centers)):
             near = distances[part] < trusted * (lengths[part][:, None] + center_lengths).square_()
@@ -107,7 +107,7 @@ def chunked_distances(x: Tensor, centers: Tensor) -> Iterator[Tensor]:
 def nearest_in_float64(x: Tensor, centers: Tensor) -> Tensor:
     """Index of the nearest of centers (K, d) to each row of x (n, d), by differences in float64: int64 (n,); ties: the lower index.
 
-    A product says which centres may be the nearest. Where b is its nearest, at D off by e(b) = g (|x| + |b|)^2, the true one, c, is no
+    A product says which centers may be the nearest. Where b is its nearest, at D off by e(b) = g (|x| + |b|)^2, the true one, c, is no
     farther than D + e(b), hence no longer than |x| and the root of that, and seems at most D + e(b) + e(c).
     """
     labels = [torch.empty(0, dtype=torch.int64, device=x.device)]

@@ -258,7 +258,7 @@ class MiniBatchKMeans(CenterModel, InProgress):
         """A model that predicts as the one that left `state`, and whose partial_fit goes on at the same learning rates.
 
         What of the parameters is not in it is the default. Random draws begin anew with the seed, and the record of steps is empty: to go
-        on with a fit, `resume` its checkpoint. ValueError for shapes that do not fit and centres that are not finite.
+        on with a fit, `resume` its checkpoint. ValueError for shapes that do not fit and centers that are not finite.
         """
         centers, counts = check_state(state)
         restored = cls(centers.shape[0])

@@ -1,12 +1,12 @@
-"""The nearest centre of every token in five Triton kernels, with nothing for the host to look at in between.
+"""The nearest center of every token in five Triton kernels, with nothing for the host to look at in between.
 
 1. `prepare_tokens`: a token less the origin, rounded, with the bounds that ride along in the product, and their float32 norms.
-2. `_two_best`: of each tile of 256 centres the largest score and the second, as float32 whose low eight bits say which column it is. The
+2. `_two_best`: of each tile of 256 centers the largest score and the second, as float32 whose low eight bits say which column it is. The
    scores themselves are never written down.
-3. `_shortlist`: which centres a row leaves in question: one as a rule, a few at times, too many seldom.
+3. `_shortlist`: which centers a row leaves in question: one as a rule, a few at times, too many seldom.
 4. `_settle`: of a few the nearest by differences in float64; and `_settle_crowded`, where a tile has two of them, among all of the tile.
 
-`_round_centers` makes the centres ready for it. What the bounds are, and why they hold: `assay.numerics.kmeans.scores.RoundedCenters`.
+`_round_centers` makes the centers ready for it. What the bounds are, and why they hold: `assay.numerics.kmeans.scores.RoundedCenters`.
 """
 
 from typing import NamedTuple

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from assay.numerics.kmeans.kernels import Product
 
-# Rows of tokens and of centres that are rounded at a time.
+# Rows of tokens and of centers that are rounded at a time.
 ROUNDED = 4
 
 

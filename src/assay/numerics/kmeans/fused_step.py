@@ -1,8 +1,8 @@
-"""A step of mini-batch k-means, once the nearest centres are known, in two Triton kernels.
+"""A step of mini-batch k-means, once the nearest centers are known, in two Triton kernels.
 
-1. `_move`: of a centre and some of its dimensions the residuals of its tokens, summed in float64 in the tokens' order, and where they
+1. `_move`: of a center and some of its dimensions the residuals of its tokens, summed in float64 in the tokens' order, and where they
    take it.
-2. `_squared`: a token's squared distance to the centre that it had.
+2. `_squared`: a token's squared distance to the center that it had.
 
 What is computed is what `assay.numerics.kmeans.step.pull_centers` says. The same bits in every run: nothing is added atomically.
 """
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from assay.numerics.kmeans.fused_rounding import on_device_of
 
-# Tokens and dimensions of a centre at a time: few centres have many tokens of one batch.
+# Tokens and dimensions of a center at a time: few centers have many tokens of one batch.
 _TOKENS, _DIMS = 2, 512
 
 
@@ -72,7 +72,7 @@ def _squared(  # type: ignore[no-untyped-def]
 def move_centers(x: Tensor, centers: Tensor, labels: Tensor, hits: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
     """Where centers (K, d) go, float32, and |x - c|^2 before it, float64 (n,), for tokens x (n, d), n >= 1, float32, by label (n,).
 
-    hits: tokens of each centre, int64 (K,). counts: what the sum of its residuals is divided by, int64 (K,); 0 counts as 1. Nothing is
+    hits: tokens of each center, int64 (K,). counts: what the sum of its residuals is divided by, int64 (K,); 0 counts as 1. Nothing is
     synchronized.
     """
     x, centers = (each if each.stride(-1) == 1 else each.contiguous() for each in (x, centers))

@@ -11,11 +11,11 @@ from torch import Tensor
 logger = logging.getLogger(__name__)
 
 FUSED_TILE = 256
-"""Centres that the fused kernels look at together: on a GPU they are filled up to whole tiles."""
+"""Centers that the fused kernels look at together: on a GPU they are filled up to whole tiles."""
 
 
 class Product(Protocol):
-    """What a product in low precision needs to know of the centres: see `assay.numerics.kmeans.scores.RoundedCenters`.
+    """What a product in low precision needs to know of the centers: see `assay.numerics.kmeans.scores.RoundedCenters`.
 
     matrix: float16 or bfloat16 (whole tiles of rows, width), the width a multiple of 64, four bounds behind the d dimensions.
     bounds: float32 (K, 3). unit: a rounding's relative error; least_step, sums, margin, underflow, most_halved: see there.
@@ -32,7 +32,7 @@ class Product(Protocol):
 
 
 class Kernels(NamedTuple):
-    """Triton's on a GPU: to make centres ready, to find the nearest of them, and to move them. See `fused` and `fused_step`."""
+    """Triton's on a GPU: to make centers ready, to find the nearest of them, and to move them. See `fused` and `fused_step`."""
 
     round_centers: Callable[[Tensor, Tensor, Product], tuple[Tensor, Tensor]]
     nearest: Callable[[Tensor, Tensor, Tensor, Product], Tensor]
@@ -65,7 +65,7 @@ def fused_kernels(device: torch.device) -> Kernels | None:
 
 
 def _drawn(device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """300 tokens, 1,100 distinct centres and 1,100 of which many are equal, float32, of 100 dimensions."""
+    """300 tokens, 1,100 distinct centers and 1,100 of which many are equal, float32, of 100 dimensions."""
     generator = torch.Generator().manual_seed(0)
     drawn = torch.randn(1400, 100, generator=generator, dtype=torch.float32, device="cpu").to(device)
     again = torch.randint(0, 300, (1100,), generator=generator, device="cpu").to(device)
@@ -88,7 +88,7 @@ def try_nearest(kernels: Kernels, device: torch.device, dtype: torch.dtype) -> N
 
 
 def try_move(kernels: Kernels, device: torch.device) -> None:
-    """Centres without tokens, with a few, and with a third of all."""
+    """Centers without tokens, with a few, and with a third of all."""
     x, centers, _ = _drawn(device)
     labels = torch.arange(300, device=device) * 7 % 1000
     labels[::3] = 5
@@ -101,4 +101,4 @@ def try_move(kernels: Kernels, device: torch.device) -> None:
     wanted = centers + pulls / counts[:, None]
     worst = float((moved - wanted).abs().max()), float((squared / away.square().sum(1) - 1).abs().max())
     if not (worst[0] < 1e-6 and worst[1] < 1e-12):
-        raise ArithmeticError(f"of 1,100 centres one was moved {worst[0]:.1e} off, by distances {worst[1]:.1e} off")
+        raise ArithmeticError(f"of 1,100 centers one was moved {worst[0]:.1e} off, by distances {worst[1]:.1e} off")

@@ -20,7 +20,7 @@ _TILE_BYTES = {"cpu": 8 * 2**20, "cuda": 512 * 2**20}
 
 
 class NearestCenters:
-    """Centres made ready to find the nearest of them for many tokens.
+    """Centers made ready to find the nearest of them for many tokens.
 
     centers: float32 (K, d), which must not change while this is in use. dtypes: of the products that are tried, in this order, before
     float64 settles what is left; by default the fastest of the device, then float32. They change the time, never the answer.
@@ -37,7 +37,7 @@ class NearestCenters:
 
     @isolated()
     def find(self, x: Tensor) -> Tensor:
-        """Index of the nearest centre to each row of x (n, d), float32: int64 (n,); ties: the lower index.
+        """Index of the nearest center to each row of x (n, d), float32: int64 (n,); ties: the lower index.
 
         It is that of float64 distances by differences but where the two best differ by float64's rounding.
         """

@@ -55,7 +55,7 @@ class CenterModel:
 
     @isolated()
     def reconstruction_errors(self, x: Tensor, std: Tensor) -> dict[int, ErrorSums]:
-        """Errors of a batch (batch, d) of standardised tokens put on their centers, under K = 1: one latent is active.
+        """Errors of a batch (batch, d) of standardized tokens put on their centers, under K = 1: one latent is active.
 
         std (d,) is what the tokens were divided by.
         """
@@ -64,7 +64,7 @@ class CenterModel:
 
     def _checked(self, x: Tensor) -> Tensor:
         if not self.has_centers_:
-            raise ValueError("found a k-means without centres, wanted a fitted one: call fit or partial_fit first")
+            raise ValueError("found a k-means without centers, wanted a fitted one: call fit or partial_fit first")
         check_batch(x, self.cluster_centers_.shape[1], largest=LARGEST)
         return x.to(self.cluster_centers_.device)
 

@@ -10,7 +10,7 @@ from assay.numerics.kmeans.distances import paired_distances
 from assay.numerics.kmeans.progress import Progress
 from assay.numerics.kmeans.step import Step, low_count_clusters
 
-# Centres this share of the tokens' distance apart lie in one place; so many that follow each other along a line are compared.
+# Centers this share of the tokens' distance apart lie in one place; so many that follow each other along a line are compared.
 _SAME = 2.0**-10
 
 _LOOKED_AT = 16
@@ -20,10 +20,10 @@ _LOOKED_AT = 16
 def collapsed_clusters(centers: Tensor, radius: float, generator: torch.Generator) -> Tensor:
     """Which of centers (K, d) lie in the place of one of lower index: bool (K,).
 
-    That is closer by 2^-10 than tokens lie about centres, `radius` in the root mean square, and than either centre's length, from 0 and
+    That is closer by 2^-10 than tokens lie about centers, `radius` in the root mean square, and than either center's length, from 0 and
     from the mean: so near are no two that share the tokens of one place, and where clusters differ much in size, no two small ones.
     What is so near is nearer still along a random direction, by the root of d. Along one each is held against the 16 that follow it,
-    in place of all, where it is near along some others too; what more part is found another time. Equal centres are always found.
+    in place of all, where it is near along some others too; what more part is found another time. Equal centers are always found.
     """
     directions = torch.randn(centers.shape[1], 8, generator=generator, dtype=torch.float64, device="cpu")
     directions = directions.to(centers.device)
@@ -53,10 +53,10 @@ def reassign_centers(
 ) -> tuple[Tensor, Tensor]:
     """Put the clusters `low` (bool (K,)) on far tokens of x (n, d): new centers and counts.
 
-    A token is drawn with probability proportional to `squared` (n,), its squared distance to its centre: far ones, but not the
+    A token is drawn with probability proportional to `squared` (n,), its squared distance to its center: far ones, but not the
     outliers alone (the D^2 sampling of k-means++, Arthur and Vassilvitskii 2007). At most half as many as there are tokens off their
-    centres, the clusters of lowest count first (ties to the lower index), each to a token of its own; where all are low, the last
-    stays. They take the lowest count among the others, so that they neither jump about nor are at once low again. Of two centres that
+    centers, the clusters of lowest count first (ties to the lower index), each to a token of its own; where all are low, the last
+    stays. They take the lowest count among the others, so that they neither jump about nor are at once low again. Of two centers that
     have fallen together the one of higher index gets no more tokens, but its count may be high and stay so: `collapsed_clusters` finds it.
     """
     n_low, n_off = torch.stack([low.sum(), (squared > 0).sum()]).tolist()

@@ -10,17 +10,17 @@ from assay.numerics.isolation import isolated
 from assay.numerics.kmeans.kernels import FUSED_TILE, Kernels
 from assay.numerics.precision import sums_in_float32
 
-# Centres are looked at in so many groups first, by the best score of each: only groups with a candidate are looked into.
+# Centers are looked at in so many groups first, by the best score of each: only groups with a candidate are looked into.
 GROUP = 64
 
 _MOST_GROUPS = 16
 
 
 class RoundedCenters:
-    """Scores of shifted centres c (K, d), float32, by a product in `dtype`: how large they may be, and where they may be the largest.
+    """Scores of shifted centers c (K, d), float32, by a product in `dtype`: how large they may be, and where they may be the largest.
 
-    What comes out is no score but the most that it may be: bounds ride along as more dimensions of the product, a centre's own each, so
-    that a far centre widens no other's. With x' and c' as rounded to `dtype`, the score is off by
+    What comes out is no score but the most that it may be: bounds ride along as more dimensions of the product, a center's own each, so
+    that a far center widens no other's. With x' and c' as rounded to `dtype`, the score is off by
 
     - |x - x'| |c| + |x'| |c - c'| at most, by rounding (Cauchy-Schwarz);
     - g (|x'| |c| + |c|^2 / 2) at most, by summing d + 4 terms in float32, in any order, whether sums are rounded or cut off: m terms want
@@ -44,7 +44,7 @@ class RoundedCenters:
         self.margin = 1 + 2.0**-6 + 2 * self.sums
         # A square below the least float32 is lost: a norm may be so much larger.
         self.underflow = math.sqrt(self._d) * 2.0**-62
-        # A score that would overflow may seem larger than it is: then it is asked again, and no other centre's is lost.
+        # A score that would overflow may seem larger than it is: then it is asked again, and no other center's is lost.
         self.most_halved = min(1e38, 0.9 * limits.max)
         self.kernels = kernels if dtype != torch.float32 else None
         self.matrix = self._allocate(self._n_groups * GROUP, centers.device)
@@ -74,7 +74,7 @@ class RoundedCenters:
 
     @cached_property
     def holds_the_centers(self) -> bool:
-        """Whether every centre, rounded, is finite. On a GPU the host is waited for when it is first asked."""
+        """Whether every center, rounded, is finite. On a GPU the host is waited for when it is first asked."""
         return bool(self.holds)
 
     def _allocate(self, rows: int, device: torch.device) -> Tensor:
@@ -86,7 +86,7 @@ class RoundedCenters:
 
     @isolated()
     def shortlist(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Where the centres lie that may be nearest to rows of x (n, d), shifted: pairs (row, group), int64, by row, and bool (pairs, 64).
+        """Where the centers lie that may be nearest to rows of x (n, d), shifted: pairs (row, group), int64, by row, and bool (pairs, 64).
 
         The latter says which of the group's `members` may be. Rows with candidates in too many groups have none. Overflow makes a bound
         infinite or a score NaN: such a row has none, too.
@@ -113,11 +113,11 @@ class RoundedCenters:
         return rows, groups, most[rows, :, groups] >= least[rows, None]
 
     def members(self, places: Tensor, groups: Tensor) -> Tensor:
-        """The centres at these places of these groups: neighbours are in groups of their own, so that those of a group are far apart."""
+        """The centers at these places of these groups: neighbors are in groups of their own, so that those of a group are far apart."""
         return places * self._n_groups + groups
 
     def _least(self, best: Tensor, seeming: Tensor, norms: Tensor, lost: Tensor, scores: torch.dtype) -> Tensor:
-        """What a score must seem at least to be the largest in truth, float32 (n,), by the best and the centre whose it is.
+        """What a score must seem at least to be the largest in truth, float32 (n,), by the best and the center whose it is.
 
         `scores`: the dtype that scores are written down in.
         """

@@ -99,10 +99,10 @@ def _begin(x: Tensor, n_clusters: int, generator: torch.Generator, seeding: Seed
             "lower n_clusters, or give more tokens (a larger init_size or first batch)"
         )
     closest = seeding.closest
-    tokens, norms = _centred(x, torch.float32)
+    tokens, norms = _centered(x, torch.float32)
     begun_in_float64 = closest is not None and closest.dtype == torch.float64
     if begun_in_float64 or not float32_is_exact() or not _LEAST_SQUARE < float(norms.max()) < _MOST_SQUARE / n:
-        tokens, norms = _centred(x, torch.float64)
+        tokens, norms = _centered(x, torch.float64)
     if closest is None:
         seeding.chosen.append(int(torch.randint(n, (1,), generator=generator, device="cpu")))
         closest = (x.double() - x[seeding.chosen[0]].double()).square().sum(1)
@@ -123,7 +123,7 @@ def _choose_next(
     cumulative = closest.cpu().double().cumsum(0)
     if cumulative[-1] == 0 and tokens.dtype == torch.float32 and len(_distinct(x)) > len(chosen):
         # What is left differs by less than float32 has squares for.
-        tokens, norms = _centred(x, torch.float64)
+        tokens, norms = _centered(x, torch.float64)
         closest = torch.cat([squared.amin(1) for squared in chunked_distances(x, x[chosen])])
         cumulative = closest.cpu().cumsum(0)
     if cumulative[-1] == 0:
@@ -191,7 +191,7 @@ def seeding_tokens(
     return tokens[:size], tokens[size : 2 * size] if n > size else None
 
 
-def _centred(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def _centered(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Tokens (n, d) about their mean, and their squared norms (n,), of `dtype`."""
     tokens = (x.double() - x.double().mean(0)).to(dtype)
     return tokens, tokens.square().sum(1)

@@ -16,7 +16,7 @@ _ROWS = 1024
 
 @isolated()
 def pull_centers(x: Tensor, centers: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """How tokens x (n, d) pull at their centres: sums of x - c by label (n,), (K, d), and |x - c|^2, (n,); float64.
+    """How tokens x (n, d) pull at their centers: sums of x - c by label (n,), (K, d), and |x - c|^2, (n,); float64.
 
     The same bits in every run.
     """
@@ -42,14 +42,14 @@ def pull_centers(x: Tensor, centers: Tensor, labels: Tensor) -> tuple[Tensor, Te
 def mini_batch_step(x: Tensor, centers: Tensor, counts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """One step on x (n, d): new centers (K, d) and counts (K,), and the squared distances before it, float64 (n,).
 
-    With b tokens in the batch nearest to a centre and n in all, it moves by b/n of the way to the mean of the b: as if
+    With b tokens in the batch nearest to a center and n in all, it moves by b/n of the way to the mean of the b: as if
     it took the tokens one after another at a learning rate of one over its count (Sculley 2010).
     """
     return step_toward(x, centers, counts, NearestCenters(centers).find(x.float()))
 
 
 def step_toward(x: Tensor, centers: Tensor, counts: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """`mini_batch_step`, by the nearest centres (n,)."""
+    """`mini_batch_step`, by the nearest centers (n,)."""
     hits = count_classes(labels, len(centers))
     counts = counts + hits
     kernels = fused_kernels(x.device)

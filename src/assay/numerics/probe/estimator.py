@@ -16,7 +16,7 @@ from assay.numerics.probe.judge import base_loss, judge
 from assay.numerics.probe.labeled import LabeledCodes, Progress, sketch_features
 from assay.numerics.probe.sketch import FeatureSketch
 from assay.numerics.probe.state import FittedProbes, Settings
-from assay.numerics.scores import Judgement
+from assay.numerics.scores import Judgment
 
 K = TypeVar("K", bound=int | None)
 """How many entries of each row are looked at; None: all."""
@@ -144,7 +144,7 @@ class LogisticProbe1d:
         self.fitted_ = fit_probes(self, codes, labels, n_classes, progress=progress)[None].fitted_
         return self
 
-    def judge(self, codes: Codes | Tensor, labels: Tensor, progress: Progress | None = None) -> Judgement:
+    def judge(self, codes: Codes | Tensor, labels: Tensor, progress: Progress | None = None) -> Judgment:
         """Loss, average precision and confusion of every probe on these rows, from the same passes over the codes.
 
         Rows are ranked by sign(w) x, which is the order of b + w x; w = 0 counts as positive.
@@ -249,7 +249,7 @@ def fit_probes(
 
 def judge_probes(
     probes: Mapping[K, LogisticProbe1d], codes: Codes | Tensor, labels: Tensor, progress: Progress | None = None
-) -> dict[K, Judgement]:
+) -> dict[K, Judgment]:
     """As `LogisticProbe1d.judge` of each k's probe on `TopKCodes(codes, k)`, from the same passes over the codes.
 
     Raises ValueError for codes of another number of features than the probes were fitted to, and for labels of another kind.

@@ -14,12 +14,12 @@ from assay.numerics.probe.logistic import Slab, slab_of_table
 from assay.numerics.probe.sketch import FeatureSketch, ranges
 from assay.numerics.probe.state import FittedProbes
 from assay.numerics.ranking import check_labels, count_classes, rank_features, rank_table
-from assay.numerics.scores import Judgement
+from assay.numerics.scores import Judgment
 
 _FEATURES = 256  # features of a table that are judged together
 
 
-def judge(probes: Sequence[tuple[FittedProbes, int | None]], data: LabeledCodes) -> list[Judgement]:
+def judge(probes: Sequence[tuple[FittedProbes, int | None]], data: LabeledCodes) -> list[Judgment]:
     """Judge probes on the first k entries of each row, for each its own k (None: all of them), in the same passes."""
     n_rows, n_features = data.codes.n_rows, data.codes.n_features
     with isolated():
@@ -51,7 +51,7 @@ def judge(probes: Sequence[tuple[FittedProbes, int | None]], data: LabeledCodes)
     with isolated():
         for (fitted, _), result in zip(probes, results, strict=True):
             result[:, :, ~fitted.fitted_classes] = torch.nan
-        return [Judgement(r[0], r[1], r[2], r[3], data.class_counts.double(), n_rows) for r in results]
+        return [Judgment(r[0], r[1], r[2], r[3], data.class_counts.double(), n_rows) for r in results]
 
 
 @isolated()

@@ -29,7 +29,7 @@ def adopt_saev_metrics(
     name: str,
     dictionary: DictionaryParameters,
 ) -> dict[str, Any]:
-    """What saev measured of its own run on the validation tokens, as a row of errors: there is no NMSE in the standardised space.
+    """What saev measured of its own run on the validation tokens, as a row of errors: there is no NMSE in the standardized space.
 
     saev divides its error by that of predicting the mean of the very tokens that are judged; here, as in every other row, it is divided by
     that of predicting the train mean.
@@ -87,7 +87,7 @@ def draw_centers(
     shuffled = standardized_tokens(
         shards, layer, statistics, n_clusters, place, doing="random centers", shuffle=True, seed=seed
     )
-    # The first batch of a shuffled pass, not a sample of that size: that would be of runs of neighbours.
+    # The first batch of a shuffled pass, not a sample of that size: that would be of runs of neighbors.
     with closing(shuffled) as tokens:
         centers = next(tokens).cpu()
     return {"cluster_centers": centers, "counts": torch.ones(len(centers), dtype=torch.int64)}

@@ -121,7 +121,7 @@ def train(
         model: the model, changed in place and left in eval mode.
         images: float32 (n, image_size, image_size), ink in [0, 1].
         labels: uint8 (n, patches), the class of each patch; void (0) counts for nothing.
-        n_steps: optimiser steps.
+        n_steps: optimizer steps.
         batch_size: images a step.
         learning_rate: peak learning rate.
         seed: of the mini-batches.

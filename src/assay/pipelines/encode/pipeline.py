@@ -10,7 +10,7 @@ from assay.pipelines.judging import encoding_nodes
 def create_pipeline(
     layer: int, encodings: Iterable[Encoding], *, sparsity: SparsityParameters | None = None
 ) -> Pipeline:
-    """Encode the labelled patches in every encoding whose codes no other stage leaves; ``sparsity`` says what is kept on a small disk."""
+    """Encode the labeled patches in every encoding whose codes no other stage leaves; ``sparsity`` says what is kept on a small disk."""
     stored = {row.codes: row for row in encodings}  # the rows of PCA share the codes of their largest K
     return Pipeline(
         [

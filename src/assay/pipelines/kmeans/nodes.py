@@ -1,4 +1,4 @@
-"""Mini-batch k-means on standardised tokens."""
+"""Mini-batch k-means on standardized tokens."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def fit_kmeans(
     seed: int | None = None,
     method: str = "kmeans",
 ) -> tuple[dict[str, Tensor], list[dict[str, float]]]:
-    """Fit the centres in shuffled passes, or those of an order file; returns the model's state and a record of each step.
+    """Fit the centers in shuffled passes, or those of an order file; returns the model's state and a record of each step.
 
     A fit that was cut off is resumed from its last checkpoint. ``seed`` takes the place of the parameters'; the fits of
     different seeds have each a ``method`` of their own.
@@ -124,7 +124,7 @@ def compare_seeds(
 ) -> dict[str, Any]:
     """How far a fit with another ``seed`` agrees with the first on the validation tokens.
 
-    Mean squared distance (inertia) of each, standardised space, and the adjusted Rand index of their clusterings.
+    Mean squared distance (inertia) of each, standardized space, and the adjusted Rand index of their clusterings.
     """
     from sklearn.metrics import adjusted_rand_score  # which takes a second to import
 

@@ -1,4 +1,4 @@
-"""Full-rank PCA on standardised tokens."""
+"""Full-rank PCA on standardized tokens."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ from assay.pipelines.stream import bind
 
 
 def create_pipeline(layer: int, *, ks: tuple[int, ...], form: Form) -> Pipeline:
-    """Fit PCA, measure its reconstruction at every K, and leave the codes of the labelled patches in one form."""
+    """Fit PCA, measure its reconstruction at every K, and leave the codes of the labeled patches in one form."""
     fit = node(
         bind(fit_pca, layer=layer),
         ["shards_fit", "statistics", "params:pca", "pca_checkpoints", "params:device"],

@@ -15,7 +15,7 @@ from assay.numerics.codes import SelectedCodes, gather_columns, measure_l0_by_ra
 from assay.numerics.probe import LogisticProbe1d, certify_probes, judge_probes
 from assay.numerics.probe import fit_probes as fit_for_each_k
 from assay.numerics.ranking import count_classes, purity_at_k, strongest_examples
-from assay.numerics.scores import PURITY, Judgement, Scores, best_features, score_encoding
+from assay.numerics.scores import PURITY, Judgment, Scores, best_features, score_encoding
 from assay.parameters import ProbeParameters
 from assay.pipelines.progress import staged_bar
 from assay.pipelines.stream import pick_device
@@ -43,7 +43,7 @@ def fit_probes(
 
     Returns:
         For each encoding, one after the other:
-        - The probes: the fitted state on standardised features, `coef` and `intercept` on raw ones, and float64
+        - The probes: the fitted state on standardized features, `coef` and `intercept` on raw ones, and float64
           (features, classes) `train_ce`, `val_ce` (nats), `val_ap`, `val_true_positives` and `val_predicted`, with
           `base_ce`, the intercept-only CE on validation, and `train_counts`, `val_counts` (classes,).
         - The encoding's scores, as JSON scalars; `n_train` and `n_val` are the patches that took part.
@@ -69,7 +69,7 @@ def fit_probes(
         probes = fit_for_each_k(_unfitted(parameters), train, train_classes, n_classes, ks, progress)
         judged = judge_probes(probes, val, val_classes, progress)
         best = {k: best_features(probe.loss_).clamp(min=0) for k, probe in probes.items()}
-        by_val = {k: best_features(judgement.loss).clamp(min=0) for k, judgement in judged.items()}
+        by_val = {k: best_features(judgment.loss).clamp(min=0) for k, judgment in judged.items()}
         every = torch.arange(n_classes, device=place)
         certificates = certify_probes(
             probes,
@@ -81,14 +81,14 @@ def fit_probes(
         strongest = gather_columns(codes_val, [(best[k], k) for k in probes], parameters.slab_rows, place)
     results: list[dict[str, Tensor] | dict[str, Any] | pd.DataFrame] = []
     for (encoding, k), kept, values in zip(rows, ks, strongest, strict=True):
-        certificate, probe, judgement = certificates[kept], probes[kept], judged[kept]
+        certificate, probe, judgment = certificates[kept], probes[kept], judged[kept]
         certificate.check()
         of_classes = values[:, counted]
-        val_error = probe.certify_loss(of_classes, best[kept], val_classes, judgement.loss)
+        val_error = probe.certify_loss(of_classes, best[kept], val_classes, judgment.loss)
         scores = score_encoding(
             train_ce=probe.loss_,
             coef=probe.coef_standardized_,
-            val=judgement,
+            val=judgment,
             base_ce=probe.base_loss(val_classes),
             purity=torch.tensor(
                 [[purity_at_k(row, val_classes, n) for n in PURITY] for row in of_classes], dtype=torch.float64
@@ -97,7 +97,7 @@ def fit_probes(
             fitted=probe.fitted_classes_,
             n_top=parameters.top_features,
         )
-        tensors = _as_tensors(probe, judgement, train_classes, val_classes)
+        tensors = _as_tensors(probe, judgment, train_classes, val_classes)
         about = {"layer": layer, "method": method, "encoding": encoding, "k": k or codes_val.n_features}
         about |= {"n_train": len(train_classes), "n_val": len(val_classes)}
         results += [
@@ -142,16 +142,16 @@ def _unfitted(parameters: ProbeParameters) -> LogisticProbe1d:
 
 
 def _as_tensors(
-    probe: LogisticProbe1d, judgement: Judgement, train_classes: Tensor, val_classes: Tensor
+    probe: LogisticProbe1d, judgment: Judgment, train_classes: Tensor, val_classes: Tensor
 ) -> dict[str, Tensor]:
     return {
         **probe.state_dict(),
         "coef": probe.coef_,
         "intercept": probe.intercept_,
-        "val_ce": judgement.loss,
-        "val_ap": judgement.average_precision,
-        "val_true_positives": judgement.true_positives,
-        "val_predicted": judgement.predicted,
+        "val_ce": judgment.loss,
+        "val_ap": judgment.average_precision,
+        "val_true_positives": judgment.true_positives,
+        "val_predicted": judgment.predicted,
         "base_ce": probe.base_loss(val_classes),
         "train_counts": count_classes(train_classes, len(probe.base_rate_)),
         "val_counts": count_classes(val_classes, len(probe.base_rate_)),

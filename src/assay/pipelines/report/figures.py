@@ -11,8 +11,8 @@ from plotly.subplots import make_subplots
 
 from assay.pipelines.report.tables import list_reconstructions
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D31")
-"""Okabe and Ito's colours, which stay apart to colour-blind eyes; symbols and dashes tell the same once more."""
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D31")
+"""Okabe and Ito's colors, which stay apart to color-blind eyes; symbols and dashes tell the same once more."""
 
 SYMBOLS = ("circle", "square", "diamond", "cross", "triangle-up", "x", "star", "triangle-down")
 DASHES = ("solid", "dash", "dot", "dashdot")
@@ -51,8 +51,8 @@ def draw_nmse_against_l0(baselines: pd.DataFrame) -> go.Figure:
             name=f"{method}, layer {layer}",
             text=by_l0["encoding"],
             legendgroup=method,
-            line={"color": _colour(number), "dash": "solid" if best else "dot"},
-            # A method has a colour, a layer a symbol; the best layer's are large, and its line is whole.
+            line={"color": _color(number), "dash": "solid" if best else "dot"},
+            # A method has a color, a layer a symbol; the best layer's are large, and its line is whole.
             marker={"symbol": SYMBOLS[layers.index(layer) % len(SYMBOLS)], "size": 10 if best else 7},
             error_y=_spread(by_l0, "nmse"),
             hovertemplate="%{text}<br>L0 %{x:.3g}<br>NMSE %{y:.4g}<extra>layer " + str(layer) + "</extra>",
@@ -77,7 +77,7 @@ def draw_layers(baselines: pd.DataFrame) -> go.Figure:
                 legendgroup=encoding,
                 showlegend=place == 1,
                 mode="lines+markers",
-                line={"color": _colour(number), "dash": DASHES[number // len(COLOURS) % len(DASHES)]},
+                line={"color": _color(number), "dash": DASHES[number // len(COLORS) % len(DASHES)]},
                 marker={"symbol": SYMBOLS[number % len(SYMBOLS)], "size": 7},
                 row=place,
                 col=1,
@@ -100,7 +100,7 @@ def _draw_one_layer(baselines: pd.DataFrame) -> go.Figure:
             error_x=spread,
             name=title,
             mode="markers",
-            marker={"symbol": SYMBOLS[number], "color": _colour(number), "size": 10},
+            marker={"symbol": SYMBOLS[number], "color": _color(number), "size": 10},
             hovertemplate="%{y}<br>" + title + " %{x:.4g}<extra></extra>",
         )
     figure.update_yaxes(type="category", autorange="reversed", automargin=True, title_text="encoding")
@@ -127,7 +127,7 @@ def draw_prevalence(baselines: pd.DataFrame, classes: pd.DataFrame) -> go.Figure
             name=f"{row.encoding}, layer {row.layer}",
             text=mine["label"],
             visible=True if row.encoding in seen else "legendonly",
-            marker={"symbol": SYMBOLS[number % len(SYMBOLS)], "color": _colour(number), "size": 8, "opacity": 0.75},
+            marker={"symbol": SYMBOLS[number % len(SYMBOLS)], "color": _color(number), "size": 8, "opacity": 0.75},
             hovertemplate="class %{text}<br>%{x} patches<br>AP %{y:.3f}<extra></extra>",
         )
     return figure.update_xaxes(type="log").update_yaxes(range=[-0.03, 1.03])
@@ -203,7 +203,7 @@ def draw_convergence_pca(curves: list[dict[str, Any]]) -> go.Figure:
 
 def _layer_line(number: int, curve: dict[str, Any], n_points: int) -> dict[str, Any]:
     name = f"layer {curve['layer']}"
-    line = {"color": _colour(number), "dash": DASHES[number % len(DASHES)]}
+    line = {"color": _color(number), "dash": DASHES[number % len(DASHES)]}
     mode = "lines+markers" if n_points <= FEW_POINTS else "lines"
     return {
         "name": name,
@@ -226,8 +226,8 @@ def _spread(rows: pd.DataFrame, measure: str) -> dict[str, Any] | None:
     return {"array": rows[f"{measure}_sd"]} if (rows["seeds"] > 1).any() else None
 
 
-def _colour(number: int) -> str:
-    return COLOURS[number % len(COLOURS)]
+def _color(number: int) -> str:
+    return COLORS[number % len(COLORS)]
 
 
 def _say(title: str, words: str) -> go.Figure:

@@ -18,7 +18,7 @@ from assay.encodings import Encoding
 from assay.io.images import Images
 from assay.io.shards import Shards
 
-COLOUR = (213, 94, 0)
+COLOR = (213, 94, 0)
 """Okabe and Ito's vermilion, as in the figures."""
 
 OPACITY = 0.7
@@ -103,11 +103,11 @@ def _draw_class(
 def draw_map(
     pixels: npt.NDArray[np.uint8], share: npt.NDArray[np.float32], strongest: int, patch_size: int
 ) -> npt.NDArray[np.uint8]:
-    """An image with a colour over its patches and one of them outlined.
+    """An image with a color over its patches and one of them outlined.
 
     Args:
         pixels: uint8 (height, width, 3), of whole patches.
-        share: (patches,), 0 to 1, how much colour each has.
+        share: (patches,), 0 to 1, how much color each has.
         strongest: the patch that is outlined.
         patch_size: in pixels.
 
@@ -116,7 +116,7 @@ def draw_map(
     """
     rows, columns = pixels.shape[0] // patch_size, pixels.shape[1] // patch_size
     alpha = OPACITY * np.kron(share.reshape(rows, columns), np.ones((patch_size, patch_size)))[..., None]
-    blended = np.round(pixels * (1 - alpha) + np.array(COLOUR) * alpha).astype(np.uint8)
+    blended = np.round(pixels * (1 - alpha) + np.array(COLOR) * alpha).astype(np.uint8)
     factor = max(1, -(-MIN_SIDE // min(blended.shape[:2])))
     picture = Image.fromarray(blended.repeat(factor, axis=0).repeat(factor, axis=1))
     side = patch_size * factor

@@ -76,7 +76,7 @@ def tabulate_baselines(*layers: list[dict[str, Any]]) -> pd.DataFrame:
     return table[list(COLUMNS)]
 
 
-def summarise_fits(
+def summarize_fits(
     pca: dict[str, Tensor],
     settled: list[dict[str, float]],
     kmeans: dict[str, Tensor],

@@ -15,14 +15,14 @@ from plotly.offline import get_plotlyjs
 from assay.pipelines.report.tables import show, show_paper, title_of
 
 LEGENDS = {
-    "nmse_against_l0": "What is lost of the standardised activations, against the entries used for a patch. Lower left is better; what is "
-    "below 10⁻⁶ is drawn there. Centres reconstruct by the nearest one, whatever codes are probed. A run of saev has no NMSE of this kind.",
+    "nmse_against_l0": "What is lost of the standardized activations, against the entries used for a patch. Lower left is better; what is "
+    "below 10⁻⁶ is drawn there. Centers reconstruct by the nearest one, whatever codes are probed. A run of saev has no NMSE of this kind.",
     "layers": "Each metric of each encoding. NMSE: lower is better; all others: higher.",
     "prevalence": "A class is a point, its AP the mean over the seeds. Click an encoding in the legend to show or hide it.",
     "spectrum": "Variance along each principal component, and the share of all variance up to it.",
     "clusters": "How many tokens each k-means cluster was given while it was fitted, recent ones weighing more; an empty one is drawn "
     "at 0.5. A flat line is an even use of the dictionary.",
-    "convergence": "Mean squared distance of a token to its centre while k-means was fitted, smoothed over the steps; of several seeds the "
+    "convergence": "Mean squared distance of a token to its center while k-means was fitted, smoothed over the steps; of several seeds the "
     "first fit's, here and above.",
     "convergence_pca": "How far PCA's leading subspace moved since the look before, and the share of the variance so far outside it.",
 }

@@ -10,7 +10,7 @@ from assay.pipelines.report.nodes import (
     draw_figures,
     make_views,
     merge_layer,
-    summarise_fits,
+    summarize_fits,
     tabulate_agreement,
     tabulate_baselines,
     write_page,
@@ -33,7 +33,7 @@ def create_layer_pipeline(layer: int, encodings: Sequence[Encoding], *, again: S
                 name="report.gather",
             ),
             node(
-                bind(summarise_fits, layer=layer),
+                bind(summarize_fits, layer=layer),
                 ["pca_model", "pca_history", "kmeans_model", "kmeans_history", *agreements],
                 "curves",
                 name="report.summarise",

@@ -133,14 +133,14 @@ def tabulate_classes(*layers: list[dict[str, Any]]) -> pd.DataFrame:
 def list_reconstructions(pooled: pd.DataFrame) -> pd.DataFrame:
     """The rows of pooled seeds that have an NMSE, at the L0 of what reconstructs.
 
-    The encodings of the same centres have one NMSE, that of the nearest centre, and are one row of that name and of one entry a patch,
+    The encodings of the same centers have one NMSE, that of the nearest center, and are one row of that name and of one entry a patch,
     however dense the codes that are probed.
     """
     rows = pooled.dropna(subset=["nmse"])
     by_center = _by_center(rows)
     rows = rows.assign(
         l0=rows["l0"].mask(by_center, 1.0),
-        encoding=rows["encoding"].mask(by_center, rows["method"] + ", nearest centre"),
+        encoding=rows["encoding"].mask(by_center, rows["method"] + ", nearest center"),
     )
     return rows.drop_duplicates(["layer", "method", "encoding", "k"], ignore_index=True)
 
@@ -160,7 +160,7 @@ def _forms(rows: pd.DataFrame) -> list[Form | None]:
 def match_budgets(baselines: pd.DataFrame) -> pd.DataFrame:
     """Each row that is not PCA's beside the PCA row of its layer whose L0 is nearest to its own, by ratio; means over the seeds.
 
-    ``l0_ratio`` says how near that is. Distances to all centres reconstruct nothing, so they have no NMSE here.
+    ``l0_ratio`` says how near that is. Distances to all centers reconstruct nothing, so they have no NMSE here.
     """
     baselines = pool_seeds(baselines)
     distances = _by_center(baselines) & ~baselines["encoding"].str.endswith("-onehot")

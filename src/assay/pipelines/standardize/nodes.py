@@ -42,7 +42,7 @@ def adopt_statistics(
     """The user's own mean and std, float64 (d_model,), after a look at whether they can belong to these tokens.
 
     Raises:
-        ValueError: names missing, wrong shapes, or a first batch that they plainly do not standardise.
+        ValueError: names missing, wrong shapes, or a first batch that they plainly do not standardize.
     """
     missing = sorted({"mean", "std"} - given.keys())
     if missing:
