@@ -813,6 +813,18 @@ def test_a_seeding_on_other_tokens_or_of_other_clusters_is_refused():
         MiniBatchKMeans(5, n_init=2, init_size=30).resume(*model.checkpoint())
 
 
+def test_a_model_that_is_seeded_anew_says_nothing_of_tokens_until_it_is():
+    x = randn(0, 90, 2)
+    model = MiniBatchKMeans(4, max_iter=1).fit(lambda _: x.split(30))
+    seeding = model.seedings(x.split(30))
+    next(seeding)
+    with pytest.raises(ValueError, match="wanted a fitted one"):
+        model.predict(x)
+    for _ in seeding:
+        pass
+    assert len(model.predict(x)) == 90
+
+
 def test_a_checkpoint_of_other_clusters_is_refused():
     checkpoint = MiniBatchKMeans(3).partial_fit(randn(0, 20, 2)).checkpoint()
     with pytest.raises(ValueError, match="found a checkpoint of 3 clusters, wanted 4"):

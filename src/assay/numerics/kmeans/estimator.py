@@ -113,7 +113,7 @@ class MiniBatchKMeans(CenterModel, InProgress):
     @property
     def is_seeded_(self) -> bool:
         """Whether there are centers to go on with: not before the last seeding is done."""
-        return self._seeding is None and self.has_centers_
+        return self._seeding is None and super().is_seeded_
 
     def seed_from(self, batches: Iterable[Tensor]) -> Self:
         """Start a fit anew: seed the centers from the first tokens of `batches`; `steps` then makes the passes."""

@@ -25,7 +25,7 @@ class CenterModel:
         self._ready: tuple[Tensor, NearestCenters] | None = None
 
     @property
-    def has_centers_(self) -> bool:
+    def is_seeded_(self) -> bool:
         """Whether there are centers to assign to."""
         return hasattr(self, "cluster_centers_")
 
@@ -63,7 +63,7 @@ class CenterModel:
         return {1: error_sums(x, x.double() - self.cluster_centers_[self._nearest().find(x.float())], std)}
 
     def _checked(self, x: Tensor) -> Tensor:
-        if not self.has_centers_:
+        if not self.is_seeded_:
             raise ValueError("found a k-means without centers, wanted a fitted one: call fit or partial_fit first")
         check_batch(x, self.cluster_centers_.shape[1], largest=LARGEST)
         return x.to(self.cluster_centers_.device)

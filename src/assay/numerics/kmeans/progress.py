@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Self
 
 import torch
@@ -71,8 +71,8 @@ class Progress:
 
     def checkpoint(self) -> tuple[Tensor, dict[str, Any]]:
         """The history, float64 (steps, 4), and the rest as JSON."""
-        state = asdict(self)
-        rows = [[metrics[name] for name in METRICS] for metrics in state.pop("history")]
+        state = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "history"}
+        rows = [[metrics[name] for name in METRICS] for metrics in self.history]
         history = torch.tensor(rows, dtype=torch.float64, device="cpu").reshape(-1, len(METRICS))
         return history, state | {"least": None if math.isinf(self.least) else self.least}
 
