@@ -98,7 +98,7 @@ def _fit_pca(x):
     convergence = Convergence(pca)
     for step, batch in enumerate(x.split(40), 1):
         pca.partial_fit(batch)
-        convergence.look(step)
+        convergence.observe(step)
     return convergence.checkpoint()[0] | pca.merge(StreamingPCA().partial_fit(x)).state_dict() | {"z": pca.transform(x)}
 
 
@@ -377,11 +377,11 @@ def test_states_and_checkpoints_are_snapshots(dtype):
     x = _tokens().to(dtype)
     pca = StreamingPCA().partial_fit(x[:40])
     convergence = Convergence(pca)
-    convergence.look(1)
+    convergence.observe(1)
     takers = [
         (pca.partial_fit, lambda: pca.checkpoint()[0]),
         (pca.partial_fit, pca.state_dict),
-        (lambda x: (pca.partial_fit(x), convergence.look(2)), lambda: convergence.checkpoint()[0]),
+        (lambda x: (pca.partial_fit(x), convergence.observe(2)), lambda: convergence.checkpoint()[0]),
     ]
     kmeans, moments = MiniBatchKMeans(K).partial_fit(x[:40]), StreamingMoments().partial_fit(x[:40])
     takers += [(kmeans.partial_fit, lambda: kmeans.checkpoint()[0]), (kmeans.partial_fit, kmeans.state_dict)]

@@ -377,12 +377,12 @@ def test_a_resumed_record_of_convergence_equals_the_uninterrupted_one_bit_for_bi
     batches = correlated(9, 210, 9, offset=5.0).split(10)
 
     def go_on(convergence, pca, first):
-        convergence.look(first)
+        convergence.observe(first)
         for step, x in enumerate(batches[first:], first + 1):
             pca.partial_fit(x)
             yield step
-            convergence.look(step)
-        convergence.look(len(batches), last=True)
+            convergence.observe(step)
+        convergence.observe(len(batches), last=True)
 
     whole = Convergence(StreamingPCA(n_components, whiten))
     for _ in go_on(whole, whole._pca, 0):
@@ -408,18 +408,18 @@ def test_convergence_looks_at_no_more_than_a_quarter_and_waits_for_as_many_token
     x = correlated(0, 40, 8)
     pca = StreamingPCA()
     convergence = Convergence(pca)
-    assert convergence.look(1, last=True) == {}
+    assert convergence.observe(1, last=True) == {}
     pca.partial_fit(x[:2])
-    assert convergence.look(1) == {}
+    assert convergence.observe(1) == {}
     pca.partial_fit(x[2:])
-    assert convergence.look(3) == {}
-    assert set(convergence.look(2)) == {"reconstruction_error"}
+    assert convergence.observe(3) == {}
+    assert set(convergence.observe(2)) == {"reconstruction_error"}
     assert convergence.checkpoint()[0]["leading"].shape == (2, 8)
-    again = convergence.look(4, last=True)
+    again = convergence.observe(4, last=True)
     assert again["reconstruction_error"] == convergence.history_[0]["reconstruction_error"]
     assert again["subspace_drift"] == pytest.approx(0, abs=1e-12)
     same = StreamingPCA().partial_fit(torch.ones(5, 8, dtype=torch.float32))
-    assert Convergence(same).look(1)["reconstruction_error"] == 0
+    assert Convergence(same).observe(1)["reconstruction_error"] == 0
 
 
 def test_drift_of_subspaces():

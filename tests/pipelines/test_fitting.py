@@ -254,7 +254,7 @@ def cut_seeding(fit, monkeypatch):
 
     def run(checkpoints, number, how):
         looks = [0]
-        look = fitting.Fit.look
+        look = fitting.Fit.save_if_due
 
         def counting(self):
             looks[0] += 1
@@ -263,7 +263,7 @@ def cut_seeding(fit, monkeypatch):
             look(self)
 
         with monkeypatch.context() as patch:
-            patch.setattr(fitting.Fit, "look", counting)
+            patch.setattr(fitting.Fit, "save_if_due", counting)
             with stopping.signals_stop(), pytest.raises((Cut, KeyboardInterrupt)):
                 fit("kmeans", checkpoints)
 
@@ -273,8 +273,8 @@ def cut_seeding(fit, monkeypatch):
 def centers_made(monkeypatch):
     """Counts the looks of a fit: one a center."""
     looks = []
-    look = fitting.Fit.look
-    monkeypatch.setattr(fitting.Fit, "look", lambda self: (looks.append(1), look(self))[1])
+    look = fitting.Fit.save_if_due
+    monkeypatch.setattr(fitting.Fit, "save_if_due", lambda self: (looks.append(1), look(self))[1])
     return looks
 
 
@@ -315,7 +315,7 @@ def test_a_seeding_that_takes_long_is_saved_by_the_minute(fit, cut_seeding, tmp_
 
     def wait_then_die(fit):
         time_goes_by.now += 61
-        fit.look()  # which is counted: the next look is the 5th
+        fit.save_if_due()  # which is counted: the next look is the 5th
         raise Cut
 
     cut_seeding(Checkpoints(tmp_path / "cut"), 4, wait_then_die)
@@ -339,9 +339,9 @@ def test_a_fit_killed_at_its_first_step_keeps_its_seeds(fit, cut, tmp_path, monk
 def test_a_signal_is_answered_by_saving_before_anything_that_takes_long(fit, tmp_path, method, number, monkeypatch):
     """PCA's look is an eigendecomposition; the record of the resumed fit has it all the same."""
     order = []
-    save, look = Checkpoints.save, Convergence.look
+    save, look = Checkpoints.save, Convergence.observe
     monkeypatch.setattr(Checkpoints, "save", lambda *args: (order.append("save"), save(*args))[1])
-    monkeypatch.setattr(Convergence, "look", lambda *args, **last: (order.append("look"), look(*args, **last))[1])
+    monkeypatch.setattr(Convergence, "observe", lambda *args, **last: (order.append("look"), look(*args, **last))[1])
 
     def stop(*told):
         if told[2] == 7:

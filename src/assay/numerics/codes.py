@@ -165,7 +165,7 @@ class TopKCodes:
 def add_squares(error: Tensor, dropped: Tensor) -> Tensor:
     """error (b,) plus the squares of dropped (b, n), float64 (b,), one after the other from the last column to the first."""
     total = error.double().clone()
-    # One by one, so that a sum that was broken off can be gone on with, on any device, and give the same bits.
+    # One by one, so that a sum that was broken off can be resumed, on any device, and give the same bits.
     for column in reversed(dropped.T.contiguous()):
         total += column.double().square()
     return total

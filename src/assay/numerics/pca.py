@@ -357,10 +357,10 @@ class Convergence:
         self._leading: Tensor | None = None
 
     @isolated()
-    def look(self, step: int, last: bool = False) -> dict[str, float]:
+    def observe(self, step: int, last: bool = False) -> dict[str, float]:
         """What there is to say after `step` steps, also in `history_`; nothing where it is not time, or was said already.
 
-        It follows from the sums alone: a fit that is gone on with from its checkpoint of a step can take this look later.
+        It follows from the sums alone: a fit that is resumed from its checkpoint of a step can take this look later.
         """
         due = step > 0 and (last or step & (step - 1) == 0)
         moments = self._pca._moments

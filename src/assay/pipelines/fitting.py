@@ -42,7 +42,7 @@ class Fit:
         estimator: that is fitted.
         checkpoints: the folder of the fit's checkpoints.
         every: steps from one checkpoint to the next.
-        minutes: the most that pass from one checkpoint to the next step, or the next `look`, that is saved whatever its number.
+        minutes: the most that pass from one checkpoint to the next step, or the next `save_if_due`, that is saved whatever its number.
         method: `kmeans` or `pca`.
         shards, layer, statistics: what it is fitted to.
         parameters: JSON; what changes the result.
@@ -133,7 +133,7 @@ class Fit:
         if asked:
             raise KeyboardInterrupt
 
-    def look(self) -> None:
+    def save_if_due(self) -> None:
         """Save where it is time to, and stop where that is asked for: between two pieces of work that are not yet a step.
 
         Raises:
@@ -156,7 +156,7 @@ class Fit:
 
     @contextmanager
     def in_progress(self) -> Iterator[None]:
-        """The block in which the fit is made, with `step` after every step, and `look` in between.
+        """The block in which the fit is made, with `step` after every step, and `save_if_due` in between.
 
         Its checkpoints are kept until what it made is saved and recorded: a save that fails does not cost the fit.
 

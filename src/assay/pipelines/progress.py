@@ -86,7 +86,7 @@ class Lines:
         self._said = clock()
         self._say(f"{time.strftime('%H:%M:%S')} {line}")
 
-    def look(self, otherwise: Iterable[str] = ()) -> None:
+    def show(self, otherwise: Iterable[str] = ()) -> None:
         """Say how far the open bars have come, or ``otherwise`` where there is none, if nothing was said for a while."""
         if clock() - self._said >= EVERY:
             for line in [bar.line() for bar in list(_open)] or otherwise:
@@ -117,5 +117,5 @@ def told(say: Callable[[str], object]) -> Iterator[None]:
     if on_terminal():
         yield
     else:
-        with beside(Lines(say).look):
+        with beside(Lines(say).show):
             yield

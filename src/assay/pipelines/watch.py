@@ -50,9 +50,9 @@ class Watch:
         if not on_terminal():
             self._lines.tell(f"{self._done} of {self._steps} steps done: {node.name} in {took}")
 
-    def look(self) -> None:
+    def show(self) -> None:
         """Say how far the steps that take long have come, where nothing was said for a while."""
-        self._lines.look([f"{name}: for {self._since(began)}" for name, began in list(self._began.items())])
+        self._lines.show([f"{name}: for {self._since(began)}" for name, began in list(self._began.items())])
 
     def head(self) -> str:
         """The steps that are being done, for a terminal."""
@@ -71,7 +71,7 @@ def watched(hooks: Any, steps: int) -> Iterator[Watch]:
         with (
             logging_redirect_tqdm([logging.getLogger("assay")]),
             tqdm(bar_format="{desc} [{elapsed}]", leave=False, disable=None) as head,
-            beside(watch.look if head.disable else lambda: head.set_description_str(watch.head())),
+            beside(watch.show if head.disable else lambda: head.set_description_str(watch.head())),
         ):
             yield watch
     finally:

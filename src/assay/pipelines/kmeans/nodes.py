@@ -71,7 +71,7 @@ def fit_kmeans(
                 for tried, centers in kmeans.seedings(passes.batches(0)):
                     if centers > 0:
                         tell(f"seeding {tried + 1} of {parameters.n_init}", centers, parameters.n_clusters)
-                        fit.look()
+                        fit.save_if_due()
                     elif tried < parameters.n_init:
                         fit.save()
             fit.save()

@@ -53,9 +53,9 @@ def fit_pca(
     )
 
     with fit.in_progress():
-        convergence.look(step)  # where a checkpoint was taken first
+        convergence.observe(step)  # where a checkpoint was taken first
         for x in fit.watch(tokens):
             pca.partial_fit(x)
-            fit.step({}, convergence.look)
-        convergence.look(fit.steps, last=True)
+            fit.step({}, convergence.observe)
+        convergence.observe(fit.steps, last=True)
     return pca.state_dict(), convergence.history_
