@@ -23,7 +23,7 @@ run: install
 test: install lint
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses=auto --dist=loadfile --no-loadscope-reorder # a file a process: its tests share what they have run
 
-# Without whole runs, killed processes and drawn inputs: a minute.
+# Without whole runs, killed processes and drawn inputs: two minutes on two cores.
 test-fast: install
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses=auto --dist=loadfile --no-loadscope-reorder -m "not e2e and not crash and not property"
 

@@ -30,7 +30,15 @@ LONG = ("test_command_line.py", "test_two_at_once.py", "test_whole_runs.py")
 """Files that start many whole runs."""
 
 
-WHOLE_RUNS = (*LONG, "test_notebooks.py", "test_benchmarks.py", "test_gpu_benchmark.py", "test_pretended_cuda.py")
+WHOLE_RUNS = (
+    *LONG,
+    "test_cli.py",
+    "test_commands.py",
+    "test_notebooks.py",
+    "test_benchmarks.py",
+    "test_gpu_benchmark.py",
+    "test_pretended_cuda.py",
+)
 """Files whose tests run the project's commands as a user would."""
 
 
@@ -42,7 +50,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.e2e)
         if re.search(r"kill|sigterm|signal|interrupt|broken_off|crash", item.name):
             item.add_marker(pytest.mark.crash)
-        if item.get_closest_marker("hypothesis"):
+        if getattr(getattr(item, "obj", None), "is_hypothesis_test", False):
             item.add_marker(pytest.mark.property)
     if not torch.cuda.is_available():
         for item in items:
