@@ -153,7 +153,7 @@ class Encoding:
 
     @classmethod
     def parse(cls, name: str, model: Model) -> Self:
-        """The encoding of a model's name, or of the one in the table beside the method's: `Model(method)`.
+        """Parse an encoding's name, given its model. For a name as the table shows it, without a seed, pass `Model(method)`.
 
         ValueError where it is neither the model's own name nor that and a form.
         """

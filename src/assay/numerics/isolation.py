@@ -1,7 +1,7 @@
 """Results that do not depend on what the process has set torch to, nor on what is done to tensors afterwards.
 
 Autocast and the gradient modes are switched off here, for as long as something is computed. What the process sets for all of torch cannot
-be: every dtype and device is given where a tensor is made, and products of float32 go through `distances.float32_is_exact`.
+be: every dtype and device is given where a tensor is made, and `precision.float32_is_exact` is asked before a product of float32.
 """
 
 from collections.abc import Iterator

@@ -52,7 +52,7 @@ OPERATIONAL: JsonDict = {"changes": "how the work is done"}
 """Of a field that changes no result: how often to save, or what is held in memory together."""
 
 SELECTS: JsonDict = {"changes": "which nodes there are"}
-"""Of a field that changes no result that is there: it says which nodes there are, each bound to its own part of it."""
+"""Of a field that only selects which nodes there are: a change of it leaves the results that are there as they are."""
 
 
 def changing_no_result(section: type[BaseModel]) -> frozenset[str]:

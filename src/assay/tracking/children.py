@@ -77,7 +77,7 @@ def unlogged(metrics: list[Metric], had: Mapping[str, float]) -> list[Metric]:
 
 
 def errors_of(errors: Mapping[str, Any], k: int | None) -> Mapping[str, Any]:
-    """A dictionary but PCA has one row of errors, whose k may be that of an older version that was asked for."""
+    """The row of this k. All dictionaries except PCA have one row, whose k may differ where `--load-versions` asked for an older result."""
     found = {row["k"]: row for row in errors["rows"]}
     return found[k] if k in found else next(iter(found.values()))
 

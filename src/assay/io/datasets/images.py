@@ -53,7 +53,7 @@ class ImagesDataset(AbstractDataset[npt.NDArray[np.uint8], Images]):
             write_images(folder, data)
 
     def fingerprint(self) -> str:
-        """What the images are, hashed from their names, sizes and times."""
+        """A hash of file names, sizes, sampled content and the layout."""
         return self.load().fingerprint()
 
     def _open(self) -> Images:
