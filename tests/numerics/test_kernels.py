@@ -1,7 +1,9 @@
-"""The fused kernels: on a card, in Triton's interpreter where it is installed, and what their trial lets through."""
+"""The fused kernels: on a card, in Triton's interpreter where it is installed, and what their trial lets through; and steps as graphs."""
 
+import copy
 import importlib.metadata
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -12,9 +14,9 @@ import torch
 from hostile import KINDS, assert_nearest, make
 from numpy.lib import NumpyVersion
 
-from assay.numerics.kmeans import distances, kernels, scores
+from assay.numerics.kmeans import distances, graphed, kernels, scores
 from assay.numerics.kmeans import nearest as nearest_module
-from assay.numerics.kmeans.step import mini_batch_step, pull_centers
+from assay.numerics.kmeans.step import mini_batch_step, pull_centers, queue_step, step_at_once
 from assay.numerics.ranking import count_classes
 
 
@@ -62,6 +64,81 @@ def test_a_step_with_kernels_is_the_step_without(monkeypatch):
     monkeypatch.setattr(nearest_module, "fused_kernels", lambda _: by_torch())
     for found, each in zip(mini_batch_step(x, centers, counts), wanted, strict=True):
         torch.testing.assert_close(found, each, rtol=1e-6, atol=0)
+
+
+class FakeGraph:
+    """A graph that is none, and how often one was made and replayed."""
+
+    made, replayed = 0, 0
+
+    def __init__(self, like, *_):
+        FakeGraph.made += 1
+        self.like = like
+
+    def replay(self, *inputs):
+        FakeGraph.replayed += 1
+        return queue_step(*inputs, self.like.reassignment_ratio)
+
+
+def step_inputs(n=200, n_clusters=30, d=12, device="cpu", seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    x, centers = (torch.randn(rows, d, generator=generator, dtype=torch.float32) for rows in (n, n_clusters))
+    return tuple(each.to(device) for each in (x, centers, torch.randint(0, 5, (n_clusters,), generator=generator)))
+
+
+def test_a_step_is_captured_where_a_second_of_its_shape_follows(monkeypatch):
+    """The odd batch at a pass's end neither makes a graph nor costs the one there is."""
+    monkeypatch.setattr(graphed, "_StepGraph", FakeGraph)
+    monkeypatch.setattr(graphed, "fused_kernels", lambda _: by_torch())
+    monkeypatch.setattr(FakeGraph, "made", 0)
+    monkeypatch.setattr(FakeGraph, "replayed", 0)
+    steps = graphed.GraphedSteps()
+    for n, made, replayed in [(200, 0, 0), (200, 1, 1), (200, 1, 2), (70, 1, 2), (200, 1, 3), (70, 1, 3), (70, 2, 4)]:
+        inputs = (*step_inputs(n), 0.01)
+        found, wanted = steps(*inputs), queue_step(*inputs)
+        assert all(torch.equal(one, other) for one, other in zip(found, wanted, strict=True))
+        assert (FakeGraph.made, FakeGraph.replayed) == (made, replayed)
+    for other in (copy.deepcopy(steps), pickle.loads(pickle.dumps(steps))):  # noqa: S301
+        assert other._graph is None
+    x, centers, counts = step_inputs(70)
+    steps(x, centers, counts, 0.5)
+    steps(x.double(), centers, counts, 0.01)
+    assert (FakeGraph.made, FakeGraph.replayed) == (2, 4), "another ratio, and tokens that the kernels do not take"
+
+
+def test_a_step_that_cannot_be_captured_is_queued_as_it_is(monkeypatch, caplog):
+    def refuse(*_):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(graphed, "_StepGraph", refuse)
+    monkeypatch.setattr(graphed, "fused_kernels", lambda _: by_torch())
+    steps, inputs = graphed.GraphedSteps(), step_inputs()
+    wanted = step_at_once(*inputs, 0.01)
+    for _ in range(4):
+        found = step_at_once(*inputs, 0.01, steps)
+        assert torch.equal(found.centers, wanted.centers)
+        assert found.inertia == wanted.inertia
+    assert caplog.text.count("could not be captured: out of memory") == 1
+
+
+@pytest.mark.gpu
+def test_on_cuda_a_captured_step_is_the_same_bits():
+    """Batches of two shapes in turn, some with rows that the first product leaves in question, and a step in another's results."""
+    if kernels.fused_kernels(torch.device("cuda", torch.cuda.current_device())) is None:
+        pytest.skip("no kernels of our own on this card")
+    steps, n_replayed, kept = graphed.GraphedSteps(), 0, []
+    for number, n in enumerate([300, 300, 300, 70, 300, 300, 70, 70, 300]):
+        x, centers, counts = step_inputs(n, 1000, 70, "cuda", seed=number)
+        if number % 3 == 2:
+            centers[500:] = centers[:500]  # of many that are equal all are in question
+            x = x * 0 + centers[:n] + x / 100
+        found, wanted = (step_at_once(x, centers, counts, 0.01, *queue) for queue in ((steps,), ()))
+        n_replayed += steps._graph is not None
+        kept.append((found, wanted))
+    assert n_replayed == 8
+    for found, wanted in kept:
+        assert all(torch.equal(found[place], wanted[place]) for place in range(3))
+        assert found[3:] == wanted[3:]
 
 
 @pytest.mark.gpu

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from assay.numerics.isolation import isolated, snapshot
+from assay.numerics.kmeans.graphed import GraphedSteps
 from assay.numerics.kmeans.prediction import LARGEST, CenterModel
 from assay.numerics.kmeans.progress import InProgress, Progress
 from assay.numerics.kmeans.reassignment import reassign_where_due
@@ -90,6 +91,7 @@ class MiniBatchKMeans(CenterModel, InProgress):
         self.reassignment_ratio = reassignment_ratio
         self.decay = decay
         self._seeding: Seeding | None = None
+        self._queue = GraphedSteps()
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({show_parameters(self)})"
@@ -190,7 +192,7 @@ class MiniBatchKMeans(CenterModel, InProgress):
             for _ in self._seed(x.to(self.device or x.device), None):
                 pass
         x = x.to(self.cluster_centers_.device)
-        step = step_at_once(x, self.cluster_centers_, self.counts_, self.reassignment_ratio)
+        step = step_at_once(x, self.cluster_centers_, self.counts_, self.reassignment_ratio, self._queue)
         check_numbers()
         self._progress.record(len(x), step.inertia, step.rate, step.n_low)
         self.cluster_centers_, self.counts_ = reassign_where_due(

@@ -1,5 +1,6 @@
 """One step of mini-batch k-means: Sculley (2010), "Web-scale k-means clustering", with the batch form of its 1/n step."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -86,21 +87,50 @@ class Step(NamedTuple):
     has_empty: bool
 
 
+class QueuedStep(NamedTuple):
+    """A step as it is queued on a device, before the host waits for any of it.
+
+    labels: int64 (n,), -1 where a token's center is in question, and then the rest counts for nothing. found: float64 (5,), what `Step`
+    says in numbers, and whether any label is -1.
+    """
+
+    labels: Tensor
+    centers: Tensor
+    counts: Tensor
+    squared: Tensor
+    found: Tensor
+
+
+def queue_step(
+    x: Tensor, centers: Tensor, counts: Tensor, reassignment_ratio: float, labels: Tensor | None = None
+) -> QueuedStep:
+    """`mini_batch_step` without a wait, as if the first product had settled every row, or by labels (n,) that are known."""
+    if labels is None:
+        labels = NearestCenters(centers).guess(x.float())
+    moved, new_counts, squared = step_toward(x, centers, counts, labels.clamp(min=0))
+    hits = new_counts - counts
+    rate = (hits.double() / new_counts.clamp(min=1)).sum() / (hits > 0).sum()
+    n_low = low_count_clusters(new_counts, reassignment_ratio).sum()
+    found = [squared.mean(), rate, n_low, (new_counts == 0).any(), (labels < 0).any()]
+    return QueuedStep(labels, moved, new_counts, squared, torch.stack(found))
+
+
 @isolated()
-def step_at_once(x: Tensor, centers: Tensor, counts: Tensor, reassignment_ratio: float) -> Step:
+def step_at_once(
+    x: Tensor,
+    centers: Tensor,
+    counts: Tensor,
+    reassignment_ratio: float,
+    queue: Callable[[Tensor, Tensor, Tensor, float], QueuedStep] = queue_step,
+) -> Step:
     """`mini_batch_step` with all that is to be known of it, for which a GPU is waited once.
 
-    All is queued as if the first product had settled every row, and whether it did is read with the rest.
+    queue: `queue_step`, or what gives the same sooner.
     """
-    finder, tokens = NearestCenters(centers), x.float()
-    labels = finder.guess(tokens)
+    queued = queue(x, centers, counts, reassignment_ratio)
     while True:
-        moved, new_counts, squared = step_toward(x, centers, counts, labels.clamp(min=0))
-        hits = new_counts - counts
-        rate = (hits.double() / new_counts.clamp(min=1)).sum() / (hits > 0).sum()
-        n_low = low_count_clusters(new_counts, reassignment_ratio).sum()
-        found = [squared.mean(), rate, n_low, (new_counts == 0).any(), (labels < 0).any()]
-        inertia, share, low, empty, unsettled = torch.stack(found).tolist()
+        inertia, share, low, empty, unsettled = queued.found.tolist()
         if not unsettled:
-            return Step(moved, new_counts, squared, inertia, share, low, bool(empty))
-        labels = finder.settle(tokens, labels)
+            return Step(queued.centers, queued.counts, queued.squared, inertia, share, low, bool(empty))
+        labels = NearestCenters(centers).settle(x.float(), queued.labels)
+        queued = queue_step(x, centers, counts, reassignment_ratio, labels)
