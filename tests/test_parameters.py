@@ -233,7 +233,7 @@ def test_what_a_parameter_changes_is_said_on_its_field():
         "params:pca": {"topk", "checkpoint_steps", "checkpoint_minutes"},
         "params:probe": {"slab_features"},
     } == fingerprints.SHAPING
-    assert {name: fingerprints.SHAPING[f"params:{name}"] for name in ("kmeans", "pca")} == fitting.NOT_FITTED
+    assert {name: fingerprints.SHAPING[f"params:{name}"] for name in ("kmeans", "pca")} == fitting.CHANGING_NO_RESULT
 
 
 def test_every_field_is_described():

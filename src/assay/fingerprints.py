@@ -35,7 +35,7 @@ SHAPING = {
 """Of each section the parameters that change no result: they say which nodes there are, or how often to save."""
 
 UNKNOWN = "unknown"
-"""The version of what cannot be told, because its sources cannot be read. There is none of that name."""
+"""The version of what cannot be told, because its sources cannot be read. It never equals a real one."""
 
 
 class Fingerprints:

@@ -1,9 +1,9 @@
 """What is up to date, and where it lies: a fingerprint for every result, known before anything is made.
 
 Results of different fingerprints (`fingerprints.py`) lie in different places, so those of one setting never meet another's: nothing is
-loaded because it is the newest. A record says where the
-result of a fingerprint lies and what its bytes were, and is written when they have been saved whole. A node is run again
-when one of its results has no record for the fingerprint that is wanted, or is not as its record says.
+loaded because it is the newest. A record says where the result of a fingerprint lies and what its bytes were, and is written when they
+have been saved whole. A node is run again when one of its results has no record for the fingerprint that is wanted, or is not as its
+record says.
 """
 
 from __future__ import annotations

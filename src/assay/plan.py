@@ -15,7 +15,7 @@ DIGITS = Path("data/01_raw/digits")
 
 
 @dataclass(frozen=True)
-class Dictionary:
+class PlannedDictionary:
     """A dictionary that is not Assay's own, on the layers that it is of."""
 
     model: Model
@@ -31,7 +31,7 @@ class Plan:
     layers: tuple[int, ...]
     encodings: tuple[Encoding, ...]
     """Every row of k-means, with each of its seeds, and of PCA that the table has for a layer."""
-    dictionaries: tuple[Dictionary, ...]
+    dictionaries: tuple[PlannedDictionary, ...]
     pca_form: Form
     """The form of the codes that the ``pca`` pipeline leaves: ``pca-dense``, or ``pca-topk-...`` where ``latent_topk`` is set."""
     sparsity: SparsityParameters | None
@@ -55,7 +55,7 @@ class Plan:
         """Every row that the table has for a layer."""
         return (*self.encodings, *(row for each in self.dictionaries_of(layer) for row in each.encodings))
 
-    def dictionaries_of(self, layer: int) -> tuple[Dictionary, ...]:
+    def dictionaries_of(self, layer: int) -> tuple[PlannedDictionary, ...]:
         """The dictionaries that are of a layer."""
         return tuple(each for each in self.dictionaries if layer in each.layers)
 
@@ -96,7 +96,7 @@ def _make_plan(parameters: Parameters, d_model: int | None) -> Plan:
         layers=parameters.layers,
         encodings=(*kmeans, *pca),
         dictionaries=tuple(
-            Dictionary(
+            PlannedDictionary(
                 model, each, layers_of(each, parameters), tuple(_encodings_of(model, each, kmeans[: len(forms)], pca))
             )
             for name, each in parameters.dictionaries.items()
@@ -112,6 +112,7 @@ def _make_plan(parameters: Parameters, d_model: int | None) -> Plan:
 
 
 def layers_of(dictionary: DictionaryParameters, parameters: Parameters) -> tuple[int, ...]:
+    """The layers that a dictionary is of: its own, or all of the run\'s."""
     return tuple(n for n in parameters.layers if dictionary.layers is None or n in dictionary.layers)
 
 

@@ -14,7 +14,7 @@ from assay.pipelines.dictionaries.nodes import (
     draw_centers,
     draw_directions,
 )
-from assay.pipelines.judging import encode, measure
+from assay.pipelines.dictionary_nodes import encode, measure
 
 D_MODEL, N = 80, 120
 

@@ -17,7 +17,7 @@ from assay.io.shards import Shards, stream_reader
 from assay.io.tensors import fingerprint_tensors
 from assay.numerics.codes import TopKCodes, densify
 from assay.parameters import KMeansParameters, PCAParameters, SparsityParameters, StandardizeParameters
-from assay.pipelines import judging
+from assay.pipelines import dictionary_nodes
 from assay.pipelines.encode.pipeline import create_pipeline
 from assay.pipelines.kmeans.nodes import fit_kmeans
 from assay.pipelines.pca.nodes import fit_pca
@@ -68,7 +68,7 @@ def encode(planted, fitted):
     def run(encoding, model=None, statistics=statistics, path=planted[1], **options):
         form = Form.parse_name(encoding)
         made_of = Shards(path), statistics, model or models[form.family], "cpu", PARAMETERS[form.family]
-        return judging.encode(*made_of, layer=5, name=encoding, kind=form, **options)
+        return dictionary_nodes.encode(*made_of, layer=5, name=encoding, kind=form, **options)
 
     return run
 
@@ -191,7 +191,7 @@ def test_what_was_begun_of_older_shards_or_by_older_code_is_not_gone_on_with(
         tokens = np.fromfile(path / "acts000000.bin", "<f4")
         (tokens * np.float32(1.01)).tofile(path / "acts000000.bin")
     elif changed == "the format":
-        monkeypatch.setattr(judging, "FORMAT", judging.FORMAT + 1)
+        monkeypatch.setattr(dictionary_nodes, "FORMAT", dictionary_nodes.FORMAT + 1)
     codes = encode("pca-dense", path=path)
     stream, asked = codes.stream, []
     codes.stream = lambda batch_size, start: (asked.append(start), stream(batch_size, start))[1]
@@ -228,7 +228,7 @@ def test_codes_and_errors_are_made_of_the_model_that_was_fitted_alone(planted, f
 
     def measure(kind):
         made_of = Shards(planted[0]), wrong, models[kind.family], "cpu", PARAMETERS[kind.family]
-        return judging.measure(*made_of, layer=5, name=kind.family, kind=kind, ks=(1,))
+        return dictionary_nodes.measure(*made_of, layer=5, name=kind.family, kind=kind, ks=(1,))
 
     make = {
         "encode": lambda: next(encode("pca-topk-00016", statistics=wrong, path=planted[0]).batches(10)),

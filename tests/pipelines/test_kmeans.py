@@ -12,7 +12,7 @@ from assay.io.checkpoints import Checkpoints
 from assay.io.shards import Shards
 from assay.numerics.kmeans.estimator import MiniBatchKMeans
 from assay.parameters import KMeansParameters, parse_parameters
-from assay.pipelines.judging import measure
+from assay.pipelines.dictionary_nodes import measure
 from assay.pipelines.kmeans.nodes import compare_seeds, fit_kmeans
 from assay.pipelines.kmeans.pipeline import create_pipeline
 from assay.plan import make_plan

@@ -9,7 +9,7 @@ from assay.io.checkpoints import Checkpoints
 from assay.io.shards import Shards
 from assay.numerics.pca import StreamingPCA
 from assay.parameters import PCAParameters, parse_parameters
-from assay.pipelines.judging import measure
+from assay.pipelines.dictionary_nodes import measure
 from assay.pipelines.pca import nodes
 from assay.pipelines.pca.nodes import fit_pca
 from assay.pipelines.pca.pipeline import create_pipeline

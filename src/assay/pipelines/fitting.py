@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 FORMAT = 3
 """Raised whenever a fit would go on otherwise than the one that saved the checkpoint."""
 
-NOT_FITTED = {"kmeans": changing_no_result(KMeansParameters), "pca": changing_no_result(PCAParameters)}
+CHANGING_NO_RESULT = {"kmeans": changing_no_result(KMeansParameters), "pca": changing_no_result(PCAParameters)}
 """Parameters of a method that do not change its fit; its seed is bound to its node."""
 
 clock = time.monotonic

@@ -124,7 +124,7 @@ class SaevCodes:
         return {"values": torch.from_numpy(padded), "indices": torch.from_numpy(named)}
 
     def _check_headers(self, archive: zipfile.ZipFile) -> int:
-        """Look at the beginnings of all arrays, and unpack but the smallest: the features that the matrix has."""
+        """Look at the beginnings of all arrays, and unpack only the smallest: how many features the matrix has."""
         found = {name: _header(archive, f"{name}.npy") for name in ("format", "shape", "indptr", "indices", "data")}
         kinds = {"format": "SU", "shape": "iu", "indptr": "iu", "indices": "iu", "data": "f"}
         for name, header in found.items():

@@ -6,7 +6,7 @@ from kedro.pipeline.node import Node
 from assay.encodings import Encoding, Form, Model
 from assay.parameters import DictionaryParameters
 from assay.pipelines.dictionaries.nodes import adopt_saev_metrics, draw_centers, draw_directions
-from assay.pipelines.judging import encoding_nodes, measuring_node
+from assay.pipelines.dictionary_nodes import encoding_nodes, measuring_node
 from assay.pipelines.stream import bind
 
 

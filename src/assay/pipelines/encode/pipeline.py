@@ -4,7 +4,7 @@ from kedro.pipeline import Pipeline
 
 from assay.encodings import Encoding
 from assay.parameters import SparsityParameters
-from assay.pipelines.judging import encoding_nodes
+from assay.pipelines.dictionary_nodes import encoding_nodes
 
 
 def create_pipeline(

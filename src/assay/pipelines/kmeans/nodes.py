@@ -13,7 +13,7 @@ from assay.io.checkpoints import Checkpoints
 from assay.io.shards import Shards
 from assay.numerics.kmeans.estimator import MiniBatchKMeans
 from assay.parameters import KMeansParameters
-from assay.pipelines.fitting import NOT_FITTED, Fit
+from assay.pipelines.fitting import CHANGING_NO_RESULT, Fit
 from assay.pipelines.progress import staged_bar
 from assay.pipelines.stream import hold_layer, judged_tokens, pick_device, standardized_tokens
 
@@ -57,7 +57,7 @@ def fit_kmeans(
         shards=shards,
         layer=layer,
         statistics=statistics,
-        parameters=parameters.model_dump(mode="json", exclude=set(NOT_FITTED["kmeans"])) | {"seed": seed},
+        parameters=parameters.model_dump(mode="json", exclude=set(CHANGING_NO_RESULT["kmeans"])) | {"seed": seed},
     )
 
     held = hold_layer(

@@ -4,7 +4,7 @@ from kedro.pipeline import Pipeline, node
 from kedro.pipeline.node import Node
 
 from assay.encodings import Form, Model
-from assay.pipelines.judging import measuring_node
+from assay.pipelines.dictionary_nodes import measuring_node
 from assay.pipelines.kmeans.nodes import compare_seeds, fit_kmeans
 from assay.pipelines.stream import bind
 

@@ -8,7 +8,7 @@ from assay.io.checkpoints import Checkpoints
 from assay.io.shards import Shards
 from assay.numerics.pca import Convergence, StreamingPCA
 from assay.parameters import PCAParameters
-from assay.pipelines.fitting import NOT_FITTED, Fit
+from assay.pipelines.fitting import CHANGING_NO_RESULT, Fit
 from assay.pipelines.stream import pick_device, standardized_tokens
 
 
@@ -37,7 +37,7 @@ def fit_pca(
         shards=shards,
         layer=layer,
         statistics=statistics,
-        parameters=parameters.model_dump(mode="json", exclude=set(NOT_FITTED["pca"])),
+        parameters=parameters.model_dump(mode="json", exclude=set(CHANGING_NO_RESULT["pca"])),
     )
     step = fit.resume()
     tokens = standardized_tokens(

@@ -1,7 +1,7 @@
 from kedro.pipeline import Pipeline, node
 
 from assay.encodings import Form
-from assay.pipelines.judging import encoding_nodes, measuring_node
+from assay.pipelines.dictionary_nodes import encoding_nodes, measuring_node
 from assay.pipelines.pca.nodes import fit_pca
 from assay.pipelines.stream import bind
 

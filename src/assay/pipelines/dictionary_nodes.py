@@ -21,14 +21,14 @@ from assay.numerics.dictionary import Dictionary, open_dictionary
 from assay.numerics.errors import sum_errors
 from assay.numerics.sae import SparseAutoencoder
 from assay.parameters import DictionaryParameters, SparsityParameters
-from assay.pipelines.fitting import NOT_FITTED
+from assay.pipelines.fitting import CHANGING_NO_RESULT
 from assay.pipelines.stream import bind, judged_tokens, pick_device
 
 FORMAT = 2
 """Raised whenever the same tokens and model would give other codes: what was begun of older ones is not resumed."""
 
-Kind = Form | DictionaryParameters
-"""How a model's tensors are read: as centers or components in a form, or as an autoencoder with these options."""
+OpenedAs = Form | DictionaryParameters
+"""How a model's tensors are opened: as centers or components of a form, or as an autoencoder with these options."""
 
 
 class SourcedCodes(ComputedCodes):
@@ -63,7 +63,7 @@ def measure(
     *,
     layer: int,
     name: str,
-    kind: Kind,
+    kind: OpenedAs,
     ks: tuple[int, ...] = (),
 ) -> dict[str, Any]:
     """NMSE of a dictionary on the validation tokens, in the standardized space and raw, in one pass.
@@ -91,7 +91,7 @@ def encode(
     *,
     layer: int,
     name: str,
-    kind: Kind,
+    kind: OpenedAs,
     seed: int | None = None,
     sparsity: SparsityParameters | None = None,
 ) -> SourcedCodes:
@@ -143,7 +143,7 @@ def made_from(shards: Shards) -> str:
     return f"{FORMAT} {shards.fingerprint()}"
 
 
-def measuring_node(stage: str, model: str, *, layer: int, name: str, kind: Kind, ks: tuple[int, ...] = ()) -> Node:
+def measuring_node(stage: str, model: str, *, layer: int, name: str, kind: OpenedAs, ks: tuple[int, ...] = ()) -> Node:
     """The node that measures the dictionary ``name``, whose tensors are the dataset ``model``."""
     return node(
         bind(measure, layer=layer, name=name, kind=kind, ks=ks),
@@ -159,7 +159,7 @@ def encoding_nodes(
     *,
     layer: int,
     name: str,
-    kind: Kind,
+    kind: OpenedAs,
     seed: int | None = None,
     sparsity: SparsityParameters | None = None,
 ) -> list[Node]:
@@ -177,7 +177,7 @@ def encoding_nodes(
     ]
 
 
-def _inputs(model: str, kind: Kind) -> list[str]:
+def _inputs(model: str, kind: OpenedAs) -> list[str]:
     shared = ["statistics", model, "params:device"]
     return [*shared, f"params:{kind.family}"] if isinstance(kind, Form) else shared
 
@@ -185,7 +185,7 @@ def _inputs(model: str, kind: Kind) -> list[str]:
 def _open(
     model: dict[str, Tensor],
     statistics: dict[str, Tensor],
-    kind: Kind,
+    kind: OpenedAs,
     place: torch.device,
     ks: tuple[int, ...] = (),
 ) -> Dictionary:
@@ -204,10 +204,10 @@ def _open(
     )
 
 
-def _made_with(kind: Kind, parameters: Any) -> dict[str, Any]:
+def _made_with(kind: OpenedAs, parameters: Any) -> dict[str, Any]:
     if isinstance(kind, DictionaryParameters):
         return kind.model_dump(mode="json")
-    made_with: dict[str, Any] = parameters.model_dump(mode="json", exclude=set(NOT_FITTED[kind.family]))
+    made_with: dict[str, Any] = parameters.model_dump(mode="json", exclude=set(CHANGING_NO_RESULT[kind.family]))
     return made_with
 
 
