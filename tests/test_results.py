@@ -26,7 +26,7 @@ def small_numbers(n: int, d: int, seed: int) -> torch.Tensor:
 
 
 @pytest.fixture(scope="module")
-def found() -> dict[str, float]:
+def found() -> dict[str, float | list[int]]:
     group = torch.arange(400) % 5
     raw = small_numbers(400, 6, 1) / 4 + 12 * small_numbers(5, 6, 7)[group]
     moments = StreamingMoments()
@@ -51,7 +51,7 @@ def found() -> dict[str, float]:
         "mean": float(moments.mean_.sum()),
         "std": float(moments.std_.sum()),
         "inertia": kmeans.inertia_,
-        "counts": float((kmeans.counts_ * torch.arange(1, 6)).sum()),
+        "counts": kmeans.counts_.tolist(),
         "centers": float(kmeans.cluster_centers_.double().abs().sum()),
         "spectrum": float(pca.explained_variance_[:3].sum()),
         "components": float(pca.components_[:3].sum()),
@@ -61,11 +61,12 @@ def found() -> dict[str, float]:
     }
 
 
+COUNTS = [89] * 5
+
 PINNED = {
     "mean": -79.908125,
     "std": 258.33390583765146,
     "inertia": 0.017502066095315856,
-    "counts": 1335.0,
     "centers": 25.0386267711001,
     "spectrum": 5.834820108598254,
     "components": 2.373935257900536,
@@ -77,4 +78,5 @@ PINNED = {
 
 
 def test_what_a_small_run_gives_is_what_it_gave(found):
+    assert found.pop("counts") == COUNTS, CHANGED
     assert found == pytest.approx(PINNED, rel=1e-6), CHANGED

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from assay.numerics import precision
-from assay.numerics.kmeans import distances, kernels, scores
+from assay.numerics.kmeans import distances, kernels, rounded_centers
 from assay.numerics.kmeans import nearest as nearest_module
 from assay.numerics.kmeans.distances import chunked_distances, nearest_in_float64
 from assay.numerics.kmeans.nearest import NearestCenters
@@ -42,7 +42,7 @@ def test_find_is_brute_force_on_any_data(kind, n, n_clusters, d, seed, dtypes, t
     x, centers = make(kind, n, n_clusters, d, seed)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(nearest_module._TILE_BYTES, "cpu", tile_bytes)
-        patch.setattr(scores, "_MOST_GROUPS", most_groups)
+        patch.setattr(rounded_centers, "_MOST_GROUPS", most_groups)
         found = NearestCenters(centers, dtypes).find(x)
     assert found.dtype == torch.int64
     assert found.shape == (n,)
@@ -76,7 +76,7 @@ def test_no_score_is_farther_off_than_its_bound(kind, d, seed, dtype):
     """The exact scores of all candidates' rivals: whatever a product leaves out must be worse than the best by more than nothing."""
     x, centers = make(kind, 50, 130, d, seed)
     finder = NearestCenters(centers, (dtype,))
-    rows, kept = candidates(scores.RoundedCenters(centers, finder._origin, dtype, None), x - finder._origin)
+    rows, kept = candidates(rounded_centers.RoundedCenters(centers, finder._origin, dtype, None), x - finder._origin)
     squared = brute_force(x, centers)
     nearest = squared.argmin(1)
     for row in rows.unique().tolist():
@@ -138,9 +138,9 @@ def test_what_float16_does_not_hold_is_left_to_the_next(monkeypatch, offset):
     assert_nearest(found, x + offset, centers + offset)
     assert sum(counts) == 0
     origin = torch.zeros(16, dtype=torch.float32)
-    assert not scores.RoundedCenters(centers, origin, torch.float16, None).holds_the_centers
+    assert not rounded_centers.RoundedCenters(centers, origin, torch.float16, None).holds_the_centers
     centers[7] = 1e3  # its square is no float16
-    product = scores.RoundedCenters(centers, origin, torch.float16, None)
+    product = rounded_centers.RoundedCenters(centers, origin, torch.float16, None)
     assert product.holds_the_centers
     assert set(range(300)) - set(product.shortlist(x)[0].tolist()) == {5}
 
@@ -149,7 +149,7 @@ def test_what_float16_does_not_hold_is_left_to_the_next(monkeypatch, offset):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_rows_that_tensor_cores_load_are_multiples_of_128_bytes(d, dtype):
     centers = make("gaussian", 5, 70, d, 0)[1]
-    matrix = scores.RoundedCenters(centers, torch.zeros(d, dtype=torch.float32), dtype, None).matrix
+    matrix = rounded_centers.RoundedCenters(centers, torch.zeros(d, dtype=torch.float32), dtype, None).matrix
     assert matrix.is_contiguous()
     assert matrix.shape[1] % 64 == 0
     assert d + 4 <= matrix.shape[1] < d + 68
@@ -158,7 +158,7 @@ def test_rows_that_tensor_cores_load_are_multiples_of_128_bytes(d, dtype):
 def test_few_candidates_are_left_and_few_rows_are_asked_again():
     x, centers = make("gaussian", 2000, 1000, 64, 0)
     finder = NearestCenters(centers, (torch.bfloat16,))
-    product = scores.RoundedCenters(centers, finder._origin, torch.bfloat16, None)
+    product = rounded_centers.RoundedCenters(centers, finder._origin, torch.bfloat16, None)
     rows, _ = candidates(product, x - finder._origin)
     assert len(rows.unique()) > 1990
     assert len(rows) < 4 * len(rows.unique())
@@ -182,7 +182,7 @@ def test_a_far_center_costs_the_others_nothing(monkeypatch, length):
         if far:
             centers[77] = length
         finder = NearestCenters(centers, (torch.bfloat16,))
-        product = scores.RoundedCenters(centers, finder._origin, torch.bfloat16, None)
+        product = rounded_centers.RoundedCenters(centers, finder._origin, torch.bfloat16, None)
         rows[far] = candidates(product, x - finder._origin)[0]
         finder.find(x)
     assert sum(counts) < 20

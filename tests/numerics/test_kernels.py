@@ -14,7 +14,7 @@ import torch
 from hostile import KINDS, assert_nearest, make
 from numpy.lib import NumpyVersion
 
-from assay.numerics.kmeans import distances, graphed, kernels, scores
+from assay.numerics.kmeans import distances, graphed, kernels, rounded_centers
 from assay.numerics.kmeans import nearest as nearest_module
 from assay.numerics.kmeans.step import mini_batch_step, pull_centers, queue_step, step_at_once
 from assay.numerics.ranking import count_classes
@@ -149,7 +149,7 @@ def test_on_cuda_they_settle_rows_by_brute_force(kind, n, n_clusters, d, dtype):
     fused = kernels.fused_kernels(torch.device("cuda"))
     x, centers = (each.cuda() for each in make(kind, n, n_clusters, d, 1))
     origin = distances.origin_of(centers)
-    product = scores.RoundedCenters(centers, origin, dtype, fused)
+    product = rounded_centers.RoundedCenters(centers, origin, dtype, fused)
     if not product.holds_the_centers:
         pytest.skip(f"{kind} does not fit {dtype}")
     found = fused.nearest(x, centers, origin, product)
@@ -182,9 +182,9 @@ import sys
 import torch
 sys.path.insert(0, sys.argv[1])
 import hostile, test_kernels
-from assay.numerics.kmeans import distances, fused, fused_rounding, kernels, scores
+from assay.numerics.kmeans import distances, fused, fused_rounding, kernels, rounded_centers
 from assay.numerics.kmeans.fused_step import move_centers
-scores.GROUP = 256  # whole tiles, as on a GPU
+rounded_centers.GROUP = 256  # whole tiles, as on a GPU
 fused.ROUNDED = fused_rounding.ROUNDED = 64  # the interpreter's time is the programs' number
 all_of_them = kernels.Kernels(fused_rounding.round_centers, fused.nearest, move_centers)
 torch_alone = test_kernels.by_torch()
@@ -195,8 +195,8 @@ for number, kind in enumerate(hostile.KINDS):
         x, centers = hostile.make(kind, n, n_clusters, d, 1)
         origin = distances.origin_of(centers)
         for dtype in (torch.float16, torch.bfloat16):
-            product = scores.RoundedCenters(centers, origin, dtype, all_of_them)
-            same = scores.RoundedCenters(centers, origin, dtype, torch_alone)
+            product = rounded_centers.RoundedCenters(centers, origin, dtype, all_of_them)
+            same = rounded_centers.RoundedCenters(centers, origin, dtype, torch_alone)
             assert product.holds_the_centers == same.holds_the_centers
             if not product.holds_the_centers:
                 continue

@@ -6,7 +6,8 @@
 3. `_shortlist`: which centers a row leaves in question: one as a rule, a few at times, too many seldom.
 4. `_settle`: of a few the nearest by differences in float64; and `_settle_crowded`, where a tile has two of them, among all of the tile.
 
-`_round_centers` makes the centers ready for it. What the bounds are, and why they hold: `assay.numerics.kmeans.scores.RoundedCenters`.
+`_round_centers` makes the centers ready for it. What the bounds are, and why they hold:
+`assay.numerics.kmeans.rounded_centers.RoundedCenters`.
 """
 
 from typing import NamedTuple

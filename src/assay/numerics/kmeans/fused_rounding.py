@@ -1,6 +1,6 @@
 """Tokens and centers made ready for the product: less the origin, rounded, with the bounds that ride along, in two Triton kernels.
 
-What the bounds are, and why they hold: `assay.numerics.kmeans.scores.RoundedCenters`.
+What the bounds are, and why they hold: `assay.numerics.kmeans.rounded_centers.RoundedCenters`.
 """
 
 from contextlib import AbstractContextManager, nullcontext

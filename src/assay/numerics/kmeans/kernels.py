@@ -15,7 +15,7 @@ FUSED_TILE = 256
 
 
 class Product(Protocol):
-    """What a product in low precision needs to know of the centers: see `assay.numerics.kmeans.scores.RoundedCenters`.
+    """What a product in low precision needs to know of the centers: see `assay.numerics.kmeans.rounded_centers.RoundedCenters`.
 
     matrix: float16 or bfloat16 (whole tiles of rows, width), the width a multiple of 64, four bounds behind the d dimensions.
     bounds: float32 (K, 3). unit: a rounding's relative error; least_step, sums, margin, underflow, most_halved: see there.
@@ -75,7 +75,7 @@ def _drawn(device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
 def try_nearest(kernels: Kernels, device: torch.device, dtype: torch.dtype) -> None:
     """Rows of one candidate, of a few, and of several in several tiles."""
     from assay.numerics.kmeans.distances import nearest_in_float64
-    from assay.numerics.kmeans.scores import RoundedCenters
+    from assay.numerics.kmeans.rounded_centers import RoundedCenters
 
     x, *both = _drawn(device)
     origin = torch.zeros(x.shape[1], dtype=torch.float32, device=device)

@@ -1,0 +1,327 @@
+"""What is refused before a run begins, by a look at the disks."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from assay.io.shards import write_shards
+from assay.io.shards.metadata import Metadata
+from assay.parameters import parse_parameters
+from assay.plan import find_images, make_plan
+from assay.preflight import check_shards, find_d_model
+
+SPLITS = ("fit", "val", "probe_train", "probe_val")
+DIGITS = {split: f"data/01_raw/digits/{split}" for split in SPLITS}
+GOOD = {"W_enc": (80, 100), "W_dec": (100, 80), "b_dec": (80,)}
+TORCH = {"encoder__weight": (100, 80), "decoder__weight": (80, 100), "decoder__bias": (80,)}
+
+
+def parse(shards, **changes):
+    return parse_parameters({"layers": [3, 5], "shards": shards, "kmeans": {"n_clusters": 4}} | changes)
+
+
+def write(root: Path, *, layers=(3, 5), d_model=80, labels=1, family="planted", ckpt="planted-tiny") -> Path:
+    metadata = Metadata.model_validate(
+        {
+            "family": family,
+            "ckpt": ckpt,
+            "layers": list(layers),
+            "content_tokens_per_example": 2,
+            "cls_token": False,
+            "d_model": d_model,
+            "n_examples": 3,
+            "max_tokens_per_shard": 100,
+            "data": "",
+            "dtype": "float32",
+            "protocol": "2.1",
+        }
+    )
+    examples = np.ones((3, len(layers), 2, d_model), dtype=np.float32)
+    return write_shards(
+        root, metadata, [examples], labels * np.ones((3, 2), dtype=np.uint8) if labels is not None else None
+    )
+
+
+@pytest.fixture
+def shards(planted):
+    fit, val = map(str, planted)
+    return {"fit": fit, "val": val, "probe_train": fit, "probe_val": val}
+
+
+def save(path: Path, **shapes: tuple[int, ...]) -> None:
+    save_file({name.replace("__", "."): torch.zeros(shape) for name, shape in shapes.items()}, path)
+
+
+def photograph(folder: Path, n: int, shape: tuple[int, int], suffix: str = "jpg") -> None:
+    folder.mkdir()
+    for number in range(n):
+        Image.fromarray(np.full(shape, 9 * number, dtype=np.uint8)).save(folder / f"{number}.{suffix}")
+
+
+def test_the_width_is_that_of_the_fit_shards(shards, tmp_path):
+    assert find_d_model(parse(shards), tmp_path) == 80
+    assert find_d_model(parse(DIGITS, digits={"d_model": 48}), tmp_path) == 48
+    assert find_d_model(parse(shards | {"fit": "nowhere"}), tmp_path) is None
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "metadata.json").write_text("{}")
+    assert find_d_model(parse(shards | {"fit": "broken"}), tmp_path) is None
+
+
+def test_paths_are_relative_to_the_project(tmp_path):
+    write(tmp_path / "own", d_model=24)
+    parameters = parse(dict.fromkeys(SPLITS, "own"))
+    assert find_d_model(parameters, tmp_path) == 24
+    check_shards(parameters, tmp_path)
+
+
+def test_what_fits_together_passes(shards, tmp_path):
+    check_shards(parse(shards), tmp_path)
+    check_shards(parse(shards, latent_topk=80, pca={"topk": [80, 81]}), tmp_path)
+    check_shards(parse(DIGITS, layers=[0, 3]), tmp_path)
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_a_missing_folder_is_named(shards, tmp_path, split):
+    with pytest.raises(FileNotFoundError, match=rf"^shards\.{split}: /.*/nowhere: no shard folder"):
+        check_shards(parse(shards | {split: "nowhere"}), tmp_path)
+
+
+def test_a_damaged_folder_is_named_with_its_parameter(shards, tmp_path):
+    (tmp_path / "metadata.json").write_text("{}")
+    with pytest.raises(ValueError, match=rf"^shards\.val: {tmp_path}.*metadata\.json"):
+        check_shards(parse(shards | {"val": str(tmp_path)}), tmp_path)
+
+
+@pytest.mark.parametrize("split", ["fit", "probe_val"])
+def test_a_layer_that_is_not_held_is_named_with_those_that_are(shards, tmp_path, split):
+    other = str(write(tmp_path, layers=(5,)))
+    with pytest.raises(
+        ValueError, match=rf"^layers: shards\.{split}, {other}, does not hold layer 3; it holds \[5\]\.$"
+    ):
+        check_shards(parse(shards | {split: other}), tmp_path)
+    check_shards(parse(shards | {split: other}, layers=[5]), tmp_path)
+
+
+def test_a_layer_that_the_digits_are_not_recorded_at_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"does not hold layer 5; it holds \[0, 2, 3\]"):
+        check_shards(parse(DIGITS), tmp_path)
+
+
+@pytest.mark.parametrize("split", ["val", "probe_train", "probe_val"])
+def test_shards_of_another_width_are_named(shards, tmp_path, split):
+    other = str(write(tmp_path, d_model=40))
+    with pytest.raises(
+        ValueError, match=rf"^shards\.{split}, {other}, has 40 dimensions, shards\.fit, {shards['fit']}, 80: "
+    ):
+        check_shards(parse(shards | {split: other}), tmp_path)
+
+
+@pytest.mark.parametrize("split", ["val", "probe_train", "probe_val"])
+@pytest.mark.parametrize("other", [{"family": "clip"}, {"ckpt": "planted-large"}, {"ckpt": "models/planted-tiny"}])
+def test_shards_of_another_model_are_named_with_both(shards, tmp_path, split, other):
+    named = " ".join(({"family": "planted", "ckpt": "planted-tiny"} | other).values())
+    path = str(write(tmp_path, **other))
+    message = rf"^shards\.{split}, {path}, is of {named}, shards\.fit, {shards['fit']}, of planted planted-tiny: .*; name shards"
+    with pytest.raises(ValueError, match=message):
+        check_shards(parse(shards | {split: path}), tmp_path)
+
+
+def test_a_file_of_weights_is_the_same_model_wherever_it_lay(tmp_path):
+    first, second, other = (
+        str(write(tmp_path, ckpt=ckpt))
+        for ckpt in ("/home/a/dinov3.pth", "/scratch/b/dinov3.pth", "/home/a/dinov2.pth")
+    )
+    splits = dict.fromkeys(SPLITS, first) | {"val": second}
+    check_shards(parse(splits), tmp_path)
+    with pytest.raises(ValueError, match=r"shards\.val, .*, is of planted /home/a/dinov2\.pth, shards\.fit, .*, of"):
+        check_shards(parse(splits | {"val": other}), tmp_path)
+
+
+def test_labels_that_void_voted_for_are_warned_of_before_the_run(tmp_path, caplog):
+    folder = write(tmp_path)
+    metadata = json.loads((folder / "metadata.json").read_text())
+    (folder / "metadata.json").write_text(json.dumps(metadata | {"pixel_agg": "majority"}))
+    check_shards(parse(dict.fromkeys(SPLITS, str(folder))), tmp_path)
+    warned = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert [message.partition(":")[0] for message in warned] == ["shards.probe_train", "shards.probe_val"]
+    assert f"assay labels {folder} --masks MASKS --patch-size PIXELS --out {folder}/labels.bin --force" in warned[0]
+
+
+def test_the_defaults_own_shards_go_with_those_of_its_model_alone(tmp_path):
+    digits = parse(DIGITS, layers=[0, 3]).digits
+    sizes = {"layers": (0, 2, 3), "d_model": digits.d_model}
+    own = write(tmp_path, family=digits.model_family, ckpt=digits.model_ckpt, **sizes)
+    check_shards(parse(DIGITS | {"probe_train": str(own)}, layers=[0, 3]), tmp_path)
+    with pytest.raises(
+        ValueError,
+        match=r"shards\.probe_train, .*, is of planted planted-tiny, shards\.fit, .*, of fake-clip digits-vit",
+    ):
+        check_shards(parse(DIGITS | {"probe_train": str(write(tmp_path, **sizes))}, layers=[0, 3]), tmp_path)
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_labels_are_wanted_of_the_probes_shards_only(shards, tmp_path, split):
+    parameters = parse(shards | {split: str(write(tmp_path, labels=None))})
+    if split.startswith("probe"):
+        with pytest.raises(ValueError, match=rf"^shards\.{split}: .* has no labels\.bin; "):
+            check_shards(parameters, tmp_path)
+    else:
+        check_shards(parameters, tmp_path)
+
+
+def test_a_latent_topk_above_the_width_is_refused(shards, tmp_path):
+    with pytest.raises(ValueError, match=r"^latent_topk is 81; it can be at most d_model, 80 in /.*\.$"):
+        check_shards(parse(shards, latent_topk=81), tmp_path)
+
+
+def test_a_sweep_wholly_above_the_width_is_refused(shards, tmp_path):
+    with pytest.raises(
+        ValueError, match=r"^pca\.topk is \[81, 256\]; at least one K must not be above d_model, 80 in /.*\.$"
+    ):
+        check_shards(parse(shards, pca={"topk": [81, 256]}), tmp_path)
+
+
+def test_a_canvas_too_small_for_its_digits_is_refused_where_digits_are_made(shards, tmp_path):
+    crowded = {"digits_per_image": 17, "image_size": 32}
+    with pytest.raises(ValueError, match="32 x 32 pixels for 17 digits"):
+        check_shards(parse(DIGITS, layers=[0], digits=crowded), tmp_path)
+    check_shards(parse(shards, digits=crowded), tmp_path)
+
+
+def test_two_splits_are_not_made_in_one_folder(tmp_path):
+    parameters = parse(DIGITS | {"probe_val": "./data/01_raw/digits/val"}, layers=[0])
+    with pytest.raises(ValueError, match=r"^shards\.val and shards\.probe_val are both data/01_raw/digits/val: "):
+        check_shards(parameters, tmp_path)
+
+
+def test_more_clusters_than_tokens_are_refused(shards, tmp_path):
+    check_shards(parse(shards, kmeans={"n_clusters": 768}), tmp_path)
+    with pytest.raises(ValueError, match=r"kmeans.n_clusters is 769; shards.fit, /.*, has only 768 tokens"):
+        check_shards(parse(shards, kmeans={"n_clusters": 769}), tmp_path)
+
+
+def test_labels_that_leave_nothing_to_probe_are_refused_before_anything_is_fitted(shards, tmp_path):
+    void, other = (str(write(tmp_path / name, labels=label)) for name, label in (("void", 0), ("other", 9)))
+    with pytest.raises(ValueError, match=rf"^shards\.probe_val: every label of {void} is 0, void; "):
+        check_shards(parse(shards | {"probe_val": void}), tmp_path)
+    with pytest.raises(
+        ValueError, match=r"no class is in both .*shards\.probe_train has \[1, 2, 3\]; shards\.probe_val has \[9\]: "
+    ):
+        check_shards(parse(shards | {"probe_val": other}), tmp_path)
+    with pytest.raises(ValueError, match=r"shards\.probe_train has \[0, 1, 2, 3\]; "):
+        check_shards(parse(shards | {"probe_val": other}, probe={"void": "class"}), tmp_path)
+
+
+def test_statistics_of_another_width_are_refused_before_any_work(shards, tmp_path):
+    given = {"statistics": str(tmp_path / "{layer}.safetensors")}
+    for layer in (3, 5):
+        save(tmp_path / f"layer_{layer}.safetensors", mean=(80,), std=(80,))
+    check_shards(parse(shards, standardize=given), tmp_path)
+    save(tmp_path / "layer_5.safetensors", mean=(80,), std=(40,))
+    with pytest.raises(
+        ValueError, match=r"^standardize\.statistics: .*layer_5\.safetensors: `std` is 40, want 80 for these shards\.$"
+    ):
+        check_shards(parse(shards, standardize=given), tmp_path)
+    save(tmp_path / "layer_5.safetensors", mean=(80,), sigma=(80,))
+    with pytest.raises(ValueError, match=r"layer_5\.safetensors holds mean, sigma, want std: save it too\.$"):
+        check_shards(parse(shards, standardize=given), tmp_path)
+    (tmp_path / "layer_5.safetensors").write_bytes(b"torn")
+    with pytest.raises(ValueError, match=r"layer_5\.safetensors is not a whole safetensors file"):
+        check_shards(parse(shards, standardize=given), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "fault"),
+    [
+        (GOOD, None),
+        (TORCH, None),
+        (
+            GOOD | {"W_enc": (100, 80)},
+            "`W_enc` is 100 x 80, want 80 x features for these shards: it is the other way round.",
+        ),
+        (
+            TORCH | {"encoder__weight": (80, 100)},
+            "`encoder.weight` is 80 x 100, want features x 80 for these shards: it is the other",
+        ),
+        (
+            GOOD | {"W_dec": (80, 100)},
+            "`W_dec` is 80 x 100, want features x 80 for these shards: it is the other way round.",
+        ),
+        (GOOD | {"W_enc": (64, 100)}, "`W_enc` is 64 x 100, want 80 x features for these shards."),
+        (GOOD | {"b_dec": (100,)}, "`b_dec` is 100, want 80 for these shards."),
+        (GOOD | {"b_dec": ()}, "`b_dec` is one number, want 80 for these shards."),
+        (GOOD | {"W_skip": (80, 80)}, "found W_skip as well: an autoencoder of another kind"),
+        ({"W_enc": (80, 100), "b_dec": (80,)}, "holds W_enc, b_dec, want W_dec or decoder.weight: save it too."),
+    ],
+)
+def test_weights_that_are_turned_or_of_another_width_are_refused_before_any_work(shards, tmp_path, tensors, fault):
+    sae = {"weights": "saes/{layer}-{seed}.safetensors", "activation": "relu", "seeds": [1, 2], "layers": [5]}
+    (tmp_path / "saes").mkdir()
+    save(tmp_path / "saes/layer_5-1.safetensors", **GOOD)
+    save(tmp_path / "saes/layer_5-2.safetensors", **tensors)
+    parameters = parse(shards, dictionaries={"mine": sae})
+    if fault is None:
+        check_shards(parameters, tmp_path)
+    else:
+        with pytest.raises(
+            ValueError, match="^dictionaries.mine.weights: .*layer_5-2.safetensors.*" + re.escape(fault)
+        ):
+            check_shards(parameters, tmp_path)
+
+
+def test_an_order_of_other_shards_is_refused_before_any_work(shards, tmp_path):
+    np.save(tmp_path / "order.npy", np.arange(700))
+    for kmeans in ({}, {"order": str(tmp_path / "order.npy")}):
+        check_shards(parse(shards, kmeans={"n_clusters": 4} | kmeans), tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"the order file nowhere\.npy is missing"):
+        check_shards(parse(shards, kmeans={"n_clusters": 4, "order": "nowhere.npy"}), tmp_path)
+
+
+def test_the_images_are_the_defaults_own_or_the_users_or_none(shards, tmp_path):
+    assert find_images(parse(DIGITS), tmp_path) == (
+        tmp_path / "data/01_raw/digits/probe_val-images",
+        {"patch_size": 4, "pattern": "*.png"},
+    )
+    assert find_images(parse(shards), tmp_path) is None
+    given = {"path": "photos", "resize": 256, "crop": "centre", "patch_size": 14, "names": "list.txt", "grid": [1, 2]}
+    path, layout = find_images(parse(shards, images=given), tmp_path)
+    assert path == tmp_path / "photos"
+    assert layout == {
+        "patch_size": 14,
+        "grid": (1, 2),
+        "resize": 256,
+        "crop": True,
+        "pattern": "*.jpg",
+        "names": tmp_path / "list.txt",
+    }
+    assert make_plan(parse(shards)).gallery_classes is None
+    assert make_plan(parse(shards, images={"path": "photos", "classes": 5})).gallery_classes == 5
+
+
+def test_images_that_are_not_those_of_the_shards_are_refused(shards, tmp_path):
+    photograph(tmp_path / "photos", 24, (8, 8))
+    images = {"path": "photos", "patch_size": 2}
+    check_shards(parse(shards, images=images), tmp_path)
+    with pytest.raises(ValueError, match=r"has 0 images of \*.png, shards.probe_val 24 examples: name the folder"):
+        check_shards(parse(shards, images=images | {"pattern": "*.png"}), tmp_path)
+    with pytest.raises(ValueError, match=r"0\.jpg: 8 x 8 pixels; wanted 64 x 64, 4 x 4 patches of 16"):
+        check_shards(parse(shards, images={"path": "photos"}), tmp_path)
+    (tmp_path / "photos/9.jpg").write_bytes(b"damaged")
+    with pytest.raises(
+        ValueError, match=r"9\.jpg: .*; wanted the image of example 23"
+    ):  # not only the first is looked at
+        check_shards(parse(shards, images=images), tmp_path)
+    with pytest.raises(FileNotFoundError, match="nowhere is no folder; wanted that of the images"):
+        check_shards(parse(shards, images={"path": "nowhere"}), tmp_path)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_refused(shards, tmp_path):
+    with pytest.raises(ValueError, match="torch sees no GPU"):
+        check_shards(parse(shards, device="cuda"), tmp_path)
