@@ -39,6 +39,14 @@ def test_the_table_has_a_row_for_each_kmeans_encoding_and_each_k():
     assert plan.kmeans == (kmeans,)
 
 
+def test_random_directions_have_rows_where_every_k_is_too_large():
+    """Preflight refuses such a K; a plan without rows broke off before it, with a traceback."""
+    plan = make_plan(
+        parse(DIGITS, dictionaries={"floor": {"random": "directions"}}, pca={"topk": [81, 256]}), d_model=80
+    )
+    assert [row.k for row in plan.dictionaries[0].encodings] == [81, 256]
+
+
 def test_more_seeds_are_rows_of_their_own_made_by_models_of_their_own():
     changes = {"kmeans": {"n_clusters": 8, "more_seeds": [7]}, "pca": {"topk": [4]}}
     dictionaries = {

@@ -65,7 +65,7 @@ def make_plan(parameters: Parameters, d_model: int | None = None) -> Plan:
 
     Args:
         parameters: typed parameters.
-        d_model: width of the activations; None where it is not known, and then every K is kept.
+        d_model: width of the activations; None where it is not known, and then every K is kept; as where none fits.
 
     Raises:
         ValueError: two rows of the table would have one name.
@@ -81,7 +81,8 @@ def make_plan(parameters: Parameters, d_model: int | None = None) -> Plan:
 
 
 def _make_plan(parameters: Parameters, d_model: int | None) -> Plan:
-    ks = [k for k in parameters.pca.topk if d_model is None or k <= d_model]
+    # Where every K is too large all are kept, so that preflight can refuse them by name.
+    ks = [k for k in parameters.pca.topk if d_model is None or k <= d_model] or list(parameters.pca.topk)
     if parameters.latent_topk is not None:
         ks = sorted({*ks, parameters.latent_topk})
     pca = [Encoding(Model("pca"), Form("topk", k), k, stored_k=max(ks)) for k in ks]

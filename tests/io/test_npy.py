@@ -36,6 +36,7 @@ def header(text: bytes) -> bytes:
         (b"", "it begins with b''"),
         (b"\x93NUMPY\3\0" + bytes(80), "it begins with"),
         (header(b"{'descr': '<i8', 'fortran_order': False, 'shape': (9999999999999999999,), }\n"), "its header of"),
+        (header(b"{'descr': '<i8', 'fortran_order': False, 'shape': (2), }\n"), "its header of"),
         (header(b"{'descr': __import__('os'), 'fortran_order': False, 'shape': (1,), }\n"), "its header of"),
         (header(b"{'descr': [('a', '<i8')], 'fortran_order': False, 'shape': (1,), }\n"), "its header of"),
         (

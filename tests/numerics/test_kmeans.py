@@ -368,6 +368,8 @@ def test_every_distinct_token_is_found_once(distinct):
     assert sorted(centers.tolist()) == sorted(distinct.tolist())
     with pytest.raises(ValueError, match="found 7 distinct tokens among the 140 to seed from"):
         kmeans_plus_plus(x, 8, torch.Generator())
+    with pytest.raises(ValueError, match="found n_clusters = 0, wanted 1 or more"):
+        kmeans_plus_plus(x, 0, torch.Generator())
 
 
 def slow_seeding(x, n_clusters, seed):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import doctest
+from itertools import product
 
 import numpy as np
 import pytest
@@ -844,9 +845,11 @@ def test_bad_inputs_are_refused():
             with pytest.raises(ValueError, match="row 7, feature 2 is NaN or infinity, wanted finite"):
                 LogisticProbe1d(slab_features=1, slab_rows=3).fit(_as_format(broken, code_format), labels, n_classes)
     probe = LogisticProbe1d().fit(x, labels, n_classes)
-    with pytest.raises(ValueError, match="codes have 3 features, wanted 4"):
-        probe.judge(x[:, :3], labels)
-    for use in (probe.judge, lambda *given: probe.certify(*given, torch.empty(0, 2, dtype=torch.int64))):
+    no_pairs = torch.empty(0, 2, dtype=torch.int64)
+    for width, use in product((3, 5), (probe.judge, lambda *given: probe.certify(*given, no_pairs))):
+        with pytest.raises(ValueError, match=f"codes have {width} features, wanted 4"):
+            use(torch.cat([x, x], 1)[:, :width].contiguous(), labels)
+    for use in (probe.judge, lambda *given: probe.certify(*given, no_pairs)):
         with pytest.raises(ValueError, match="labels run from -1 to 3"):
             use(x, labels + (labels == 2))
     with pytest.raises(ValueError, match="labels run from"):

@@ -66,7 +66,7 @@ def kmeans_plus_plus(x: Tensor, n_clusters: int, generator: torch.Generator) -> 
     distance to the nearest center so far. Draws are made on the CPU, so that one seed gives the
     same draws anywhere, and on one device the same centers; on another, distances that are rounded otherwise lead to other tokens.
 
-    ValueError where x has fewer distinct tokens than clusters, holds NaN, infinity or what float32 does not hold.
+    ValueError where n_clusters is below 1, or x has fewer distinct tokens than clusters, holds NaN, infinity or what float32 does not hold.
     """
     seeding = Seeding()
     for _ in choose_seeds(x, n_clusters, generator, seeding):
@@ -93,6 +93,8 @@ def _begin(x: Tensor, n_clusters: int, generator: torch.Generator, seeding: Seed
     """Tokens about their mean and their squared norms; of a new seeding the first center is drawn."""
     check_batch(x, largest=LARGEST)
     n = x.shape[0]
+    if n_clusters < 1:
+        raise ValueError(f"found n_clusters = {n_clusters}, wanted 1 or more")
     if n < n_clusters:
         raise ValueError(
             f"found {n} tokens to seed from, wanted at least n_clusters = {n_clusters}: "

@@ -254,13 +254,7 @@ def judge_probes(
 
     Raises ValueError for codes of another number of features than the probes were fitted to, and for labels of another kind.
     """
-    codes, first = as_codes(codes), next(iter(probes.values()))
-    n_features = len(first.fitted_.feature_mean)
-    if codes.n_features != n_features:
-        raise ValueError(
-            f"codes have {codes.n_features} features, wanted {n_features}, as in fit: give codes of the same model"
-        )
-    data = _label(first, codes, labels, first.fitted_.n_classes, progress)
+    data = _label_as_fitted(next(iter(probes.values())), codes, labels, progress)
     return dict(zip(probes, judge([(probe.fitted_, k) for k, probe in probes.items()], data), strict=True))
 
 
@@ -273,13 +267,27 @@ def certify_probes(
     seed: int = 0,
 ) -> dict[K, Certificate]:
     """As `LogisticProbe1d.certify` of each k's probe and pairs on `TopKCodes(codes, k)`, from the same passes over the codes;
-    nothing is raised yet: see `Certificate.check`."""
-    first = next(iter(probes.values()))
-    data = _label(first, codes, labels, first.fitted_.n_classes)
+    no difference is raised yet: see `Certificate.check`.
+
+    Raises ValueError for codes of another number of features than the probes were fitted to.
+    """
+    data = _label_as_fitted(next(iter(probes.values())), codes, labels)
     found = certify(
         [(probe.fitted_, k) for k, probe in probes.items()], data, [pairs[k] for k in probes], n_random, seed
     )
     return dict(zip(probes, found, strict=True))
+
+
+def _label_as_fitted(
+    probe: LogisticProbe1d, codes: Codes | Tensor, labels: Tensor, progress: Progress | None = None
+) -> LabeledCodes:
+    """As `_label`, of codes that have to be of the model that the probe was fitted to."""
+    codes, n_features = as_codes(codes), len(probe.fitted_.feature_mean)
+    if codes.n_features != n_features:
+        raise ValueError(
+            f"codes have {codes.n_features} features, wanted {n_features}, as in fit: give codes of the same model"
+        )
+    return _label(probe, codes, labels, probe.fitted_.n_classes, progress)
 
 
 def _label(
