@@ -280,6 +280,17 @@ def test_utilization_counts_features_by_the_rows_they_are_nonzero_in(
     assert sum(shard.utilization) == n_features
 
 
+def test_codes_of_before_utilization_was_spelled_so_are_read(folder: Path) -> None:
+    wanted = StoredCodes(folder).shards
+
+    def respell(shards: list[dict[str, Any]]) -> None:
+        for shard in shards:
+            shard["utilisation"] = shard.pop("utilization")
+
+    edit_json(folder / "shards.json", respell)
+    assert StoredCodes(folder).shards == wanted
+
+
 def test_a_file_never_has_more_rows_than_asked_for(tmp_path: Path) -> None:
     write_codes(tmp_path / "codes", make_codes("dense"), batch_size=8, rows_per_shard=3)
     assert [shard.rows for shard in StoredCodes(tmp_path / "codes").shards] == [3, 3, 3, 2]

@@ -23,6 +23,7 @@ from typing import Annotated, Any, Literal, Protocol, TypeVar
 import numpy as np
 import torch
 from pydantic import (
+    AliasChoices,
     BaseModel,
     ConfigDict,
     FailFast,
@@ -152,7 +153,11 @@ class CodesShard(BaseModel):
     entries: NonNegativeInt = Field(description="stored values, or indices where there are no values")
     bytes: PositiveInt
     sha256: dict[str, str]
-    utilization: list[NonNegativeInt] = Field(description="features nonzero in 0, 1, 2-3, 4-7, ... rows of the shard")
+    # Codes written before the key was spelled so are as good, and take days to write again.
+    utilization: list[NonNegativeInt] = Field(
+        validation_alias=AliasChoices("utilization", "utilisation"),
+        description="features nonzero in 0, 1, 2-3, 4-7, ... rows of the shard",
+    )
 
 
 SHARDS = TypeAdapter(Annotated[list[CodesShard], FailFast()])
