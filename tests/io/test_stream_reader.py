@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import re
+import sys
 import tempfile
 import threading
 from pathlib import Path
@@ -454,3 +455,15 @@ def test_memory_that_anything_still_holds_is_not_used_again() -> None:
     assert memory.take(2).data_ptr() != place
     del view
     assert memory.take(2).data_ptr() == place
+
+
+def test_letting_a_batch_go_runs_no_code_in_which_a_signal_could_be_lost() -> None:
+    """What a signal's handler raises within a finalizer is printed and forgotten: a fit would go on after its SIGTERM."""
+    memory = buffers.Buffers(2, D_MODEL, torch.device("cpu"), most=4)
+    batch, called = memory.take(2), []
+    sys.setprofile(lambda frame, event, _: called.append(frame.f_code.co_name) if event == "call" else None)
+    try:
+        del batch
+    finally:
+        sys.setprofile(None)
+    assert called == []

@@ -20,7 +20,8 @@ class Buffers:
     def __init__(self, batch_size: int, d_model: int, device: torch.device, most: int) -> None:
         self._shape = (batch_size, d_model)
         self._device = device
-        self._free: deque[Rows] = deque(maxlen=most)
+        # A batch's view, and its memory. No callback says when the view ends: what a signal's handler raised in one would be lost.
+        self._lent: deque[tuple[weakref.ref[Rows], Rows]] = deque(maxlen=most)
 
     def take(self, n: int) -> torch.Tensor:
         """A float32 (n, d_model) tensor that nobody else holds, pinned for CUDA; what is in it is undefined."""
@@ -30,11 +31,21 @@ class Buffers:
             return torch.empty(shape, dtype=torch.float32, pin_memory=True)
         if shape != self._shape:
             return torch.from_numpy(np.empty(shape, dtype=np.float32))
-        memory = self._free.pop() if self._free else _aligned(shape)
+        memory = self._take_back()
+        if memory is None:
+            memory = _aligned(shape)
         # The tensor's storage holds this view, and so does whatever shares it: its end is that of the last of them.
         handed = memory[:]
-        weakref.finalize(handed, self._free.append, memory).atexit = False
+        self._lent.append((weakref.ref(handed), memory))
         return torch.from_numpy(handed)
+
+    def _take_back(self) -> Rows | None:
+        """The memory of a batch that nobody holds any longer, or none."""
+        for place, (handed, memory) in enumerate(self._lent):
+            if handed() is None:
+                del self._lent[place]
+                return memory
+        return None
 
 
 def _aligned(shape: tuple[int, int]) -> Rows:
