@@ -1,9 +1,11 @@
-"""Mini-batch k-means against scikit-learn and faiss: tokens/s of a step and of the assignment, and the inertia reached.
+"""Mini-batch k-means against scikit-learn and faiss: tokens/s of a step and of the assignment, and
+the inertia reached.
 
     pip install -e '.[bench]'; python benchmarks/kmeans.py
 
-Speed: rounds in which ours and the peers take turns, best against best. Quality: the mean squared distance of held-out tokens
-after the same number of token visits from k-means++ seeds (scikit-learn seeds itself; faiss draws random tokens, as it does).
+Speed: rounds in which ours and the peers take turns, best against best. Quality: the mean squared
+distance of held-out tokens after the same number of token visits from k-means++ seeds (scikit-learn
+seeds itself; faiss draws random tokens, as it does).
 """
 
 import argparse
@@ -37,11 +39,15 @@ def mixture(n: int, d: int, n_clusters: int, seed: int = 0) -> Tensor:
     """Tokens about planted centers, which are the same for every n."""
     planted = torch.randn(n_clusters, d, generator=torch.Generator().manual_seed(1))
     generator = torch.Generator().manual_seed(seed)
-    return planted[torch.randint(n_clusters, (n,), generator=generator)] + 0.7 * torch.randn(n, d, generator=generator)
+    return planted[torch.randint(n_clusters, (n,), generator=generator)] + 0.7 * torch.randn(
+        n, d, generator=generator
+    )
 
 
 def transformer_like(n: int, d: int, seed: int = 0) -> Tensor:
-    """Few strong directions, many weak ones, and tokens that come in classes: like a transformer's residual stream."""
+    """Few strong directions, many weak ones, and tokens that come in classes: like a transformer's
+    residual stream.
+    """
     fixed = torch.Generator().manual_seed(2)
     basis, _ = torch.linalg.qr(torch.randn(d, d, generator=fixed))
     means = torch.randn(40, d, generator=fixed)
@@ -51,16 +57,23 @@ def transformer_like(n: int, d: int, seed: int = 0) -> Tensor:
 
 
 def embedded_layers(root: Path) -> dict[str, tuple[Tensor, Tensor]]:
-    """The embedded default's layers, standardized: tokens to fit on and to judge by. Empty where `make run` has not made them."""
+    """The embedded default's layers, standardized: tokens to fit on and to judge by. Empty where
+    `make run` has not made them.
+    """
     found = {}
     if not root.exists():
         say(f"{root} is missing: `make run` makes it\n")
         return found
     fit, val = (Shards(find_shards(root / split)) for split in ("fit", "val"))
     for layer in fit.layers:
-        train, test = (torch.cat(list(shards.batches(layer=layer, batch_size=8192))) for shards in (fit, val))
+        train, test = (
+            torch.cat(list(shards.batches(layer=layer, batch_size=8192))) for shards in (fit, val)
+        )
         mean, std = train.double().mean(0), train.double().std(0, correction=0)
-        found[f"embedded default, layer {layer}"] = standardize(train, mean, std), standardize(test, mean, std)
+        found[f"embedded default, layer {layer}"] = (
+            standardize(train, mean, std),
+            standardize(test, mean, std),
+        )
     return found
 
 
@@ -82,7 +95,9 @@ def interleaved(runs: dict[str, Callable[[], object]], rounds: int) -> dict[str,
 
 def compare_speed(x: Tensor, n_clusters: int, batch_size: int, rounds: int, name: str) -> None:
     """One pass of steps, and the assignment of all tokens, from the same seeds."""
-    seeds = x[torch.randperm(len(x), generator=torch.Generator().manual_seed(3))[:n_clusters]].clone()
+    seeds = x[
+        torch.randperm(len(x), generator=torch.Generator().manual_seed(3))[:n_clusters]
+    ].clone()
     counts = torch.zeros(n_clusters, dtype=torch.int64)
     plain = x.numpy()
 
@@ -92,7 +107,9 @@ def compare_speed(x: Tensor, n_clusters: int, batch_size: int, rounds: int, name
             model.partial_fit(batch)
 
     def scikit() -> None:
-        model = ScikitMiniBatchKMeans(n_clusters, batch_size=batch_size, init=seeds.numpy(), n_init=1)
+        model = ScikitMiniBatchKMeans(
+            n_clusters, batch_size=batch_size, init=seeds.numpy(), n_init=1
+        )
         for batch in x.split(batch_size):
             model.partial_fit(batch.numpy())
 
@@ -120,11 +137,14 @@ def compare_speed(x: Tensor, n_clusters: int, batch_size: int, rounds: int, name
         say(f"  {mine}: {best[peer] / best[mine]:.2f} times the tokens/s of {peer}\n")
     rate = 2 * len(x) * x.shape[1] * n_clusters / best["our assignment"] / 1e9
     say(
-        f"  our assignment is {rate:.0f} GFLOPS' worth of products, in {[*map(str, fast_dtypes(x.device))]} where it may\n"
+        f"  our assignment is {rate:.0f} GFLOPS' worth of products, in"
+        f" {[*map(str, fast_dtypes(x.device))]} where it may\n"
     )
 
 
-def compare_quality(train: Tensor, test: Tensor, n_clusters: int, batch_size: int, passes: int, name: str) -> None:
+def compare_quality(
+    train: Tensor, test: Tensor, n_clusters: int, batch_size: int, passes: int, name: str
+) -> None:
     """Held-out inertia after `passes` visits of every token, the mean over three seeds."""
 
     def inertia(centers: Tensor) -> float:
@@ -133,45 +153,78 @@ def compare_quality(train: Tensor, test: Tensor, n_clusters: int, batch_size: in
 
     def ours(seed: int) -> Tensor:
         def stream(epoch: int) -> list[Tensor]:
-            order = torch.randperm(len(train), generator=torch.Generator().manual_seed(1000 * seed + epoch))
+            order = torch.randperm(
+                len(train), generator=torch.Generator().manual_seed(1000 * seed + epoch)
+            )
             return list(train[order].split(batch_size))
 
         model = MiniBatchKMeans(n_clusters, seed=seed, max_iter=passes, max_no_improvement=None)
         return model.fit(stream).cluster_centers_
 
     def scikit(seed: int) -> Tensor:
-        options = {"max_iter": passes, "max_no_improvement": None, "n_init": 1, "random_state": seed}
-        model = ScikitMiniBatchKMeans(n_clusters, batch_size=batch_size, **options).fit(train.numpy())
+        options = {
+            "max_iter": passes,
+            "max_no_improvement": None,
+            "n_init": 1,
+            "random_state": seed,
+        }
+        model = ScikitMiniBatchKMeans(n_clusters, batch_size=batch_size, **options).fit(
+            train.numpy()
+        )
         return torch.from_numpy(model.cluster_centers_)
 
     def lloyd(seed: int) -> Tensor:
-        model = ScikitKMeans(n_clusters, n_init=1, max_iter=passes, tol=0, random_state=seed).fit(train.numpy())
+        model = ScikitKMeans(n_clusters, n_init=1, max_iter=passes, tol=0, random_state=seed).fit(
+            train.numpy()
+        )
         return torch.from_numpy(model.cluster_centers_).float()
 
     def by_faiss(seed: int) -> Tensor:
-        options = {"niter": passes, "seed": seed, "max_points_per_centroid": 2**30, "min_points_per_centroid": 1}
+        options = {
+            "niter": passes,
+            "seed": seed,
+            "max_points_per_centroid": 2**30,
+            "min_points_per_centroid": 1,
+        }
         model = faiss.Kmeans(train.shape[1], n_clusters, **options)
         model.train(train.numpy())
         return torch.from_numpy(model.centroids)
 
     found = {
         peer: float(np.mean([inertia(fit(seed)) for seed in range(3)]))
-        for peer, fit in (("ours", ours), ("scikit-learn", scikit), ("faiss", by_faiss), ("Lloyd", lloyd))
+        for peer, fit in (
+            ("ours", ours),
+            ("scikit-learn", scikit),
+            ("faiss", by_faiss),
+            ("Lloyd", lloyd),
+        )
     }
     best = min(value for peer, value in found.items() if peer != "ours")
     values = ", ".join(f"{peer} {value:.5g}" for peer, value in found.items())
-    say(f"{name}: held-out inertia: {values}; ours is {100 * (found['ours'] / best - 1):+.2f} % of the best peer's\n")
+    say(
+        f"{name}: held-out inertia: {values}; ours is {100 * (found['ours'] / best - 1):+.2f} % of"
+        " the best peer's\n"
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--tokens", type=int, default=131_072)
     parser.add_argument("--d", type=int, default=384)
     parser.add_argument("--clusters", type=int, default=4096)
     parser.add_argument("--batch-size", type=int, default=8192)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--digits", type=Path, default=Path("data/01_raw/digits"), help="the embedded default's shards")
-    parser.add_argument("--passes", type=int, default=20, help="over the tokens of the quality sets")
+    parser.add_argument(
+        "--digits",
+        type=Path,
+        default=Path("data/01_raw/digits"),
+        help="the embedded default's shards",
+    )
+    parser.add_argument(
+        "--passes", type=int, default=20, help="over the tokens of the quality sets"
+    )
     arguments = parser.parse_args()
     x = mixture(arguments.tokens, arguments.d, arguments.clusters)
     compare_speed(x, arguments.clusters, arguments.batch_size, arguments.rounds, "planted mixture")

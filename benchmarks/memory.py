@@ -2,8 +2,9 @@
 
     python benchmarks/memory.py [--few 200000] [--many 2000000] [--d 256]
 
-For each size a process of its own runs the pipelines' functions on shards in a temporary folder: statistics, k-means, PCA,
-then one-hot, inverse-distance and top-K codes written to disk and read back. Its peak is the largest resident set that the kernel saw.
+For each size a process of its own runs the pipelines' functions on shards in a temporary folder:
+statistics, k-means, PCA, then one-hot, inverse-distance and top-K codes written to disk and read
+back. Its peak is the largest resident set that the kernel saw.
 """
 
 import argparse
@@ -43,7 +44,9 @@ def make_shards(root: Path, n_tokens: int, d: int) -> Path:
 
     def examples() -> Iterator[npt.NDArray[np.float32]]:
         for start in range(0, n_examples, 256):
-            yield rng.standard_normal((min(256, n_examples - start), *metadata.example_shape), dtype=np.float32)
+            yield rng.standard_normal(
+                (min(256, n_examples - start), *metadata.example_shape), dtype=np.float32
+            )
 
     return write_shards(root, metadata, examples())
 
@@ -61,23 +64,39 @@ def work(path: Path, out: Path) -> None:
 
     shards = Shards(path)
     statistics = fit_statistics(shards, StandardizeParameters(), "cpu", layer=LAYER)
-    parameters = {"kmeans": KMeansParameters(n_clusters=64, max_iter=1, n_init=1), "pca": PCAParameters()}
+    parameters = {
+        "kmeans": KMeansParameters(n_clusters=64, max_iter=1, n_init=1),
+        "pca": PCAParameters(),
+    }
     checkpoints = Checkpoints(out / "checkpoints")
     models = {
-        "kmeans": fit_kmeans(shards, statistics, parameters["kmeans"], checkpoints, "cpu", layer=LAYER)[0],
+        "kmeans": fit_kmeans(
+            shards, statistics, parameters["kmeans"], checkpoints, "cpu", layer=LAYER
+        )[0],
         "pca": fit_pca(shards, statistics, parameters["pca"], checkpoints, "cpu", layer=LAYER)[0],
     }
     for encoding in ("kmeans-onehot", "kmeans-invdist", "pca-topk-00016"):
         method = encoding.partition("-")[0]
         codes = ENCODE[method](
-            shards, statistics, models[method], parameters[method], "cpu", layer=LAYER, encoding=encoding
+            shards,
+            statistics,
+            models[method],
+            parameters[method],
+            "cpu",
+            layer=LAYER,
+            encoding=encoding,
         )
         write_codes(out / encoding, codes, batch_size=4096, rows_per_shard=2**18)
-        assert sum(len(batch["error"]) for batch in StoredCodes(out / encoding).batches(4096)) == shards.n_tokens
+        assert (
+            sum(len(batch["error"]) for batch in StoredCodes(out / encoding).batches(4096))
+            == shards.n_tokens
+        )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--few", type=int, default=200_000)
     parser.add_argument("--many", type=int, default=2_000_000)
     parser.add_argument("--d", type=int, default=256)
@@ -96,7 +115,10 @@ def main() -> None:
             done = subprocess.run(command, capture_output=True, text=True, check=True)
         peaks.append(int(done.stdout.split()[-1]) * 1024 / 1e6)
         sys.stdout.write(f"{n_tokens} tokens, d = {arguments.d}: peak {peaks[-1]:.0f} MB\n")
-    sys.stdout.write(f"{peaks[1] - peaks[0]:.0f} MB more for {arguments.many / arguments.few:g} times the tokens\n")
+    sys.stdout.write(
+        f"{peaks[1] - peaks[0]:.0f} MB more for {arguments.many / arguments.few:g} times the"
+        " tokens\n"
+    )
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
-"""Streaming PCA against scikit-learn's IncrementalPCA: tokens/s of the fit, and the accuracy of the whole spectrum.
+"""Streaming PCA against scikit-learn's IncrementalPCA: tokens/s of the fit, and the accuracy of the
+whole spectrum.
 
     pip install -e '.[bench]'; python benchmarks/pca.py
 
-The tokens have eight decades of variance along a rotated basis and a mean 100 times the largest standard deviation. The
-reference is a float64 covariance of all tokens about their mean, diagonalised in float64.
+The tokens have eight decades of variance along a rotated basis and a mean 100 times the largest
+standard deviation. The reference is a float64 covariance of all tokens about their mean,
+diagonalised in float64.
 """
 
 import argparse
@@ -27,7 +29,9 @@ def make_batches(d: int, n_batches: int, batch_size: int) -> Iterator[Tensor]:
     mean *= 100 / mean.norm()
     scaled = torch.logspace(0, -4, d, dtype=torch.float64)[:, None] * basis
     for _ in range(n_batches):
-        yield (torch.randn(batch_size, d, generator=generator, dtype=torch.float64) @ scaled + mean).float()
+        yield (
+            torch.randn(batch_size, d, generator=generator, dtype=torch.float64) @ scaled + mean
+        ).float()
 
 
 def exact_spectrum(batches: Callable[[], Iterator[Tensor]]) -> Tensor:
@@ -53,7 +57,9 @@ def worst(found: Tensor, exact: Tensor) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--d", type=int, default=1024)
     parser.add_argument("--batches", type=int, default=64)
     parser.add_argument("--batch-size", type=int, default=8192)
@@ -84,11 +90,18 @@ def main() -> None:
     exact = exact_spectrum(batches)
     say = sys.stdout.write
     n = arguments.batches * arguments.batch_size
-    say(f"{n} tokens, d = {arguments.d}, {arguments.batches} batches, {torch.get_num_threads()} threads\n")
     say(
-        f"fit: {seconds['IncrementalPCA'] / seconds['ours']:.1f} times IncrementalPCA's tokens/s, decomposition included\n"
+        f"{n} tokens, d = {arguments.d}, {arguments.batches} batches, {torch.get_num_threads()}"
+        " threads\n"
     )
-    say(f"the float64 products of all tokens alone, whole: {sum(gemm) / seconds['ours']:.2f} of our fit's time\n")
+    say(
+        f"fit: {seconds['IncrementalPCA'] / seconds['ours']:.1f} times IncrementalPCA's tokens/s,"
+        " decomposition included\n"
+    )
+    say(
+        f"the float64 products of all tokens alone, whole: {sum(gemm) / seconds['ours']:.2f} of our"
+        " fit's time\n"
+    )
     variance = torch.from_numpy(peer.explained_variance_).double()
     say(f"largest relative error of the spectrum: ours {worst(spectrum, exact):.1e}, ")
     say(f"IncrementalPCA {worst(variance, exact):.1e}, ")

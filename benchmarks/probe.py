@@ -1,13 +1,15 @@
-"""Probes for every (feature, class): the time of fitting them all, its growth, and the direct solver beside it.
+"""Probes for every (feature, class): the time of fitting them all, its growth, and the direct
+solver beside it.
 
     python benchmarks/probe.py                 # sizes of a laptop
-    python benchmarks/probe.py --full          # 5.12 M patches, 151 classes: 1,024 features and 16,384 clusters
-    python benchmarks/probe.py --device cuda   # also on its own
+    python benchmarks/probe.py --full          # 5.12 M patches, 151 classes: 1,024 features and
+    16,384 clusters python benchmarks/probe.py --device cuda   # also on its own
 
-Codes are made on the fly, so that nothing large is held: heavy-tailed features of which each tells some classes apart, or
-clusters that lean to a class. What is timed is fitting and the train CE of every pair, and the making of the codes once.
-The direct solver is Newton's method on the rows themselves, in float64, to the same tolerance, which is what Assay's probes
-were before; it goes over all rows for each pair in each of its steps. Each measurement has a process of its own.
+Codes are made on the fly, so that nothing large is held: heavy-tailed features of which each tells
+some classes apart, or clusters that lean to a class. What is timed is fitting and the train CE of
+every pair, and the making of the codes once. The direct solver is Newton's method on the rows
+themselves, in float64, to the same tolerance, which is what Assay's probes were before; it goes
+over all rows for each pair in each of its steps. Each measurement has a process of its own.
 """
 
 from __future__ import annotations
@@ -35,11 +37,17 @@ def make_labels(n_rows: int, n_classes: int) -> Tensor:
     """Classes whose prevalence falls like 1 / rank; one row in twenty is of none."""
     generator = torch.Generator().manual_seed(0)
     share = 1 / torch.arange(1, n_classes + 1, dtype=torch.float64)
-    labels = torch.searchsorted(share.cumsum(0) / share.sum(), torch.rand(n_rows, generator=generator).double())
-    return torch.where(torch.rand(n_rows, generator=generator) < 0.05, -1, labels.clamp(max=n_classes - 1))
+    labels = torch.searchsorted(
+        share.cumsum(0) / share.sum(), torch.rand(n_rows, generator=generator).double()
+    )
+    return torch.where(
+        torch.rand(n_rows, generator=generator) < 0.05, -1, labels.clamp(max=n_classes - 1)
+    )
 
 
-def dense_codes(labels: Tensor, n_features: int, n_classes: int, device: torch.device) -> ComputedCodes:
+def dense_codes(
+    labels: Tensor, n_features: int, n_classes: int, device: torch.device
+) -> ComputedCodes:
     """Standard normal features shifted for one class in ten, every third one cubed."""
     generator = torch.Generator().manual_seed(1)
     shift = torch.randn(n_classes + 1, n_features, generator=generator)
@@ -56,16 +64,21 @@ def dense_codes(labels: Tensor, n_features: int, n_classes: int, device: torch.d
     return ComputedCodes("dense", len(labels), n_features, n_features, stream)
 
 
-def onehot_codes(labels: Tensor, n_features: int, n_classes: int, device: torch.device) -> ComputedCodes:
+def onehot_codes(
+    labels: Tensor, n_features: int, n_classes: int, device: torch.device
+) -> ComputedCodes:
     """Half of a class's rows are in clusters of its own, the others anywhere."""
 
     def stream(batch_size: int, start: int) -> Iterator[Batch]:
         for first in range(start, len(labels), batch_size):
             rows = labels[first : first + batch_size].to(device)
             draw = torch.Generator(device).manual_seed(first)
-            anywhere, own, spread = torch.randint(n_features, (3, len(rows)), generator=draw, device=device)
+            anywhere, own, spread = torch.randint(
+                n_features, (3, len(rows)), generator=draw, device=device
+            )
             own = (
-                rows.clamp(min=0) * (n_features // n_classes) + spread % max(1, n_features // n_classes)
+                rows.clamp(min=0) * (n_features // n_classes)
+                + spread % max(1, n_features // n_classes)
             ) % n_features
             yield {"indices": torch.where((rows >= 0) & (anywhere % 2 == 0), own, anywhere)}
 
@@ -76,7 +89,9 @@ MAKERS = {"dense": dense_codes, "onehot": onehot_codes}
 
 
 def fit(kind: str, n_rows: int, n_features: int, n_classes: int, device: str) -> dict[str, float]:
-    """Seconds of the fit and of making its codes, the refined pairs, and the certificate of 200 pairs."""
+    """Seconds of the fit and of making its codes, the refined pairs, and the certificate of 200
+    pairs.
+    """
     place = torch.device(device)
     labels = make_labels(n_rows, n_classes).to(place)
     codes = MAKERS[kind](labels, n_features, n_classes, place)
@@ -97,7 +112,9 @@ def fit(kind: str, n_rows: int, n_features: int, n_classes: int, device: str) ->
 
 
 def judge(n_rows: int, n_features: int, n_classes: int, device: str) -> dict[str, float]:
-    """Seconds of loss, average precision and confusion of all pairs on rows that the probes were not fitted to."""
+    """Seconds of loss, average precision and confusion of all pairs on rows that the probes were
+    not fitted to.
+    """
     place = torch.device(device)
     labels = make_labels(n_rows, n_classes).to(place)
     codes = dense_codes(labels, n_features, n_classes, place)
@@ -107,7 +124,9 @@ def judge(n_rows: int, n_features: int, n_classes: int, device: str) -> dict[str
 
 
 def direct(n_rows: int, n_features: int, n_classes: int, device: str) -> dict[str, float]:
-    """Seconds of both solvers on the same tensor in memory, and the largest difference of their train CE."""
+    """Seconds of both solvers on the same tensor in memory, and the largest difference of their
+    train CE.
+    """
     place = torch.device(device)
     labels = make_labels(n_rows, n_classes).to(place)
     codes = dense_codes(labels, n_features, n_classes, place)
@@ -159,15 +178,18 @@ def alone(work: Callable[..., dict[str, float]], *arguments: object) -> dict[str
 def report(kind: str, n_rows: int, n_features: int, n_classes: int, device: str) -> float:
     found = alone(fit, kind, n_rows, n_features, n_classes, device)
     say(
-        f"{kind:7} N {n_rows:>9,}  L {n_features:>6,}  C {n_classes:>3}: {found['seconds']:6.1f} s (codes {found['making']:.1f} s), "
-        f"peak {found['peak_mib']:,.0f} MiB, {found['refined']:,.0f} pairs refined, converged {found['converged']:.6f}, "
-        f"certificate {found['ce_error']:.1e} nats, gradient {found['gradient']:.1e}",
+        f"{kind:7} N {n_rows:>9,}  L {n_features:>6,}  C {n_classes:>3}: {found['seconds']:6.1f} s"
+        f" (codes {found['making']:.1f} s), peak {found['peak_mib']:,.0f} MiB,"
+        f" {found['refined']:,.0f} pairs refined, converged {found['converged']:.6f}, certificate"
+        f" {found['ce_error']:.1e} nats, gradient {found['gradient']:.1e}",
     )
     return found["seconds"] - found["making"]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--full", action="store_true", help="the sizes of ADE20K, and nothing else")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     arguments = parser.parse_args()
@@ -178,10 +200,18 @@ def main() -> None:
         return
     report("dense", 200_000, 1024, 151, device)
     report("onehot", 1_000_000, 16_384, 151, device)
-    say("\nGrowth with N (L 128, C 151), seconds without the making of the codes against the smallest:")
-    times = {n: report("dense", n, 128, 151, device) for n in (100_000, 400_000, 1_600_000, 6_400_000)}
+    say(
+        "\nGrowth with N (L 128, C 151), seconds without the making of the codes against the"
+        " smallest:"
+    )
+    times = {
+        n: report("dense", n, 128, 151, device) for n in (100_000, 400_000, 1_600_000, 6_400_000)
+    }
     base = times[100_000]
-    say("  " + ", ".join(f"N x {n // 100_000}: {seconds / base:.1f}x" for n, seconds in times.items()))
+    say(
+        "  "
+        + ", ".join(f"N x {n // 100_000}: {seconds / base:.1f}x" for n, seconds in times.items())
+    )
     say("\nGrowth with C (N 1,600,000, L 128):")
     times = {c: report("dense", 1_600_000, 128, c, device) for c in (10, 40, 151)}
     say("  " + ", ".join(f"C {c}: {seconds / times[10]:.2f}x" for c, seconds in times.items()))
@@ -189,11 +219,15 @@ def main() -> None:
     for n_rows in (200_000, 5_120_000):
         found = alone(direct, n_rows, 8, 151, device)
         say(
-            f"  N {n_rows:>9,}: direct {found['direct']:.1f} s, sketched {found['sketched']:.2f} s: "
-            f"{found['direct'] / found['sketched']:.0f}x; train CE differs by at most {found['ce_difference']:.1e} nats",
+            f"  N {n_rows:>9,}: direct {found['direct']:.1f} s, sketched {found['sketched']:.2f} s:"
+            f" {found['direct'] / found['sketched']:.0f}x; train CE differs by at most"
+            f" {found['ce_difference']:.1e} nats",
         )
     found = alone(judge, 200_000, 1024, 151, device)
-    say(f"\nCE, average precision and confusion of all pairs, N 200,000, L 1,024, C 151: {found['seconds']:.1f} s")
+    say(
+        "\nCE, average precision and confusion of all pairs, N 200,000, L 1,024, C 151:"
+        f" {found['seconds']:.1f} s"
+    )
 
 
 if __name__ == "__main__":

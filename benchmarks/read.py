@@ -1,11 +1,13 @@
-"""How fast one layer of a six-layer folder of shards is read, against plain preads of the same bytes into one buffer.
+"""How fast one layer of a six-layer folder of shards is read, against plain preads of the same
+bytes into one buffer.
 
     python benchmarks/read.py [--gb 8] [--dir DIR] [--rounds 5] [--threads 2]
 
-Makes the shards in a temporary folder, reads them once to warm the page cache, then runs rounds of: plain preads in the order on
-disk, a sequential pass, a shuffled pass. Every pass is as a caller has it, checked for NaN, each batch a fresh buffer. What is printed are
-ratios of the rounds' best rates, and the best ratio within a round: other work on the machine slows single rounds. The bytes that each pass
-asks of the kernel are counted, and must be the layer's, once.
+Makes the shards in a temporary folder, reads them once to warm the page cache, then runs rounds of:
+plain preads in the order on disk, a sequential pass, a shuffled pass. Every pass is as a caller has
+it, checked for NaN, each batch a fresh buffer. What is printed are ratios of the rounds' best
+rates, and the best ratio within a round: other work on the machine slows single rounds. The bytes
+that each pass asks of the kernel are counted, and must be the layer's, once.
 """
 
 import argparse
@@ -27,7 +29,7 @@ BATCH_SIZE = 8192
 
 
 def make_shards(root: Path, gigabytes: float) -> Shards:
-    """Six layers of random activations, ViT-L's widths, a CLS token each, in shards of 64 examples."""
+    """Six layers of random activations, ViT-L's width, a CLS token each, in shards of 64."""
     example_bytes = len(LAYERS) * (TOKENS + 1) * D_MODEL * 4
     n_examples = int(-(-gigabytes * 1e9 // example_bytes))
     metadata = Metadata(
@@ -53,7 +55,9 @@ def make_shards(root: Path, gigabytes: float) -> Shards:
 
 
 def read_plainly(shards: Shards) -> None:
-    """Each example's content tokens of the layer by one pread, into one buffer of a batch's size, round and round."""
+    """Each example's content tokens of the layer by one pread, into one buffer of a batch's size,
+    round and round.
+    """
     source = shards.layer_bytes(LAYER)
     block = TOKENS * D_MODEL * 4
     buffer = np.zeros(BATCH_SIZE * D_MODEL * 4, dtype=np.uint8).data
@@ -91,9 +95,17 @@ def bytes_read(read: Callable[[], None]) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--gb", type=float, default=8.0, help="size of the shards, all layers, in 10^9 bytes")
-    parser.add_argument("--dir", default=None, help="where to put them for the while; the temporary folder by default")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--gb", type=float, default=8.0, help="size of the shards, all layers, in 10^9 bytes"
+    )
+    parser.add_argument(
+        "--dir",
+        default=None,
+        help="where to put them for the while; the temporary folder by default",
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2, help="that read ahead")
     arguments = parser.parse_args()
@@ -116,7 +128,10 @@ def main() -> None:
                 read()
                 rates[name].append(layer_bytes / (time.perf_counter() - began))
     say = sys.stdout.write
-    say(f"{arguments.gb:g} GB in {len(LAYERS)} layers; each pass read one layer's {layer_bytes} bytes, no more\n")
+    say(
+        f"{arguments.gb:g} GB in {len(LAYERS)} layers; each pass read one layer's {layer_bytes}"
+        " bytes, no more\n"
+    )
     plain = rates["plain preads"]
     for name in ("sequential", "shuffled"):
         rounds = [rate / base for rate, base in zip(rates[name], plain, strict=True)]

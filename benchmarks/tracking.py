@@ -1,9 +1,11 @@
-"""What MLflow on SQLite adds to a run of 6 layers x 8 rows on the embedded default: wall-clock with it over that without.
+"""What MLflow on SQLite adds to a run of 6 layers x 8 rows on the embedded default: wall-clock with
+it over that without.
 
     python benchmarks/tracking.py [--rounds 3]
 
-Runs `kedro run --force` in a copy of the configuration, in turns with tracking and with kedro-mlflow told to leave the pipeline
-alone. What is printed are the ratio of the best rounds and that within each round.
+Runs `kedro run --force` in a copy of the configuration, in turns with tracking and with
+kedro-mlflow told to leave the pipeline alone. What is printed are the ratio of the best rounds and
+that within each round.
 """
 
 import argparse
@@ -35,7 +37,11 @@ def make_project(root: Path) -> Path:
 
 def run(project: Path, environment: str) -> float:
     """Seconds of a whole run."""
-    variables = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW", "KEDRO"))}
+    variables = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("MLFLOW", "KEDRO"))
+    }
     command = [
         Path(sys.executable).parent / "kedro",
         "run",
@@ -49,7 +55,9 @@ def run(project: Path, environment: str) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -62,9 +70,13 @@ def main() -> None:
         database = (project / "mlflow.db").stat().st_size
     each = ", ".join(f"{a / b:.2f}" for a, b in zip(*found.values(), strict=True))
     best = min(found["local"]) / min(found["untracked"])
-    sys.stdout.write(f"with MLflow on SQLite: {best:.3f} of the time without (best against best); by round {each}\n")
     sys.stdout.write(
-        f"the database is {database / 2**20:.1f} MiB after {arguments.rounds + 1} runs of 6 layers x 8 rows\n"
+        f"with MLflow on SQLite: {best:.3f} of the time without (best against best); by round"
+        f" {each}\n"
+    )
+    sys.stdout.write(
+        f"the database is {database / 2**20:.1f} MiB after {arguments.rounds + 1} runs of 6 layers"
+        " x 8 rows\n"
     )
 
 

@@ -1,11 +1,13 @@
-"""A small sparse autoencoder on the embedded default's activations, to stand in the table beside k-means and PCA.
+"""A small sparse autoencoder on the embedded default's activations, to stand in the table beside
+k-means and PCA.
 
     make run; python benchmarks/train_sae.py --layer 3 --activation relu
     python benchmarks/train_sae.py --layer 3 --activation topk --k 16
 
-It trains on the standardized fit shards (Adam, unit decoder rows, an L1 penalty for ReLU), writes the weights under saev's
-names into `data/06_models/saes/`, and prints what to put under `dictionaries` in conf/base/parameters.yml. A yardstick, not
-a recipe: train your own with saev or SAELens.
+It trains on the standardized fit shards (Adam, unit decoder rows, an L1 penalty for ReLU), writes
+the weights under saev's names into `data/06_models/saes/`, and prints what to put under
+`dictionaries` in conf/base/parameters.yml. A yardstick, not a recipe: train your own with saev or
+SAELens.
 """
 
 import argparse
@@ -20,11 +22,20 @@ from assay.io.datasets import find_shards
 from assay.io.shards import Shards
 
 
-def train(tokens: Tensor, n_features: int, activation: str, k: int, l1: float, steps: int) -> dict[str, Tensor]:
+def train(
+    tokens: Tensor, n_features: int, activation: str, k: int, l1: float, steps: int
+) -> dict[str, Tensor]:
     """Weights of an autoencoder of tokens (n, d), standardized, under saev's names."""
     generator = torch.Generator().manual_seed(0)
-    decoder = torch.nn.functional.normalize(torch.randn(n_features, tokens.shape[1], generator=generator))
-    weights = {"W_dec": decoder, "W_enc": decoder.T.clone(), "b_enc": torch.zeros(n_features), "b_dec": tokens.mean(0)}
+    decoder = torch.nn.functional.normalize(
+        torch.randn(n_features, tokens.shape[1], generator=generator)
+    )
+    weights = {
+        "W_dec": decoder,
+        "W_enc": decoder.T.clone(),
+        "b_enc": torch.zeros(n_features),
+        "b_dec": tokens.mean(0),
+    }
     parameters = [weight.requires_grad_() for weight in weights.values()]
     optimizer = torch.optim.Adam(parameters, lr=2e-3, betas=(0.9, 0.99))
     for _ in range(steps):
@@ -35,7 +46,9 @@ def train(tokens: Tensor, n_features: int, activation: str, k: int, l1: float, s
             kept = pre.topk(k, dim=1)
             codes = torch.zeros_like(pre).scatter(1, kept.indices, kept.values.relu())
         residual = x - (codes @ weights["W_dec"] + weights["b_dec"])
-        loss = residual.square().sum(1).mean() + (l1 * codes.sum(1).mean() if activation == "relu" else 0)
+        loss = residual.square().sum(1).mean() + (
+            l1 * codes.sum(1).mean() if activation == "relu" else 0
+        )
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -45,7 +58,9 @@ def train(tokens: Tensor, n_features: int, activation: str, k: int, l1: float, s
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--shards", type=Path, default=Path("data/01_raw/digits/fit"))
     parser.add_argument("--layer", type=int, default=3)
     parser.add_argument("--activation", choices=["relu", "topk"], default="topk")
@@ -64,7 +79,9 @@ def main() -> None:
     save_file(train(tokens, arguments.features, kind, k, arguments.l1, arguments.steps), path)
     options = f"activation: topk, k: {k}" if kind == "topk" else "activation: relu"
     where = str(path).replace(f"layer_{arguments.layer}", "{layer}")
-    sys.stdout.write(f'sae-{kind}: {{weights: "{where}", {options}, layers: [{arguments.layer}]}}\n')
+    sys.stdout.write(
+        f'sae-{kind}: {{weights: "{where}", {options}, layers: [{arguments.layer}]}}\n'
+    )
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
-"""What many tests need: a small planted data set in saev's format, and a copy of the project to run commands in.
+"""What many tests need: a small planted data set in saev's format, and a copy of the project to run
+commands in.
 
-What not every machine has is imported where it is used: tests that want a GPU run where there are torch, numpy and pytest alone.
+What not every machine has is imported where it is used: tests that want a GPU run where there are
+    torch, numpy and pytest alone.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ import torch
 ROOT = Path(__file__).parents[1]
 LAYERS, TOKENS, D_MODEL, N_CLASSES = (3, 5), 16, 80, 4
 
-# What is started beside a shell, or with nohup, ignores them, and so would all that the tests start.
+# What is started beside a shell, or with nohup, ignores them, and so would all that the tests
+# start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
@@ -43,7 +46,9 @@ WHOLE_RUNS = (
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Long files first: a process that took one last would be waited for. And no test that wants a GPU where there is none."""
+    """Long files first: a process that took one last would be waited for. And no test that wants a
+    GPU where there is none.
+    """
     items.sort(key=lambda item: item.path.name not in LONG)
     for item in items:
         if item.path.name in WHOLE_RUNS:
@@ -59,7 +64,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def write_planted(root: Path, n_examples: int, seed: int) -> Path:
-    """Shards of labeled tokens whose class moves their mean, far in the second layer and a little in the first; 0 is void."""
+    """Shards of labeled tokens whose class moves their mean, far in the second layer and a little
+    in the first; 0 is void.
+    """
     from assay.io.shards import write_shards
     from assay.io.shards.metadata import Metadata
 
@@ -87,7 +94,9 @@ def write_planted(root: Path, n_examples: int, seed: int) -> Path:
             "protocol": "2.1",
         }
     )
-    return write_shards(root, metadata, [np.concatenate([cls_token, content], axis=2).astype(np.float32)], labels)
+    return write_shards(
+        root, metadata, [np.concatenate([cls_token, content], axis=2).astype(np.float32)], labels
+    )
 
 
 @pytest.fixture(scope="session")
@@ -99,7 +108,7 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 @pytest.fixture(scope="session")
 def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An image of 4 x 4 patches for each example to judge on, gray, with a dark patch of its own."""
+    """A gray image of 4 x 4 patches for each example to judge on, with a dark patch of its own."""
     from PIL import Image
 
     folder = tmp_path_factory.mktemp("photographs")
@@ -123,7 +132,10 @@ def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def new_project(
-    tmp_path_factory: pytest.TempPathFactory, planted: tuple[Path, Path], photographs: Path, empty_database: Path
+    tmp_path_factory: pytest.TempPathFactory,
+    planted: tuple[Path, Path],
+    photographs: Path,
+    empty_database: Path,
 ) -> Callable[[], Path]:
     """Makes a copy of the project's configuration that points at the planted shards."""
 
@@ -140,7 +152,8 @@ def new_project(
         fit, val = planted
         for environment in ("base", "ade20k"):
             (project / "conf" / environment / "globals.yml").write_text(
-                f"shards: {{fit: {fit}, val: {val}, probe_train: {fit}, probe_val: {val}}}\nstatistics: null\n"
+                f"shards: {{fit: {fit}, val: {val}, probe_train: {fit}, probe_val:"
+                f" {val}}}\nstatistics: null\n"
             )
         parameters = project / "conf/base/parameters.yml"
         text = parameters.read_text()
@@ -162,11 +175,22 @@ def new_project(
 def start(command: str, project: Path) -> subprocess.Popen[str]:
     """Start a command line as a user types it, in the project's folder."""
     environment = {
-        name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW", "KEDRO", "DO_NOT"))
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("MLFLOW", "KEDRO", "DO_NOT"))
     }
-    environment |= {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "COLUMNS": "80"}
+    environment |= {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "COLUMNS": "80",
+    }
     return subprocess.Popen(
-        command, shell=True, cwd=project, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command,
+        shell=True,
+        cwd=project,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
 
 
@@ -184,9 +208,12 @@ def run_command() -> Callable[[str, Path], subprocess.CompletedProcess[str]]:
 
 @pytest.fixture(scope="session")
 def whole_run(
-    new_project: Callable[[], Path], run_command: Callable[[str, Path], subprocess.CompletedProcess[str]]
+    new_project: Callable[[], Path],
+    run_command: Callable[[str, Path], subprocess.CompletedProcess[str]],
 ) -> tuple[Path, subprocess.CompletedProcess[str]]:
-    """A run of everything on the planted shards, and what it printed. Who breaks something in it mends it."""
+    """A run of everything on the planted shards, and what it printed. Who breaks something in it
+    mends it.
+    """
     project = new_project()
     return project, run_command("kedro run", project)
 

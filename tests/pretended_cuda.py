@@ -1,7 +1,8 @@
 """A GPU where there is none: tensors that say they are on cuda:0, whose values are on the CPU.
 
-What mixes devices fails as on a GPU, and what a GPU would do is counted: launches, waits of the host, float atomics. What it computes are
-the CPU's numbers. It has no Triton, and no time. It is installed into a whole process, so into one of its own:
+What mixes devices fails as on a GPU, and what a GPU would do is counted: launches, waits of the
+host, float atomics. What it computes are the CPU's numbers. It has no Triton, and no time. It is
+installed into a whole process, so into one of its own:
 
     python tests/pretended_cuda.py -m kedro run --params=device:cuda
     PYTHONPATH=tests pytest -p pretended_cuda -m gpu tests/numerics
@@ -35,7 +36,15 @@ _ROOTS = ("assay", "tests", "benchmarks")
 # Operations for whose result, or its shape, the host waits: so often.
 _WAITS = {
     **dict.fromkeys(
-        ("_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero", "unique_consecutive"), 1
+        (
+            "_local_scalar_dense",
+            "nonzero",
+            "masked_select",
+            "equal",
+            "is_nonzero",
+            "unique_consecutive",
+        ),
+        1,
     ),
     **dict.fromkeys(("linalg_eigh", "_linalg_eigh", "histc", "isin"), 1),
     **dict.fromkeys(("bincount", "_unique2", "unique_dim", "unique_dim_consecutive"), 2),
@@ -113,12 +122,16 @@ class Pretended(Tensor):
 
 
 def _run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """One operation: on tensors of the CPU as it is, on others checked, counted, and done with their values."""
+    """One operation: on tensors of the CPU as it is, on others checked, counted, and done with
+    their values.
+    """
     name = func._schema.name.split("::")[1]
     tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
     ours = [tensor for tensor in tensors if isinstance(tensor, Pretended)]
     target = None if kwargs.get("device") is None else torch.device(kwargs["device"]).type
-    plain = {key: value for key, value in kwargs.items() if key not in ("pin_memory", "non_blocking")}
+    plain = {
+        key: value for key, value in kwargs.items() if key not in ("pin_memory", "non_blocking")
+    }
     if target is not None:
         plain["device"] = torch.device("cpu")
     if not ours and target != _INNER.type:
@@ -154,13 +167,20 @@ def _check(func: Any, name: str, args: tuple[Any, ...], tensors: list[Tensor]) -
             len(args) < 3 or isinstance(args[2], Pretended) or args[2].ndim == 0
         )
     else:
-        right = all(tensor.ndim == 0 for tensor in others) and (torch.Tag.pointwise in func.tags or name in _NUMBERS)
+        right = all(tensor.ndim == 0 for tensor in others) and (
+            torch.Tag.pointwise in func.tags or name in _NUMBERS
+        )
     if not right:
-        shown = ", ".join(f"{'cuda' if isinstance(each, Pretended) else 'cpu'}{tuple(each.shape)}" for each in tensors)
+        shown = ", ".join(
+            f"{'cuda' if isinstance(each, Pretended) else 'cpu'}{tuple(each.shape)}"
+            for each in tensors
+        )
         raise MixedDevicesError(f"{func} of {shown} at {_place()}")
 
 
-def _count(func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], ours: list[Pretended]) -> None:
+def _count(
+    func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], ours: list[Pretended]
+) -> None:
     if not func.is_view and name not in ("detach", "alias", "lift_fresh", "_unsafe_view"):
         COUNTS.launches += 1
     stem = name.rstrip("_")
@@ -177,12 +197,19 @@ def _count(func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], 
     COUNTS.add(COUNTS.waits, name, waits)
     extreme = {"amin", "amax"} & {arg for arg in args if isinstance(arg, str)}
     accumulates = "index_put" not in stem or any(args[3:4])
-    if stem in _ATOMICS and accumulates and not extreme and any(each.is_floating_point() for each in ours):
+    if (
+        stem in _ATOMICS
+        and accumulates
+        and not extreme
+        and any(each.is_floating_point() for each in ours)
+    ):
         COUNTS.add(COUNTS.atomics, name)
 
 
 def _waits_for_indices(args: tuple[Any, ...]) -> int:
-    """A mask has to be counted, and an index on the CPU to be copied; a fill with one number takes the mask as it is."""
+    """A mask has to be counted, and an index on the CPU to be copied; a fill with one number takes
+    the mask as it is.
+    """
     indices = [index for index in args[1] if isinstance(index, Tensor)]
     filled = len(args) > 2 and args[2].numel() == 1 and not any(args[3:4])
     masks = 0 if filled else sum(index.dtype in (torch.bool, torch.uint8) for index in indices)
@@ -190,7 +217,9 @@ def _waits_for_indices(args: tuple[Any, ...]) -> int:
 
 
 def _waits_for_copy(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], from_us: bool) -> int:
-    """Between the devices, but where the copy is only queued, from or into pinned memory: then an event may be waited for."""
+    """Between the devices, but where the copy is only queued, from or into pinned memory: then an
+    event may be waited for.
+    """
     if name == "_to_copy":
         target = kwargs.get("device")
         if from_us:
@@ -230,9 +259,11 @@ _ANSWERS: dict[Any, Callable[..., Any]] = {
     Tensor.tolist: lambda tensor: tensor.to("cpu").tolist(),
     Tensor.numpy: _refuse_numpy,
     Tensor.__array__: _refuse_numpy,
-    Tensor.new_tensor: lambda tensor, data, **given: torch.tensor(
-        data, **{"dtype": tensor.dtype} | given | {"device": "cpu"}
-    ).to(_INNER),
+    Tensor.new_tensor: (
+        lambda tensor, data, **given: torch.tensor(
+            data, **{"dtype": tensor.dtype} | given | {"device": "cpu"}
+        ).to(_INNER)
+    ),
 }
 
 

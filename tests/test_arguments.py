@@ -19,18 +19,27 @@ LEAST = {"layers": [3], "shards": {"fit": "a", "val": "b", "probe_train": "c", "
         (" latent_topk : 64 , device=cpu,", {"latent_topk": 64, "device": "cpu"}),
         ("kmeans.n_clusters:512,kmeans.tol=1e-3", {"kmeans": {"n_clusters": 512, "tol": 1e-3}}),
         ("layers:[3,5],pca.topk=[1]", {"layers": [3, 5], "pca": {"topk": [1]}}),
-        ("pca:{batch_size: 5, topk: [1,4]},layers:[3]", {"pca": {"batch_size": 5, "topk": [1, 4]}, "layers": [3]}),
+        (
+            "pca:{batch_size: 5, topk: [1,4]},layers:[3]",
+            {"pca": {"batch_size": 5, "topk": [1, 4]}, "layers": [3]},
+        ),
         ("pca:{batch_size: 5},pca.topk:[1]", {"pca": {"batch_size": 5, "topk": [1]}}),
         ("kmeans.sparsity:{top_k: 3}", {"kmeans": {"sparsity": {"top_k": 3}}}),
         ("kmeans.sparsity.top_k:3", {"kmeans": {"sparsity": {"top_k": 3}}}),
-        ("dictionaries.a.weights:007,dictionaries.a.k:7", {"dictionaries": {"a": {"weights": "007", "k": 7}}}),
+        (
+            "dictionaries.a.weights:007,dictionaries.a.k:7",
+            {"dictionaries": {"a": {"weights": "007", "k": 7}}},
+        ),
         ("latent_topk:null", {"latent_topk": None}),
         ("kmeans.tol:-1.5E+3", {"kmeans": {"tol": -1500.0}}),
         ("kmeans.tol:.5", {"kmeans": {"tol": 0.5}}),
         ("layers:[true]", {"layers": [True]}),
         ("shards.fit:/a=b/c:d,shards.val:/e f", {"shards": {"fit": "/a=b/c:d", "val": "/e f"}}),
         ("shards.fit:'/a,b'", {"shards": {"fit": "/a,b"}}),
-        ("standardize.statistics:{layer}.safetensors", {"standardize": {"statistics": "{layer}.safetensors"}}),
+        (
+            "standardize.statistics:{layer}.safetensors",
+            {"standardize": {"statistics": "{layer}.safetensors"}},
+        ),
         ("standardize.statistics:{layer}", {"standardize": {"statistics": "{layer}"}}),
         ("shards.fit:/o'brien/x,layers:[3]", {"shards": {"fit": "/o'brien/x"}, "layers": [3]}),
         ("device:x],layers:[3]", {"device": "x]", "layers": [3]}),
@@ -61,7 +70,10 @@ def test_what_is_no_plain_number_is_none_and_refused_by_name(value):
     parsed = parse_pairs(f"kmeans.seed:{value}")
     assert parsed == {"kmeans": {"seed": value}}
     with pytest.raises(
-        ValueError, match=r"^Parameter `kmeans\.seed`: found '.*', want a number, written as 10, 0\.1 or 1e-3\.$"
+        ValueError,
+        match=(
+            r"^Parameter `kmeans\.seed`: found '.*', want a number, written as 10, 0\.1 or 1e-3\.$"
+        ),
     ):
         parse_parameters(LEAST | parsed)
 
@@ -71,13 +83,19 @@ def test_words_that_yaml_has_a_meaning_for_are_text(value):
     assert parse_pairs(f"latent_topk:{value}") == {"latent_topk": value}
 
 
-@pytest.mark.parametrize("text", ["layers:[0],layers.a:3", "layers:[0],layers:[3]", "pca.topk:[1],pca:{topk: [2]}"])
+@pytest.mark.parametrize(
+    "text", ["layers:[0],layers.a:3", "layers:[0],layers:[3]", "pca.topk:[1],pca:{topk: [2]}"]
+)
 def test_keys_that_contradict_each_other_are_refused(text):
     with pytest.raises(ValueError, match=r"^`(layers|pca).*` is set twice; name it once$"):
         parse_pairs(text)
 
 
-@pytest.mark.parametrize("text", ["latent_topk", ":64", "a b:1", "[3]", "a..b:1", ".a:1", "kmeans.n_clusters:64,128"])
+@pytest.mark.parametrize(
+    "text", ["latent_topk", ":64", "a b:1", "[3]", "a..b:1", ".a:1", "kmeans.n_clusters:64,128"]
+)
 def test_what_is_no_pair_is_refused_by_name(text):
-    with pytest.raises(ValueError, match=r"is no key:value or key=value; write a list in brackets, \[1,2\]"):
+    with pytest.raises(
+        ValueError, match=r"is no key:value or key=value; write a list in brackets, \[1,2\]"
+    ):
         parse_pairs(text)

@@ -1,4 +1,6 @@
-"""What importing the commands costs, how a run ends, what `--force` begins anew, and the table in the terminal."""
+"""What importing the commands costs, how a run ends, what `--force` begins anew, and the table in
+the terminal.
+"""
 
 from __future__ import annotations
 
@@ -43,9 +45,14 @@ def test_parameters_that_cannot_be_read_are_an_error_of_the_command_line():
 
 def test_what_kedro_reads_for_any_command_imports_neither_torch_nor_the_stages():
     """`kedro --help` is quick, and `kedro run` says something before what takes long is imported."""
-    heavy = "{'torch', 'safetensors', 'plotly', 'sklearn', 'assay.io.shards', 'assay.pipelines.report.tables'}"
+    heavy = (
+        "{'torch', 'safetensors', 'plotly', 'sklearn', 'assay.io.shards',"
+        " 'assay.pipelines.report.tables'}"
+    )
     script = f"import sys, assay.settings, assay.cli; print({heavy} & {{*sys.modules}})"
-    ended = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    ended = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     assert ended.stdout == "set()\n"
 
 
@@ -61,7 +68,9 @@ def test_hooks_are_imported_and_registered_when_a_session_begins():
     late.after_context_created(Context)
     assert seen == [(Context, hook) for hook in late.hooks]
     assert all(Context._hook_manager.is_registered(hook) for hook in late.hooks)
-    late.after_context_created(Context)  # Kedro makes another context when the session runs, and calls them itself
+    late.after_context_created(
+        Context
+    )  # Kedro makes another context when the session runs, and calls them itself
     assert seen == [(Context, hook) for hook in late.hooks]
 
 
@@ -74,21 +83,32 @@ def test_an_old_python_is_refused_before_anything_is_installed(tmp_path):
         f"""#!/bin/sh\nexec {sys.executable} -c 'import sys; sys.version_info = (3, 10, 12); exec(sys.argv[2])' "$@"\n"""
     )
     old.chmod(0o755)
-    ended = subprocess.run(["make", "run", f"PYTHON={old}"], cwd=tmp_path, capture_output=True, text=True)
+    ended = subprocess.run(
+        ["make", "run", f"PYTHON={old}"], cwd=tmp_path, capture_output=True, text=True
+    )
     assert ended.returncode != 0
-    assert f"{old} is Python 3.10; wanted 3.11 to 3.13: name one, as in make run PYTHON=python3.12" in ended.stderr
+    assert (
+        f"{old} is Python 3.10; wanted 3.11 to 3.13: name one, as in make run PYTHON=python3.12"
+        in ended.stderr
+    )
     assert not (tmp_path / ".venv").exists()
-    shown = subprocess.run(["make", "-n", "install"], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    shown = subprocess.run(
+        ["make", "-n", "install"], cwd=tmp_path, capture_output=True, text=True, check=True
+    ).stdout
     assert "-m venv --clear .venv" in shown  # not the one of the Python that was refused
     assert "--quiet" not in shown
 
 
 def test_commands_to_copy_work_in_any_shell():
-    """zsh takes brackets for a pattern of files, and what follows # on a line that is typed for arguments."""
+    """zsh takes brackets for a pattern of files, and what follows # on a line that is typed for
+    arguments.
+    """
     blocks = []
     for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
         text = path.read_text(encoding="utf-8")
-        blocks += re.findall(r"^(?:\w+=\S+ )?(?:kedro|assay|make|mlflow) .*$", text, flags=re.MULTILINE)
+        blocks += re.findall(
+            r"^(?:\w+=\S+ )?(?:kedro|assay|make|mlflow) .*$", text, flags=re.MULTILINE
+        )
         blocks += re.findall(r"`((?:\w+=\S+ )?(?:kedro|assay|make|mlflow) [^`]*)`", text)
     assert len(blocks) > 10
     for command in blocks:
@@ -104,7 +124,9 @@ def test_ctrl_c_while_a_run_is_loading_ends_it_without_a_traceback(ignored):
         "import assay.settings",
         "os.kill(os.getpid(), signal.SIGINT)",
     ]
-    ended = subprocess.run([sys.executable, "-c", "\n".join(lines)], cwd=ROOT, capture_output=True, text=True)
+    ended = subprocess.run(
+        [sys.executable, "-c", "\n".join(lines)], cwd=ROOT, capture_output=True, text=True
+    )
     assert (ended.returncode, ended.stdout, ended.stderr) == (
         0 if ignored else -signal.SIGINT,
         "Loading Assay ...\n",
@@ -113,10 +135,16 @@ def test_ctrl_c_while_a_run_is_loading_ends_it_without_a_traceback(ignored):
 
 
 def test_below_the_projects_folder_the_log_is_the_projects_own():
-    """Kedro looks for its configuration in the working folder, and tells of every dataset where there is none."""
+    """Kedro looks for its configuration in the working folder, and tells of every dataset where
+    there is none.
+    """
     script = "import logging, assay.settings; logging.getLogger('kedro.io').info('loading')"
     ended = subprocess.run(
-        [sys.executable, "-c", script], cwd=ROOT / "docs", capture_output=True, text=True, check=True
+        [sys.executable, "-c", script],
+        cwd=ROOT / "docs",
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert "loading" not in ended.stdout + ended.stderr
 
@@ -135,7 +163,10 @@ def test_jupyter_that_is_not_installed_is_told_with_what_installs_it(monkeypatch
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     ended = CliRunner().invoke(assay.cli.cli, ["jupyter", command])
     assert ended.exit_code == 1
-    assert ended.stderr == f"Error: {module} is not installed: {sys.executable} -m pip install {module}\n"
+    assert (
+        ended.stderr
+        == f"Error: {module} is not installed: {sys.executable} -m pip install {module}\n"
+    )
 
 
 @pytest.mark.parametrize(
@@ -161,7 +192,9 @@ def test_a_file_of_options_that_cannot_be_read_is_named(tmp_path, monkeypatch, t
 def test_a_file_of_options_is_what_would_be_typed(tmp_path, monkeypatch):
     seen = {}
     monkeypatch.setattr(assay.cli, "_run", lambda **options: seen.update(options))
-    (tmp_path / "options.yml").write_text("run: {env: ade20k, params: {images: {path: ~/images}}}\n")
+    (tmp_path / "options.yml").write_text(
+        "run: {env: ade20k, params: {images: {path: ~/images}}}\n"
+    )
     assert CliRunner().invoke(run, [f"--config={tmp_path / 'options.yml'}"]).exit_code == 0
     assert seen["env"] == "ade20k"
     assert seen["params"] == {"images": {"path": os.path.expanduser("~/images")}}
@@ -172,9 +205,14 @@ def test_a_file_of_options_is_what_would_be_typed(tmp_path, monkeypatch):
 )
 def test_a_run_that_is_stopped_exits_as_shells_have_it(monkeypatch, number, code):
     """A queue counts 1 as a failure, and drops the job."""
-    monkeypatch.setattr(assay.cli, "_run", lambda **_: (os.kill(os.getpid(), number), time.sleep(5)))
+    monkeypatch.setattr(
+        assay.cli, "_run", lambda **_: (os.kill(os.getpid(), number), time.sleep(5))
+    )
     ended = CliRunner().invoke(run, [])
-    assert (ended.exit_code, ended.stderr) == (code, "Stopped. The same command goes on from here.\n")
+    assert (ended.exit_code, ended.stderr) == (
+        code,
+        "Stopped. The same command goes on from here.\n",
+    )
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
@@ -190,7 +228,10 @@ def test_a_run_that_a_signal_came_to_never_counts_as_failed(monkeypatch):
     monkeypatch.setattr(assay.cli, "_run", fail)
     ended = CliRunner().invoke(run, [])
     assert ended.exit_code == 143
-    assert ended.stderr == "Error: the connection is gone\nStopped. The same command goes on from here.\n"
+    assert (
+        ended.stderr
+        == "Error: the connection is gone\nStopped. The same command goes on from here.\n"
+    )
 
 
 def test_a_run_that_fails_exits_with_1(monkeypatch):
@@ -205,10 +246,27 @@ def test_a_run_that_fails_exits_with_1(monkeypatch):
 def rows(*shown):
     """A table's rows of (layer, method, encoding, k, seed, map)."""
     columns = ["layer", "method", "encoding", "k", "seed", "map"]
-    rest = {"nmse": 0.25, "nmse_raw": 0.5, "l0": 16.477, "probe_r": 2e-4, "purity_at_16": 1.0, "coverage_at_0.3": 0.5}
+    rest = {
+        "nmse": 0.25,
+        "nmse_raw": 0.5,
+        "l0": 16.477,
+        "probe_r": 2e-4,
+        "purity_at_16": 1.0,
+        "coverage_at_0.3": 0.5,
+    }
     table = pd.DataFrame(shown, columns=columns).assign(**rest, best_layer=True)
     return table[
-        [*columns[:5], "nmse", "nmse_raw", "l0", "probe_r", "map", "purity_at_16", "coverage_at_0.3", "best_layer"]
+        [
+            *columns[:5],
+            "nmse",
+            "nmse_raw",
+            "l0",
+            "probe_r",
+            "map",
+            "purity_at_16",
+            "coverage_at_0.3",
+            "best_layer",
+        ]
     ]
 
 
@@ -221,7 +279,10 @@ def printed(table):
 def test_the_table_fits_in_80_columns_whatever_is_in_it():
     """The longest names that there are, several seeds or one: no cell is cut."""
     long = "random-directions-topk-01024"
-    one = rows((23, "kmeans", "kmeans-invdist", 16_384, 0, 0.123), (23, "random-directions", long, 1024, 0, 0.5))
+    one = rows(
+        (23, "kmeans", "kmeans-invdist", 16_384, 0, 0.123),
+        (23, "random-directions", long, 1024, 0, 0.5),
+    )
     several = rows(*((23, "random-directions", long, 1024, seed, 0.1 * seed) for seed in (1, 2, 6)))
     for table in (one, several):
         lines = printed(table)
@@ -231,19 +292,28 @@ def test_the_table_fits_in_80_columns_whatever_is_in_it():
     assert sum(long in line for line in printed(several)) == 1
     assert any("0.300" in line for line in printed(several))  # the mean of 0.1, 0.2 and 0.6
     assert "means over seeds" in "".join(printed(several))
-    plain = printed(rows((3, "kmeans", "kmeans-onehot", 128, 0, 0.5), (3, "pca", "pca-topk-00004", 4, None, 0.5)))
+    plain = printed(
+        rows(
+            (3, "kmeans", "kmeans-onehot", 128, 0, 0.5), (3, "pca", "pca-topk-00004", 4, None, 0.5)
+        )
+    )
     assert any("kmeans kmeans-onehot  128 0.250 0.500" in line for line in plain)
     assert "…" not in "".join(plain)
 
 
 @pytest.mark.parametrize("n_clusters", [4096, 16_384, 163_840])
 def test_no_heading_and_no_cell_is_cut_however_many_clusters_there_are(n_clusters):
-    table = rows((23, "kmeans", "kmeans-invdist", n_clusters, 0, 0.5), (23, "pca", "pca-topk-01024", 1024, None, 0.5))
+    table = rows(
+        (23, "kmeans", "kmeans-invdist", n_clusters, 0, 0.5),
+        (23, "pca", "pca-topk-01024", 1024, None, 0.5),
+    )
     table.loc[0, ["l0", "probe_r"]] = float(n_clusters), -0.1234
     lines = printed(table)
     assert max(map(len, lines)) <= 80
     assert "…" not in "".join(lines)
-    heads, first = next((lines[i - 2 : i], lines[i + 1]) for i, line in enumerate(lines) if "──" in line)
+    heads, first = next(
+        (lines[i - 2 : i], lines[i + 1]) for i, line in enumerate(lines) if "──" in line
+    )
     assert "".join(heads).split()[-1] == "*"
     assert first.split()[-1] == "*"
     assert "-0.123" in first
@@ -254,7 +324,9 @@ def test_no_heading_and_no_cell_is_cut_however_many_clusters_there_are(n_cluster
 def test_a_row_without_nmse_shows_the_raw_one():
     """As a run of saev, beside names as long as they come."""
     long = "random-directions-topk-01024"
-    table = rows((23, "theirs", "theirs", 16_384, None, 0.5), (23, "random-directions", long, 1024, 0, 0.5))
+    table = rows(
+        (23, "theirs", "theirs", 16_384, None, 0.5), (23, "random-directions", long, 1024, 0, 0.5)
+    )
     table.loc[0, ["nmse", "nmse_raw", "l0"]] = None, 0.2458, 1234.5
     lines = printed(table)
     assert max(map(len, lines)) <= 80
@@ -274,30 +346,51 @@ def test_a_name_that_is_too_long_takes_several_lines():
 
 def test_force_forgets_what_was_begun_of_the_codes_that_it_makes(planted, tmp_path):
     def codes_of(encoding, shards):
-        return CodesDataset(filepath=str(tmp_path), shards={"path": str(shards)}, encoding=encoding, layer="layer_3")
+        return CodesDataset(
+            filepath=str(tmp_path), shards={"path": str(shards)}, encoding=encoding, layer="layer_3"
+        )
 
     made, other = codes_of("kmeans-onehot", planted[0]), codes_of("pca-dense", planted[0])
     for folder in (made.folder, other.folder):
         partial = resumable_folder(folder, "what is written")
         partial.mkdir(parents=True)
         (partial / "values000000.bin").write_bytes(b"half")
-    catalog = DataCatalog({"made": made, "other": other, "memory": MemoryDataset(1), "early": codes_of("a", "nowhere")})
+    catalog = DataCatalog(
+        {
+            "made": made,
+            "other": other,
+            "memory": MemoryDataset(1),
+            "early": codes_of("a", "nowhere"),
+        }
+    )
     outputs = ["made", "memory", "early", "elsewhere"]
-    _forget_begun(Pipeline([node(lambda codes: [codes] * 4, "other", outputs, name="encode")]), catalog)
+    _forget_begun(
+        Pipeline([node(lambda codes: [codes] * 4, "other", outputs, name="encode")]), catalog
+    )
     assert list(made.folder.parent.iterdir()) == []
     assert [path.name[:17] for path in other.folder.parent.iterdir()] == [".layer_3.partial-"]
 
 
 @pytest.mark.parametrize(
-    "error", [OSError(28, "No space left on device", "models/pca.safetensors"), ValueError("bad"), DatasetError("bad")]
+    "error",
+    [
+        OSError(28, "No space left on device", "models/pca.safetensors"),
+        ValueError("bad"),
+        DatasetError("bad"),
+    ],
 )
 def test_bad_input_and_a_full_disk_are_told_and_not_traced(error):
-    with pytest.raises(click.ClickException) as caught, _ended_cleanly(None, Pipeline([]), DataCatalog()):
+    with (
+        pytest.raises(click.ClickException) as caught,
+        _ended_cleanly(None, Pipeline([]), DataCatalog()),
+    ):
         raise error
     assert caught.value.message == str(error)
 
 
-@pytest.mark.parametrize(("name", "odd"), [("od[1]d", "[ ]"), ("{a,b}", "{ }"), ("what?", "?"), ("a*", "*")])
+@pytest.mark.parametrize(
+    ("name", "odd"), [("od[1]d", "[ ]"), ("{a,b}", "{ }"), ("what?", "?"), ("a*", "*")]
+)
 def test_a_project_whose_path_kedro_takes_for_a_pattern_is_told_so(name, odd):
     _check_place(Path("/home/me/my project-1 (copy)"))
     with pytest.raises(click.ClickException, match="takes for patterns") as caught:

@@ -50,7 +50,14 @@ COLUMNS = [
     "coverage_at_0.3",
     "best_layer",
 ]
-ENCODINGS = ["kmeans-invdist", "kmeans-onehot", "pca-topk-00001", "pca-topk-00004", "pca-topk-00016", "pca-topk-00064"]
+ENCODINGS = [
+    "kmeans-invdist",
+    "kmeans-onehot",
+    "pca-topk-00001",
+    "pca-topk-00004",
+    "pca-topk-00016",
+    "pca-topk-00064",
+]
 
 
 def latest(folder: Path) -> Path:
@@ -78,20 +85,28 @@ def test_a_whole_run_ends_with_the_table_and_no_noise(whole_run):
     for row in table.itertuples():
         assert (f"{row.nmse:.3f}" if row.nmse >= 0.001 else f"{row.nmse:.0e}") in ended.stdout
     assert "data/08_reporting/baselines.csv" in ended.stdout
-    assert (table.loc[table["best_layer"], "layer"] == 5).all()  # the layer whose classes are planted farther apart
+    assert (
+        table.loc[table["best_layer"], "layer"] == 5
+    ).all()  # the layer whose classes are planted farther apart
     assert table["best_layer"].sum() == len(ENCODINGS)
-    assert (table.loc[table["method"] == "pca", "l0"] == table.loc[table["method"] == "pca", "k"]).all()
+    assert (
+        table.loc[table["method"] == "pca", "l0"] == table.loc[table["method"] == "pca", "k"]
+    ).all()
 
 
 def test_nmse_of_every_k_equals_an_explicit_float64_reconstruction(whole_run, planted):
     project, _ = whole_run
-    table = pd.read_csv(project / "data/08_reporting/baselines.csv").set_index(["layer", "encoding"])
+    table = pd.read_csv(project / "data/08_reporting/baselines.csv").set_index(
+        ["layer", "encoding"]
+    )
     fit, val = (Shards(path) for path in planted)
     for layer in (3, 5):
-        train = np.concatenate([batch.numpy() for batch in fit.batches(layer=layer, batch_size=100)]).astype(np.float64)
-        tokens = np.concatenate([batch.numpy() for batch in val.batches(layer=layer, batch_size=100)]).astype(
-            np.float64
-        )
+        train = np.concatenate(
+            [batch.numpy() for batch in fit.batches(layer=layer, batch_size=100)]
+        ).astype(np.float64)
+        tokens = np.concatenate(
+            [batch.numpy() for batch in val.batches(layer=layer, batch_size=100)]
+        ).astype(np.float64)
         mean, std = train.mean(axis=0), train.std(axis=0)
         standardized, seen = (tokens - mean) / std, (train - mean) / std
         _, _, components = np.linalg.svd(seen, full_matrices=False)
@@ -100,11 +115,17 @@ def test_nmse_of_every_k_equals_an_explicit_float64_reconstruction(whole_run, pl
             kept = np.where(np.argsort(np.argsort(-np.abs(z), axis=1), axis=1) < k, z, 0)
             residual = standardized - kept @ components
             row = table.loc[(layer, f"pca-topk-{k:05d}")]
-            assert row["nmse"] == pytest.approx((residual**2).sum() / (standardized**2).sum(), rel=1e-6)
+            assert row["nmse"] == pytest.approx(
+                (residual**2).sum() / (standardized**2).sum(), rel=1e-6
+            )
             raw = ((residual * std) ** 2).sum() / ((standardized * std) ** 2).sum()
             assert row["nmse_raw"] == pytest.approx(raw, rel=1e-6)
-        centers = load_file(latest(project / f"data/06_models/layer_{layer}/kmeans.safetensors"))["cluster_centers"]
-        distances = ((standardized[:, None] - centers.astype(np.float64)) ** 2).sum(axis=2).min(axis=1)
+        centers = load_file(latest(project / f"data/06_models/layer_{layer}/kmeans.safetensors"))[
+            "cluster_centers"
+        ]
+        distances = (
+            ((standardized[:, None] - centers.astype(np.float64)) ** 2).sum(axis=2).min(axis=1)
+        )
         for encoding in ("kmeans-onehot", "kmeans-invdist"):
             assert table.loc[(layer, encoding)]["nmse"] == pytest.approx(
                 distances.sum() / (standardized**2).sum(), rel=1e-6
@@ -124,8 +145,12 @@ def test_mlflow_holds_a_parent_and_a_child_for_each_row(whole_run):
     parents = runs[runs["tags.mlflow.parentRunId"].isna()]
     assert len(parents) == 1
     assert set(runs["status"]) == {"FINISHED"}
-    assert set(children["tags.mlflow.runName"]) == {f"layer_{n}/{name}" for n in (3, 5) for name in ENCODINGS}
-    assert len(mlflow.search_runs(experiment_names=["assay"], filter_string="params.layer = '5'")) == len(ENCODINGS)
+    assert set(children["tags.mlflow.runName"]) == {
+        f"layer_{n}/{name}" for n in (3, 5) for name in ENCODINGS
+    }
+    assert len(
+        mlflow.search_runs(experiment_names=["assay"], filter_string="params.layer = '5'")
+    ) == len(ENCODINGS)
     table = pd.read_csv(project / "data/08_reporting/baselines.csv")
     for row in table.to_dict("records"):
         name = f"layer_{row['layer']}/{row['encoding']}"
@@ -195,11 +220,16 @@ def tracking_server(tmp_path, empty_database):
         str(tmp_path / "artifacts"),
     ]
     with (tmp_path / "log").open("w") as log:
-        server = subprocess.Popen(command, cwd=tmp_path, stdout=log, stderr=log, start_new_session=True)
+        server = subprocess.Popen(
+            command, cwd=tmp_path, stdout=log, stderr=log, start_new_session=True
+        )
     try:
         for _ in range(600):
             assert server.poll() is None, (tmp_path / "log").read_text()
-            with suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5) as answer:
+            with (
+                suppress(OSError),
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5) as answer,
+            ):
                 if answer.status == 200:
                     break
             time.sleep(0.1)
@@ -222,14 +252,27 @@ def test_a_tracking_server_with_a_database_behind_it_gets_the_same(
         runs = client.search_runs([experiment.experiment_id], order_by=["attributes.start_time"])
         (parent,) = [run for run in runs if "mlflow.parentRunId" not in run.data.tags][:1]
         files = {file.path for file in client.list_artifacts(parent.info.run_id)}
-        children = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
+        children = [
+            run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id
+        ]
         found = {}
         for run in children:
             metrics = {
-                name: value for name, value in run.data.metrics.items() if "second" not in name and "wait" not in name
+                name: value
+                for name, value in run.data.metrics.items()
+                if "second" not in name and "wait" not in name
             }
-            found[run.info.run_name] = (run.info.status, metrics, run.data.params, len(run.inputs.dataset_inputs))
-        return found, files - {file for file in files if file.startswith("20")}, parent.data.tags["mlflow.note.content"]
+            found[run.info.run_name] = (
+                run.info.status,
+                metrics,
+                run.data.params,
+                len(run.inputs.dataset_inputs),
+            )
+        return (
+            found,
+            files - {file for file in files if file.startswith("20")},
+            parent.data.tags["mlflow.note.content"],
+        )
 
     mine, theirs = logged(f"sqlite:///{whole_run[0] / 'mlflow.db'}"), logged(tracking_server)
     assert len(theirs[0]) == 12
@@ -251,18 +294,27 @@ def test_the_manifest_says_how_to_run_it_again(whole_run, planted):
     stages = manifest["seconds_by_stage"]
     assert set(stages) == {"standardize", "kmeans", "pca", "encode", "probe", "report"}
     assert stages["pca"] == pytest.approx(
-        sum(value for name, value in manifest["seconds"].items() if re.search(r"^layer_\d\.pca\.", name)), abs=0.01
+        sum(
+            value
+            for name, value in manifest["seconds"].items()
+            if re.search(r"^layer_\d\.pca\.", name)
+        ),
+        abs=0.01,
     )
     assert manifest["seconds_in_all"] >= 0.9 * sum(stages.values())
 
 
 def test_a_second_run_makes_nothing_and_says_so(whole_run, run_command):
     project, first = whole_run
-    made = {path: path.stat().st_mtime_ns for path in (project / "data").rglob("*") if path.is_file()}
+    made = {
+        path: path.stat().st_mtime_ns for path in (project / "data").rglob("*") if path.is_file()
+    }
     ended = run_command("kedro run", project)
     assert ended.returncode == 0, ended.stderr
     assert "Nothing to do" in ended.stdout
-    assert {path: path.stat().st_mtime_ns for path in (project / "data").rglob("*") if path.is_file()} == made
+    assert {
+        path: path.stat().st_mtime_ns for path in (project / "data").rglob("*") if path.is_file()
+    } == made
     table = re.compile(r"^ +[35] (?:kmeans|pca).*", flags=re.MULTILINE)
     assert table.findall(ended.stdout) == table.findall(first.stdout)
     assert len(table.findall(ended.stdout)) == 12
@@ -270,12 +322,19 @@ def test_a_second_run_makes_nothing_and_says_so(whole_run, run_command):
         assert database.execute("select count(*) from runs").fetchone() == (13,)
 
 
-def test_on_a_pretended_gpu_a_whole_run_mixes_no_devices_and_gives_the_cpus_table(whole_run, new_project, run_command):
+def test_on_a_pretended_gpu_a_whole_run_mixes_no_devices_and_gives_the_cpus_table(
+    whole_run, new_project, run_command
+):
     pretended = Path(__file__).parent / "pretended_cuda.py"
     project = new_project()
-    ended = run_command(f"{sys.executable} {pretended} -m kedro run --params=device:cuda,layers:[5]", project)
+    ended = run_command(
+        f"{sys.executable} {pretended} -m kedro run --params=device:cuda,layers:[5]", project
+    )
     assert ended.returncode == 0, ended.stderr
-    tables = [(each / "data/08_reporting/baselines.csv").read_text("utf-8") for each in (project, whole_run[0])]
+    tables = [
+        (each / "data/08_reporting/baselines.csv").read_text("utf-8")
+        for each in (project, whole_run[0])
+    ]
     found, wanted = (pd.read_csv(io.StringIO(table)) for table in tables)
     wanted = wanted[wanted["layer"] == 5].drop(columns="best_layer").reset_index(drop=True)
     pd.testing.assert_frame_equal(found.drop(columns="best_layer"), wanted, rtol=1e-9, atol=1e-12)
@@ -284,7 +343,9 @@ def test_on_a_pretended_gpu_a_whole_run_mixes_no_devices_and_gives_the_cpus_tabl
 def test_damaged_results_are_made_again(whole_run, run_command, planted):
     project, _ = whole_run
     before = (project / "data/08_reporting/baselines.csv").read_bytes()
-    (folder,) = (project / f"data/07_model_output/inference/{planted[0].name}/kmeans-onehot/layer_3").iterdir()
+    (folder,) = (
+        project / f"data/07_model_output/inference/{planted[0].name}/kmeans-onehot/layer_3"
+    ).iterdir()
     indices = folder / "indices000000.bin"
     indices.write_bytes(indices.read_bytes()[:-4])
     ended = run_command("kedro run --runner=ThreadRunner", project)
@@ -305,7 +366,11 @@ def test_the_pca_pipeline_leaves_codes_of_both_probe_splits(new_project, run_com
         for layer in (3, 5):
             (folder,) = (inference / shards.name / "pca-topk-00064" / f"layer_{layer}").iterdir()
             codes = StoredCodes(folder)
-            assert (codes.format, codes.n_rows, codes.n_features) == ("sparse", Shards(shards).n_tokens, 80)
+            assert (codes.format, codes.n_rows, codes.n_features) == (
+                "sparse",
+                Shards(shards).n_tokens,
+                80,
+            )
             assert codes.provenance["layer"] == layer
     again = run_command("kedro run --pipeline=pca --params=latent_topk=64", project)
     assert "Nothing to do" in again.stdout
@@ -319,23 +384,34 @@ def test_the_pca_pipeline_leaves_codes_of_both_probe_splits(new_project, run_com
 def test_several_parameters_nested_keys_lists_and_filters(new_project, run_command):
     project = new_project()
     ended = run_command(
-        "kedro run --pipeline=kmeans --params=kmeans.n_clusters:6,layers:[5],kmeans.seed=3 --env=ade20k", project
+        "kedro run --pipeline=kmeans --params=kmeans.n_clusters:6,layers:[5],kmeans.seed=3"
+        " --env=ade20k",
+        project,
     )
     assert ended.returncode == 0, ended.stderr
     models = project / "data/06_models"
     assert [path.name for path in models.glob("[!.]*")] == ["layer_5"]
-    assert load_file(latest(models / "layer_5/kmeans.safetensors"))["cluster_centers"].shape == (6, 80)
+    assert load_file(latest(models / "layer_5/kmeans.safetensors"))["cluster_centers"].shape == (
+        6,
+        80,
+    )
     ended = run_command("kedro run -p kmeans --namespaces=layer_3", project)
     assert ended.returncode == 0, ended.stderr
     assert sorted(path.name for path in models.glob("[!.]*")) == ["layer_3", "layer_5"]
-    assert load_file(latest(models / "layer_3/kmeans.safetensors"))["cluster_centers"].shape == (8, 80)
+    assert load_file(latest(models / "layer_3/kmeans.safetensors"))["cluster_centers"].shape == (
+        8,
+        80,
+    )
     ended = run_command(
-        "kedro run --from-nodes=layer_3.kmeans.measure --to-nodes=layer_3.kmeans.measure --force", project
+        "kedro run --from-nodes=layer_3.kmeans.measure --to-nodes=layer_3.kmeans.measure --force",
+        project,
     )
     assert ended.returncode == 0, ended.stderr
     assert "1 of 1 steps to do" in ended.stdout
     assert made_last(project) == ["layer_3.kmeans.measure"]
-    ended = run_command("kedro run --namespaces=layer_5 --to-nodes=layer_5.standardize.fit --force", project)
+    ended = run_command(
+        "kedro run --namespaces=layer_5 --to-nodes=layer_5.standardize.fit --force", project
+    )
     assert ended.returncode == 0, ended.stderr
     assert made_last(project) == ["layer_5.standardize.fit"]
 
@@ -348,7 +424,10 @@ FAULTS = {
     "--pipeline=nonsense": ["nonsense", "standardize"],
     "--pipeline=pca --from-nodes=layer_3.pca.measure": ["layer_3.pca_model", "layer_3.pca.fit"],
     "--params=kmeans.n_clusters:769": ["kmeans.n_clusters is 769", "768 tokens"],
-    "--pipeline=kmeans --load-versions=layer_3.kmeans_model:2000-01-01T00.00.00.000Z": ["layer_3.kmeans_model", "2000"],
+    "--pipeline=kmeans --load-versions=layer_3.kmeans_model:2000-01-01T00.00.00.000Z": [
+        "layer_3.kmeans_model",
+        "2000",
+    ],
     "--params=layers:[true]": ["layers", "no parameter is a boolean"],
     "--params=latent_topk:true": ["latent_topk", "no parameter is a boolean"],
     "--runner=Nonsense": ["Nonsense"],
@@ -361,7 +440,11 @@ def test_faults_are_named_in_a_line_or_two_before_any_work(new_project, run_comm
     project = new_project()
     with ThreadPoolExecutor(2) as pool:
         ended = dict(
-            zip(FAULTS, pool.map(lambda fault: run_command(f"kedro run {fault}", project), FAULTS), strict=True)
+            zip(
+                FAULTS,
+                pool.map(lambda fault: run_command(f"kedro run {fault}", project), FAULTS),
+                strict=True,
+            )
         )
     for fault, wanted in FAULTS.items():
         message = ended[fault].stderr
@@ -388,7 +471,9 @@ def test_a_run_that_fails_is_marked_failed_with_its_reason(new_project, run_comm
     assert not (project / "data/02_intermediate").exists()
 
 
-def test_a_run_that_is_interrupted_is_marked_killed_and_goes_on_next_time(new_project, run_command, start_command):
+def test_a_run_that_is_interrupted_is_marked_killed_and_goes_on_next_time(
+    new_project, run_command, start_command
+):
     project = new_project()
     process = start_command("exec kedro run", project)
     while not list(
@@ -414,12 +499,16 @@ def test_a_run_that_is_interrupted_is_marked_killed_and_goes_on_next_time(new_pr
     assert children["metrics.nmse"].notna().all()  # also where the errors were up to date already
 
 
-def test_an_older_version_is_used_where_it_is_asked_for_and_stays_until_it_is_pruned(new_project, run_command):
+def test_an_older_version_is_used_where_it_is_asked_for_and_stays_until_it_is_pruned(
+    new_project, run_command
+):
     project = new_project()
     few = "kedro run --pipeline=kmeans --params=layers:[3],kmeans.n_clusters:"
     for k in (4, 6):
         assert run_command(f"{few}{k}", project).returncode == 0
-    older = min(path.name for path in (project / "data/06_models/layer_3/kmeans.safetensors").iterdir())
+    older = min(
+        path.name for path in (project / "data/06_models/layer_3/kmeans.safetensors").iterdir()
+    )
     errors = project / "data/08_reporting/metrics/layer_3/kmeans-errors.json"
     ended = run_command(f"{few}6 --load-versions=layer_3.kmeans_model:{older}", project)
     assert ended.returncode == 0, ended.stderr
@@ -431,11 +520,18 @@ def test_an_older_version_is_used_where_it_is_asked_for_and_stays_until_it_is_pr
     shown = (
         project / "data/08_reporting/agreement.csv"
     )  # as of a run with several seeds, which these settings do not have
-    version = shown.parent / ".versions/agreement.csv/2026-01-01T00.00.00.000Z.0123abcd/agreement.csv"
+    version = (
+        shown.parent / ".versions/agreement.csv/2026-01-01T00.00.00.000Z.0123abcd/agreement.csv"
+    )
     version.parent.mkdir(parents=True)
     for path in (shown, version):
         path.write_text("layer,seed\n3,5\n")
-    assert run_command("kedro prune --dry-run --params=layers:[3],kmeans.n_clusters:6", project).returncode == 0
+    assert (
+        run_command(
+            "kedro prune --dry-run --params=layers:[3],kmeans.n_clusters:6", project
+        ).returncode
+        == 0
+    )
     assert shown.exists()
     ended = run_command("kedro prune --params=layers:[3],kmeans.n_clusters:6", project)
     assert not shown.exists()
@@ -459,21 +555,34 @@ def test_statistics_of_the_users_own_are_adopted(new_project, run_command, plant
     np.testing.assert_array_equal(kept["std"], own["std"])
 
 
-def test_the_embedded_default_is_made_once_and_again_when_its_parameters_change(new_project, run_command):
+def test_the_embedded_default_is_made_once_and_again_when_its_parameters_change(
+    new_project, run_command
+):
     project = new_project()
     splits = ("fit", "val", "probe_train", "probe_val")
     paths = ", ".join(f"{split}: data/01_raw/digits/{split}" for split in splits)
     (project / "conf/base/globals.yml").write_text(f"shards: {{{paths}}}\nstatistics: null\n")
     sizes = ",".join(f"digits.n_{split}:40" for split in splits)
-    small = f"kedro run --pipeline=standardize --params=layers:[2],digits.train_steps:2,digits.train_images:16,{sizes}"
+    small = (
+        "kedro run --pipeline=standardize"
+        f" --params=layers:[2],digits.train_steps:2,digits.train_images:16,{sizes}"
+    )
     ended = run_command(small, project)
     assert ended.returncode == 0, ended.stderr
-    first = {path.name for path in (project / "data/01_raw/digits/fit").iterdir() if not path.name.startswith(".")}
+    first = {
+        path.name
+        for path in (project / "data/01_raw/digits/fit").iterdir()
+        if not path.name.startswith(".")
+    }
     assert len(first) == 1
     assert "Nothing to do" in run_command(small, project).stdout
     ended = run_command(f"{small},digits.seed:1", project)
     assert ended.returncode == 0, ended.stderr
-    second = {path.name for path in (project / "data/01_raw/digits/fit").iterdir() if not path.name.startswith(".")}
+    second = {
+        path.name
+        for path in (project / "data/01_raw/digits/fit").iterdir()
+        if not path.name.startswith(".")
+    }
     assert len(second) == 1
     assert second != first
 
@@ -492,14 +601,18 @@ def test_kedro_viz_builds_and_previews_the_table(whole_run, run_command):
 
 
 def test_other_dictionaries_are_rows_of_the_table(new_project, run_command, planted):
-    """An autoencoder by its weights, and by the codes and metrics that saev writes of it, give the same row."""
+    """An autoencoder by its weights, and by the codes and metrics that saev writes of it, give the
+    same row.
+    """
     project = new_project()
     generator = torch.Generator().manual_seed(0)
     directions = torch.nn.functional.normalize(torch.randn(100, 80, generator=generator))
     weights = {"W_enc": directions.T.contiguous(), "W_dec": directions, "b_dec": torch.zeros(80)}
     (project / "saes").mkdir()
     save_torch_file(weights, project / "saes/layer_5.safetensors")
-    statistics = [batch.double() for batch in Shards(planted[0]).batches(layer=5, batch_size=10_000)]
+    statistics = [
+        batch.double() for batch in Shards(planted[0]).batches(layer=5, batch_size=10_000)
+    ]
     mean, std = statistics[0].mean(0), statistics[0].std(0, unbiased=False)
     sae = SparseAutoencoder(weights, activation="topk", k=6)
     for path in planted:
@@ -525,7 +638,9 @@ def test_other_dictionaries_are_rows_of_the_table(new_project, run_command, plan
     text = parameters.read_text()
     assert "dictionaries: {}" in text
     parameters.write_text(text.replace("dictionaries: {}", f"dictionaries: {json.dumps(given)}"))
-    ended = run_command("kedro run --params=layers:[5],pca.topk:[4,16],kmeans.more_seeds:[1]", project)
+    ended = run_command(
+        "kedro run --params=layers:[5],pca.topk:[4,16],kmeans.more_seeds:[1]", project
+    )
     assert ended.returncode == 0, ended.stderr
     assert max(len(line) for line in ended.stdout.splitlines()) <= 80
     table = pd.read_csv(project / "data/08_reporting/baselines.csv")
@@ -549,8 +664,14 @@ def test_other_dictionaries_are_rows_of_the_table(new_project, run_command, plan
     for fit in ("kmeans", "kmeans-seed-1"):
         assert sum(utilization(parent, 5, fit)["clusters"].values()) == 8
     again = runs.loc["layer_5/kmeans-seed-1-onehot"]
-    assert (again["params.method"], again["params.encoding"], again["params.seed"]) == ("kmeans", "kmeans-onehot", "1")
-    assert again["metrics.adjusted_rand_index"] == pytest.approx(agreement.loc[0, "adjusted_rand_index"])
+    assert (again["params.method"], again["params.encoding"], again["params.seed"]) == (
+        "kmeans",
+        "kmeans-onehot",
+        "1",
+    )
+    assert again["metrics.adjusted_rand_index"] == pytest.approx(
+        agreement.loc[0, "adjusted_rand_index"]
+    )
     assert runs.loc["layer_5/mine", "tags.dictionary"] == "saes/layer_5.safetensors"
     assert runs.loc["layer_5/theirs", "tags.dictionary"].startswith("runs/abc/inference/")
     page = (project / "data/08_reporting/report.html").read_text()
@@ -566,7 +687,9 @@ def test_other_dictionaries_are_rows_of_the_table(new_project, run_command, plan
         assert mine[column] == pytest.approx(theirs[column], rel=1e-9), column
     assert table.loc["random-directions-topk-00016", "nmse"] > table.loc["pca-topk-00016", "nmse"]
     assert table.loc["random-centres-onehot", "nmse"] > table.loc["kmeans-onehot", "nmse"]
-    again = run_command("kedro run --params=layers:[5],pca.topk:[4,16],kmeans.more_seeds:[1]", project)
+    again = run_command(
+        "kedro run --params=layers:[5],pca.topk:[4,16],kmeans.more_seeds:[1]", project
+    )
     assert "Nothing to do" in again.stdout
     (project / "saes/layer_5.safetensors").unlink()
     ended = run_command("kedro run --params=layers:[5],pca.topk:[4,16]", project)
@@ -577,7 +700,12 @@ def test_other_dictionaries_are_rows_of_the_table(new_project, run_command, plan
 
 
 CHROMIUM = next(
-    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
+    (
+        found
+        for name in ("chromium", "chromium-browser", "google-chrome")
+        if (found := shutil.which(name))
+    ),
+    None,
 )
 
 WATCH = """<script>
@@ -676,18 +804,32 @@ def test_the_page_works_in_a_browser_without_a_network(whole_run, tmp_path, widt
     project, _ = whole_run
     page = (project / "data/08_reporting/report.html").read_text()
     path = tmp_path / "report.html"
-    path.write_text(page.replace("<head>", f"<head>{WATCH}", 1).replace("</body>", f"{INSPECT}</body>", 1))
-    command = [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--host-resolver-rules=MAP * ~NOTFOUND"]
+    path.write_text(
+        page.replace("<head>", f"<head>{WATCH}", 1).replace("</body>", f"{INSPECT}</body>", 1)
+    )
+    command = [
+        str(CHROMIUM),
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--host-resolver-rules=MAP * ~NOTFOUND",
+    ]
     command += [
         f"--window-size={width},900",
         "--virtual-time-budget=10000",
         f"--user-data-dir={tmp_path}",
         "--dump-dom",
     ]
-    ended = subprocess.run([*command, path.as_uri()], capture_output=True, text=True, timeout=120, check=True)
-    found = json.loads(html.unescape(ended.stdout.partition('<pre id="found">')[2].partition("</pre>")[0]))
+    ended = subprocess.run(
+        [*command, path.as_uri()], capture_output=True, text=True, timeout=120, check=True
+    )
+    found = json.loads(
+        html.unescape(ended.stdout.partition('<pre id="found">')[2].partition("</pre>")[0])
+    )
     assert found["faults"] == found["broken"] == found["outside"] == found["overlaps"] == []
-    assert set(found["charts"]) == set(FIGURES) - {"convergence_pca"}  # one step: words, not a picture
+    assert set(found["charts"]) == set(FIGURES) - {
+        "convergence_pca"
+    }  # one step: words, not a picture
     assert all(traces >= 2 for traces in found["charts"].values())
     assert (found["pictures"], found["unloaded"]) == (2 * 3 * 6, 0)  # methods, classes, images
     assert len(found["sorted"]) == 8

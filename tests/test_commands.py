@@ -59,7 +59,13 @@ def masks(tmp_path: Path) -> Path:
 def run_alone(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"PYTHONPATH": str(Path(assay.__file__).parents[1])}
     return subprocess.run(
-        [sys.executable, *arguments], cwd=cwd, env=environment, capture_output=True, text=True, check=False, timeout=120
+        [sys.executable, *arguments],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
     )
 
 
@@ -70,12 +76,23 @@ def test_help_as_a_user_types_it(tmp_path: Path) -> None:
     assert "labels" in ended.stdout
 
 
-def test_labels_in_a_process_without_torch_and_kedro(tmp_path: Path, shards: Path, masks: Path) -> None:
+def test_labels_in_a_process_without_torch_and_kedro(
+    tmp_path: Path, shards: Path, masks: Path
+) -> None:
     program = (
-        "import sys; sys.modules.update(dict.fromkeys(['torch', 'kedro', 'mlflow', 'pandas', 'sklearn']));"
-        "from assay.commands import main; main()"
+        "import sys; sys.modules.update(dict.fromkeys(['torch', 'kedro', 'mlflow', 'pandas',"
+        " 'sklearn']));from assay.commands import main; main()"
     )
-    arguments = ["labels", str(shards), "--masks", str(masks), "--out", "labels.bin", "--patch-size", "4"]
+    arguments = [
+        "labels",
+        str(shards),
+        "--masks",
+        str(masks),
+        "--out",
+        "labels.bin",
+        "--patch-size",
+        "4",
+    ]
     ended = run_alone("-c", program, *arguments, "--void", "255", "--offset", "1", cwd=tmp_path)
     assert (ended.returncode, ended.stderr) == (0, "")
     assert (tmp_path / "labels.bin").read_bytes() == bytes([1, 8, 182, 0, 8, 8, 8, 8])
@@ -83,9 +100,13 @@ def test_labels_in_a_process_without_torch_and_kedro(tmp_path: Path, shards: Pat
 
 def test_labels_by_configuration_and_options(shards: Path, masks: Path) -> None:
     config = shards.parent / "coco.yml"
-    config.write_text("{patch_size: 2, resize: 5, crop: true, void: [255], offset: 1, grid: [2, 2]}")
+    config.write_text(
+        "{patch_size: 2, resize: 5, crop: true, void: [255], offset: 1, grid: [2, 2]}"
+    )
     out = shards / "labels.bin"
-    ended = run("labels", shards, "--masks", masks, "--out", out, "--config", config, "--resize", "4x4")
+    ended = run(
+        "labels", shards, "--masks", masks, "--out", out, "--config", config, "--resize", "4x4"
+    )
     assert ended.exit_code == 0, ended.output
     assert Shards(shards).labels().tolist() == [1, 8, 182, 0, 8, 8, 8, 8]
     lines = [line.split() for line in ended.output.splitlines()]
@@ -94,17 +115,36 @@ def test_labels_by_configuration_and_options(shards: Path, masks: Path) -> None:
     assert f"will be written to {out}" in ended.output
     assert f"Wrote uint8 (2, 4) to {out}" in ended.output
 
-    again = run("labels", shards, "--masks", masks, "--out", out, "--config", config, "--resize", "4")
+    again = run(
+        "labels", shards, "--masks", masks, "--out", out, "--config", config, "--resize", "4"
+    )
     assert again.exit_code == 1
-    assert again.output == f"Error: {out} exists already and is not replaced; choose another name, or --force\n"
+    assert (
+        again.output
+        == f"Error: {out} exists already and is not replaced; choose another name, or --force\n"
+    )
     forced = run(
-        "labels", shards, "--masks", masks, "--out", out, "--config", config, "--resize", "4", "--offset", 2, "--force"
+        "labels",
+        shards,
+        "--masks",
+        masks,
+        "--out",
+        out,
+        "--config",
+        config,
+        "--resize",
+        "4",
+        "--offset",
+        2,
+        "--force",
     )
     assert forced.exit_code == 0, forced.output
     assert Shards(shards).labels().tolist() == [2, 9, 183, 0, 9, 9, 9, 9]
 
 
-def test_wide_labels_say_what_they_are_called_in_a_folder_of_shards(shards: Path, masks: Path, tmp_path: Path) -> None:
+def test_wide_labels_say_what_they_are_called_in_a_folder_of_shards(
+    shards: Path, masks: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "out.bin"
     common = ("labels", shards, "--masks", masks, "--out", out, "--patch-size", 4, "--void", 255)
     ended = run(*common, "--offset", 200)
@@ -137,7 +177,12 @@ def test_wide_labels_say_what_they_are_called_in_a_folder_of_shards(shards: Path
     ],
 )
 def test_labels_fail_in_a_line_and_leave_nothing(
-    shards: Path, masks: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...], code: int, said: str
+    shards: Path,
+    masks: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    options: tuple[str, ...],
+    code: int,
+    said: str,
 ) -> None:
     monkeypatch.chdir(shards.parent)
     Path("list.yml").write_text("[1]")
@@ -151,7 +196,10 @@ def test_labels_fail_in_a_line_and_leave_nothing(
     assert ended.exit_code == code
     assert said in ended.output
     if code == 1:
-        assert len([line for line in ended.output.splitlines() if not line.startswith("Labels of")]) <= 2
+        assert (
+            len([line for line in ended.output.splitlines() if not line.startswith("Labels of")])
+            <= 2
+        )
     assert not out.exists()
 
 
@@ -187,7 +235,9 @@ def test_verify_takes_the_folder_around_the_shards_too(shards: Path) -> None:
     assert ended.output.endswith(f"{shards}: ok\n")
 
 
-def test_verify_without_a_path_reads_all_that_the_project_is_configured_to_read(shards: Path, tmp_path: Path) -> None:
+def test_verify_without_a_path_reads_all_that_the_project_is_configured_to_read(
+    shards: Path, tmp_path: Path
+) -> None:
     project = tmp_path / "project"
     for part in ("conf", "pyproject.toml"):
         source = Path(__file__).parents[1] / part
@@ -201,7 +251,10 @@ def test_verify_without_a_path_reads_all_that_the_project_is_configured_to_read(
     assert ended.returncode == 1
     assert ended.stdout.count(f"{shards}: ok\n") == 2
     assert f"{project / 'missing'}: BAD" in ended.stdout
-    assert "shards.probe_val: data/01_raw/digits/probe_val is made by `kedro run`, and not there yet" in ended.stdout
+    assert (
+        "shards.probe_val: data/01_raw/digits/probe_val is made by `kedro run`, and not there yet"
+        in ended.stdout
+    )
     ended = run_alone(*verify, cwd=project)
     assert (ended.returncode, ended.stdout.count("not there yet")) == (0, 4)
     ended = run_alone(*verify, cwd=tmp_path)
@@ -219,21 +272,41 @@ def test_verify_as_a_user_types_it(shards: Path, tmp_path: Path) -> None:
     assert "Traceback" not in ended.stderr
 
 
-def test_the_command_that_makes_labels_right_is_printed_in_one_piece(shards: Path, masks: Path) -> None:
+def test_the_command_that_makes_labels_right_is_printed_in_one_piece(
+    shards: Path, masks: Path
+) -> None:
     out = shards / "labels.bin"
     assert (
-        run("labels", shards, "--masks", masks, "--out", out, "--patch-size", 4, "--void", 255, "--offset", 1).exit_code
+        run(
+            "labels",
+            shards,
+            "--masks",
+            masks,
+            "--out",
+            out,
+            "--patch-size",
+            4,
+            "--void",
+            255,
+            "--offset",
+            1,
+        ).exit_code
         == 0
     )
     metadata = json.loads((shards / "metadata.json").read_text())
     (shards / "metadata.json").write_text(json.dumps(metadata | {"pixel_agg": "majority"}))
     ended = run("shards", "verify", shards)
     assert ended.exit_code == 0
-    assert f"assay labels {shards} --masks MASKS --patch-size PIXELS --out {out} --force" in ended.output
+    assert (
+        f"assay labels {shards} --masks MASKS --patch-size PIXELS --out {out} --force"
+        in ended.output
+    )
 
 
 def test_python_m_assay_is_the_command():
-    ended = subprocess.run([sys.executable, "-m", "assay", "--help"], capture_output=True, text=True, check=False)
+    ended = subprocess.run(
+        [sys.executable, "-m", "assay", "--help"], capture_output=True, text=True, check=False
+    )
     assert ended.returncode == 0, ended.stderr
     assert "labels" in ended.stdout
     assert "shards" in ended.stdout

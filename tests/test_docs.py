@@ -1,4 +1,6 @@
-"""The pages say what is so: the snippets print what stands below them, and the files that are named are there."""
+"""The pages say what is so: the snippets print what stands below them, and the files that are named
+are there.
+"""
 
 import contextlib
 import io
@@ -26,10 +28,16 @@ def test_the_snippets_on_probing_print_what_the_page_shows():
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_the_source_files_that_a_page_names_are_there(page):
-    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    text = re.sub(
+        r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE
+    )
     spans = re.findall(r"`[^`]+`", text)
     named = {name for span in spans for name in re.findall(r"[\w/]*\w\.py\b", span)}
-    missing = {name for name in named if not any((folder / name).is_file() for folder in (ROOT, ROOT / "src/assay"))}
+    missing = {
+        name
+        for name in named
+        if not any((folder / name).is_file() for folder in (ROOT, ROOT / "src/assay"))
+    }
     assert not missing
 
 
@@ -37,7 +45,11 @@ def test_the_names_on_a_batchs_way_exist():
     page = (ROOT / "docs/design.md").read_text(encoding="utf-8")
     way = page.partition("## One batch, from shard to table")[2].partition("## Decisions")[0]
     steps = re.findall(r"^\d+\. ", way, flags=re.MULTILINE)
-    names = [name for name in re.findall(r"`([a-z_]+(?:\.\w+)+)`", way) if not name.endswith((".csv", ".yml"))]
+    names = [
+        name
+        for name in re.findall(r"`([a-z_]+(?:\.\w+)+)`", way)
+        if not name.endswith((".csv", ".yml"))
+    ]
     assert len(steps) <= 20 <= len(names)
     for name in names:
         pkgutil.resolve_name(f"assay.{name}")

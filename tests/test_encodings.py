@@ -7,7 +7,10 @@ from hypothesis import strategies as st
 from assay.encodings import KINDS, Encoding, Form, Model, child_name, layer_name
 
 MODELS = st.builds(
-    Model, st.sampled_from(["kmeans", "pca", "relu-16k", "random-centres"]), st.integers(0, 99), st.just(True)
+    Model,
+    st.sampled_from(["kmeans", "pca", "relu-16k", "random-centres"]),
+    st.integers(0, 99),
+    st.just(True),
 )
 FORMS = st.one_of(
     st.sampled_from([Form(kind) for kinds in KINDS.values() for kind in kinds if kind != "topk"]),
@@ -32,7 +35,9 @@ def test_an_encodings_name_says_its_form_beside_its_model(model, form):
     k = None if form is None else form.k
     encoding = Encoding(model, form, k)
     assert Encoding.parse(encoding.name, model) == encoding
-    assert Encoding.parse(encoding.shown, Model(model.method)) == Encoding(Model(model.method), form, k)
+    assert Encoding.parse(encoding.shown, Model(model.method)) == Encoding(
+        Model(model.method), form, k
+    )
 
 
 def test_names_are_those_of_files():
@@ -58,9 +63,13 @@ def test_names_of_topk_codes_sort_by_k():
     assert Form("topk", 100_000).name == "pca-topk-100000"
 
 
-@pytest.mark.parametrize("name", ["mine-topk", "mine-topk-64", "kmeans-onehot", "mine-dense-more", "mines"])
+@pytest.mark.parametrize(
+    "name", ["mine-topk", "mine-topk-64", "kmeans-onehot", "mine-dense-more", "mines"]
+)
 def test_what_is_no_encoding_of_a_model_is_refused(name):
-    with pytest.raises(ValueError, match=f"the encoding is '{name}', wanted mine, or that and a form"):
+    with pytest.raises(
+        ValueError, match=f"the encoding is '{name}', wanted mine, or that and a form"
+    ):
         Encoding.parse(name, Model("mine"))
 
 

@@ -1,4 +1,6 @@
-"""Nothing is made twice from the same inputs, and nothing made from other inputs passes for up to date."""
+"""Nothing is made twice from the same inputs, and nothing made from other inputs passes for up to
+date.
+"""
 
 import functools
 import json
@@ -78,10 +80,14 @@ def make(name, inputs, outputs, made=None):
 PIPELINE = Pipeline(
     [
         make("standardize", ["shards"], "statistics"),
-        make("fit_kmeans", ["shards", "statistics", "params:kmeans", "params:device"], "kmeans_model"),
+        make(
+            "fit_kmeans", ["shards", "statistics", "params:kmeans", "params:device"], "kmeans_model"
+        ),
         make("fit_pca", ["shards", "statistics", "params:pca", "params:device"], "pca_model"),
         make("measure", ["kmeans_model", "pca_model"], "errors"),
-        make("encode", ["kmeans_model", "params:device"], "codes"),  # the only one that memory alone holds
+        make(
+            "encode", ["kmeans_model", "params:device"], "codes"
+        ),  # the only one that memory alone holds
         make("probe", ["codes", "params:probe"], ["probes", "scores"]),
         make("report", ["errors", "scores"], "table"),
     ]
@@ -109,14 +115,21 @@ class Project:
         (folder / "shards.txt").write_text("tokens")
 
     def catalog(self):
-        """The table lies where people point at it, the recording in one place for all settings; the rest has versions."""
+        """The table lies where people point at it, the recording in one place for all settings; the
+        rest has versions.
+        """
         versioned = Version(None, None)
         entries = {
-            name: JSONDataset(filepath=str(self.data / f"{name}.json"), version=None if name == "table" else versioned)
+            name: JSONDataset(
+                filepath=str(self.data / f"{name}.json"),
+                version=None if name == "table" else versioned,
+            )
             for name in KEPT
         }
         entries |= {name: MemoryDataset(value) for name, value in self.settings.items()}
-        return DataCatalog({"shards": Source(self.folder / "shards.txt"), "codes": MemoryDataset(), **entries})
+        return DataCatalog(
+            {"shards": Source(self.folder / "shards.txt"), "codes": MemoryDataset(), **entries}
+        )
 
     def freshness(self, **options):
         """The results under the settings in force, placed."""
@@ -129,7 +142,9 @@ class Project:
         return {node.name for node in self.freshness().stale(pipeline).nodes}
 
     def run(self, pipeline=PIPELINE, runner=None, *, force=True, **options):
-        """Run nodes as the command line does, with the hook; gives the names of those that were run."""
+        """Run nodes as the command line does, with the hook; gives the names of those that were
+        run.
+        """
         hooks, freshness = _create_hook_manager(), self.freshness(**options)
         hooks.register(WorkHook())
         with taken_on(freshness, pipeline, force=force) as work:
@@ -211,7 +226,9 @@ def test_parameters_that_only_shape_the_pipeline_are_left_to_the_nodes_they_shap
 
 def test_a_node_bound_to_other_values_is_stale(project):
     others = [node for node in PIPELINE.nodes if node.name != "measure"]
-    whole = Pipeline([*others, make("measure", ["kmeans_model", "pca_model"], "errors", made="other errors")])
+    whole = Pipeline(
+        [*others, make("measure", ["kmeans_model", "pca_model"], "errors", made="other errors")]
+    )
     stale = Freshness(project.folder, project.catalog(), whole).stale(whole)
     assert {node.name for node in stale.nodes} == {"measure", "report"}
 
@@ -227,7 +244,10 @@ def test_a_raised_format_makes_everything_stale(project, monkeypatch):
         ("statistics", {"standardize"}),
         ("kmeans_model", {"fit_kmeans"}),
         ("errors", {"measure"}),
-        ("scores", {"probe", "encode"}),  # codes are in memory: they are made again to feed the probes
+        (
+            "scores",
+            {"probe", "encode"},
+        ),  # codes are in memory: they are made again to feed the probes
         ("probes", {"probe", "encode"}),
         ("table", {"report"}),
     ],
@@ -267,13 +287,15 @@ def test_what_memory_holds_leaves_no_record(project):
 
 
 @pytest.mark.parametrize(
-    ("nodes", "missing"), [({"measure"}, "fit_kmeans"), ({"encode", "probe", "report"}, "(fit_kmeans|measure)")]
+    ("nodes", "missing"),
+    [({"measure"}, "fit_kmeans"), ({"encode", "probe", "report"}, "(fit_kmeans|measure)")],
 )
 def test_what_was_made_from_other_parameters_is_not_there(project, nodes, missing):
     """Nor is it where it comes through memory."""
     project.settings["params:kmeans"] = CHANGED["params:kmeans"]
     with pytest.raises(
-        FileNotFoundError, match=f"does not exist for these shards and parameters: run `{missing}` first"
+        FileNotFoundError,
+        match=f"does not exist for these shards and parameters: run `{missing}` first",
     ):
         project.run(PIPELINE.only_nodes(*nodes))
     assert project.stale() == FED_BY["params:kmeans"]
@@ -358,11 +380,15 @@ def test_what_only_other_settings_have_is_withdrawn_and_comes_back_with_them(pro
 
 
 def test_a_run_that_stands_still_while_another_writes_keeps_its_own(tmp_path, monkeypatch):
-    """The first is stopped between a fit and its save, and the second, of other parameters, runs from beginning to end."""
+    """The first is stopped between a fit and its save, and the second, of other parameters, runs
+    from beginning to end.
+    """
     project, run = Project(tmp_path), Node.run
     other = Project(tmp_path)
     other.settings["params:kmeans"] = CHANGED["params:kmeans"]
-    project.run(PIPELINE.only_nodes("standardize", "fit_pca"))  # what both read; else the second would wait for it
+    project.run(
+        PIPELINE.only_nodes("standardize", "fit_pca")
+    )  # what both read; else the second would wait for it
 
     def stand_still(node, inputs):
         made = run(node, inputs)
@@ -385,13 +411,17 @@ def test_a_run_that_stands_still_while_another_writes_keeps_its_own(tmp_path, mo
 
 @pytest.mark.parametrize("keep_time", [True, False])
 def test_bytes_that_are_not_those_that_were_saved_are_not_believed(project, keep_time):
-    """One letter is another, the size is the same: seen before anything is done where the time tells, and as it is loaded where not."""
+    """One letter is another, the size is the same: seen before anything is done where the time
+    tells, and as it is loaded where not.
+    """
     path = project.path("kmeans_model")
     stat = path.stat()
     path.write_text(path.read_text().replace("kmeans", "kmeanz"))
     if keep_time:
         os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-        with pytest.raises(ValueError, match=r"kmeans_model.json is not what `fit_kmeans` saved.*remove it"):
+        with pytest.raises(
+            ValueError, match=r"kmeans_model.json is not what `fit_kmeans` saved.*remove it"
+        ):
             project.run(PIPELINE.only_nodes("measure"))
         path.unlink()
     assert project.stale() == {"fit_kmeans"}
@@ -408,7 +438,9 @@ def test_a_copy_is_as_good_as_what_was_copied(project, tmp_path_factory):
     assert copied.results() == project.results()
 
 
-def test_a_result_that_another_run_is_making_is_awaited_and_not_made_twice(project, monkeypatch, caplog):
+def test_a_result_that_another_run_is_making_is_awaited_and_not_made_twice(
+    project, monkeypatch, caplog
+):
     project.settings["params:kmeans"] = CHANGED["params:kmeans"]
     theirs = Locks(project.folder / LOCKS)
     freshness = project.freshness()
@@ -433,7 +465,9 @@ def test_a_result_that_another_run_is_making_is_awaited_and_not_made_twice(proje
     with caplog.at_level(logging.INFO):
         assert project.run_stale() == FED_BY["params:kmeans"] - {"fit_kmeans"}
     (said,) = [record.getMessage() for record in caplog.records if "waiting" in record.getMessage()]
-    assert said.startswith(f"waiting for `fit_kmeans` and whatever else is in the hands of process {os.getpid()} on ")
+    assert said.startswith(
+        f"waiting for `fit_kmeans` and whatever else is in the hands of process {os.getpid()} on "
+    )
     assert len(waited) == 5
     assert project.results() == project.expected()
 
@@ -444,9 +478,12 @@ def test_a_run_of_other_parameters_and_one_of_other_nodes_wait_for_nobody(projec
         lock = project.freshness().lock_of(each)
         assert lock is None or theirs.take(lock)
     project.settings["params:kmeans"] = CHANGED["params:kmeans"]
-    # What they hold as well, and has been made, is read at the same time once they do no more than read it.
+    # What they hold as well, and has been made, is read at the same time once they do no more than
+    # read it.
     for name in ("standardize", "fit_pca"):
-        theirs.share(project.freshness().lock_of(next(node for node in PIPELINE.nodes if node.name == name)))
+        theirs.share(
+            project.freshness().lock_of(next(node for node in PIPELINE.nodes if node.name == name))
+        )
     project.run_stale()
     assert project.results() == project.expected()
 
@@ -467,7 +504,8 @@ def test_a_file_in_the_way_is_named_before_any_work(project):
     shutil.rmtree(project.data / "kmeans_model.json")
     (project.data / "kmeans_model.json").write_text("a file")
     with pytest.raises(
-        ValueError, match=r"kmeans_model.json is a file, wanted the folder of the versions of `kmeans_model`"
+        ValueError,
+        match=r"kmeans_model.json is a file, wanted the folder of the versions of `kmeans_model`",
     ):
         project.run_stale()
 
@@ -484,7 +522,11 @@ def test_a_version_that_is_asked_for_is_loaded_and_only_then(project):
         assert (str(errors) in loaded.load("errors")) is seen
         assert (str(errors) in json.loads((project.data / "table.json").read_text())) is seen
     assert project.results() == wanted
-    faults = {"kmeans_model": "no version", "codes": "has no versions", "kmeens_model": "no result of this pipeline"}
+    faults = {
+        "kmeans_model": "no version",
+        "codes": "has no versions",
+        "kmeens_model": "no result of this pipeline",
+    }
     for name, fault in faults.items():
         with pytest.raises((FileNotFoundError, ValueError), match=fault):
             project.run_stale(load_versions={name: "2000-01-01T00.00.00.000Z"})
@@ -493,7 +535,9 @@ def test_a_version_that_is_asked_for_is_loaded_and_only_then(project):
 
 
 @pytest.mark.parametrize("reader", ["standardize", "fit_pca"])
-def test_a_source_that_changes_while_it_is_read_leaves_results_that_are_out_of_date(tmp_path, monkeypatch, reader):
+def test_a_source_that_changes_while_it_is_read_leaves_results_that_are_out_of_date(
+    tmp_path, monkeypatch, reader
+):
     project, run = Project(tmp_path), Node.run
 
     def change_after(node, inputs):
@@ -546,7 +590,9 @@ def test_a_node_without_results_always_runs(project):
 
 def test_a_missing_input_is_named_with_the_node_that_makes_it(tmp_path):
     project = Project(tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"`kmeans_model` does not exist .*run `fit_kmeans` first"):
+    with pytest.raises(
+        FileNotFoundError, match=r"`kmeans_model` does not exist .*run `fit_kmeans` first"
+    ):
         project.freshness().check(PIPELINE.only_nodes("encode"))
     project.run()
     with pytest.raises(FileNotFoundError, match=r"`codes` does not exist .*run `encode` first"):
@@ -556,13 +602,17 @@ def test_a_missing_input_is_named_with_the_node_that_makes_it(tmp_path):
 def test_a_missing_source_is_named_with_its_path(project):
     (project.folder / "shards.txt").unlink()
     todo = project.freshness().stale(PIPELINE)
-    with pytest.raises(FileNotFoundError, match=r"`shards` does not exist .*shards\.txt.*: correct its path"):
+    with pytest.raises(
+        FileNotFoundError, match=r"`shards` does not exist .*shards\.txt.*: correct its path"
+    ):
         project.freshness().check(todo)
 
 
 def test_a_source_that_cannot_be_read_is_named_with_the_reason(project):
     (project.folder / "shards.txt").write_bytes(b"\xff")
-    with pytest.raises(ValueError, match=r"^`shards` cannot be read: [^\n]*can't decode byte 0xff[^\n]*$"):
+    with pytest.raises(
+        ValueError, match=r"^`shards` cannot be read: [^\n]*can't decode byte 0xff[^\n]*$"
+    ):
         project.freshness().stale(PIPELINE)
 
 
@@ -598,12 +648,16 @@ def paths_of(leftovers):
     return {each.path for each in leftovers}
 
 
-def test_pruning_touches_nothing_raw_and_nothing_outside_whatever_a_record_says(project, tmp_path_factory):
+def test_pruning_touches_nothing_raw_and_nothing_outside_whatever_a_record_says(
+    project, tmp_path_factory
+):
     outside = tmp_path_factory.mktemp("outside")
     (project.folder / "data/01_raw/digits").mkdir(parents=True)
     (record,) = (project.folder / freshness.FOLDER / "errors").iterdir()
     said = json.loads(record.read_text())
-    for number, path in enumerate((str(outside), "data/01_raw/digits", "data/../../outside", "data/gone")):
+    for number, path in enumerate(
+        (str(outside), "data/01_raw/digits", "data/../../outside", "data/gone")
+    ):
         other = said | {"fingerprint": f"{number:064}", "path": path, "version": None}
         record.with_name(f"{number:064}.json").write_text(json.dumps(other))
     assert find_leftovers(project.freshness()) == []
@@ -637,7 +691,10 @@ class KnownRecording(Recording):
 
 
 RECORDED = Pipeline(
-    [make("record", "params:probe", "recording"), make("look", ["recording", "params:pca"], "errors")],
+    [
+        make("record", "params:probe", "recording"),
+        make("look", ["recording", "params:pca"], "errors"),
+    ],
 )
 
 
@@ -675,7 +732,9 @@ def test_a_recording_has_one_place_for_all_settings_and_one_record(tmp_path, kin
     assert project.stale(RECORDED) == ({"record"} if kind is KnownRecording else set())
 
 
-def test_whoever_reads_a_recording_keeps_its_maker_waiting_and_no_other_reader(tmp_path, monkeypatch):
+def test_whoever_reads_a_recording_keeps_its_maker_waiting_and_no_other_reader(
+    tmp_path, monkeypatch
+):
     project = RecordedProject(tmp_path)
     project.run_stale(RECORDED)
     theirs = Locks(tmp_path / LOCKS)
@@ -704,8 +763,14 @@ def test_a_fits_checkpoints_go_when_all_that_it_left_is_recorded(tmp_path, monke
         name: JSONDataset(filepath=str(tmp_path / f"data/{name}.json"), version=Version(None, None))
         for name in ("kmeans_model", "kmeans_history")
     }
-    catalog = DataCatalog({"checkpoints": CheckpointsDataset(filepath=str(tmp_path / "fit")), **versioned})
-    freshness, hooks, save = Freshness(tmp_path, catalog, pipeline), _create_hook_manager(), JSONDataset.save
+    catalog = DataCatalog(
+        {"checkpoints": CheckpointsDataset(filepath=str(tmp_path / "fit")), **versioned}
+    )
+    freshness, hooks, save = (
+        Freshness(tmp_path, catalog, pipeline),
+        _create_hook_manager(),
+        JSONDataset.save,
+    )
     freshness.place(catalog)
     hooks.register(WorkHook())
 
@@ -739,7 +804,9 @@ def in_a_notebook(project, monkeypatch):
     return make_catalog
 
 
-def test_a_catalog_in_a_notebook_loads_what_belongs_to_its_settings_and_not_the_newest(project, in_a_notebook):
+def test_a_catalog_in_a_notebook_loads_what_belongs_to_its_settings_and_not_the_newest(
+    project, in_a_notebook
+):
     project.settings["params:kmeans"] = CHANGED["params:kmeans"]
     project.run_stale()
     for chosen in (SETTINGS, CHANGED):
@@ -758,9 +825,14 @@ def test_a_catalog_in_a_notebook_loads_what_belongs_to_its_settings_and_not_the_
 
 
 @pytest.mark.parametrize("failing", [False, True])
-def test_a_session_that_runs_in_a_notebook_makes_all_of_it_under_locks(project, in_a_notebook, monkeypatch, failing):
+def test_a_session_that_runs_in_a_notebook_makes_all_of_it_under_locks(
+    project, in_a_notebook, monkeypatch, failing
+):
     catalog, hook = in_a_notebook()
-    hooks, fit = _create_hook_manager(), PIPELINE.only_nodes("fit_pca", "measure", "encode", "probe", "report")
+    hooks, fit = (
+        _create_hook_manager(),
+        PIPELINE.only_nodes("fit_pca", "measure", "encode", "probe", "report"),
+    )
     hooks.register(hook)
     before = project.path("pca_model")
     shown = project.data / "table.json"
@@ -798,7 +870,9 @@ def test_a_session_after_one_that_was_interrupted_in_a_notebook_records_what_it_
         SequentialRunner().run(PIPELINE, catalog, hooks)
         made.after_pipeline_run(pipeline=PIPELINE)
 
-    hook = WorkHook()  # Kedro's settings have one a process, and no hook of it is called for an interrupt
+    hook = (
+        WorkHook()
+    )  # Kedro's settings have one a process, and no hook of it is called for an interrupt
     with monkeypatch.context() as patch:
         patch.setattr(JSONDataset, "save", interrupt)
         with pytest.raises(KeyboardInterrupt):
@@ -811,7 +885,9 @@ def test_a_session_after_one_that_was_interrupted_in_a_notebook_records_what_it_
     assert list((project.folder / LOCKS).iterdir()) == []
 
 
-def test_a_cell_that_is_interrupted_holds_no_locks_when_it_has_ended(project, in_a_notebook, monkeypatch):
+def test_a_cell_that_is_interrupted_holds_no_locks_when_it_has_ended(
+    project, in_a_notebook, monkeypatch
+):
     from IPython.core.interactiveshell import InteractiveShell
 
     _, hook = in_a_notebook()
@@ -836,7 +912,10 @@ ACTIONS = st.one_of(
     st.tuples(st.just("set"), st.sampled_from(sorted(CHANGED)), st.booleans()),
     st.tuples(st.just("shards"), st.sampled_from(["tokens", "other tokens"])),
     st.tuples(st.just("delete"), st.sampled_from(KEPT)),
-    st.tuples(st.just("some"), st.sets(st.sampled_from(sorted(node.name for node in PIPELINE.nodes)), min_size=1)),
+    st.tuples(
+        st.just("some"),
+        st.sets(st.sampled_from(sorted(node.name for node in PIPELINE.nodes)), min_size=1),
+    ),
 )
 
 

@@ -1,4 +1,6 @@
-"""What a GPU is asked: it leaves where there is none, its stages are sound without one, and one that fails costs only itself."""
+"""What a GPU is asked: it leaves where there is none, its stages are sound without one, and one
+that fails costs only itself.
+"""
 
 import json
 import os
@@ -11,12 +13,24 @@ import torch
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "benchmarks/gpu"
-MISSING = ["kedro", "mlflow", "pandas", "pydantic", "sklearn", "safetensors", "tqdm", "flash_kmeans"]
+MISSING = [
+    "kedro",
+    "mlflow",
+    "pandas",
+    "pydantic",
+    "sklearn",
+    "safetensors",
+    "tqdm",
+    "flash_kmeans",
+]
 
 
 def run(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     """A program on a machine that has torch and nothing else."""
-    begin = f"import runpy, sys; sys.modules.update(dict.fromkeys({MISSING})); sys.path.insert(0, {str(FOLDER)!r}); "
+    begin = (
+        f"import runpy, sys; sys.modules.update(dict.fromkeys({MISSING})); sys.path.insert(0,"
+        f" {str(FOLDER)!r}); "
+    )
     environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
     command = [sys.executable, "-c", begin + program, *arguments]
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
@@ -25,7 +39,9 @@ def run(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 def ask(*arguments: str) -> subprocess.CompletedProcess[str]:
     """The script as it is typed."""
     script = str(FOLDER / "run.py")
-    return run(f"sys.argv = {[script, *arguments]!r}; runpy.run_path({script!r}, run_name='__main__')")
+    return run(
+        f"sys.argv = {[script, *arguments]!r}; runpy.run_path({script!r}, run_name='__main__')"
+    )
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -72,7 +88,9 @@ def test_a_stage_that_crashes_or_hangs_is_named_and_costs_no_other(tmp_path):
     assert ended.returncode == 0, ended.stderr
     assert "- **crashes** failed: exit code 3\n- **hangs** was stopped after 1 s\n" in ended.stdout
     assert "- **is sound** was left out: there was no time\n" in ended.stdout
-    assert "| a / b | 0.69 | at least 0.7 | **no** |\n| c | 1.5 | at most 1.5 | yes |" in ended.stdout
+    assert (
+        "| a / b | 0.69 | at least 0.7 | **no** |\n| c | 1.5 | at most 1.5 | yes |" in ended.stdout
+    )
     assert "1 of 2 as wanted; 3 stages did not end well." in ended.stdout
 
 

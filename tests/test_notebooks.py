@@ -1,4 +1,6 @@
-"""The notebooks, run for real after a run of everything; and what they, the files, the page and MLflow say is one and the same."""
+"""The notebooks, run for real after a run of everything; and what they, the files, the page and
+MLflow say is one and the same.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,9 @@ def project(whole_run):
 
 
 def run_notebook(path: Path, project: Path, last: str) -> str:
-    """Run a notebook in the project's folder of notebooks, then one more cell, and give what that prints."""
+    """Run a notebook in the project's folder of notebooks, then one more cell, and give what that
+    prints.
+    """
     command = [sys.executable, "-c", RUN, str(path), last, str(project / "notebooks")]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
     assert ended.returncode == 0, ended.stderr
@@ -42,7 +46,11 @@ def run_notebook(path: Path, project: Path, last: str) -> str:
 
 
 def test_there_are_three_without_outputs():
-    assert [path.stem for path in NOTEBOOKS] == ["a_class_closely", "ade20k_table", "layers_compared"]
+    assert [path.stem for path in NOTEBOOKS] == [
+        "a_class_closely",
+        "ade20k_table",
+        "layers_compared",
+    ]
     for path in NOTEBOOKS:
         cells = json.loads(path.read_text())["cells"]
         assert all(cell.get("outputs", []) == [] for cell in cells)
@@ -50,20 +58,26 @@ def test_there_are_three_without_outputs():
 
 def test_a_class_is_looked_at_closely(project):
     path = next(path for path in NOTEBOOKS if path.stem == "a_class_closely")
-    printed = run_notebook(path, project, "print(len(pairs), len(shared) > 0, len(mine), examples['patch'].shape[1])")
+    printed = run_notebook(
+        path, project, "print(len(pairs), len(shared) > 0, len(mine), examples['patch'].shape[1])"
+    )
     assert printed == "8 True 6 6"
 
 
 def test_layers_are_compared(project):
     path = next(path for path in NOTEBOOKS if path.stem == "layers_compared")
-    printed = run_notebook(path, project, "print(list(by_layer.columns), len(gains), len(figure.data))")
+    printed = run_notebook(
+        path, project, "print(list(by_layer.columns), len(gains), len(figure.data))"
+    )
     assert printed == "[3, 5] 6 6"
 
 
 def test_the_table_the_page_mlflow_and_the_notebook_say_the_same(project):
     """Every number of the paper's table, to the last digit that each of the four keeps."""
     (path,) = (path for path in NOTEBOOKS if path.stem == "ade20k_table")
-    notebook = pd.DataFrame(json.loads(run_notebook(path, project, "print(table.to_json(orient='records'))")))
+    notebook = pd.DataFrame(
+        json.loads(run_notebook(path, project, "print(table.to_json(orient='records'))"))
+    )
     paper = pd.read_csv(project / "data/08_reporting/paper.csv")
     measures = ["nmse", "l0", "probe_r", "map", "purity_at_16", "coverage_at_0.3"]
 
@@ -83,9 +97,14 @@ def test_the_table_the_page_mlflow_and_the_notebook_say_the_same(project):
     for row in paper.to_dict("records"):
         mine = notebook[notebook["encoding"] == row["encoding"]].to_dict("records")
         shown = on_page[on_page["encoding"] == row["encoding"]].to_dict("records")
-        logged = runs[(runs["params.encoding"] == row["encoding"]) & (runs["params.layer"] == str(row["layer"]))]
+        logged = runs[
+            (runs["params.encoding"] == row["encoding"])
+            & (runs["params.layer"] == str(row["layer"]))
+        ]
         assert len(mine) == len(shown) == len(logged) == 1
         for measure in measures:
-            assert mine[0][measure] == pytest.approx(row[measure], abs=1e-9)  # to_json keeps ten digits
+            assert mine[0][measure] == pytest.approx(
+                row[measure], abs=1e-9
+            )  # to_json keeps ten digits
             assert float(shown[0][measure]) == pytest.approx(row[measure], rel=1e-12)
             assert logged[f"metrics.{measure}"].item() == pytest.approx(row[measure], rel=1e-12)

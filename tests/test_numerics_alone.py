@@ -10,7 +10,10 @@ import assay.numerics
 FOLDER = Path(assay.numerics.__file__).parent
 # The fused kernels are imported where there are CUDA and Triton.
 FILES = [path for path in FOLDER.rglob("*.py") if not path.stem.startswith("fused")]
-MODULES = sorted(".".join(path.relative_to(FOLDER).with_suffix("").parts).removesuffix(".__init__") for path in FILES)
+MODULES = sorted(
+    ".".join(path.relative_to(FOLDER).with_suffix("").parts).removesuffix(".__init__")
+    for path in FILES
+)
 FORBIDDEN = [
     "kedro",
     "kedro_datasets",
@@ -45,7 +48,13 @@ print("converged", bool(probe.converged_.all()))
 def run(program: str) -> subprocess.CompletedProcess[str]:
     source = Path(assay.numerics.__file__).parents[2]
     environment = os.environ | {"PYTHONPATH": str(source)}
-    return subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        [sys.executable, "-c", program],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
 def test_every_numerics_module_imports_and_works_without_kedro_mlflow_or_pandas():

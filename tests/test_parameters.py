@@ -1,4 +1,6 @@
-"""Every parameter is typed, has its default in one place, and a fault in it is one line that says what was wanted."""
+"""Every parameter is typed, has its default in one place, and a fault in it is one line that says
+what was wanted.
+"""
 
 from pathlib import Path
 
@@ -18,12 +20,18 @@ LEAST = {"layers": [3], "shards": SHARDS}
 SECTIONS = ("shards", "standardize", "kmeans", "pca", "probe", "digits")
 
 FAULTS = [
-    ({"layers": 3}, ["`layers` is 3", "tuple", "Several may be given, so write brackets: layers:[3]."]),
+    (
+        {"layers": 3},
+        ["`layers` is 3", "tuple", "Several may be given, so write brackets: layers:[3]."],
+    ),
     (
         {"kmeans": {"n_clusters": [64, 128]}},
         ["`kmeans.n_clusters` is [64, 128]", "one value a run: run kmeans.n_clusters:64 first"],
     ),
-    ({"shards": SHARDS | {"val": 12345678}}, ["`shards.val` is 12345678", "It is text: put it in quotes in the YAML."]),
+    (
+        {"shards": SHARDS | {"val": 12345678}},
+        ["`shards.val` is 12345678", "It is text: put it in quotes in the YAML."],
+    ),
     ({"layers": ["three"]}, ["`layers.0` is 'three'", "integer"]),
     ({"layers": [3, -65_537]}, ["`layers.1` is -65537", "greater than or equal to -65536"]),
     ({"layers": [3, 5, 3]}, ["`layers`", "[3, 5, 3]", "none twice"]),
@@ -31,21 +39,45 @@ FAULTS = [
     ({"latent_topk": 0}, ["`latent_topk` is 0", "greater than 0"]),
     ({"device": "tpu"}, ["`device` is 'tpu'", "'auto', 'cpu' or 'cuda'"]),
     ({"shards": SHARDS | {"val": [7]}}, ["`shards.val` is [7]", "string"]),
-    ({"shards": SHARDS | {"val": "/data/{a,b}"}}, ["`shards.val`", "'/data/{a,b}'", "without braces", "link"]),
-    ({"standardize": {"statistics": "{layer}/{b}"}}, ["`standardize.statistics`", "'{layer}/{b}'", "without braces"]),
+    (
+        {"shards": SHARDS | {"val": "/data/{a,b}"}},
+        ["`shards.val`", "'/data/{a,b}'", "without braces", "link"],
+    ),
+    (
+        {"standardize": {"statistics": "{layer}/{b}"}},
+        ["`standardize.statistics`", "'{layer}/{b}'", "without braces"],
+    ),
     ({"standardize": {"statistics": [3]}}, ["`standardize.statistics` is [3]", "string"]),
     ({"standardize": {"batch_size": 0}}, ["`standardize.batch_size` is 0", "greater than 0"]),
     ({"kmeans": 3}, ["`kmeans` is 3", "dictionary"]),
     ({"kmeans": {"n_clusters": 8.5}}, ["`kmeans.n_clusters` is 8.5", "integer"]),
     ({"kmeans": {"n_clusters": "many"}}, ["`kmeans.n_clusters` is 'many'", "integer"]),
-    ({"kmeans": {"init_size": 7, "n_clusters": 8}}, ["`kmeans`", "init_size 7", "at least n_clusters, 8"]),
-    ({"kmeans": {"sparsity": {}}}, ["`kmeans.sparsity`", "top_k None and margin None", "one of them"]),
-    ({"kmeans": {"sparsity": {"top_k": 1, "margin": 0.1}}}, ["`kmeans.sparsity`", "top_k 1 and margin 0.1"]),
-    ({"kmeans": {"sparsity": {"top_k": 9}, "n_clusters": 8}}, ["`kmeans`", "top_k 9", "at most n_clusters, 8"]),
+    (
+        {"kmeans": {"init_size": 7, "n_clusters": 8}},
+        ["`kmeans`", "init_size 7", "at least n_clusters, 8"],
+    ),
+    (
+        {"kmeans": {"sparsity": {}}},
+        ["`kmeans.sparsity`", "top_k None and margin None", "one of them"],
+    ),
+    (
+        {"kmeans": {"sparsity": {"top_k": 1, "margin": 0.1}}},
+        ["`kmeans.sparsity`", "top_k 1 and margin 0.1"],
+    ),
+    (
+        {"kmeans": {"sparsity": {"top_k": 9}, "n_clusters": 8}},
+        ["`kmeans`", "top_k 9", "at most n_clusters, 8"],
+    ),
     ({"kmeans": {"tol": -0.1}}, ["`kmeans.tol` is -0.1", "greater than or equal to 0"]),
     ({"kmeans": {"tol": float("nan")}}, ["`kmeans.tol` is nan", "finite"]),
-    ({"kmeans": {"reassignment_ratio": 2}}, ["`kmeans.reassignment_ratio` is 2", "less than or equal to 1"]),
-    ({"kmeans": {"encodings": ["kmeans-cosine"]}}, ["`kmeans.encodings.0` is 'kmeans-cosine'", "'kmeans-invdist'"]),
+    (
+        {"kmeans": {"reassignment_ratio": 2}},
+        ["`kmeans.reassignment_ratio` is 2", "less than or equal to 1"],
+    ),
+    (
+        {"kmeans": {"encodings": ["kmeans-cosine"]}},
+        ["`kmeans.encodings.0` is 'kmeans-cosine'", "'kmeans-invdist'"],
+    ),
     ({"kmeans": {"encodings": ["kmeans-onehot"] * 2}}, ["`kmeans.encodings`", "none twice"]),
     ({"kmeans": {"encodings": []}}, ["`kmeans.encodings`", "[]", "at least one"]),
     ({"kmeans": {"seed": -1}}, ["`kmeans.seed` is -1", "greater than or equal to 0"]),
@@ -74,7 +106,12 @@ def test_what_is_left_out_has_the_papers_default():
     assert parameters.layers == (3,)
     assert (parameters.latent_topk, parameters.device) == (None, "auto")
     kmeans = parameters.kmeans
-    assert (kmeans.n_clusters, kmeans.batch_size, kmeans.n_init, kmeans.max_iter) == (16_384, 8_192, 4, 200)
+    assert (kmeans.n_clusters, kmeans.batch_size, kmeans.n_init, kmeans.max_iter) == (
+        16_384,
+        8_192,
+        4,
+        200,
+    )
     assert kmeans.encodings == ("kmeans-onehot", "kmeans-invdist")
     assert parameters.pca.topk == (1, 4, 16, 64, 256, 1024)
     assert (parameters.probe.void, parameters.probe.ridge) == ("drop", 1e-8)
@@ -93,7 +130,9 @@ def test_parameters_cannot_be_changed():
 
 
 @pytest.mark.parametrize(("change", "words"), FAULTS, ids=str)
-def test_a_fault_is_one_line_that_names_the_parameter_what_was_found_and_what_is_wanted(change, words):
+def test_a_fault_is_one_line_that_names_the_parameter_what_was_found_and_what_is_wanted(
+    change, words
+):
     with pytest.raises(ValueError, match=r"^Parameter `") as caught:
         parse_parameters(LEAST | change)
     message = str(caught.value)
@@ -104,7 +143,9 @@ def test_a_fault_is_one_line_that_names_the_parameter_what_was_found_and_what_is
 
 def test_a_layer_may_be_counted_from_the_end_as_it_was_recorded():
     dictionary = {"random": "centres", "layers": [-2]}
-    parameters = parse_parameters(LEAST | {"layers": [-2, 22], "dictionaries": {"floor": dictionary}})
+    parameters = parse_parameters(
+        LEAST | {"layers": [-2, 22], "dictionaries": {"floor": dictionary}}
+    )
     assert parameters.layers == (-2, 22)
     assert parameters.dictionaries["floor"].layers == (-2,)
 
@@ -118,12 +159,16 @@ def test_each_of_several_faults_has_its_line():
         assert sum(name in line.partition(":")[0] for line in lines) == 1
 
 
-@pytest.mark.parametrize(("path", "value"), [(("layers",), LEAST["layers"]), (("shards", "probe_val"), "d")], ids=str)
+@pytest.mark.parametrize(
+    ("path", "value"), [(("layers",), LEAST["layers"]), (("shards", "probe_val"), "d")], ids=str
+)
 def test_a_missing_parameter_is_named_with_what_it_is(path, value):
     raw = LEAST | {"shards": dict(SHARDS)}
     holder = raw if len(path) == 1 else raw[path[0]]
     assert holder.pop(path[-1]) == value
-    with pytest.raises(ValueError, match=rf"^Parameter `{'.'.join(path)}` is missing: (block|labeled)[^\n]*$"):
+    with pytest.raises(
+        ValueError, match=rf"^Parameter `{'.'.join(path)}` is missing: (block|labeled)[^\n]*$"
+    ):
         parse_parameters(raw)
 
 
@@ -132,17 +177,23 @@ def test_an_unknown_name_suggests_the_nearest_and_lists_all():
         parse_parameters(LEAST | {"kmean": {}})
     for name in Parameters.model_fields:
         assert name in str(caught.value)
-    with pytest.raises(ValueError, match=r"`kmeans\.n_cluster`: did you mean `kmeans\.n_clusters`") as caught:
+    with pytest.raises(
+        ValueError, match=r"`kmeans\.n_cluster`: did you mean `kmeans\.n_clusters`"
+    ) as caught:
         parse_parameters(LEAST | {"kmeans": {"n_cluster": 8}})
     assert "kmeans.reassignment_ratio" in str(caught.value)
-    with pytest.raises(ValueError, match=r"`kmeans\.sparsity\.top_kk`: did you mean `kmeans\.sparsity\.top_k`"):
+    with pytest.raises(
+        ValueError, match=r"`kmeans\.sparsity\.top_kk`: did you mean `kmeans\.sparsity\.top_k`"
+    ):
         parse_parameters(LEAST | {"kmeans": {"sparsity": {"top_kk": 1}}})
 
 
 @pytest.mark.parametrize("section", SECTIONS)
 def test_a_name_like_no_other_gets_no_suggestion(section):
     raw = LEAST | {section: dict(LEAST.get(section, {})) | {"zzz": 1}}
-    with pytest.raises(ValueError, match=rf"^Unknown parameter `{section}\.zzz`: There are {section}\.\w+") as caught:
+    with pytest.raises(
+        ValueError, match=rf"^Unknown parameter `{section}\.zzz`: There are {section}\.\w+"
+    ) as caught:
         parse_parameters(raw)
     assert "did you mean" not in str(caught.value)
 
@@ -156,7 +207,9 @@ def test_a_letter_dropped_from_a_name_is_suggested_back(section, data):
     misspelt = name[:at] + name[at + 1 :]
     if misspelt in fields:
         return
-    with pytest.raises(ValueError, match=rf"`{section}\.{misspelt}`: did you mean `{section}\.\w+`"):
+    with pytest.raises(
+        ValueError, match=rf"`{section}\.{misspelt}`: did you mean `{section}\.\w+`"
+    ):
         parse_parameters(LEAST | {section: dict(LEAST.get(section, {})) | {misspelt: 1}})
 
 
@@ -180,7 +233,12 @@ def test_ade20k_is_the_papers_experiment():
     parameters = parse_parameters(loader["parameters"])
     assert parameters.layers == (18, 19, 20, 21, 22, 23)
     kmeans = parameters.kmeans
-    assert (kmeans.n_clusters, kmeans.batch_size, kmeans.n_init, kmeans.max_iter) == (16_384, 8_192, 4, 200)
+    assert (kmeans.n_clusters, kmeans.batch_size, kmeans.n_init, kmeans.max_iter) == (
+        16_384,
+        8_192,
+        4,
+        200,
+    )
     assert kmeans.encodings == ("kmeans-onehot", "kmeans-invdist")
     assert parameters.pca.topk == (1, 4, 16, 64, 256, 1024)
     assert parameters.latent_topk is None
@@ -200,8 +258,14 @@ def test_base_probes_the_layers_that_the_digits_are_recorded_at():
         ({"saev_run": "a", "random": "centres"}, "found saev_run and random, want one of"),
         ({"weights": "a"}, "want an activation where weights are given"),
         ({"random": "centres", "activation": "relu"}, "want an activation where weights are given"),
-        ({"weights": "a", "activation": "topk"}, "found k None and activation topk, want k for topk"),
-        ({"weights": "a", "activation": "relu", "k": 3}, "found k 3 and activation relu, want k for topk"),
+        (
+            {"weights": "a", "activation": "topk"},
+            "found k None and activation topk, want k for topk",
+        ),
+        (
+            {"weights": "a", "activation": "relu", "k": 3},
+            "found k 3 and activation relu, want k for topk",
+        ),
         ({"weight": "a"}, "did you mean `dictionaries.mine.weights`"),
         ({"random": "centers"}, "'centres' or 'directions'"),
     ],
@@ -213,12 +277,16 @@ def test_a_dictionary_that_cannot_be_is_refused_by_name(given, match):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["kmeans-2", "pca", "My SAE", "a/b", "3", "", "a" * 81, "a-seed-1"])
+@pytest.mark.parametrize(
+    "name", ["kmeans-2", "pca", "My SAE", "a/b", "3", "", "a" * 81, "a-seed-1"]
+)
 def test_a_dictionarys_name_is_that_of_a_file_and_no_baselines(name):
     with pytest.raises(ValueError, match="want lower-case letters, digits and hyphens"):
         parse_parameters(LEAST | {"dictionaries": {name: {"random": "centres"}}})
     for name in ("relu-16k", "a" * 80):
-        assert parse_parameters(LEAST | {"dictionaries": {name: {"random": "centres"}}}).dictionaries
+        assert parse_parameters(
+            LEAST | {"dictionaries": {name: {"random": "centres"}}}
+        ).dictionaries
 
 
 def test_every_option_of_a_dictionary_says_what_it_is():
@@ -226,19 +294,37 @@ def test_every_option_of_a_dictionary_says_what_it_is():
 
 
 def test_what_a_parameter_changes_is_said_on_its_field():
-    """As it was when results were last made again for it: a field that changes results must not be left out of their fingerprints."""
+    """As it was when results were last made again for it: a field that changes results must not be
+    left out of their fingerprints.
+    """
     assert {"params:device"} == fingerprints.UNHASHED
     assert {
-        "params:kmeans": {"encodings", "sparsity", "checkpoint_steps", "checkpoint_minutes", "seed", "more_seeds"},
+        "params:kmeans": {
+            "encodings",
+            "sparsity",
+            "checkpoint_steps",
+            "checkpoint_minutes",
+            "seed",
+            "more_seeds",
+        },
         "params:pca": {"topk", "checkpoint_steps", "checkpoint_minutes"},
         "params:probe": {"slab_features"},
     } == fingerprints.SHAPING
-    assert {name: fingerprints.SHAPING[f"params:{name}"] for name in ("kmeans", "pca")} == fitting.CHANGING_NO_RESULT
+    assert {
+        name: fingerprints.SHAPING[f"params:{name}"] for name in ("kmeans", "pca")
+    } == fitting.CHANGING_NO_RESULT
 
 
 def test_every_field_is_described():
-    for section in (Parameters, *(each for each in Section.__subclasses__() if each is not Parameters)):
+    for section in (
+        Parameters,
+        *(each for each in Section.__subclasses__() if each is not Parameters),
+    ):
         for name, field in section.model_fields.items():
             nested = isinstance(field.annotation, type) and issubclass(field.annotation, Section)
             assert nested or field.description, f"{section.__name__}.{name}"
-            assert field.json_schema_extra in (None, OPERATIONAL, SELECTS), f"{section.__name__}.{name}"
+            assert field.json_schema_extra in (
+                None,
+                OPERATIONAL,
+                SELECTS,
+            ), f"{section.__name__}.{name}"

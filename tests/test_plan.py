@@ -13,7 +13,9 @@ DIGITS = {split: f"data/01_raw/digits/{split}" for split in SPLITS}
 
 
 def parse(shards, **changes):
-    return parse_parameters({"layers": [3, 5], "shards": shards, "kmeans": {"n_clusters": 4}} | changes)
+    return parse_parameters(
+        {"layers": [3, 5], "shards": shards, "kmeans": {"n_clusters": 4}} | changes
+    )
 
 
 @pytest.fixture
@@ -42,7 +44,8 @@ def test_the_table_has_a_row_for_each_kmeans_encoding_and_each_k():
 def test_random_directions_have_rows_where_every_k_is_too_large():
     """Preflight refuses such a K; a plan without rows broke off before it, with a traceback."""
     plan = make_plan(
-        parse(DIGITS, dictionaries={"floor": {"random": "directions"}}, pca={"topk": [81, 256]}), d_model=80
+        parse(DIGITS, dictionaries={"floor": {"random": "directions"}}, pca={"topk": [81, 256]}),
+        d_model=80,
     )
     assert [row.k for row in plan.dictionaries[0].encodings] == [81, 256]
 
@@ -51,7 +54,11 @@ def test_more_seeds_are_rows_of_their_own_made_by_models_of_their_own():
     changes = {"kmeans": {"n_clusters": 8, "more_seeds": [7]}, "pca": {"topk": [4]}}
     dictionaries = {
         "random-directions": {"random": "directions", "seeds": [1, 2]},
-        "relu": {"weights": "saes/{layer}-{seed}.safetensors", "activation": "relu", "seeds": [5, 6]},
+        "relu": {
+            "weights": "saes/{layer}-{seed}.safetensors",
+            "activation": "relu",
+            "seeds": [5, 6],
+        },
         "one": {"weights": "saes/{seed}.safetensors", "activation": "relu", "seeds": [5]},
         "unknown": {"weights": "saes/a.safetensors", "activation": "relu"},
     }
@@ -61,7 +68,9 @@ def test_more_seeds_are_rows_of_their_own_made_by_models_of_their_own():
     assert plan.rows["kmeans-seed-7-invdist"] == again
     assert again in plan.encodings
     drawn = Model("random-directions", 2, is_of_several=True)
-    assert plan.rows["random-directions-seed-2-topk-00004"] == Encoding(drawn, Form("topk", 4), 4, stored_k=4)
+    assert plan.rows["random-directions-seed-2-topk-00004"] == Encoding(
+        drawn, Form("topk", 4), 4, stored_k=4
+    )
     assert {name: row.model.seed for name, row in plan.rows.items() if row.form is None} == {
         "relu-seed-5": 5,
         "relu-seed-6": 6,
@@ -79,13 +88,24 @@ def test_more_seeds_are_rows_of_their_own_made_by_models_of_their_own():
     }
 
 
-@pytest.mark.parametrize(("d_model", "kept"), [(None, 6), (1024, 6), (1023, 5), (64, 4), (63, 3), (1, 1)])
+@pytest.mark.parametrize(
+    ("d_model", "kept"), [(None, 6), (1024, 6), (1023, 5), (64, 4), (63, 3), (1, 1)]
+)
 def test_a_k_above_the_width_is_left_out(d_model, kept):
     plan = make_plan(parse(DIGITS), d_model)
-    assert [row.k for row in plan.encodings if row.model.method == "pca"] == [1, 4, 16, 64, 256, 1024][:kept]
+    assert [row.k for row in plan.encodings if row.model.method == "pca"] == [
+        1,
+        4,
+        16,
+        64,
+        256,
+        1024,
+    ][:kept]
 
 
-@pytest.mark.parametrize(("latent_topk", "ks"), [(None, [1, 16]), (16, [1, 16]), (5, [1, 5, 16]), (70, [1, 16, 70])])
+@pytest.mark.parametrize(
+    ("latent_topk", "ks"), [(None, [1, 16]), (16, [1, 16]), (5, [1, 5, 16]), (70, [1, 16, 70])]
+)
 def test_latent_topk_joins_the_sweep_and_names_the_codes_that_pca_leaves(latent_topk, ks):
     plan = make_plan(parse(DIGITS, latent_topk=latent_topk, pca={"topk": [1, 16]}), d_model=80)
     assert [row.k for row in plan.encodings if row.model.method == "pca"] == ks
@@ -95,7 +115,9 @@ def test_latent_topk_joins_the_sweep_and_names_the_codes_that_pca_leaves(latent_
 
 def test_the_plan_has_one_kmeans_row_where_one_encoding_is_asked_for():
     plan = make_plan(parse(DIGITS, kmeans={"encodings": ["kmeans-invdist"]}), d_model=80)
-    assert [row.name for row in plan.encodings if row.model.method == "kmeans"] == ["kmeans-invdist"]
+    assert [row.name for row in plan.encodings if row.model.method == "kmeans"] == [
+        "kmeans-invdist"
+    ]
 
 
 def test_only_shards_inside_the_defaults_folder_are_made(shards):
@@ -116,8 +138,12 @@ def test_a_plan_cannot_be_changed():
 
 
 def test_two_rows_of_one_name_are_refused():
-    dictionaries = {"a": {"random": "centres"}, "a-onehot": {"weights": "a.safetensors", "activation": "relu"}}
+    dictionaries = {
+        "a": {"random": "centres"},
+        "a-onehot": {"weights": "a.safetensors", "activation": "relu"},
+    }
     with pytest.raises(
-        ValueError, match="two rows would be called `a-onehot`; give one of the dictionaries another name"
+        ValueError,
+        match="two rows would be called `a-onehot`; give one of the dictionaries another name",
     ):
         make_plan(parse(DIGITS, dictionaries=dictionaries))

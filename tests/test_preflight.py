@@ -23,10 +23,14 @@ TORCH = {"encoder__weight": (100, 80), "decoder__weight": (80, 100), "decoder__b
 
 
 def parse(shards, **changes):
-    return parse_parameters({"layers": [3, 5], "shards": shards, "kmeans": {"n_clusters": 4}} | changes)
+    return parse_parameters(
+        {"layers": [3, 5], "shards": shards, "kmeans": {"n_clusters": 4}} | changes
+    )
 
 
-def write(root: Path, *, layers=(3, 5), d_model=80, labels=1, family="planted", ckpt="planted-tiny") -> Path:
+def write(
+    root: Path, *, layers=(3, 5), d_model=80, labels=1, family="planted", ckpt="planted-tiny"
+) -> Path:
     metadata = Metadata.model_validate(
         {
             "family": family,
@@ -44,7 +48,10 @@ def write(root: Path, *, layers=(3, 5), d_model=80, labels=1, family="planted", 
     )
     examples = np.ones((3, len(layers), 2, d_model), dtype=np.float32)
     return write_shards(
-        root, metadata, [examples], labels * np.ones((3, 2), dtype=np.uint8) if labels is not None else None
+        root,
+        metadata,
+        [examples],
+        labels * np.ones((3, 2), dtype=np.uint8) if labels is not None else None,
     )
 
 
@@ -61,7 +68,9 @@ def save(path: Path, **shapes: tuple[int, ...]) -> None:
 def photograph(folder: Path, n: int, shape: tuple[int, int], suffix: str = "jpg") -> None:
     folder.mkdir()
     for number in range(n):
-        Image.fromarray(np.full(shape, 9 * number, dtype=np.uint8)).save(folder / f"{number}.{suffix}")
+        Image.fromarray(np.full(shape, 9 * number, dtype=np.uint8)).save(
+            folder / f"{number}.{suffix}"
+        )
 
 
 def test_the_width_is_that_of_the_fit_shards(shards, tmp_path):
@@ -102,7 +111,8 @@ def test_a_damaged_folder_is_named_with_its_parameter(shards, tmp_path):
 def test_a_layer_that_is_not_held_is_named_with_those_that_are(shards, tmp_path, split):
     other = str(write(tmp_path, layers=(5,)))
     with pytest.raises(
-        ValueError, match=rf"^layers: shards\.{split}, {other}, does not hold layer 3; it holds \[5\]\.$"
+        ValueError,
+        match=rf"^layers: shards\.{split}, {other}, does not hold layer 3; it holds \[5\]\.$",
     ):
         check_shards(parse(shards | {split: other}), tmp_path)
     check_shards(parse(shards | {split: other}, layers=[5]), tmp_path)
@@ -117,17 +127,23 @@ def test_a_layer_that_the_digits_are_not_recorded_at_is_named(tmp_path):
 def test_shards_of_another_width_are_named(shards, tmp_path, split):
     other = str(write(tmp_path, d_model=40))
     with pytest.raises(
-        ValueError, match=rf"^shards\.{split}, {other}, has 40 dimensions, shards\.fit, {shards['fit']}, 80: "
+        ValueError,
+        match=rf"^shards\.{split}, {other}, has 40 dimensions, shards\.fit, {shards['fit']}, 80: ",
     ):
         check_shards(parse(shards | {split: other}), tmp_path)
 
 
 @pytest.mark.parametrize("split", ["val", "probe_train", "probe_val"])
-@pytest.mark.parametrize("other", [{"family": "clip"}, {"ckpt": "planted-large"}, {"ckpt": "models/planted-tiny"}])
+@pytest.mark.parametrize(
+    "other", [{"family": "clip"}, {"ckpt": "planted-large"}, {"ckpt": "models/planted-tiny"}]
+)
 def test_shards_of_another_model_are_named_with_both(shards, tmp_path, split, other):
     named = " ".join(({"family": "planted", "ckpt": "planted-tiny"} | other).values())
     path = str(write(tmp_path, **other))
-    message = rf"^shards\.{split}, {path}, is of {named}, shards\.fit, {shards['fit']}, of planted planted-tiny: .*; name shards"
+    message = (
+        rf"^shards\.{split}, {path}, is of {named}, shards\.fit, {shards['fit']}, of planted"
+        r" planted-tiny: .*; name shards"
+    )
     with pytest.raises(ValueError, match=message):
         check_shards(parse(shards | {split: path}), tmp_path)
 
@@ -139,7 +155,9 @@ def test_a_file_of_weights_is_the_same_model_wherever_it_lay(tmp_path):
     )
     splits = dict.fromkeys(SPLITS, first) | {"val": second}
     check_shards(parse(splits), tmp_path)
-    with pytest.raises(ValueError, match=r"shards\.val, .*, is of planted /home/a/dinov2\.pth, shards\.fit, .*, of"):
+    with pytest.raises(
+        ValueError, match=r"shards\.val, .*, is of planted /home/a/dinov2\.pth, shards\.fit, .*, of"
+    ):
         check_shards(parse(splits | {"val": other}), tmp_path)
 
 
@@ -149,8 +167,14 @@ def test_labels_that_void_voted_for_are_warned_of_before_the_run(tmp_path, caplo
     (folder / "metadata.json").write_text(json.dumps(metadata | {"pixel_agg": "majority"}))
     check_shards(parse(dict.fromkeys(SPLITS, str(folder))), tmp_path)
     warned = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
-    assert [message.partition(":")[0] for message in warned] == ["shards.probe_train", "shards.probe_val"]
-    assert f"assay labels {folder} --masks MASKS --patch-size PIXELS --out {folder}/labels.bin --force" in warned[0]
+    assert [message.partition(":")[0] for message in warned] == [
+        "shards.probe_train",
+        "shards.probe_val",
+    ]
+    assert (
+        f"assay labels {folder} --masks MASKS --patch-size PIXELS --out {folder}/labels.bin --force"
+        in warned[0]
+    )
 
 
 def test_the_defaults_own_shards_go_with_those_of_its_model_alone(tmp_path):
@@ -160,9 +184,14 @@ def test_the_defaults_own_shards_go_with_those_of_its_model_alone(tmp_path):
     check_shards(parse(DIGITS | {"probe_train": str(own)}, layers=[0, 3]), tmp_path)
     with pytest.raises(
         ValueError,
-        match=r"shards\.probe_train, .*, is of planted planted-tiny, shards\.fit, .*, of fake-clip digits-vit",
+        match=(
+            r"shards\.probe_train, .*, is of planted planted-tiny, shards\.fit, .*, of fake-clip"
+            r" digits-vit"
+        ),
     ):
-        check_shards(parse(DIGITS | {"probe_train": str(write(tmp_path, **sizes))}, layers=[0, 3]), tmp_path)
+        check_shards(
+            parse(DIGITS | {"probe_train": str(write(tmp_path, **sizes))}, layers=[0, 3]), tmp_path
+        )
 
 
 @pytest.mark.parametrize("split", SPLITS)
@@ -176,13 +205,16 @@ def test_labels_are_wanted_of_the_probes_shards_only(shards, tmp_path, split):
 
 
 def test_a_latent_topk_above_the_width_is_refused(shards, tmp_path):
-    with pytest.raises(ValueError, match=r"^latent_topk is 81; it can be at most d_model, 80 in /.*\.$"):
+    with pytest.raises(
+        ValueError, match=r"^latent_topk is 81; it can be at most d_model, 80 in /.*\.$"
+    ):
         check_shards(parse(shards, latent_topk=81), tmp_path)
 
 
 def test_a_sweep_wholly_above_the_width_is_refused(shards, tmp_path):
     with pytest.raises(
-        ValueError, match=r"^pca\.topk is \[81, 256\]; at least one K must not be above d_model, 80 in /.*\.$"
+        ValueError,
+        match=r"^pca\.topk is \[81, 256\]; at least one K must not be above d_model, 80 in /.*\.$",
     ):
         check_shards(parse(shards, pca={"topk": [81, 256]}), tmp_path)
 
@@ -196,22 +228,34 @@ def test_a_canvas_too_small_for_its_digits_is_refused_where_digits_are_made(shar
 
 def test_two_splits_are_not_made_in_one_folder(tmp_path):
     parameters = parse(DIGITS | {"probe_val": "./data/01_raw/digits/val"}, layers=[0])
-    with pytest.raises(ValueError, match=r"^shards\.val and shards\.probe_val are both data/01_raw/digits/val: "):
+    with pytest.raises(
+        ValueError, match=r"^shards\.val and shards\.probe_val are both data/01_raw/digits/val: "
+    ):
         check_shards(parameters, tmp_path)
 
 
 def test_more_clusters_than_tokens_are_refused(shards, tmp_path):
     check_shards(parse(shards, kmeans={"n_clusters": 768}), tmp_path)
-    with pytest.raises(ValueError, match=r"kmeans.n_clusters is 769; shards.fit, /.*, has only 768 tokens"):
+    with pytest.raises(
+        ValueError, match=r"kmeans.n_clusters is 769; shards.fit, /.*, has only 768 tokens"
+    ):
         check_shards(parse(shards, kmeans={"n_clusters": 769}), tmp_path)
 
 
 def test_labels_that_leave_nothing_to_probe_are_refused_before_anything_is_fitted(shards, tmp_path):
-    void, other = (str(write(tmp_path / name, labels=label)) for name, label in (("void", 0), ("other", 9)))
-    with pytest.raises(ValueError, match=rf"^shards\.probe_val: every label of {void} is 0, void; "):
+    void, other = (
+        str(write(tmp_path / name, labels=label)) for name, label in (("void", 0), ("other", 9))
+    )
+    with pytest.raises(
+        ValueError, match=rf"^shards\.probe_val: every label of {void} is 0, void; "
+    ):
         check_shards(parse(shards | {"probe_val": void}), tmp_path)
     with pytest.raises(
-        ValueError, match=r"no class is in both .*shards\.probe_train has \[1, 2, 3\]; shards\.probe_val has \[9\]: "
+        ValueError,
+        match=(
+            r"no class is in both .*shards\.probe_train has \[1, 2, 3\]; shards\.probe_val has"
+            r" \[9\]: "
+        ),
     ):
         check_shards(parse(shards | {"probe_val": other}), tmp_path)
     with pytest.raises(ValueError, match=r"shards\.probe_train has \[0, 1, 2, 3\]; "):
@@ -225,11 +269,17 @@ def test_statistics_of_another_width_are_refused_before_any_work(shards, tmp_pat
     check_shards(parse(shards, standardize=given), tmp_path)
     save(tmp_path / "layer_5.safetensors", mean=(80,), std=(40,))
     with pytest.raises(
-        ValueError, match=r"^standardize\.statistics: .*layer_5\.safetensors: `std` is 40, want 80 for these shards\.$"
+        ValueError,
+        match=(
+            r"^standardize\.statistics: .*layer_5\.safetensors: `std` is 40, want 80 for these"
+            r" shards\.$"
+        ),
     ):
         check_shards(parse(shards, standardize=given), tmp_path)
     save(tmp_path / "layer_5.safetensors", mean=(80,), sigma=(80,))
-    with pytest.raises(ValueError, match=r"layer_5\.safetensors holds mean, sigma, want std: save it too\.$"):
+    with pytest.raises(
+        ValueError, match=r"layer_5\.safetensors holds mean, sigma, want std: save it too\.$"
+    ):
         check_shards(parse(shards, standardize=given), tmp_path)
     (tmp_path / "layer_5.safetensors").write_bytes(b"torn")
     with pytest.raises(ValueError, match=r"layer_5\.safetensors is not a whole safetensors file"):
@@ -257,11 +307,21 @@ def test_statistics_of_another_width_are_refused_before_any_work(shards, tmp_pat
         (GOOD | {"b_dec": (100,)}, "`b_dec` is 100, want 80 for these shards."),
         (GOOD | {"b_dec": ()}, "`b_dec` is one number, want 80 for these shards."),
         (GOOD | {"W_skip": (80, 80)}, "found W_skip as well: an autoencoder of another kind"),
-        ({"W_enc": (80, 100), "b_dec": (80,)}, "holds W_enc, b_dec, want W_dec or decoder.weight: save it too."),
+        (
+            {"W_enc": (80, 100), "b_dec": (80,)},
+            "holds W_enc, b_dec, want W_dec or decoder.weight: save it too.",
+        ),
     ],
 )
-def test_weights_that_are_turned_or_of_another_width_are_refused_before_any_work(shards, tmp_path, tensors, fault):
-    sae = {"weights": "saes/{layer}-{seed}.safetensors", "activation": "relu", "seeds": [1, 2], "layers": [5]}
+def test_weights_that_are_turned_or_of_another_width_are_refused_before_any_work(
+    shards, tmp_path, tensors, fault
+):
+    sae = {
+        "weights": "saes/{layer}-{seed}.safetensors",
+        "activation": "relu",
+        "seeds": [1, 2],
+        "layers": [5],
+    }
     (tmp_path / "saes").mkdir()
     save(tmp_path / "saes/layer_5-1.safetensors", **GOOD)
     save(tmp_path / "saes/layer_5-2.safetensors", **tensors)
@@ -270,7 +330,8 @@ def test_weights_that_are_turned_or_of_another_width_are_refused_before_any_work
         check_shards(parameters, tmp_path)
     else:
         with pytest.raises(
-            ValueError, match="^dictionaries.mine.weights: .*layer_5-2.safetensors.*" + re.escape(fault)
+            ValueError,
+            match="^dictionaries.mine.weights: .*layer_5-2.safetensors.*" + re.escape(fault),
         ):
             check_shards(parameters, tmp_path)
 
@@ -289,7 +350,14 @@ def test_the_images_are_the_defaults_own_or_the_users_or_none(shards, tmp_path):
         {"patch_size": 4, "pattern": "*.png"},
     )
     assert find_images(parse(shards), tmp_path) is None
-    given = {"path": "photos", "resize": 256, "crop": "centre", "patch_size": 14, "names": "list.txt", "grid": [1, 2]}
+    given = {
+        "path": "photos",
+        "resize": 256,
+        "crop": "centre",
+        "patch_size": 14,
+        "names": "list.txt",
+        "grid": [1, 2],
+    }
     path, layout = find_images(parse(shards, images=given), tmp_path)
     assert path == tmp_path / "photos"
     assert layout == {
@@ -308,9 +376,13 @@ def test_images_that_are_not_those_of_the_shards_are_refused(shards, tmp_path):
     photograph(tmp_path / "photos", 24, (8, 8))
     images = {"path": "photos", "patch_size": 2}
     check_shards(parse(shards, images=images), tmp_path)
-    with pytest.raises(ValueError, match=r"has 0 images of \*.png, shards.probe_val 24 examples: name the folder"):
+    with pytest.raises(
+        ValueError, match=r"has 0 images of \*.png, shards.probe_val 24 examples: name the folder"
+    ):
         check_shards(parse(shards, images=images | {"pattern": "*.png"}), tmp_path)
-    with pytest.raises(ValueError, match=r"0\.jpg: 8 x 8 pixels; wanted 64 x 64, 4 x 4 patches of 16"):
+    with pytest.raises(
+        ValueError, match=r"0\.jpg: 8 x 8 pixels; wanted 64 x 64, 4 x 4 patches of 16"
+    ):
         check_shards(parse(shards, images={"path": "photos"}), tmp_path)
     (tmp_path / "photos/9.jpg").write_bytes(b"damaged")
     with pytest.raises(

@@ -61,7 +61,13 @@ print(json.dumps(found))
 
 
 def pretended(program: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", program], env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        [sys.executable, "-c", program],
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +80,15 @@ def counted() -> dict[str, dict]:
 
 @pytest.mark.parametrize(
     ("asked", "most"),
-    {"find": 3, "step": 6, "step that reassigns": 9, "moments": 2, "PCA": 1, "sketch": 1, "probes": 22}.items(),
+    {
+        "find": 3,
+        "step": 6,
+        "step that reassigns": 9,
+        "moments": 2,
+        "PCA": 1,
+        "sketch": 1,
+        "probes": 22,
+    }.items(),
 )
 def test_the_host_waits_no_more_often_than_it_has_to(counted, asked, most):
     assert sum(counted[asked]["waits"].values()) <= most, counted[asked]["waits"]
@@ -149,8 +163,12 @@ def test_the_pretended_device_is_as_strict_as_a_gpu():
 
 
 def test_what_is_tested_on_a_gpu_holds_on_the_pretended_one():
-    """A rehearsal, so that they run on a card at the first try; the others need Triton, or a card's memory."""
-    command = "-m pytest -q -p no:cacheprovider -p pretended_cuda -m gpu tests/numerics/test_on_cuda.py "
+    """A rehearsal, so that they run on a card at the first try; the others need Triton, or a card's
+    memory.
+    """
+    command = (
+        "-m pytest -q -p no:cacheprovider -p pretended_cuda -m gpu tests/numerics/test_on_cuda.py "
+    )
     command += "tests/io/test_stream_reader.py"
     ended = subprocess.run(
         [sys.executable, *command.split()],
@@ -165,13 +183,29 @@ def test_what_is_tested_on_a_gpu_holds_on_the_pretended_one():
 
 
 def test_on_a_bare_machine_pytest_finds_what_wants_a_gpu():
-    missing = ["mlflow", "kedro", "pandas", "pydantic", "PIL", "safetensors", "sklearn", "scipy", "hypothesis", "tqdm"]
+    missing = [
+        "mlflow",
+        "kedro",
+        "pandas",
+        "pydantic",
+        "PIL",
+        "safetensors",
+        "sklearn",
+        "scipy",
+        "hypothesis",
+        "tqdm",
+    ]
     program = f"import sys; sys.modules.update(dict.fromkeys({missing})); import pytest; "
     program += "sys.exit(pytest.main('-q --collect-only -p no:cacheprovider -m gpu "
     program += "tests/numerics/test_on_cuda.py tests/numerics/test_kernels.py'.split()))"
     environment = os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     ended = subprocess.run(
-        [sys.executable, "-c", program], cwd=TESTS.parent, env=environment, capture_output=True, text=True, check=False
+        [sys.executable, "-c", program],
+        cwd=TESTS.parent,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert "test_probes_are_the_same[True]" in ended.stdout

@@ -1,4 +1,6 @@
-"""The pipelines by name: each whole in itself, one namespace a layer, and every dataset an entry of the catalog."""
+"""The pipelines by name: each whole in itself, one namespace a layer, and every dataset an entry of
+the catalog.
+"""
 
 import re
 import warnings
@@ -27,7 +29,14 @@ DICTIONARIES = {
 }
 SPLITS = ("fit", "val", "probe_train", "probe_val")
 OWN = {split: f"data/01_raw/own/{split}" for split in SPLITS}
-ENCODINGS = ["kmeans-invdist", "kmeans-onehot", "pca-topk-00001", "pca-topk-00004", "pca-topk-00016", "pca-topk-00064"]
+ENCODINGS = [
+    "kmeans-invdist",
+    "kmeans-onehot",
+    "pca-topk-00001",
+    "pca-topk-00004",
+    "pca-topk-00016",
+    "pca-topk-00064",
+]
 
 ENCODED = ["kmeans-invdist", "kmeans-onehot", "pca-topk-00064", "pca-dense"]
 """Those whose codes are made: all K of the sweep share those of the largest."""
@@ -68,9 +77,13 @@ def of_stage(pipeline: Pipeline, stage: str) -> set[str]:
 def test_there_are_seven_pipelines_and_the_whole(register):
     pipelines = register()
     assert set(pipelines) == {*STAGES, "__default__"}
-    assert names(pipelines["__default__"]) == names(sum((pipelines[stage] for stage in STAGES), Pipeline([])))
+    assert names(pipelines["__default__"]) == names(
+        sum((pipelines[stage] for stage in STAGES), Pipeline([]))
+    )
     beside_the_table = names(pipelines["__default__"]) - names(pipelines["report"])
-    assert beside_the_table == {name for name in names(pipelines["pca"]) if "encode.pca-dense" in name}
+    assert beside_the_table == {
+        name for name in names(pipelines["pca"]) if "encode.pca-dense" in name
+    }
 
 
 def test_there_is_no_digits_pipeline_where_all_shards_are_the_users(register):
@@ -81,7 +94,11 @@ def test_there_is_no_digits_pipeline_where_all_shards_are_the_users(register):
 
 def test_only_the_splits_that_lie_in_the_defaults_folder_are_made(register):
     shards = OWN | {split: f"data/01_raw/digits/{split}" for split in ("fit", "val")}
-    assert names(register(shards=shards)["digits"]) == {"digits.train", "digits.record.fit", "digits.record.val"}
+    assert names(register(shards=shards)["digits"]) == {
+        "digits.train",
+        "digits.record.fit",
+        "digits.record.val",
+    }
 
 
 @pytest.mark.parametrize("changes", KINDS, ids=str)
@@ -94,14 +111,27 @@ def test_each_pipeline_holds_its_ancestors(register, changes):
         assert not pipeline.inputs() & made, name
         assert names(whole.to_nodes(*names(pipeline))) == names(pipeline)
     sources = {source for source in whole.inputs() if not source.startswith("params:")}
-    methods = ["kmeans", "pca", *(["kmeans-seed-1", "kmeans-seed-7"] if "kmeans" in changes else [])]
+    methods = [
+        "kmeans",
+        "pca",
+        *(["kmeans-seed-1", "kmeans-seed-7"] if "kmeans" in changes else []),
+    ]
     wanted = {f"layer_{n}.{method}_checkpoints" for n in (0, 3) for method in methods}
-    wanted |= {"layer_0.given_statistics", "layer_3.given_statistics"} if "standardize" in changes else set()
+    wanted |= (
+        {"layer_0.given_statistics", "layer_3.given_statistics"}
+        if "standardize" in changes
+        else set()
+    )
     if "dictionaries" in changes:
         theirs = ("codes_theirs_probe_train", "codes_theirs_probe_val", "metrics_theirs")
-        wanted |= {"layer_3.weights_mine", *(f"layer_{n}.{name}" for n in (0, 3) for name in theirs)}
+        wanted |= {
+            "layer_3.weights_mine",
+            *(f"layer_{n}.{name}" for n in (0, 3) for name in theirs),
+        }
     wanted |= {"images_probe_val"} if "images" in changes else set()
-    assert sources == wanted | ({f"shards_{split}" for split in SPLITS} if "shards" in changes else set())
+    assert sources == wanted | (
+        {f"shards_{split}" for split in SPLITS} if "shards" in changes else set()
+    )
 
 
 def test_a_pipeline_holds_no_stage_that_it_does_not_need(register):
@@ -123,11 +153,21 @@ def test_a_node_is_named_by_layer_stage_and_verb(register):
     both = ("probe_train", "probe_val")
     in_layer = {"standardize.fit", "kmeans.fit", "kmeans.measure", "pca.fit", "pca.measure"}
     in_layer |= {"report.merge", "report.summarise", "report.gather"}
-    in_layer |= {f"probe.{encoding}" for encoding in ENCODINGS if "topk" not in encoding} | {"probe.pca-topk"}
+    in_layer |= {f"probe.{encoding}" for encoding in ENCODINGS if "topk" not in encoding} | {
+        "probe.pca-topk"
+    }
     in_layer |= {f"encode.{encoding}.{split}" for encoding in ENCODED for split in both}
-    shared = {"digits.train", "digits.draw.probe_val", *(f"digits.record.{split}" for split in SPLITS)}
-    shared |= {f"report.{verb}" for verb in ("tabulate", "view", "draw", "illustrate", "describe", "page")}
-    assert names(whole) == shared | {f"layer_{layer}.{name}" for layer in (0, 3) for name in in_layer}
+    shared = {
+        "digits.train",
+        "digits.draw.probe_val",
+        *(f"digits.record.{split}" for split in SPLITS),
+    }
+    shared |= {
+        f"report.{verb}" for verb in ("tabulate", "view", "draw", "illustrate", "describe", "page")
+    }
+    assert names(whole) == shared | {
+        f"layer_{layer}.{name}" for layer in (0, 3) for name in in_layer
+    }
 
 
 def test_a_layer_is_a_namespace(register):
@@ -136,7 +176,11 @@ def test_a_layer_is_a_namespace(register):
     for node in whole.nodes:
         if node.namespace:
             assert node.name.startswith(f"{node.namespace}.")
-            strangers = {name for name in (*node.inputs, *node.outputs) if not name.startswith(f"{node.namespace}.")}
+            strangers = {
+                name
+                for name in (*node.inputs, *node.outputs)
+                if not name.startswith(f"{node.namespace}.")
+            }
             assert {name for name in strangers if not name.startswith(("shards_", "params:"))} <= {
                 f"rows_{node.namespace}",
                 f"curves_{node.namespace}",
@@ -183,13 +227,19 @@ def test_latent_topk_takes_the_place_of_the_dense_codes(register):
 def test_every_k_is_probed_by_one_node_on_the_codes_of_the_largest(register, latent_topk, widest):
     whole = register(latent_topk=latent_topk)["__default__"]
     (node,) = [node for node in whole.nodes if node.name == "layer_3.probe.pca-topk"]
-    assert node.inputs[:2] == [f"layer_3.codes_pca-topk-{widest:05d}_probe_{split}" for split in ("train", "val")]
+    assert node.inputs[:2] == [
+        f"layer_3.codes_pca-topk-{widest:05d}_probe_{split}" for split in ("train", "val")
+    ]
     ks = sorted({1, 4, 16, 64} | {latent_topk} - {None})
     assert node.func.keywords["rows"] == tuple((f"pca-topk-{k:05d}", k) for k in ks)
     assert node.outputs == [
-        f"layer_3.{kind}_pca-topk-{k:05d}" for k in ks for kind in ("probes", "scores", "pairs", "examples")
+        f"layer_3.{kind}_pca-topk-{k:05d}"
+        for k in ks
+        for kind in ("probes", "scores", "pairs", "examples")
     ]
-    made = {name.partition("codes_")[2] for name in whole.all_outputs() if ".codes_pca-topk" in name}
+    made = {
+        name.partition("codes_")[2] for name in whole.all_outputs() if ".codes_pca-topk" in name
+    }
     assert len(made) == 2 * len({widest, latent_topk} - {None})
 
 
@@ -197,7 +247,9 @@ def test_sparsity_is_bound_to_the_nodes_that_encode_with_kmeans(register):
     for sparsity in (None, {"top_k": 2}):
         kmeans = {"n_clusters": 8, "sparsity": sparsity}
         for node in register(kmeans=kmeans)["__default__"].nodes:
-            wanted = SparsityParameters(top_k=2) if sparsity and ".encode.kmeans" in node.name else None
+            wanted = (
+                SparsityParameters(top_k=2) if sparsity and ".encode.kmeans" in node.name else None
+            )
             assert getattr(node.func, "keywords", {}).get("sparsity") == wanted, node.name
 
 
@@ -213,7 +265,11 @@ def test_each_seed_of_kmeans_is_fitted_encoded_probed_and_reported(register):
     assert "layer_3.probe.kmeans-seed-1-invdist" in nodes
     rows = nodes["layer_3.report.merge"].func.keywords["encodings"]
     seeds = {row.name: row.model.seed for row in rows}
-    assert (seeds["kmeans-invdist"], seeds["kmeans-seed-1-invdist"], seeds["pca-topk-00004"]) == (5, 1, None)
+    assert (seeds["kmeans-invdist"], seeds["kmeans-seed-1-invdist"], seeds["pca-topk-00004"]) == (
+        5,
+        1,
+        None,
+    )
     assert "layer_3.kmeans-seed-1_errors" in nodes["layer_3.report.merge"].inputs
     assert nodes["layer_3.report.summarise"].inputs[-1] == "layer_3.kmeans-seed-1_agreement"
     assert nodes["report.agree"].outputs == ["agreement"]
@@ -232,7 +288,9 @@ def test_the_gallery_is_drawn_where_the_images_are_at_hand(register):
 
 def test_given_statistics_are_adopted_and_not_fitted(register):
     pipelines = register(standardize={"statistics": "own/{layer}.safetensors"})
-    assert of_stage(pipelines["standardize"], "standardize") == {f"layer_{n}.standardize.adopt" for n in (0, 3)}
+    assert of_stage(pipelines["standardize"], "standardize") == {
+        f"layer_{n}.standardize.adopt" for n in (0, 3)
+    }
 
 
 @pytest.mark.parametrize("environment", ["base", "ade20k"])
@@ -256,13 +314,21 @@ def test_only_catalog_names_join_stages(register, environment, changes):
 def test_layers_that_were_counted_from_the_end_have_places_of_their_own(register):
     loader = ConfigLoader(str(CONF), base_env="base", default_run_env="base")
     resolver = CatalogConfigResolver(loader["catalog"])
-    dictionaries = {"mine": {"weights": "saes/{layer}.safetensors", "activation": "relu", "layers": [-2]}}
+    dictionaries = {
+        "mine": {"weights": "saes/{layer}.safetensors", "activation": "relu", "layers": [-2]}
+    }
     pipelines = register(layers=[-2, -1], dictionaries=dictionaries, shards=OWN)
     catalog = DataCatalog()
     configuration.ConfigurationHook().after_catalog_created(catalog)
-    assert Path(catalog.get("layer_-2.weights_mine")._describe()["filepath"]).name == "layer_-2.safetensors"
+    assert (
+        Path(catalog.get("layer_-2.weights_mine")._describe()["filepath"]).name
+        == "layer_-2.safetensors"
+    )
     namespaced = [name for name in pipelines["__default__"].all_outputs() if "layer_" in name]
-    assert {name.partition(".")[0] for name in namespaced if "." in name} == {"layer_-2", "layer_-1"}
+    assert {name.partition(".")[0] for name in namespaced if "." in name} == {
+        "layer_-2",
+        "layer_-1",
+    }
     for name in namespaced:
         entry = resolver.resolve_pattern(name)
         (layer,) = (layer for layer in ("layer_-2", "layer_-1") if layer in name)
@@ -299,13 +365,22 @@ def test_other_dictionaries_are_probed_and_reported_on_the_layers_that_they_are_
         (merge,) = [node for node in whole.nodes if node.name == f"layer_{layer}.report.merge"]
         others = {name for name in merge.inputs if not re.search(r"\.(scores_)?(kmeans|pca)", name)}
         names_of = {name.partition(".")[2] for name in others}
-        assert {name for name in names_of if name.startswith("scores_")} == {f"scores_{row}" for row in wanted}
+        assert {name for name in names_of if name.startswith("scores_")} == {
+            f"scores_{row}" for row in wanted
+        }
         dictionaries = {"theirs", "random-centres", "random-directions", *({"mine"} & set(wanted))}
-        assert {name for name in names_of if name.endswith("_errors")} == {f"{name}_errors" for name in dictionaries}
+        assert {name for name in names_of if name.endswith("_errors")} == {
+            f"{name}_errors" for name in dictionaries
+        }
         for row in wanted:
             assert f"layer_{layer}.probes_{row}" in made
-    (sweep,) = [node for node in whole.nodes if node.name == "layer_0.probe.random-directions-topk-00004"]
+    (sweep,) = [
+        node for node in whole.nodes if node.name == "layer_0.probe.random-directions-topk-00004"
+    ]
     assert sweep.inputs[0] == "layer_0.codes_random-directions-topk-00004_probe_train"
-    assert sweep.func.keywords["rows"] == (("random-directions-topk-00001", 1), ("random-directions-topk-00004", 4))
+    assert sweep.func.keywords["rows"] == (
+        ("random-directions-topk-00001", 1),
+        ("random-directions-topk-00004", 4),
+    )
     assert of_stage(pipelines["dictionaries"], "dictionaries") == of_stage(whole, "dictionaries")
     assert "dictionaries" not in register()

@@ -1,4 +1,6 @@
-"""What a small run gives, to the digits: who changes it raises FORMAT, so that nobody's older results are taken for new ones."""
+"""What a small run gives, to the digits: who changes it raises FORMAT, so that nobody's older
+results are taken for new ones.
+"""
 
 import pytest
 import torch
@@ -13,7 +15,10 @@ from assay.numerics import (
 )
 from assay.numerics.codes import TensorCodes
 
-CHANGED = "results changed: if that is meant, raise FORMAT in fingerprints.py (for fits and codes also in pipelines/), and pin the new ones"
+CHANGED = (
+    "results changed: if that is meant, raise FORMAT in fingerprints.py (for fits and codes also in"
+    " pipelines/), and pin the new ones"
+)
 
 
 def small_numbers(n: int, d: int, seed: int) -> torch.Tensor:
@@ -33,13 +38,18 @@ def found() -> dict[str, float | list[int]]:
     for batch in raw.split(70):
         moments.partial_fit(batch)
     tokens = standardize(raw, moments.mean_, moments.std_)
-    kmeans = MiniBatchKMeans(5, seed=3, n_init=2, init_size=100, max_iter=3, max_no_improvement=None)
+    kmeans = MiniBatchKMeans(
+        5, seed=3, n_init=2, init_size=100, max_iter=3, max_no_improvement=None
+    )
     kmeans.fit(lambda epoch: tokens.roll(37 * epoch, 0).split(80))
     pca = StreamingPCA()
     for batch in tokens.split(90):
         pca.partial_fit(batch)
     probes = {}
-    for name, state in {"kmeans-invdist": kmeans.state_dict(), "pca-dense": pca.state_dict()}.items():
+    for name, state in {
+        "kmeans-invdist": kmeans.state_dict(),
+        "pca-dense": pca.state_dict(),
+    }.items():
         codes = TensorCodes(open_dictionary(name, state).encode(tokens)["values"])
         labels = torch.where(
             torch.arange(400) % 7 == 0, (group + 1) % 5, group

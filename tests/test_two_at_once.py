@@ -1,4 +1,6 @@
-"""Real runs of different parameters at the same time in one project: each has the table that it would have alone."""
+"""Real runs of different parameters at the same time in one project: each has the table that it
+would have alone.
+"""
 
 from __future__ import annotations
 
@@ -17,14 +19,21 @@ import pytest
 Run = Callable[[str, Path], subprocess.CompletedProcess[str]]
 Start = Callable[[str, Path], subprocess.Popen[str]]
 
-SMALL = "kedro run --params=layers:[5],pca.topk:[4],kmeans.encodings:[kmeans-onehot],kmeans.max_iter:3,kmeans.seed:"
+SMALL = (
+    "kedro run"
+    " --params=layers:[5],pca.topk:[4],kmeans.encodings:[kmeans-onehot],kmeans.max_iter:3,kmeans.seed:"
+)
 SEEDS = (1, 2, 3, 4, 5, 6, 7, 8)
 
 
 def tables(project: Path) -> dict[int, pd.DataFrame]:
-    """Every table that a run in a project left, by its seed; all of one seed are the same, or this fails."""
+    """Every table that a run in a project left, by its seed; all of one seed are the same, or this
+    fails.
+    """
     found: dict[int, pd.DataFrame] = {}
-    for path in sorted((project / "data/08_reporting/.versions/baselines.csv").glob("*/baselines.csv")):
+    for path in sorted(
+        (project / "data/08_reporting/.versions/baselines.csv").glob("*/baselines.csv")
+    ):
         table = pd.read_csv(path)
         (seed,) = table["seed"].dropna().unique()
         pd.testing.assert_frame_equal(found.setdefault(int(seed), table), table, check_exact=True)
@@ -32,11 +41,15 @@ def tables(project: Path) -> dict[int, pd.DataFrame]:
 
 
 def shown(project: Path) -> int:
-    """The seed of the table that lies where people look for it; the page beside it is of the same run."""
+    """The seed of the table that lies where people look for it; the page beside it is of the same
+    run.
+    """
     reporting = project / "data/08_reporting"
     text = (reporting / "baselines.csv").read_text()
     (version,) = (
-        path for path in (reporting / ".versions/baselines.csv").glob("*/baselines.csv") if path.read_text() == text
+        path
+        for path in (reporting / ".versions/baselines.csv").glob("*/baselines.csv")
+        if path.read_text() == text
     )
     run = version.parent.name.rpartition(".")[0]
     (page,) = (reporting / ".versions/report.html").glob(f"{run}.*/report.html")
@@ -47,14 +60,21 @@ def shown(project: Path) -> int:
 
 @pytest.fixture(scope="module")
 def alone(new_project: Callable[[], Path], run_command: Run) -> dict[int, pd.DataFrame]:
-    """What runs one after the other give: the rows of each seed, all of one run, which fits them one by one."""
+    """What runs one after the other give: the rows of each seed, all of one run, which fits them
+    one by one.
+    """
     project = new_project()
     more = ",".join(map(str, SEEDS[1:]))
     ended = run_command(f"{SMALL}{SEEDS[0]},kmeans.more_seeds:[{more}]", project)
     assert ended.returncode == 0, ended.stderr
     table = pd.read_csv(project / "data/08_reporting/baselines.csv")
-    of = {seed: table[table["seed"].isna() | (table["seed"] == seed)].reset_index(drop=True) for seed in SEEDS}
-    assert len({frame["nmse"].sum() for frame in of.values()}) == len(SEEDS), "the seeds differ, or this tests nothing"
+    of = {
+        seed: table[table["seed"].isna() | (table["seed"] == seed)].reset_index(drop=True)
+        for seed in SEEDS
+    }
+    assert len({frame["nmse"].sum() for frame in of.values()}) == len(SEEDS), (
+        "the seeds differ, or this tests nothing"
+    )
     return of
 
 
@@ -75,12 +95,19 @@ def made_by(project: Path) -> dict[int, list[str]]:
 
 
 def test_pairs_of_runs_with_different_seeds(
-    new_project: Callable[[], Path], run_command: Run, start_command: Start, alone: dict[int, pd.DataFrame]
+    new_project: Callable[[], Path],
+    run_command: Run,
+    start_command: Start,
+    alone: dict[int, pd.DataFrame],
 ) -> None:
-    """Started 0, 1 and 3 s apart, and one that stands still (SIGSTOP) in the middle while the other runs to its end."""
+    """Started 0, 1 and 3 s apart, and one that stands still (SIGSTOP) in the middle while the other
+    runs to its end.
+    """
     project, wanted = new_project(), alone
     for delay, seeds in ((0, (1, 2)), (1, (3, 4)), (3, (5, 6))):
-        part = "" if delay == 0 else " --to-nodes=report.tabulate"  # the page once: it takes a while
+        part = (
+            "" if delay == 0 else " --to-nodes=report.tabulate"
+        )  # the page once: it takes a while
         first = start_command(f"{SMALL}{seeds[0]}{part}", project)
         time.sleep(delay)
         second = start_command(f"{SMALL}{seeds[1]}{part}", project)
@@ -98,8 +125,12 @@ def test_pairs_of_runs_with_different_seeds(
         ended = run_command(f"{SMALL}{seed}", project)
         assert "Nothing to do" in ended.stdout, ended.stdout + ended.stderr
         assert shown(project) == seed
-    stopped = start_command(f"exec {SMALL}7", project)  # what is not by seed is there, so that nobody waits
-    while not list((project / "data/06_models/layer_5/kmeans.safetensors").glob("*/kmeans.safetensors"))[6:]:
+    stopped = start_command(
+        f"exec {SMALL}7", project
+    )  # what is not by seed is there, so that nobody waits
+    while not list(
+        (project / "data/06_models/layer_5/kmeans.safetensors").glob("*/kmeans.safetensors")
+    )[6:]:
         assert stopped.poll() is None
         time.sleep(0.01)
     stopped.send_signal(signal.SIGSTOP)

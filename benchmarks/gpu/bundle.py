@@ -1,4 +1,5 @@
-"""Wheels that have to travel to a GPU machine without a network: of wheels.txt, in the versions of constraints.txt, and Assay's own.
+"""Wheels that have to travel to a GPU machine without a network: of wheels.txt, in the versions of
+constraints.txt, and Assay's own.
 
 python benchmarks/gpu/bundle.py --to FOLDER [--dry-run]
 """
@@ -36,16 +37,26 @@ def canonical(name: str) -> str:
 
 def lines(path: Path) -> list[str]:
     """The lines that are no comments."""
-    return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip() and line[0] != "#"]
+    return [
+        line.strip()
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if line.strip() and line[0] != "#"
+    ]
 
 
 def requirements() -> list[str]:
     """Each with its version; ValueError for one without."""
     pinned = {canonical(line.split("==")[0]): line for line in lines(ROOT / "constraints.txt")}
-    wanted = [line if "==" in line else pinned.get(canonical(line), line) for line in lines(HERE / "wheels.txt")]
+    wanted = [
+        line if "==" in line else pinned.get(canonical(line), line)
+        for line in lines(HERE / "wheels.txt")
+    ]
     loose = [line for line in wanted if "==" not in line]
     if loose:
-        raise ValueError(f"wheels.txt names {loose} without a version, and constraints.txt does not pin them: give one")
+        raise ValueError(
+            f"wheels.txt names {loose} without a version, and constraints.txt does not pin them:"
+            " give one"
+        )
     return wanted
 
 
@@ -55,14 +66,25 @@ def commands(folder: Path) -> list[list[str]]:
     here = [line for line in requirements() if canonical(line.split("==")[0]) in ONLY_SOURCES]
     there = [line for line in requirements() if line not in here]
     return [
-        [*pip, "download", "--no-deps", "--only-binary=:all:", *TARGET, "--dest", str(folder), *there],
+        [
+            *pip,
+            "download",
+            "--no-deps",
+            "--only-binary=:all:",
+            *TARGET,
+            "--dest",
+            str(folder),
+            *there,
+        ],
         [*pip, "wheel", "--no-deps", "--wheel-dir", str(folder), *here],
         [*pip, "wheel", "--no-deps", "--wheel-dir", str(folder), str(ROOT)],
     ]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--to", type=Path, required=True)
     parser.add_argument("--dry-run", action="store_true", help="only say what would be done")
     arguments = parser.parse_args()
@@ -79,7 +101,8 @@ def main() -> None:
     sys.stdout.write(f"{len(sizes)} wheels, {mib:.0f} MiB, in {arguments.to}\n")
     if mib > MOST_MIB:
         sys.exit(
-            f"found {mib:.0f} MiB of wheels, wanted at most {MOST_MIB}: take out of wheels.txt what the machine has"
+            f"found {mib:.0f} MiB of wheels, wanted at most {MOST_MIB}: take out of wheels.txt what"
+            " the machine has"
         )
 
 

@@ -19,7 +19,9 @@ ROOT = Path(__file__).parents[2]
 
 @dataclass(frozen=True)
 class Run:
-    """A run of the stages. `rehearsal`: everything small, on the CPU. `out`: the folder of what is found."""
+    """A run of the stages. `rehearsal`: everything small, on the CPU. `out`: the folder of what is
+    found.
+    """
 
     out: Path
     rehearsal: bool
@@ -42,7 +44,13 @@ class Run:
         sys.stdout.flush()
 
     def judge(
-        self, stage: str, what: str, found: float, *, at_least: float | None = None, at_most: float | None = None
+        self,
+        stage: str,
+        what: str,
+        found: float,
+        *,
+        at_least: float | None = None,
+        at_most: float | None = None,
     ) -> None:
         """A finding that is wanted to be at least, or at most, so much."""
         met = (at_least is None or found >= at_least) and (at_most is None or found <= at_most)
@@ -64,7 +72,9 @@ class Run:
         return began_at.elapsed_time(ended_at) / 1000
 
     def best(self, works: dict[str, Callable[[], object]], rounds: int = 5) -> dict[str, float]:
-        """The best time of each, which take turns, after one round that does not count: it compiles, and fills caches."""
+        """The best time of each, which take turns, after one round that does not count: it
+        compiles, and fills caches.
+        """
         best = dict.fromkeys(works, float("inf"))
         for turn in range(2 if self.rehearsal else rounds + 1):
             for name, work in works.items():
@@ -74,19 +84,27 @@ class Run:
         return best
 
 
-def mixture(n: int, d: int, n_clusters: int, device: torch.device, *, noise: bool = False) -> Tensor:
+def mixture(
+    n: int, d: int, n_clusters: int, device: torch.device, *, noise: bool = False
+) -> Tensor:
     """Tokens about planted centers, float32 (n, d), or noise alone, which is the worst case."""
     generator = torch.Generator(device).manual_seed(0)
     x = torch.randn(n, d, generator=generator, device=device)
     if noise:
         return x
     planted = torch.randn(n_clusters, d, generator=generator, device=device)
-    return x.mul_(0.7).add_(planted[torch.randint(n_clusters, (n,), generator=generator, device=device)])
+    return x.mul_(0.7).add_(
+        planted[torch.randint(n_clusters, (n,), generator=generator, device=device)]
+    )
 
 
 def with_sources(root: Path) -> dict[str, str]:
     """The environment in which Assay is that of a checkout."""
-    paths = [str(Path(path).resolve()) for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+    paths = [
+        str(Path(path).resolve())
+        for path in os.environ.get("PYTHONPATH", "").split(os.pathsep)
+        if path
+    ]
     return os.environ | {"PYTHONPATH": os.pathsep.join([str(root / "src"), *paths])}
 
 

@@ -1,4 +1,5 @@
-"""Compiles the fused kernels for GPUs that need not be there: registers, spills and shared memory, as a Markdown table.
+"""Compiles the fused kernels for GPUs that need not be there: registers, spills and shared memory,
+as a Markdown table.
 
 pip install triton; PYTHONPATH=src python benchmarks/gpu/compile.py [--capability 80 90]
 """
@@ -19,8 +20,20 @@ from triton.compiler import ASTSource
 from assay.numerics import fused
 from assay.numerics.kmeans import fused_step
 
-# As at K = 16,384 and d = 1,024: pointers are multiples of 16 bytes, and so are the sizes that follow from the width.
-FLOATS = {"x", "centers", "origin", "norms", "lost", "best", "second", "bounds", "least_of", "moved"}
+# As at K = 16,384 and d = 1,024: pointers are multiples of 16 bytes, and so are the sizes that
+# follow from the width.
+FLOATS = {
+    "x",
+    "centers",
+    "origin",
+    "norms",
+    "lost",
+    "best",
+    "second",
+    "bounds",
+    "least_of",
+    "moved",
+}
 INT32 = {"queue", "queued", "overflown"}
 INT64 = {"labels", "order", "begins", "counts"}
 SCALARS = {
@@ -43,7 +56,9 @@ WIDTH, TILES = 1088, 64
 
 def kernels(capability: int) -> list[tuple[Any, dict[str, Any], dict[str, int]]]:
     """Each kernel with its constants and options, as they are launched."""
-    shape = next(shape for least, shape in fused._SHAPES.items() if capability >= 10 * least[0] + least[1])
+    shape = next(
+        shape for least, shape in fused._SHAPES.items() if capability >= 10 * least[0] + least[1]
+    )
     tile = fused.FUSED_TILE
     two_best = {
         "WIDTH": WIDTH,
@@ -58,7 +73,11 @@ def kernels(capability: int) -> list[tuple[Any, dict[str, Any], dict[str, int]]]
     return [
         (fused._round_centers, {"ROWS": fused._ROUNDED, "DIMS": 256}, {}),
         (fused._prepare, {"ROWS": fused._ROUNDED, "DIMS": 256}, {}),
-        (fused._two_best, {**two_best, "MAY_OVERFLOW": False}, {"num_warps": shape.warps, "num_stages": shape.stages}),
+        (
+            fused._two_best,
+            {**two_best, "MAY_OVERFLOW": False},
+            {"num_warps": shape.warps, "num_stages": shape.stages},
+        ),
         (fused._shortlist, {**few, "ROWS": 8, "TILES": TILES, "TILE": tile}, {}),
         (fused._settle, settle, {}),
         (fused._settle_crowded, {**settle, "PROGRAMS": 264}, {"num_warps": 16}),
@@ -76,13 +95,23 @@ def type_of(name: str, kernel: Any, constants: dict[str, Any]) -> str:
         return f"tensordesc<fp16[{rows}, 64]>" if constants.get("DESCRIPTORS") else "*fp16"
     if name == "squared":
         return "*fp64"
-    for names, written in ((FLOATS, "*fp32"), (INT32, "*i32"), (INT64, "*i64"), (SCALARS, "fp32"), (SIZES, "i32")):
+    for names, written in (
+        (FLOATS, "*fp32"),
+        (INT32, "*i32"),
+        (INT64, "*i64"),
+        (SCALARS, "fp32"),
+        (SIZES, "i32"),
+    ):
         if name in names:
             return written
-    raise ValueError(f"{kernel.__name__} has an argument {name}, whose type is not known here: add it")
+    raise ValueError(
+        f"{kernel.__name__} has an argument {name}, whose type is not known here: add it"
+    )
 
 
-def compiled(kernel: Any, constants: dict[str, Any], options: dict[str, int], capability: int) -> Any:
+def compiled(
+    kernel: Any, constants: dict[str, Any], options: dict[str, int], capability: int
+) -> Any:
     """The kernel compiled as for a launch."""
     signature = {name: type_of(name, kernel, constants) for name in kernel.arg_names}
     whole = [
@@ -100,7 +129,9 @@ def compiled(kernel: Any, constants: dict[str, Any], options: dict[str, int], ca
 
 
 def usage(binary: bytes) -> tuple[int, int, int]:
-    """Registers a thread, bytes of its stack (where spilled registers lie) and bytes of static shared memory, by cuobjdump."""
+    """Registers a thread, bytes of its stack (where spilled registers lie) and bytes of static
+    shared memory, by cuobjdump.
+    """
     tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(binary)
@@ -116,11 +147,14 @@ def usage(binary: bytes) -> tuple[int, int, int]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--capability", type=int, nargs="+", default=[80, 90])
     capabilities = parser.parse_args().capability
     sys.stdout.write(
-        "| kernel | capability | warps | registers | stack, bytes | shared memory, bytes |\n|---|---|---|---|---|---|\n"
+        "| kernel | capability | warps | registers | stack, bytes | shared memory, bytes"
+        " |\n|---|---|---|---|---|---|\n"
     )
     for capability, place in itertools.product(capabilities, range(len(kernels(90)))):
         kernel, constants, options = kernels(capability)[place]

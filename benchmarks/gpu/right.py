@@ -1,4 +1,6 @@
-"""Whether a GPU gives what the CPU gives, and again the same: answers, bits, tests, and a whole run."""
+"""Whether a GPU gives what the CPU gives, and again the same: answers, bits, tests, and a whole
+run.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +50,9 @@ def answers(run: Run) -> None:
         some = slice(0, n, n // 512)
         right = float((found[some] == nearest_in_float64(x[some], centers)).double().mean())
         run.judge("answers", f"nearest centers found of a sample, {kind}", right, at_least=1)
-        run.judge("answers", f"the same again, {kind}", float(torch.equal(found, again)), at_least=1)
+        run.judge(
+            "answers", f"the same again, {kind}", float(torch.equal(found, again)), at_least=1
+        )
 
 
 def _batches(run: Run) -> list[Tensor]:
@@ -57,13 +61,17 @@ def _batches(run: Run) -> list[Tensor]:
 
 
 def _kmeans(run: Run) -> MiniBatchKMeans:
-    return MiniBatchKMeans(run.size(1024, 40), device=run.device, max_iter=1, max_no_improvement=None)
+    return MiniBatchKMeans(
+        run.size(1024, 40), device=run.device, max_iter=1, max_no_improvement=None
+    )
 
 
 def _fit(run: Run, kind: str, path: Path | None, pause: float = 0.0) -> dict[str, Tensor]:
     """The whole fit, resumed from `path` where that is there, and saved there after each step."""
     batches = _batches(run)
-    model: MiniBatchKMeans | StreamingPCA = _kmeans(run) if kind == "k-means" else StreamingPCA(device=run.device)
+    model: MiniBatchKMeans | StreamingPCA = (
+        _kmeans(run) if kind == "k-means" else StreamingPCA(device=run.device)
+    )
     done = 0
     if path is not None and path.exists():
         saved = torch.load(path, weights_only=True)
@@ -88,20 +96,31 @@ def to_be_killed(run: Run) -> None:
 
 
 def killed(run: Run) -> None:
-    """A fit whose process is killed, and is gone on with by another: the bits of one that was not."""
+    """A fit whose process is killed, taken up by another: the bits of one that was not."""
     for kind in ("k-means", "PCA"):
         whole = _fit(run, kind, None)
         again = _fit(run, kind, None)
         run.judge("killed", f"{kind} twice: the same bits", float(_equal(whole, again)), at_least=1)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "checkpoint.pt"
-            command = [sys.executable, str(Path(__file__).parent / "run.py"), "--stage", "to_be_killed"]
+            command = [
+                sys.executable,
+                str(Path(__file__).parent / "run.py"),
+                "--stage",
+                "to_be_killed",
+            ]
             command += ["--out", str(run.out), *(["--rehearse"] if run.rehearsal else [])]
-            process = subprocess.Popen(command, env=os.environ | {"KIND": kind, "CHECKPOINT": str(path)})
+            process = subprocess.Popen(
+                command, env=os.environ | {"KIND": kind, "CHECKPOINT": str(path)}
+            )
             end = time.monotonic() + 60
-            while not (path.exists() and int(torch.load(path, weights_only=True)["done"]) >= _BATCHES // 4):
+            while not (
+                path.exists() and int(torch.load(path, weights_only=True)["done"]) >= _BATCHES // 4
+            ):
                 if time.monotonic() > end or process.poll() is not None:
-                    raise RuntimeError(f"the fit of {kind} to be killed saved nothing: exit code {process.poll()}")
+                    raise RuntimeError(
+                        f"the fit of {kind} to be killed saved nothing: exit code {process.poll()}"
+                    )
                 time.sleep(0.02)
             process.send_signal(signal.SIGKILL)
             process.wait()
@@ -116,19 +135,37 @@ def _equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 
 
 def tests(run: Run) -> None:
-    """The tests that want a GPU: all of them where the project's packages are there, else those that need torch alone."""
-    has = {name: importlib.util.find_spec(name) is not None for name in ("pydantic", "hypothesis", "sklearn", "xdist")}
+    """The tests that want a GPU: all of them where the project's packages are there, else those
+    that need torch alone.
+    """
+    has = {
+        name: importlib.util.find_spec(name) is not None
+        for name in ("pydantic", "hypothesis", "sklearn", "xdist")
+    }
     whole = has["pydantic"] and has["hypothesis"] and has["sklearn"]
     where = (
         ["tests/numerics", "tests/io"]
         if whole
         else [f"tests/numerics/test_{name}.py" for name in ("on_cuda", "kernels")]
     )
-    command = [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", "-m", "gpu", "-W", "default"]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-v",
+        "-p",
+        "no:cacheprovider",
+        "-m",
+        "gpu",
+        "-W",
+        "default",
+    ]
     command += ["--durations=10", *(["-n", "6"] if has["xdist"] else []), *where]
     code = logged(run, "tests", command)
     said = (run.out / "tests.log").read_text(encoding="utf-8").strip().splitlines()[-1:]
-    run.say("tests", "tests that want a GPU", found=" ".join(said), wanted="all pass", met=code == 0)
+    run.say(
+        "tests", "tests that want a GPU", found=" ".join(said), wanted="all pass", met=code == 0
+    )
 
 
 def pipeline(run: Run) -> None:
@@ -136,7 +173,10 @@ def pipeline(run: Run) -> None:
     if importlib.util.find_spec("kedro") is None:
         run.say("pipeline", "a whole run", found="left out: there is no kedro (make gpu-bundle)")
         return
-    small = "digits.n_fit:40,digits.n_val:20,digits.n_probe_train:40,digits.n_probe_val:24,digits.train_steps:4"
+    small = (
+        "digits.n_fit:40,digits.n_val:20,digits.n_probe_train:40,digits.n_probe_val:24,"
+        "digits.train_steps:4"
+    )
     small += ",digits.train_images:100,kmeans.n_clusters:24,kmeans.n_init:1,kmeans.max_iter:2"
     processes: dict[str, tuple[Path, subprocess.Popen[bytes]]] = {}
     with tempfile.TemporaryDirectory() as folder, (run.out / "pipeline.log").open("ab") as log:
@@ -149,15 +189,29 @@ def pipeline(run: Run) -> None:
             command += [f"--params=device:{name}{',' + small if run.rehearsal else ''}"]
             environment = with_sources(copy) | {"OMP_NUM_THREADS": "4", "DO_NOT_TRACK": "true"}
             environment |= {"KEDRO_DISABLE_TELEMETRY": "true", "MLFLOW_DISABLE_TELEMETRY": "true"}
-            processes[name] = copy, subprocess.Popen(command, cwd=copy, env=environment, stdout=log, stderr=log)
+            processes[name] = (
+                copy,
+                subprocess.Popen(command, cwd=copy, env=environment, stdout=log, stderr=log),
+            )
         codes = {name: process.wait() for name, (_, process) in processes.items()}
-        run.say("pipeline", "whole runs", found=f"exit codes {codes}", wanted="0", met=not any(codes.values()))
+        run.say(
+            "pipeline",
+            "whole runs",
+            found=f"exit codes {codes}",
+            wanted="0",
+            met=not any(codes.values()),
+        )
         if any(codes.values()):
             return
         tables = {name: _table(copy) for name, (copy, _) in processes.items()}
     for column in ("nmse", "probe_r"):
         off = _largest_difference(tables["cpu"], tables.get("cuda", tables["cpu"]), column)
-        run.judge("pipeline", f"a whole run's {column} beside the CPU's, largest difference", off, at_most=1e-6)
+        run.judge(
+            "pipeline",
+            f"a whole run's {column} beside the CPU's, largest difference",
+            off,
+            at_most=1e-6,
+        )
 
 
 def _made(folder: Path) -> Path:
@@ -171,7 +225,9 @@ def _table(project: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def _largest_difference(one: list[dict[str, str]], other: list[dict[str, str]], column: str) -> float:
+def _largest_difference(
+    one: list[dict[str, str]], other: list[dict[str, str]], column: str
+) -> float:
     if [row["encoding"] for row in one] != [row["encoding"] for row in other]:
         return math.inf
     pairs = [(row[column], mate[column]) for row, mate in zip(one, other, strict=True)]
@@ -188,13 +244,17 @@ mini_batch_step(x, centers, torch.ones(1000, dtype=torch.int64, device={device!r
 
 
 def sanitizer(run: Run) -> None:
-    """NVIDIA's memcheck over all kernels, where it is installed; the rehearsal runs what it would watch."""
+    """NVIDIA's memcheck over all kernels, where it is installed; the rehearsal runs what it would
+    watch.
+    """
     tool = shutil.which("compute-sanitizer")
     if tool is None and not run.rehearsal:
         run.say("sanitizer", "memcheck", found="left out: there is no compute-sanitizer")
         return
     watched = [] if run.rehearsal else [str(tool), "--tool", "memcheck", "--error-exitcode", "9"]
-    code = logged(run, "sanitizer", [*watched, sys.executable, "-c", STEP.format(device=run.device.type)])
+    code = logged(
+        run, "sanitizer", [*watched, sys.executable, "-c", STEP.format(device=run.device.type)]
+    )
     run.say("sanitizer", "memcheck", found=f"exit code {code}", wanted="0", met=code == 0)
 
 

@@ -2,9 +2,10 @@
 
     PYTHONPATH=src python3 benchmarks/gpu/run.py --seconds 450 --out FOLDER
 
-docs/benchmarks.md says what has to travel to a bare machine. Each stage is a process with a limit, so that one that crashes or hangs
-costs its own time only. What is found is a line of FOLDER/results.jsonl at once, and in the end a table in FOLDER/table.md. `--only`
-names stages; `--rehearse` runs all of it, small, on the CPU.
+docs/benchmarks.md says what has to travel to a bare machine. Each stage is a process with a limit,
+so that one that crashes or hangs costs its own time only. What is found is a line of
+FOLDER/results.jsonl at once, and in the end a table in FOLDER/table.md. `--only` names stages;
+`--rehearse` runs all of it, small, on the CPU.
 """
 
 from __future__ import annotations
@@ -26,15 +27,25 @@ import torch
 from common import Run
 
 STAGES = {**right.STAGES, **speed.STAGES, **shards.STAGES}
-# Seconds at most. What is not timed runs together, and compiles what is timed afterwards, one by one.
+# Seconds at most. What is not timed runs together, and compiles what is timed afterwards, one by
+# one.
 TOGETHER = {"answers": 150, "killed": 150, "tests": 170, "pipeline": 170, "sanitizer": 120}
-ONE_BY_ONE = {"ceilings": 40, "assignment": 60, "steps": 60, "pca": 30, "probes": 60, "from_shards": 150}
+ONE_BY_ONE = {
+    "ceilings": 40,
+    "assignment": 60,
+    "steps": 60,
+    "pca": 30,
+    "probes": 60,
+    "from_shards": 150,
+}
 
 
 def start(name: str, run: Run) -> subprocess.Popen[bytes]:
     """A stage as a process, and group, of its own."""
     command = [sys.executable, __file__, "--stage", name, "--out", str(run.out)]
-    return subprocess.Popen([*command, *(["--rehearse"] if run.rehearsal else [])], start_new_session=True)
+    return subprocess.Popen(
+        [*command, *(["--rehearse"] if run.rehearsal else [])], start_new_session=True
+    )
 
 
 def wait(name: str, process: subprocess.Popen[bytes], seconds: float, run: Run) -> None:
@@ -51,7 +62,11 @@ def wait(name: str, process: subprocess.Popen[bytes], seconds: float, run: Run) 
 
 def describe(run: Run) -> None:
     """The machine, for the table's head."""
-    about = {"torch": torch.__version__, "Python": platform.python_version(), "processors": str(os.cpu_count())}
+    about = {
+        "torch": torch.__version__,
+        "Python": platform.python_version(),
+        "processors": str(os.cpu_count()),
+    }
     if not run.rehearsal:
         card = torch.cuda.get_device_properties(0)
         about = {
@@ -72,7 +87,12 @@ def run_stages(run: Run, seconds: float, only: set[str]) -> None:
 
     began = {name: (start(name, run), most) for name, most in wanted(TOGETHER).items()}
     for name, (process, most) in began.items():
-        wait(name, process, min(most - (seconds - (end - time.monotonic())), end - time.monotonic()), run)
+        wait(
+            name,
+            process,
+            min(most - (seconds - (end - time.monotonic())), end - time.monotonic()),
+            run,
+        )
     for name, most in wanted(ONE_BY_ONE).items():
         left = end - time.monotonic()
         if left < 5:
@@ -82,7 +102,9 @@ def run_stages(run: Run, seconds: float, only: set[str]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seconds", type=float, default=450)
     parser.add_argument("--only", nargs="+", choices=[*TOGETHER, *ONE_BY_ONE], default=[])
@@ -92,7 +114,8 @@ def main() -> None:
     run = Run(arguments.out, arguments.rehearse)
     if not run.rehearsal and not torch.cuda.is_available():
         sys.stdout.write(
-            "torch sees no CUDA device: there is nothing to measure (--rehearse runs all of it, small, on the CPU)\n"
+            "torch sees no CUDA device: there is nothing to measure (--rehearse runs all of it,"
+            " small, on the CPU)\n"
         )
         return
     run.out.mkdir(parents=True, exist_ok=True)

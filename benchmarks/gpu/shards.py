@@ -1,4 +1,6 @@
-"""From shards on a disk to the card: how fast they are read, how long the card waits, and all probes of a layer."""
+"""From shards on a disk to the card: how fast they are read, how long the card waits, and all
+probes of a layer.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ Read = Callable[..., Iterator[Tensor]]
 
 
 def from_shards(run: Run) -> None:
-    """On shards in memory, if there is a file system for that: 2 GiB of a layer of ViT-L's width, read ten times for all probes."""
+    """On shards in memory, if there is a file system for that: 2 GiB of a layer of ViT-L's width,
+    read ten times for all probes.
+    """
     if importlib.util.find_spec("pydantic") is None:
         run.say("from_shards", "reading", found="left out: there is no pydantic (make gpu-bundle)")
         return
@@ -36,7 +40,12 @@ def _from_shards(run: Run, folder: str) -> None:
     from assay.io.shards import Shards, write_shards
     from assay.io.shards.metadata import Metadata
 
-    d, tokens, examples, batch = run.size(1024, 16), run.size(256, 16), run.size(2048, 64), run.size(8192, 128)
+    d, tokens, examples, batch = (
+        run.size(1024, 16),
+        run.size(256, 16),
+        run.size(2048, 64),
+        run.size(8192, 128),
+    )
     metadata = Metadata(
         family="benchmark",
         ckpt="random",
@@ -81,7 +90,9 @@ def _passes(run: Run, read: Read, held: Tensor, batch: int) -> None:
     resident = list(held.split(batch))
     for name, make in models.items():
 
-        def fit(batches: Iterable[Tensor], make: Callable[[], MiniBatchKMeans | StreamingPCA] = make) -> None:
+        def fit(
+            batches: Iterable[Tensor], make: Callable[[], MiniBatchKMeans | StreamingPCA] = make
+        ) -> None:
             model = make()
             for x in batches:
                 model.partial_fit(x)
@@ -95,7 +106,12 @@ def _passes(run: Run, read: Read, held: Tensor, batch: int) -> None:
             2,
         )
         for how in ("streamed", "held"):
-            run.say("from_shards", f"a pass of {name}, {how}", found=len(held) / best[how], unit="tokens/s")
+            run.say(
+                "from_shards",
+                f"a pass of {name}, {how}",
+                found=len(held) / best[how],
+                unit="tokens/s",
+            )
             share = 1 - best["resident"] / best[how]
             what = f"share of a pass of {name} that waits for batches, {how}"
             if how == "held":

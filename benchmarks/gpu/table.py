@@ -9,19 +9,27 @@ from typing import Any
 
 
 def markdown(lines: Iterable[str], rehearsal: bool) -> str:
-    """Results as JSON lines to tables: what was wanted, what else was found, and what did not end."""
+    """From JSON lines to tables: what was wanted, what else was found, and what did not end."""
     found = [json.loads(line) for line in lines if line.strip()]
     about = {each["what"]: each["found"] for each in found if each["stage"] == "machine"}
     title = ", ".join(f"{name} {value}" for name, value in about.items())
     parts = [f"{'A REHEARSAL, WHOSE FIGURES SAY NOTHING: ' if rehearsal else ''}{title}.", ""]
     wanted = [each for each in found if "met" in each]
     parts += _table(("what", "found", "wanted", "met"), [_judged(each) for each in wanted])
-    others = [each for each in found if "met" not in each and each["stage"] not in ("machine", "stage")]
+    others = [
+        each for each in found if "met" not in each and each["stage"] not in ("machine", "stage")
+    ]
     parts += _table(("what else", "found"), [(each["what"], _shown(each)) for each in others])
     broken = [each for each in found if each["stage"] == "stage"]
     parts += [f"- **{each['what']}** {each['found']}" for each in broken]
     missed = sum(not each["met"] for each in wanted)
-    parts += ["", f"{len(wanted) - missed} of {len(wanted)} as wanted; {len(broken)} stages did not end well."]
+    parts += [
+        "",
+        (
+            f"{len(wanted) - missed} of {len(wanted)} as wanted; {len(broken)} stages did not end"
+            " well."
+        ),
+    ]
     return "\n".join(parts) + "\n"
 
 

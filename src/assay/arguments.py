@@ -1,8 +1,10 @@
-"""What is typed after `--params`: ``key:value`` pairs, whose values are what they look like and nothing else.
+"""What is typed after `--params`: ``key:value`` pairs, whose values are what they look like and
+nothing else.
 
-YAML would make 90 of `1:30`, 8 of `010`, a date of `2026-01-02`, and end a path at ` #`. Here a number is written in decimals,
-`[...]` is a list, `{key: value}` a section, `null`, `true` and `false` are themselves, and everything else is text, as it stands. A
-parameter that is text takes everything as text, so that shards may be called `12345678`.
+YAML would make 90 of `1:30`, 8 of `010`, a date of `2026-01-02`, and end a path at ` #`. Here a
+number is written in decimals, `[...]` is a list, `{key: value}` a section, `null`, `true` and
+`false` are themselves, and everything else is text, as it stands. A parameter that is text takes
+everything as text, so that shards may be called `12345678`.
 """
 
 from __future__ import annotations
@@ -17,7 +19,8 @@ WORDS = {"null": None, "true": True, "false": False}
 
 
 def parse_pairs(text: str) -> dict[str, Any]:
-    """Turn ``a:1,b.c=2,layers:[3,5]`` into nested parameters; ``key:value`` and ``key=value`` mean the same.
+    """Turn ``a:1,b.c=2,layers:[3,5]`` into nested parameters; ``key:value`` and ``key=value`` mean
+    the same.
 
     Raises:
         ValueError: an item is no pair, or two pairs contradict each other.
@@ -31,7 +34,8 @@ def _parse_items(items: list[str], path: tuple[str, ...]) -> dict[str, Any]:
         pair = PAIR.fullmatch(item)
         if pair is None:
             raise ValueError(
-                f"`{item}` is no key:value or key=value; write a list in brackets, [1,2], and text that has a comma in quotes"
+                f"`{item}` is no key:value or key=value; write a list in brackets, [1,2], and text"
+                " that has a comma in quotes"
             )
         keys = (*path, *pair[1].split("."))
         _put(parsed, keys[len(path) :], _parse_value(pair[2], keys), item)

@@ -1,4 +1,6 @@
-"""The project's own `kedro run`: Kedro's, with `key:value` parameters, checks before any work, and nothing made twice."""
+"""The project's own `kedro run`: Kedro's, with `key:value` parameters, checks before any work, and
+nothing made twice.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +49,9 @@ def cli() -> None:
 
 
 def _show(error: KedroCliError, file: IO[Any] | None = None) -> None:
-    """Kedro's own would show the exception that is being handled, which is none here: `NoneType: None`."""
+    """Kedro's own would show the exception that is being handled, which is none here: `NoneType:
+    None`.
+    """
     if KedroCliError.VERBOSE_ERROR:
         traceback.print_exception(error, file=file)
     click.ClickException.show(error, file)
@@ -59,24 +63,34 @@ KedroCliError.show = _show  # type: ignore[method-assign, assignment]
 @cli.group("jupyter", commands=kedro_jupyter.commands, help=kedro_jupyter.help)
 @click.pass_context
 def jupyter(context: click.Context) -> None:
-    wanted = {"lab": "jupyterlab", "notebook": "notebook", "setup": "ipykernel"}.get(context.invoked_subcommand or "")
+    wanted = {"lab": "jupyterlab", "notebook": "notebook", "setup": "ipykernel"}.get(
+        context.invoked_subcommand or ""
+    )
     if wanted and importlib.util.find_spec(wanted) is None:
-        raise click.ClickException(f"{wanted} is not installed: {sys.executable} -m pip install {wanted}")
+        raise click.ClickException(
+            f"{wanted} is not installed: {sys.executable} -m pip install {wanted}"
+        )
 
 
-def parse_params(context: click.Context, parameter: click.Parameter, value: str | dict[str, Any]) -> dict[str, Any]:
+def parse_params(
+    context: click.Context, parameter: click.Parameter, value: str | dict[str, Any]
+) -> dict[str, Any]:
     """The parameters of `--params`, nested."""
     del context
     from assay.arguments import parse_pairs
     from assay.configuration import expand_home
 
     try:
-        return dict(expand_home(value if isinstance(value, dict) else parse_pairs(value)))  # a dict comes from --config
+        return dict(
+            expand_home(value if isinstance(value, dict) else parse_pairs(value))
+        )  # a dict comes from --config
     except ValueError as error:
         raise click.BadParameter(str(error), param=parameter) from None
 
 
-def read_config(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+def read_config(
+    context: click.Context, parameter: click.Parameter, value: str | None
+) -> str | None:
     """Take the options of the file that `--config` names, as Kedro does, where it can be read."""
     if value is None:
         return None
@@ -88,7 +102,9 @@ def read_config(context: click.Context, parameter: click.Parameter, value: str |
         raise click.BadParameter(str(error), param=parameter) from None
     found = yaml.safe_load(Path(value).read_text(encoding="utf-8"))
     if not isinstance(found, dict) or not isinstance(found.get("run"), dict):
-        raise click.BadParameter(f"{value} has no section `run` with options of `kedro run`", param=parameter)
+        raise click.BadParameter(
+            f"{value} has no section `run` with options of `kedro run`", param=parameter
+        )
     _config_file_callback(context, parameter, value)
     return value
 
@@ -104,9 +120,14 @@ def _options() -> list[click.Parameter]:
         type=click.UNPROCESSED,
         default="",
         callback=parse_params,
-        help="Parameters that override the configuration: key:value or key=value, nested keys with dots, comma-separated.",
+        help=(
+            "Parameters that override the configuration: key:value or key=value, nested keys with"
+            " dots, comma-separated."
+        ),
     )
-    force = click.Option(["--force"], is_flag=True, help="Make everything again, also what is up to date.")
+    force = click.Option(
+        ["--force"], is_flag=True, help="Make everything again, also what is up to date."
+    )
     return [*options, params, force]
 
 
@@ -114,7 +135,8 @@ def _check_place(project: Path | None) -> None:
     odd = sorted(set("*?[]{}") & set(str(project)))
     if odd:
         raise click.ClickException(
-            f"{project} has {' '.join(odd)} in its path, which Kedro takes for patterns, and finds no configuration: rename the folder."
+            f"{project} has {' '.join(odd)} in its path, which Kedro takes for patterns, and finds"
+            " no configuration: rename the folder."
         )
 
 
@@ -151,7 +173,9 @@ def _run(force: bool, **options: Any) -> None:
         assert isinstance(session, KedroSession)
         try:
             context = session.load_context()
-            catalog = context._get_catalog(save_version=session.session_id, load_versions=options["load_versions"])
+            catalog = context._get_catalog(
+                save_version=session.session_id, load_versions=options["load_versions"]
+            )
             assert isinstance(catalog, DataCatalog)
             selected = _select(names, options)
             project, parameters = current_configuration()
@@ -166,10 +190,14 @@ def _run(force: bool, **options: Any) -> None:
         kept = len(selected.nodes) - len(todo.nodes)
         if todo.nodes:
             console.print(
-                f"{len(todo.nodes)} of {len(selected.nodes)} steps to do; {kept} are up to date.", highlight=False
+                f"{len(todo.nodes)} of {len(selected.nodes)} steps to do; {kept} are up to date.",
+                highlight=False,
             )
             everything = not names and len(todo.nodes) == len(registered["__default__"].nodes)
-            with _ended_cleanly(session, todo, catalog), watched(session._hook_manager, len(todo.nodes)):
+            with (
+                _ended_cleanly(session, todo, catalog),
+                watched(session._hook_manager, len(todo.nodes)),
+            ):
                 session.run(
                     pipeline_names=names,
                     # kedro-viz follows a run only where no filter is given
@@ -180,7 +208,8 @@ def _run(force: bool, **options: Any) -> None:
                 )
         else:
             console.print(
-                f"Nothing to do: all {kept} steps are up to date (same shards, parameters and version); --force makes them again.",
+                f"Nothing to do: all {kept} steps are up to date (same shards, parameters and"
+                " version); --force makes them again.",
                 highlight=False,
             )
         with _ended_cleanly(session, todo, catalog):
@@ -207,9 +236,12 @@ def _forget_begun(pipeline: Pipeline, catalog: DataCatalog) -> None:
 
 
 @contextmanager
-def _ended_cleanly(session: KedroSession, pipeline: Pipeline, catalog: DataCatalog) -> Iterator[None]:
-    """Give bad input and a bad or full disk two lines, not a traceback, which is in the manifest; close the runs in MLflow when
-    we are interrupted."""
+def _ended_cleanly(
+    session: KedroSession, pipeline: Pipeline, catalog: DataCatalog
+) -> Iterator[None]:
+    """Give bad input and a bad or full disk two lines, not a traceback, which is in the manifest;
+    close the runs in MLflow when we are interrupted.
+    """
     from mlflow.exceptions import MlflowException
 
     from assay.tracking import close_interrupted_runs
@@ -223,12 +255,16 @@ def _ended_cleanly(session: KedroSession, pipeline: Pipeline, catalog: DataCatal
         raise click.ClickException(str(error)) from error
 
 
-cli.add_command(click.Command("run", params=_options(), callback=_run_and_exit, help=_run_and_exit.__doc__))
+cli.add_command(
+    click.Command("run", params=_options(), callback=_run_and_exit, help=_run_and_exit.__doc__)
+)
 run = cli.commands["run"]
 
 
 def _prune(**options: Any) -> None:
-    """Remove the results of other settings than those in force: versions, codes and their records, but nothing raw."""
+    """Remove the results of other settings than those in force: versions, codes and their records,
+    but nothing raw.
+    """
     from assay.prune import prune
 
     prune(**options)
@@ -236,10 +272,15 @@ def _prune(**options: Any) -> None:
 
 def _prune_options() -> list[click.Parameter]:
     kept = [option for option in _options() if option.name in ("env", "params")]
-    return [*kept, click.Option(["--dry-run"], is_flag=True, help="Only say what would be removed.")]
+    return [
+        *kept,
+        click.Option(["--dry-run"], is_flag=True, help="Only say what would be removed."),
+    ]
 
 
-cli.add_command(click.Command("prune", params=_prune_options(), callback=_prune, help=_prune.__doc__))
+cli.add_command(
+    click.Command("prune", params=_prune_options(), callback=_prune, help=_prune.__doc__)
+)
 
 
 def _pipeline_names(pipeline: str | None, pipelines: Sequence[str]) -> list[str]:
@@ -252,8 +293,8 @@ def _runner(name: str | None, params: dict[str, Any], *, is_async: bool) -> Abst
     name = name or "SequentialRunner"
     if name.rpartition(".")[2] == "ParallelRunner":
         raise click.ClickException(
-            "ParallelRunner is not supported: its processes lose track of the MLflow runs. Use SequentialRunner or ThreadRunner,"
-            " or run layers side by side with --namespaces."
+            "ParallelRunner is not supported: its processes lose track of the MLflow runs. Use"
+            " SequentialRunner or ThreadRunner, or run layers side by side with --namespaces."
         )
     try:
         runner = load_obj(name, "kedro.runner")(**{"is_async": is_async, **params})
@@ -267,13 +308,17 @@ def _select(names: list[str], options: dict[str, Any]) -> Pipeline:
     """The nodes that the options name, as Kedro would choose them."""
     unknown = [name for name in names if name not in registered]
     if unknown:
-        raise ValueError(f"There is no pipeline `{unknown[0]}`; there are {', '.join(sorted(registered))}.")
+        raise ValueError(
+            f"There is no pipeline `{unknown[0]}`; there are {', '.join(sorted(registered))}."
+        )
     whole = sum((registered[name] for name in names or ["__default__"]), Pipeline([]))
     filters = {name: options[name] or None for name in FILTERS}
     return whole.filter(**filters, node_namespaces=options["namespaces"] or None)
 
 
-def _say_results(console: Console, selected: Pipeline, catalog: DataCatalog, work: Work, seconds: float) -> None:
+def _say_results(
+    console: Console, selected: Pipeline, catalog: DataCatalog, work: Work, seconds: float
+) -> None:
     if "baselines" in selected.all_outputs():
         work.freshness.verify("baselines")
         console.print(render_table(catalog.load("baselines")))
@@ -281,7 +326,9 @@ def _say_results(console: Console, selected: Pipeline, catalog: DataCatalog, wor
             path = work.freshness.published(name)
             console.print(f"{what:8} {_relative(path, work.freshness.project)}", soft_wrap=True)
     else:
-        console.print(f"Results: {', '.join(sorted(selected.outputs()))}", soft_wrap=True, highlight=False)
+        console.print(
+            f"Results: {', '.join(sorted(selected.outputs()))}", soft_wrap=True, highlight=False
+        )
     console.print("Runs:    mlflow ui          Graph:   kedro viz", highlight=False)
     console.print(f"Done in {seconds:.0f} s.", highlight=False)
     sys.stdout.flush()
@@ -304,17 +351,21 @@ TABLE_WIDTH = 80
 
 
 def render_table(baselines: pd.DataFrame) -> Table:
-    """The table as the terminal shows it, in 80 columns: layers apart, a star at the best layer of each (method, encoding, k).
+    """The table as the terminal shows it, in 80 columns: layers apart, a star at the best layer of
+    each (method, encoding, k).
 
-    Of several seeds it shows the mean. Where that is too wide, first the method, which every encoding's name begins with, and then k are
-    left to the file; after that an encoding's name takes several lines. Nothing is cut.
+    Of several seeds it shows the mean. Where that is too wide, first the method, which every
+    encoding's name begins with, and then k are left to the file; after that an encoding's name
+    takes several lines. Nothing is cut.
     """
     from assay.pipelines.report.tables import pool_seeds
 
     several = bool(baselines.duplicated(["layer", "encoding"]).any())
     shown = [name for name in baselines.columns if name != "seed"]
     title = (
-        "k-means and PCA baselines" if set(baselines["method"]) <= {"kmeans", "pca"} else "Baselines and dictionaries"
+        "k-means and PCA baselines"
+        if set(baselines["method"]) <= {"kmeans", "pca"}
+        else "Baselines and dictionaries"
     )
     if several:
         baselines, title = pool_seeds(baselines), f"{title}, means over seeds"
@@ -328,7 +379,14 @@ def render_table(baselines: pd.DataFrame) -> Table:
 
 def _lay_out(baselines: pd.DataFrame, shown: list[str], title: str) -> Table:
     caption = "*: the layer of the lowest mean train CE of the classes' best features"
-    table = Table(title=title, caption=caption, box=box.SIMPLE_HEAD, padding=0, collapse_padding=True, show_edge=False)
+    table = Table(
+        title=title,
+        caption=caption,
+        box=box.SIMPLE_HEAD,
+        padding=0,
+        collapse_padding=True,
+        show_edge=False,
+    )
     for column in shown:
         text = column in ("method", "encoding", "best_layer")
         table.add_column(

@@ -23,7 +23,11 @@ class Codes(Protocol):
 
     @property
     def k(self) -> int | None:
-        """Entries a row: n_features dense, 1 one-hot; None where sparse rows vary, and a batch is padded to its longest row with 0."""
+        """Entries a row: n_features dense, 1 one-hot; None where sparse rows vary, and a batch is
+        padded to its longest row with 0.
+        """
 
     def batches(self, batch_size: int, start: int = 0) -> Iterator[Batch]:
-        """A fresh pass over the rows from `start` on, in order, in batches of at most `batch_size` rows."""
+        """A fresh pass over the rows from `start` on, in order, in batches of at most `batch_size`
+        rows.
+        """

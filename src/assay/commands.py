@@ -1,4 +1,6 @@
-"""`assay`: the commands that need no Kedro project. Importing this is quick: what a command needs, it imports itself."""
+"""`assay`: the commands that need no Kedro project. Importing this is quick: what a command needs,
+it imports itself.
+"""
 
 from __future__ import annotations
 
@@ -29,8 +31,12 @@ class _Pair(click.ParamType[Any]):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         parts = str(value).lower().split("x")
-        if len(parts) not in ((1, 2) if self.single else (2,)) or not all(part.isdecimal() for part in parts):
-            self.fail(f"{value!r}; wanted {'N or ' if self.single else ''}HxW, whole numbers", param, ctx)
+        if len(parts) not in ((1, 2) if self.single else (2,)) or not all(
+            part.isdecimal() for part in parts
+        ):
+            self.fail(
+                f"{value!r}; wanted {'N or ' if self.single else ''}HxW, whole numbers", param, ctx
+            )
         numbers = tuple(int(part) for part in parts)
         return numbers if len(numbers) == 2 else numbers[0]
 
@@ -43,24 +49,49 @@ def main() -> None:
 @main.command("labels")
 @click.argument("shards", type=SHARDS)
 @click.option(
-    "--masks", type=SHARDS, required=True, help="Folder of the masks: one PNG an example, a class id a pixel."
+    "--masks",
+    type=SHARDS,
+    required=True,
+    help="Folder of the masks: one PNG an example, a class id a pixel.",
 )
-@click.option("--out", type=FILE, required=True, help="File to write: SHARDS/labels.bin, or one anywhere else.")
-@click.option("--config", type=FILE, help="YAML with any of the options below, and `mapping: {id: label}`.")
+@click.option(
+    "--out",
+    type=FILE,
+    required=True,
+    help="File to write: SHARDS/labels.bin, or one anywhere else.",
+)
+@click.option(
+    "--config", type=FILE, help="YAML with any of the options below, and `mapping: {id: label}`."
+)
 @click.option("--patch-size", type=int, help="Side of a patch, in pixels.")
-@click.option("--grid", type=_Pair(single=False), help="Rows x columns of patches.  [default: a square]")
-@click.option("--resize", type=_Pair(single=True), help="Shorter side in pixels, or height x width.")
+@click.option(
+    "--grid", type=_Pair(single=False), help="Rows x columns of patches.  [default: a square]"
+)
+@click.option(
+    "--resize", type=_Pair(single=True), help="Shorter side in pixels, or height x width."
+)
 @click.option("--crop", is_flag=True, default=None, help="Cut out the center, of the grid's size.")
 @click.option("--pattern", help="Glob of the masks inside their folder.  [default: *.png]")
-@click.option("--names", type=FILE, help="Text file that lists the masks, one a line, in the examples' order.")
-@click.option("--void", type=int, multiple=True, help="Id that has no vote; may be repeated.  [default: 0]")
+@click.option(
+    "--names", type=FILE, help="Text file that lists the masks, one a line, in the examples' order."
+)
+@click.option(
+    "--void", type=int, multiple=True, help="Id that has no vote; may be repeated.  [default: 0]"
+)
 @click.option("--offset", type=int, help="Added to every other id to make its label.  [default: 0]")
-@click.option("--n-classes", type=int, help="Labels there may be, void counted.  [default: as many as are found]")
+@click.option(
+    "--n-classes",
+    type=int,
+    help="Labels there may be, void counted.  [default: as many as are found]",
+)
 @click.option("--force", is_flag=True, help="Replace the file if it exists.")
-def labels_command(shards: Path, masks: Path, out: Path, config: Path | None, force: bool, **options: Any) -> None:
+def labels_command(
+    shards: Path, masks: Path, out: Path, config: Path | None, force: bool, **options: Any
+) -> None:
     """Label the patches of SHARDS by a majority vote over the pixels of segmentation masks.
 
-    Say --patch-size, --resize and --crop as the images were resized and cropped when SHARDS were recorded.
+    Say --patch-size, --resize and --crop as the images were resized and cropped when SHARDS were
+    recorded.
     """
     with _short_errors():
         from assay.io.files import real_folder
@@ -73,14 +104,18 @@ def labels_command(shards: Path, masks: Path, out: Path, config: Path | None, fo
         metadata = read_metadata(folder)
         check_target(out, folder, force=force)
         click.echo(f"Labels of {metadata.n_examples} examples will be written to {out.absolute()}")
-        with told(_say_aside), Bar(desc=f"{masks}", total=metadata.n_examples, unit=" masks") as bar:
+        with (
+            told(_say_aside),
+            Bar(desc=f"{masks}", total=metadata.n_examples, unit=" masks") as bar,
+        ):
             labels = label_patches(metadata, masks, layout, bar.update)
         written = publish_labels(labels, out, folder, force=force)
         _print_counts(labels)
         click.echo(f"Wrote {labels.dtype} {labels.labels.shape} to {written.absolute()}")
         if labels.dtype == "uint16":
             click.echo(
-                f"In a folder of shards, labels above 255 go by the name {WIDE_LABELS_NAME}: saev takes labels.bin for uint8."
+                f"In a folder of shards, labels above 255 go by the name {WIDE_LABELS_NAME}: saev"
+                " takes labels.bin for uint8."
             )
 
 
@@ -112,9 +147,13 @@ def shards_group() -> None:
 
 @shards_group.command("verify")
 @click.argument("paths", type=SHARDS, nargs=-1, metavar="[PATH]...")
-@click.option("--env", help="Without a PATH: the configuration environment whose shards are meant.  [default: local]")
+@click.option(
+    "--env",
+    help="Without a PATH: the configuration environment whose shards are meant.  [default: local]",
+)
 def verify_command(paths: tuple[Path, ...], env: str | None) -> None:
-    """Read folders of shards once, whole, and print a verdict a shard. Exits with 1 if anything in any of them is bad.
+    """Read folders of shards once, whole, and print a verdict a shard. Exits with 1 if anything in
+    any of them is bad.
 
     Without a PATH: all shards that the project around the working directory is configured to read.
     """
@@ -142,7 +181,9 @@ def verify_command(paths: tuple[Path, ...], env: str | None) -> None:
 
 
 def _configured_shards(env: str | None) -> tuple[Path, ...]:
-    """The shard folders of the project's configuration, each once, without those that a run has yet to make."""
+    """The shard folders of the project's configuration, each once, without those that a run has yet
+    to make.
+    """
     from kedro.framework.startup import bootstrap_project
     from kedro.utils import find_kedro_project
 
@@ -151,7 +192,10 @@ def _configured_shards(env: str | None) -> tuple[Path, ...]:
 
     project = find_kedro_project(Path.cwd())
     if project is None:
-        raise ValueError(f"{Path.cwd()} is in no Kedro project: name the shards to verify, or change to the project")
+        raise ValueError(
+            f"{Path.cwd()} is in no Kedro project: name the shards to verify, or change to the"
+            " project"
+        )
     bootstrap_project(project)
     parameters = read_parameters(project, env)
     made_here = digits_splits(parameters)
@@ -179,14 +223,20 @@ def _print_verdict(verdict: FolderVerdict) -> None:
         says = _say(verdict.labels.faults, verdict.labels.remarks)
         if counts:
             each = ", ".join(f"{label}: {count}" for label, count in counts.items())
-            says += f"\nlabels {min(counts)} to {max(counts)}, {len(counts)} of them; patches of each: {each}"
+            says += (
+                f"\nlabels {min(counts)} to {max(counts)}, {len(counts)} of them; patches of each:"
+                f" {each}"
+            )
         table.add_row(verdict.labels.name, "", Text(says))
     if table.rows:
         console.print(table)
     for layer, dimensions in (verdict.constant or {}).items():
         if dimensions:
             numbers = ", ".join(map(str, dimensions))
-            console.print(Text(f"layer {layer}: {len(dimensions)} dimensions are constant: {numbers}"), soft_wrap=True)
+            console.print(
+                Text(f"layer {layer}: {len(dimensions)} dimensions are constant: {numbers}"),
+                soft_wrap=True,
+            )
     for remark in verdict.remarks:
         console.print(Text(f"note: {remark}"), soft_wrap=True)
     for fault in verdict.faults:
@@ -200,7 +250,11 @@ def _say_aside(line: str) -> None:
 
 def _say(faults: tuple[str, ...], remarks: tuple[str, ...]) -> str:
     return "\n".join(
-        [*(f"BAD: {fault}" for fault in faults), *([] if faults else ["ok"]), *(f"note: {note}" for note in remarks)]
+        [
+            *(f"BAD: {fault}" for fault in faults),
+            *([] if faults else ["ok"]),
+            *(f"note: {note}" for note in remarks),
+        ]
     )
 
 

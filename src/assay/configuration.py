@@ -1,4 +1,6 @@
-"""The configuration that is in force: typed, checked, and known before the pipelines are built from it."""
+"""The configuration that is in force: typed, checked, and known before the pipelines are built from
+it.
+"""
 
 from __future__ import annotations
 
@@ -28,14 +30,19 @@ from assay.yaml_files import check_yaml
 if TYPE_CHECKING:
     from kedro.io import AbstractDataset
 
-GLOBALS: dict[str, Any] = {"shards": dict.fromkeys(("fit", "val", "probe_train", "probe_val")), "statistics": None}
+GLOBALS: dict[str, Any] = {
+    "shards": dict.fromkeys(("fit", "val", "probe_train", "probe_val")),
+    "statistics": None,
+}
 """The names in globals.yml, and those inside them."""
 
 _current: dict[str, tuple[Path, Parameters]] = {}
 
 
 class ConfigurationError(click.ClickException, ValueError):
-    """What is wrong with the configuration, which any command tells in these words, without a traceback."""
+    """What is wrong with the configuration, which any command tells in these words, without a
+    traceback.
+    """
 
 
 @contextmanager
@@ -49,8 +56,9 @@ def _told_shortly() -> Iterator[None]:
 def current_configuration() -> tuple[Path, Parameters]:
     """The project's root folder and its typed parameters.
 
-    Inside a session they are the session's. Outside of one (`kedro registry list`, `kedro viz`, which runs no hooks) they are read
-    from the environment that the command line or KEDRO_ENV names.
+    Inside a session they are the session's. Outside of one (`kedro registry list`, `kedro viz`,
+    which runs no hooks) they are read from the environment that the command line or KEDRO_ENV
+    names.
     """
     if "session" not in _current:
         project = find_kedro_project(Path.cwd()) or Path.cwd()
@@ -60,7 +68,7 @@ def current_configuration() -> tuple[Path, Parameters]:
 
 
 def read_parameters(project: Path, environment: str | None) -> Parameters:
-    """The typed parameters of a project's environment; without one, of that which KEDRO_ENV names."""
+    """The typed parameters of an environment; without one, of that which KEDRO_ENV names."""
     environment = environment or os.environ.get("KEDRO_ENV")
     loader = ConfigLoader(str(project / "conf"), env=environment, **settings.CONFIG_LOADER_ARGS)
     with _told_shortly():
@@ -68,22 +76,31 @@ def read_parameters(project: Path, environment: str | None) -> Parameters:
 
 
 class ConfigLoader(OmegaConfigLoader):
-    """Kedro's loader, with `~/` for the home folder and `${oc.env:NAME}`, and files that are checked before anything else.
+    """Kedro's loader, with `~/` for the home folder and `${oc.env:NAME}`, and files that are
+    checked before anything else.
 
     Raises:
-        ConfigurationError: a file is no YAML, names a key twice or a global that there is none of, or has a name that nobody reads; a line,
-            with the file's path.
+        ConfigurationError: a file is no YAML, names a key twice or a global that there is none of,
+            or has a name that nobody reads; a line, with the file's path.
     """
 
     def __init__(
-        self, conf_source: str | Path, env: str | None = None, runtime_params: dict[str, Any] | None = None, **rest: Any
+        self,
+        conf_source: str | Path,
+        env: str | None = None,
+        runtime_params: dict[str, Any] | None = None,
+        **rest: Any,
     ) -> None:
         with _told_shortly():
-            for path in _files(Path(conf_source), (rest.get("base_env"), env or rest.get("default_run_env"))):
+            for path in _files(
+                Path(conf_source), (rest.get("base_env"), env or rest.get("default_run_env"))
+            ):
                 check_yaml(path)
                 _check_file_name(path)
                 if path.stem == "globals":
-                    _check_globals(path, yaml.safe_load(path.read_text(encoding="utf-8")) or {}, GLOBALS)
+                    _check_globals(
+                        path, yaml.safe_load(path.read_text(encoding="utf-8")) or {}, GLOBALS
+                    )
         rest["custom_resolvers"] = {"oc.env": oc.env, **(rest.get("custom_resolvers") or {})}
         super().__init__(conf_source, env, expand_home(runtime_params), **rest)
 
@@ -101,7 +118,9 @@ class ConfigLoader(OmegaConfigLoader):
 
 
 def expand_home(value: Any) -> Any:
-    """The value with `~/` and `~user/` at the beginning of any text in it replaced by the home folder."""
+    """The value with `~/` and `~user/` at the beginning of any text in it replaced by the home
+    folder.
+    """
     if isinstance(value, dict):
         return {key: expand_home(each) for key, each in value.items()}
     if isinstance(value, list):
@@ -112,16 +131,27 @@ def expand_home(value: Any) -> Any:
 
 
 def _files(conf: Path, environments: tuple[str | None, ...]) -> list[Path]:
-    """The YAML files of some environments that are not hidden, as Kedro has it; none where the configuration is no folder."""
-    found = [path for name in dict.fromkeys(environments) if name for path in sorted((conf / name).rglob("*.y*ml"))]
+    """The YAML files of some environments that are not hidden, as Kedro has it; none where the
+    configuration is no folder.
+    """
+    found = [
+        path
+        for name in dict.fromkeys(environments)
+        if name
+        for path in sorted((conf / name).rglob("*.y*ml"))
+    ]
     return [
-        path for path in found if path.is_file() and not any(part[0] == "." for part in path.relative_to(conf).parts)
+        path
+        for path in found
+        if path.is_file() and not any(part[0] == "." for part in path.relative_to(conf).parts)
     ]
 
 
 def _check_file_name(path: Path) -> None:
     kinds = ("catalog", "credentials", "globals", "mlflow", "parameters")
-    read = path.name == "globals.yml" or (path.stem.startswith(kinds) and not path.stem.startswith("globals"))
+    read = path.name == "globals.yml" or (
+        path.stem.startswith(kinds) and not path.stem.startswith("globals")
+    )
     near = get_close_matches(path.stem, kinds, n=1, cutoff=0.8)
     if near and not read:
         raise ValueError(f"{path} would not be read: call it {near[0]}.yml")
@@ -130,20 +160,25 @@ def _check_file_name(path: Path) -> None:
 def _check_globals(path: Path, given: Any, names: Mapping[str, Any], section: str = "") -> None:
     """Check that a file of globals, or a section of it, has no names but these."""
     if not isinstance(given, dict):
-        raise ValueError(f"{path}: `{section.rstrip('.') or 'globals'}` is {given!r}, want {', '.join(names)}")  # noqa: TRY004
+        raise ValueError(  # noqa: TRY004
+            f"{path}: `{section.rstrip('.') or 'globals'}` is {given!r}, want {', '.join(names)}"
+        )
     for name, value in given.items():
         if name not in names:
             near = get_close_matches(str(name), names, n=1)
             hint = f"did you mean `{section}{near[0]}`? " if near else ""
             raise ValueError(
-                f"{path}: there is no global `{section}{name}`: {hint}There are {', '.join(section + each for each in names)}."
+                f"{path}: there is no global `{section}{name}`: {hint}There are"
+                f" {', '.join(section + each for each in names)}."
             )
         if names[name] is not None:
             _check_globals(path, value, names[name], f"{name}.")
 
 
 class ConfigurationHook:
-    """Checks the parameters of a session before its pipelines are built, and the shards that they name before it runs."""
+    """Checks the parameters of a session before its pipelines are built, and the shards that they
+    name before it runs.
+    """
 
     @hook_impl(tryfirst=True)  # before kedro-mlflow opens its database
     def after_context_created(self, context: KedroContext) -> None:
@@ -153,11 +188,15 @@ class ConfigurationHook:
             _check_paths(parameters, context.config_loader["catalog"])
             _check_dictionaries(parameters, context.config_loader["catalog"])
         _current["session"] = Path(context.project_path), parameters
-        pipelines.configure("assay.pipeline_registry")  # a second session in one process has layers of its own
+        pipelines.configure(
+            "assay.pipeline_registry"
+        )  # a second session in one process has layers of its own
 
     @hook_impl
     def after_catalog_created(self, catalog: DataCatalog) -> None:
-        """Add the images and what the user's own dictionaries are read from: how many there are, and where, only the parameters say."""
+        """Add the images and what the user's own dictionaries are read from: how many there are,
+        and where, only the parameters say.
+        """
         from assay.io.datasets import ImagesDataset
         from assay.plan import find_images
 
@@ -191,7 +230,10 @@ def _sources(
 
     if dictionary.weights is not None:
         path = str(place(project, dictionary.weights, layer, model.seed))
-        yield f"{layer_name(layer)}.weights_{model.name}", TensorsDataset(filepath=path, load_args={"any_schema": True})
+        yield (
+            f"{layer_name(layer)}.weights_{model.name}",
+            TensorsDataset(filepath=path, load_args={"any_schema": True}),
+        )
     if dictionary.saev_run is not None:
         run = str(place(project, dictionary.saev_run, layer, model.seed))
         for split in ("probe_train", "probe_val"):
@@ -201,14 +243,22 @@ def _sources(
                 SaevInferenceDataset(run=run, shards=shards, part="codes"),
             )
         shards = str(project / parameters.shards.val)
-        yield f"{layer_name(layer)}.metrics_{model.name}", SaevInferenceDataset(run=run, shards=shards, part="metrics")
+        yield (
+            f"{layer_name(layer)}.metrics_{model.name}",
+            SaevInferenceDataset(run=run, shards=shards, part="metrics"),
+        )
 
 
 def _check_paths(parameters: Parameters, catalog: dict[str, Any]) -> None:
-    """What is checked must be what is read: the parameters and the catalog take their paths from the same globals."""
+    """What is checked must be what is read: the parameters and the catalog take their paths from
+    the same globals.
+    """
     wanted = {f"shards.{split}": (f"shards_{split}", path) for split, path in parameters.shards}
     if parameters.standardize.statistics is not None:
-        wanted["standardize.statistics"] = ("{layer}.given_statistics", parameters.standardize.statistics)
+        wanted["standardize.statistics"] = (
+            "{layer}.given_statistics",
+            parameters.standardize.statistics,
+        )
     for name, (entry, path) in wanted.items():
         if str(catalog[entry]["filepath"]) != path:
             raise ValueError(
@@ -218,22 +268,33 @@ def _check_paths(parameters: Parameters, catalog: dict[str, Any]) -> None:
 
 
 def _check_dictionaries(parameters: Parameters, catalog: dict[str, Any]) -> None:
-    """A dictionary's name becomes that of datasets and files, which the catalog must not take for others."""
+    """A dictionary's name becomes that of datasets and files, which the catalog must not take for
+    others.
+    """
     names, endings = _reserved_names(catalog)
     for name in parameters.dictionaries:
-        taken = name if name in names else next((each for each in endings if name.endswith(each)), None)
+        taken = (
+            name if name in names else next((each for each in endings if name.endswith(each)), None)
+        )
         if taken is not None:
             raise ValueError(
-                f"dictionaries: the catalog takes `{name}` for something of its own; give it another name than"
-                f" {', '.join(sorted(names))}, and another end than {', '.join(sorted(endings))}."
+                f"dictionaries: the catalog takes `{name}` for something of its own; give it"
+                f" another name than {', '.join(sorted(names))}, and another end than"
+                f" {', '.join(sorted(endings))}."
             )
 
 
 def _reserved_names(catalog: dict[str, Any]) -> tuple[set[str], set[str]]:
-    """Names, and ends of names, that the catalog's patterns have for a layer's datasets and their files."""
+    """Names, and ends of names, that the catalog's patterns have for a layer's datasets and their
+    files.
+    """
     names, endings = set(), set()
     for entry, config in catalog.items():
-        for pattern in (r"\{layer\}\.([a-z]+)_\{.*", r"\{layer\}\.\{\w+\}_([a-z]+)", r"([a-z]+)_\{layer\}"):
+        for pattern in (
+            r"\{layer\}\.([a-z]+)_\{.*",
+            r"\{layer\}\.\{\w+\}_([a-z]+)",
+            r"([a-z]+)_\{layer\}",
+        ):
             names.update(re.findall(f"^{pattern}$", entry))
         stem = Path(str(config.get("filepath", "") if isinstance(config, dict) else "")).stem
         endings.update(re.findall(r"^\{\w+\}(-[a-z]+)$", stem))

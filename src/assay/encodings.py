@@ -1,7 +1,9 @@
-"""What a row of the table is of, as values; and every name that is made of them, in both directions.
+"""What a row of the table is of, as values; and every name that is made of them, in both
+directions.
 
-A method of one seed is a `Model`, the way in which tokens are written as codes a `Form`, and both together an `Encoding`. Files, datasets,
-MLflow's runs and the table go by their names, which are made and read here and nowhere else.
+A method of one seed is a `Model`, the way in which tokens are written as codes a `Form`, and both
+together an `Encoding`. Files, datasets, MLflow's runs and the table go by their names, which are
+made and read here and nowhere else.
 """
 
 from __future__ import annotations
@@ -15,7 +17,10 @@ Family = Literal["kmeans", "pca"]
 KINDS: dict[Family, tuple[str, ...]] = {
     "kmeans": (
         *("onehot", "invdist"),
-        *(f"distance-{transform}" for transform in ("sqeuclidean", "neg_euclidean", "cosine", "unit")),
+        *(
+            f"distance-{transform}"
+            for transform in ("sqeuclidean", "neg_euclidean", "cosine", "unit")
+        ),
     ),
     "pca": ("dense", "topk"),
 }
@@ -28,7 +33,9 @@ def layer_name(layer: int) -> str:
 
 
 def child_name(layer: int, encoding: str) -> str:
-    """``layer_23/pca-topk-00064``: MLflow's run of an encoding of a layer, a child of that of the whole."""
+    """``layer_23/pca-topk-00064``: MLflow's run of an encoding of a layer, a child of that of the
+    whole.
+    """
     return f"{layer_name(layer)}/{encoding}"
 
 
@@ -37,7 +44,8 @@ class Model:
     """A dictionary of one seed: ``kmeans``, or ``kmeans-seed-3`` where it is one of several.
 
     Attributes:
-        method: `kmeans`, `pca`, or the name of a dictionary that is not Assay's own; those of several seeds share it.
+        method: `kmeans`, `pca`, or the name of a dictionary that is not Assay's own; those of
+            several seeds share it.
         seed: None where there is none, or it is not known.
         is_of_several: whether the name says the seed.
     """
@@ -77,7 +85,9 @@ class Form:
 
     @property
     def suffix(self) -> str:
-        """What follows the model in an encoding's name. K has five digits, so that names sort as numbers do."""
+        """What follows the model in an encoding's name. K has five digits, so that names sort as
+        numbers do.
+        """
         return self.kind if self.k is None else f"{self.kind}-{self.k:05d}"
 
     @property
@@ -96,7 +106,11 @@ class Form:
         topk = re.fullmatch(r"topk-([0-9]{5,})", suffix)
         if topk is not None:
             return cls("topk", int(topk[1]))
-        return cls(suffix) if suffix != "topk" and any(suffix in kinds for kinds in KINDS.values()) else None
+        return (
+            cls(suffix)
+            if suffix != "topk" and any(suffix in kinds for kinds in KINDS.values())
+            else None
+        )
 
     @classmethod
     def parse_name(cls, name: str) -> Self:
@@ -106,9 +120,17 @@ class Form:
             if found is not None and found.name == name:
                 return found
         known = ", ".join(
-            sorted(f"{family}-{kind}" for family, kinds in KINDS.items() for kind in kinds if kind != "topk")
+            sorted(
+                f"{family}-{kind}"
+                for family, kinds in KINDS.items()
+                for kind in kinds
+                if kind != "topk"
+            )
         )
-        raise ValueError(f"the encoding is {name!r}; wanted one of {known} or pca-topk-KKKKK, K in five digits or more")
+        raise ValueError(
+            f"the encoding is {name!r}; wanted one of {known} or pca-topk-KKKKK, K in five digits"
+            " or more"
+        )
 
 
 @dataclass(frozen=True)
@@ -119,7 +141,8 @@ class Encoding:
         model: whose codes they are.
         form: how they are made; None for a dictionary that has one way of its own.
         k: clusters or kept components; None: what the dictionary says.
-        stored_k: K of the top-K codes that are stored, of which these are the first `k` entries: the sweep's largest K serves all.
+        stored_k: K of the top-K codes that are stored, of which these are the first `k` entries:
+            the sweep's largest K serves all.
     """
 
     model: Model
@@ -145,7 +168,11 @@ class Encoding:
     @property
     def codes_form(self) -> Form | None:
         """The form of the codes that hold these."""
-        return self.form if self.form is None or self.stored_k is None else replace(self.form, k=self.stored_k)
+        return (
+            self.form
+            if self.form is None or self.stored_k is None
+            else replace(self.form, k=self.stored_k)
+        )
 
     @staticmethod
     def _named(model: str, form: Form | None) -> str:
@@ -153,7 +180,8 @@ class Encoding:
 
     @classmethod
     def parse(cls, name: str, model: Model) -> Self:
-        """Parse an encoding's name, given its model. For a name as the table shows it, without a seed, pass `Model(method)`.
+        """Parse an encoding's name, given its model. For a name as the table shows it, without a
+        seed, pass `Model(method)`.
 
         ValueError where it is neither the model's own name nor that and a form.
         """
@@ -161,6 +189,7 @@ class Encoding:
         found = cls(model, form, None if form is None else form.k)
         if found.name != name:
             raise ValueError(
-                f"the encoding is {name!r}, wanted {model.name}, or that and a form, as {model.name}-onehot"
+                f"the encoding is {name!r}, wanted {model.name}, or that and a form, as"
+                f" {model.name}-onehot"
             )
         return found

@@ -1,7 +1,8 @@
 """Fingerprints: what a result is to be, known before anything is made.
 
-The fingerprint of a result is a hash over the node that makes it (its name and what its function is bound to), the values of its
-parameters, the fingerprints of its inputs down to the shards, and the format version.
+The fingerprint of a result is a hash over the node that makes it (its name and what its function is
+bound to), the values of its parameters, the fingerprints of its inputs down to the shards, and the
+format version.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ from assay.io.datasets import CodesDataset
 from assay.parameters import Parameters, changing_no_result
 
 FORMAT = 12
-"""Raised whenever the same inputs and parameters would give other results: everything older is then made again."""
+"""Raised whenever the same inputs and parameters would give other results: everything older is then
+made again.
+"""
 
 UNHASHED = frozenset(f"params:{name}" for name in changing_no_result(Parameters))
 """Parameters that choose where the work is done, not what it is."""
@@ -32,10 +35,14 @@ SHAPING = {
     if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
     if (names := changing_no_result(field.annotation))
 }
-"""Of each section the parameters that change no result: they say which nodes there are, or how often to save."""
+"""Of each section the parameters that change no result: they say which nodes there are, or how
+often to save.
+"""
 
 UNKNOWN = "unknown"
-"""The version of what cannot be told, because its sources cannot be read. It never equals a real one."""
+"""The version of what cannot be told, because its sources cannot be read. It never equals a real
+one.
+"""
 
 
 class Fingerprints:
@@ -44,11 +51,15 @@ class Fingerprints:
     Args:
         catalog: the datasets.
         pipeline: every node there is, so that inputs can be followed to their sources.
-        load_versions: versions that are asked for by the datasets' names, whatever they were made from.
+        load_versions: versions that are asked for by the datasets' names, whatever they were made
+            from.
     """
 
     def __init__(
-        self, catalog: DataCatalog, pipeline: Pipeline, load_versions: Mapping[str, str] | None = None
+        self,
+        catalog: DataCatalog,
+        pipeline: Pipeline,
+        load_versions: Mapping[str, str] | None = None,
     ) -> None:
         self.catalog = catalog
         self.made_by = {output: node for node in pipeline.nodes for output in node.outputs}
@@ -56,7 +67,9 @@ class Fingerprints:
         self._pinned = load_versions or {}
 
     def fingerprint(self, name: str) -> str:
-        """The fingerprint that ``name`` has when it is made from the inputs and parameters as they are now."""
+        """The fingerprint that ``name`` has when it is made from the inputs and parameters as they
+        are now.
+        """
         if name in self._pinned:
             return f"version {self._pinned[name]}"
         if name not in self._wanted:
@@ -68,7 +81,11 @@ class Fingerprints:
             return ""
         if is_parameter(name):
             values = _plain(self.catalog.load(name))
-            return _digest({key: values[key] for key in values.keys() - SHAPING[name]} if name in SHAPING else values)
+            return _digest(
+                {key: values[key] for key in values.keys() - SHAPING[name]}
+                if name in SHAPING
+                else values
+            )
         if name in self.made_by:
             made = self._of_node(self.made_by[name])
             dataset = self._kept(name)
@@ -89,7 +106,9 @@ class Fingerprints:
         return _digest({"format": FORMAT, "node": node.name, "bound": bound, "inputs": inputs})
 
     def _told(self, name: str) -> str:
-        """The fingerprint of a result, or that it cannot be told: whoever needs it is told why elsewhere."""
+        """The fingerprint of a result, or that it cannot be told: whoever needs it is told why
+        elsewhere.
+        """
         try:
             return self.fingerprint(name)
         except (ValueError, OSError, DatasetError):

@@ -1,9 +1,11 @@
-"""What is up to date, and where it lies: a fingerprint for every result, known before anything is made.
+"""What is up to date, and where it lies: a fingerprint for every result, known before anything is
+made.
 
-Results of different fingerprints (`fingerprints.py`) lie in different places, so those of one setting never meet another's: nothing is
-loaded because it is the newest. A record says where the result of a fingerprint lies and what its bytes were, and is written when they
-have been saved whole. A node is run again when one of its results has no record for the fingerprint that is wanted, or is not as its
-record says.
+Results of different fingerprints (`fingerprints.py`) lie in different places, so those of one
+setting never meet another's: nothing is loaded because it is the newest. A record says where the
+result of a fingerprint lies and what its bytes were, and is written when they have been saved
+whole. A node is run again when one of its results has no record for the fingerprint that is wanted,
+or is not as its record says.
 """
 
 from __future__ import annotations
@@ -30,13 +32,15 @@ VERSIONS = ".versions"
 
 
 class Freshness(Fingerprints):
-    """The results of a project under the configuration in force: what they are to be, what of them is there, and where.
+    """The results of a project under the configuration in force: what they are to be, what of them
+    is there, and where.
 
     Args:
         project: the project's root folder.
         catalog: the datasets.
         pipeline: every node there is, so that inputs can be followed to their sources.
-        load_versions: versions that are asked for by the datasets' names, whatever they were made from.
+        load_versions: versions that are asked for by the datasets' names, whatever they were made
+            from.
         timestamp: begins the names of the versions that are made; now, if it is not given.
     """
 
@@ -56,7 +60,9 @@ class Freshness(Fingerprints):
         self._timestamp = timestamp or generate_timestamp()
 
     def stale(self, pipeline: Pipeline) -> Pipeline:
-        """The part of ``pipeline`` that has to run: results missing or out of date, and what feeds them from memory alone."""
+        """The part of ``pipeline`` that has to run: results missing or out of date, and what feeds
+        them from memory alone.
+        """
         needed: set[str] = set()
         fed: set[str] = set()
         for node in reversed(pipeline.nodes):
@@ -68,11 +74,13 @@ class Freshness(Fingerprints):
         return pipeline.only_nodes(*needed) if needed else Pipeline([])
 
     def check(self, pipeline: Pipeline) -> None:
-        """Check that what ``pipeline`` reads and does not make is there, and that what it makes can be put in its place.
+        """Check that what ``pipeline`` reads and does not make is there, and that what it makes can
+        be put in its place.
 
         Raises:
             FileNotFoundError: naming what is missing and the node that makes it.
-            ValueError: a version is asked for of what has none or is to be made, or a file is in the way.
+            ValueError: a version is asked for of what has none or is to be made, or a file is in
+                the way.
         """
         self._check_pinned(pipeline)
         for name in sorted(pipeline.inputs()):
@@ -80,36 +88,45 @@ class Freshness(Fingerprints):
                 continue
             maker = self.made_by.get(name)
             if maker is None and not self.catalog.exists(name):
-                raise FileNotFoundError(f"`{name}` does not exist ({self.catalog.get(name)!r}): correct its path.")
+                raise FileNotFoundError(
+                    f"`{name}` does not exist ({self.catalog.get(name)!r}): correct its path."
+                )
             if maker is not None and not (self.is_kept(name) and self.is_current(name)):
                 raise FileNotFoundError(
-                    f"`{name}` does not exist for these shards and parameters: run `{maker.name}` first, or leave the filters out."
+                    f"`{name}` does not exist for these shards and parameters: run `{maker.name}`"
+                    " first, or leave the filters out."
                 )
         for name in sorted(pipeline.all_outputs()):
             dataset = self._kept(name)
             if isinstance(dataset, AbstractVersionedDataset) and folder_of(dataset).is_file():
                 raise ValueError(
-                    f"{folder_of(dataset)} is a file, wanted the folder of the versions of `{name}`: move it away."
+                    f"{folder_of(dataset)} is a file, wanted the folder of the versions of"
+                    f" `{name}`: move it away."
                 )
 
     def _check_pinned(self, pipeline: Pipeline) -> None:
         for name, version in self._pinned.items():
             if name not in self.made_by:  # the catalog's patterns would take a slip for a name
-                raise ValueError(f"`{name}` is no result of this pipeline: correct its name in --load-versions.")
+                raise ValueError(
+                    f"`{name}` is no result of this pipeline: correct its name in --load-versions."
+                )
             versioned = isinstance(self.catalog.get(name), AbstractVersionedDataset)
             if not versioned:
                 raise ValueError(f"`{name}` has no versions: leave --load-versions out.")
             if not self.is_current(name):
                 raise FileNotFoundError(
-                    f"`{name}` has no version {version}: leave --load-versions out, or name one it has."
+                    f"`{name}` has no version {version}: leave --load-versions out, or name one it"
+                    " has."
                 )
             if name in pipeline.all_outputs():
                 raise ValueError(
-                    f"`{name}` is to be made, and --load-versions asks for {version} of it: leave one out."
+                    f"`{name}` is to be made, and --load-versions asks for {version} of it: leave"
+                    " one out."
                 )
 
     def place(self, catalog: DataCatalog, renewed: Collection[str] = ()) -> None:
-        """Point every result in ``catalog`` at its place: where its record says, or where it is to be made.
+        """Point every result in ``catalog`` at its place: where its record says, or where it is to
+        be made.
 
         What is in ``renewed`` is to be made whether it is there or not.
         """
@@ -131,12 +148,19 @@ class Freshness(Fingerprints):
             return self._pinned[name]
         wanted = self._told(name)
         record = self.records.read(name, wanted)
-        if record is not None and record.version is not None and not renewed and self.is_current(name):
+        if (
+            record is not None
+            and record.version is not None
+            and not renewed
+            and self.is_current(name)
+        ):
             return record.version
         return wanted if wanted == UNKNOWN else f"{self._timestamp}.{wanted[:8]}"
 
     def publish(self, names: Collection[str]) -> None:
-        """Put those of the results whose paths people point at in place, each whole; withdraw those that these settings do not have."""
+        """Put those of the results whose paths people point at in place, each whole; withdraw those
+        that these settings do not have.
+        """
         for target, made in self.unpublished(names).items():
             if made is None:
                 target.unlink(missing_ok=True)
@@ -145,18 +169,26 @@ class Freshness(Fingerprints):
                     partial.write_bytes(made)
 
     def unpublished(self, names: Collection[str]) -> dict[Path, bytes | None]:
-        """What is to lie where people look, and does not; None for what lies there and is another setting's alone.
+        """What is to lie where people look, and does not; None for what lies there and is another
+        setting's alone.
 
-        The latter only where all is published that these settings have, and only what is kept as a version.
+        The latter only where all is published that these settings have, and only what is kept as a
+        version.
         """
         mine = self._published.keys() & set(names)
         found: dict[Path, bytes | None] = {}
         for name in sorted(mine):
             record = self.records.read(name, self.fingerprint(name))
-            made = (self.project / record.path).read_bytes() if record is not None and self.is_current(name) else None
+            made = (
+                (self.project / record.path).read_bytes()
+                if record is not None and self.is_current(name)
+                else None
+            )
             if made is not None and _bytes_of(self._published[name]) != made:
                 found[self._published[name]] = made
-        others = self.catalog.keys() - self.made_by.keys() if mine == self._published.keys() else set()
+        others = (
+            self.catalog.keys() - self.made_by.keys() if mine == self._published.keys() else set()
+        )
         for dataset in map(self.catalog.get, others):
             if isinstance(dataset, AbstractVersionedDataset) and dataset._version is None:
                 shown = Path(dataset._filepath)
@@ -172,7 +204,8 @@ class Freshness(Fingerprints):
     def lock_of(self, node: Node) -> str | None:
         """What whoever runs a node locks; None where it leaves nothing.
 
-        Of what has one place for all settings it is the node, of everything else the node and its fingerprint.
+        Of what has one place for all settings it is the node, of everything else the node and its
+        fingerprint.
         """
         kept = [output for output in node.outputs if self.is_kept(output)]
         if not kept:
@@ -182,7 +215,9 @@ class Freshness(Fingerprints):
         return f"{node.name}@{self._of_node(node)[:16]}"
 
     def record(self, name: str, node: Node) -> None:
-        """Note that ``node`` has saved ``name`` whole, from inputs of the fingerprints that were told when it was placed."""
+        """Note that ``node`` has saved ``name`` whole, from inputs of the fingerprints that were
+        told when it was placed.
+        """
         dataset = self._kept(name)
         if dataset is None:
             return
@@ -194,7 +229,9 @@ class Freshness(Fingerprints):
                 fingerprint=self.fingerprint(name),
                 node=node.name,
                 lock=self.lock_of(node) or "",
-                path=str(path.relative_to(self.project) if path.is_relative_to(self.project) else path),
+                path=str(
+                    path.relative_to(self.project) if path.is_relative_to(self.project) else path
+                ),
                 version=self._versions.get(name),
                 content=_content_of(dataset, path),
                 size=stat.st_size if stat else None,
@@ -204,7 +241,9 @@ class Freshness(Fingerprints):
         )
 
     def forget(self, name: str) -> None:
-        """Note that ``name`` is about to be overwritten, if it is: until it is saved whole it counts as missing."""
+        """Note that ``name`` is about to be overwritten, if it is: until it is saved whole it
+        counts as missing.
+        """
         if self._is_fixed(name):
             self.records.forget_all(name)
         elif isinstance(self._kept(name), CodesDataset):
@@ -221,10 +260,14 @@ class Freshness(Fingerprints):
             return
         record = self._record(name)
         path = self._path(name)
-        if record is not None and record.content is not None and _content_of(dataset, path) != record.content:
+        if (
+            record is not None
+            and record.content is not None
+            and _content_of(dataset, path) != record.content
+        ):
             raise ValueError(
-                f"{path} is not what `{record.node}` saved (its SHA-256 is another): it is damaged, or somebody else's; remove"
-                " it, and the next run makes it again"
+                f"{path} is not what `{record.node}` saved (its SHA-256 is another): it is damaged,"
+                " or somebody else's; remove it, and the next run makes it again"
             )
 
     def is_current(self, name: str) -> bool:
@@ -249,12 +292,17 @@ class Freshness(Fingerprints):
     def _record(self, name: str) -> Record | None:
         if name not in self._pinned:
             return self.records.read(name, self.fingerprint(name))
-        return next((found for found in self.records.of_name(name) if found.version == self._pinned[name]), None)
+        return next(
+            (found for found in self.records.of_name(name) if found.version == self._pinned[name]),
+            None,
+        )
 
     def _is_fixed(self, name: str) -> bool:
         """Whether a result has one place for all settings."""
         dataset = self._kept(name)
-        return dataset is not None and not isinstance(dataset, AbstractVersionedDataset | CodesDataset)
+        return dataset is not None and not isinstance(
+            dataset, AbstractVersionedDataset | CodesDataset
+        )
 
     def _exists(self, dataset: Any, name: str) -> bool:
         if isinstance(dataset, CodesDataset):
@@ -281,7 +329,9 @@ def folder_of(dataset: Any) -> Path:
 
 
 def _content_of(dataset: Any, path: Path) -> str | None:
-    """What tells a result's bytes from others: SHA-256 of a file, or what a dataset says of its folder; None where there is no telling."""
+    """What tells a result's bytes from others: SHA-256 of a file, or what a dataset says of its
+    folder; None where there is no telling.
+    """
     if not isinstance(dataset, AbstractVersionedDataset):
         return str(dataset.fingerprint()) if hasattr(dataset, "fingerprint") else None
     with path.open("rb") as file:

@@ -1,4 +1,6 @@
-"""Hooks whose modules, with torch and MLflow behind them, are imported when a session begins, and not by `kedro --help`."""
+"""Hooks whose modules, with torch and MLflow behind them, are imported when a session begins, and
+not by `kedro --help`.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,8 @@ class LateHooks:
     """The one hook in Kedro's settings, which are read for any command: it registers the others.
 
     Args:
-        names: of the hooks' classes, `assay.tracking:TrackingHook`, which are made without arguments, once a process.
+        names: of the hooks' classes, `assay.tracking:TrackingHook`, which are made without
+            arguments, once a process.
     """
 
     def __init__(self, *names: str) -> None:

@@ -1,6 +1,8 @@
-"""The pipelines by name. Each holds what it needs from the stages before it, so that any of them runs on its own.
+"""The pipelines by name. Each holds what it needs from the stages before it, so that any of them
+runs on its own.
 
-What is up to date is not made again, so `--pipeline=pca` after a whole run makes only what a changed parameter asks for.
+What is up to date is not made again, so `--pipeline=pca` after a whole run makes only what a
+changed parameter asks for.
 """
 
 from __future__ import annotations
@@ -24,7 +26,9 @@ def register_pipelines() -> dict[str, Pipeline]:
     stages = _stages(make_plan(parameters, find_d_model(parameters, project)))
     whole = sum(stages.values(), Pipeline([]))
     names = {name: [node.name for node in stage.nodes] for name, stage in stages.items()}
-    return {name: whole.to_nodes(*nodes) for name, nodes in names.items() if nodes} | {"__default__": whole}
+    return {name: whole.to_nodes(*nodes) for name, nodes in names.items() if nodes} | {
+        "__default__": whole
+    }
 
 
 def _stages(plan: Plan) -> dict[str, Pipeline]:
@@ -43,30 +47,42 @@ def _stages(plan: Plan) -> dict[str, Pipeline]:
 
     return {
         "digits": digits.create_pipeline(plan.digits) if plan.digits else Pipeline([]),
-        "standardize": layers(lambda n: standardize.create_pipeline(n, given_statistics=plan.given_statistics)),
+        "standardize": layers(
+            lambda n: standardize.create_pipeline(n, given_statistics=plan.given_statistics)
+        ),
         "kmeans": layers(lambda n: kmeans.create_pipeline(n, plan.kmeans)),
         "pca": layers(lambda n: pca.create_pipeline(n, ks=ks, form=plan.pca_form)),
         "encode": layers(lambda n: encode.create_pipeline(n, elsewhere, sparsity=plan.sparsity)),
         "dictionaries": layers(create_dictionaries),
         "probe": layers(lambda n: probe.create_pipeline(n, plan.rows_of(n))),
-        "report": layers(lambda n: report.create_layer_pipeline(n, plan.rows_of(n), again=plan.kmeans[1:]))
-        + report.create_pipeline(
-            [layer_name(layer) for layer in plan.layers],
-            several_seeds=len(plan.kmeans) > 1,
-            gallery_classes=plan.gallery_classes,
+        "report": (
+            layers(
+                lambda n: report.create_layer_pipeline(n, plan.rows_of(n), again=plan.kmeans[1:])
+            )
+            + report.create_pipeline(
+                [layer_name(layer) for layer in plan.layers],
+                several_seeds=len(plan.kmeans) > 1,
+                gallery_classes=plan.gallery_classes,
+            )
         ),
     }
 
 
 def _in_namespace(pipeline: Pipeline, layer: int) -> Pipeline:
-    """The pipeline of one layer: `layer_23` before its nodes and datasets, but for what layers share or leave to the report."""
+    """The pipeline of one layer: `layer_23` before its nodes and datasets, but for what layers
+    share or leave to the report.
+    """
     namespace = layer_name(layer)
     inputs = pipeline.inputs()
     return Pipeline(
         pipeline,
         namespace=namespace,
         inputs=SHARED & inputs,
-        outputs={kind: f"{kind}_{namespace}" for kind in ("rows", "curves", "examples") if kind in pipeline.outputs()}
+        outputs={
+            kind: f"{kind}_{namespace}"
+            for kind in ("rows", "curves", "examples")
+            if kind in pipeline.outputs()
+        }
         or None,
         parameters={name for name in inputs if name.startswith("params:")},
     )

@@ -11,7 +11,9 @@ from assay.encodings import Encoding, Form, Model, layer_name
 from assay.parameters import DictionaryParameters, Parameters, SparsityParameters
 
 DIGITS = Path("data/01_raw/digits")
-"""Where the embedded default lies: shard paths inside it are made by the `digits` pipeline, all others are the user's."""
+"""Where the embedded default lies: shard paths inside it are made by the `digits` pipeline, all
+others are the user's.
+"""
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,9 @@ class Plan:
     """Every row of k-means, with each of its seeds, and of PCA that the table has for a layer."""
     dictionaries: tuple[PlannedDictionary, ...]
     pca_form: Form
-    """The form of the codes that the ``pca`` pipeline leaves: ``pca-dense``, or ``pca-topk-...`` where ``latent_topk`` is set."""
+    """The form of the codes that the ``pca`` pipeline leaves: ``pca-dense``, or ``pca-topk-...``
+    where ``latent_topk`` is set.
+    """
     sparsity: SparsityParameters | None
     """What is kept of dense k-means codes that do not fit on the disk; None: they have to fit."""
     digits: tuple[str, ...]
@@ -41,7 +45,9 @@ class Plan:
     kmeans: tuple[Model, ...]
     """The fits of k-means, a seed each, ``kmeans`` the first."""
     gallery_classes: int | None
-    """Classes of a dictionary that are shown on the images of probe_val; None: the images are not at hand."""
+    """Classes of a dictionary that are shown on the images of probe_val; None: the images are not
+    at hand.
+    """
     given_statistics: bool
     """mu and sigma come from the user's file."""
 
@@ -53,7 +59,10 @@ class Plan:
 
     def rows_of(self, layer: int) -> tuple[Encoding, ...]:
         """Every row that the table has for a layer."""
-        return (*self.encodings, *(row for each in self.dictionaries_of(layer) for row in each.encodings))
+        return (
+            *self.encodings,
+            *(row for each in self.dictionaries_of(layer) for row in each.encodings),
+        )
 
     def dictionaries_of(self, layer: int) -> tuple[PlannedDictionary, ...]:
         """The dictionaries that are of a layer."""
@@ -65,24 +74,30 @@ def make_plan(parameters: Parameters, d_model: int | None = None) -> Plan:
 
     Args:
         parameters: typed parameters.
-        d_model: width of the activations; None where it is not known, and then every K is kept; as where none fits.
+        d_model: width of the activations; None where it is not known, and then every K is kept; as
+            where none fits.
 
     Raises:
         ValueError: two rows of the table would have one name.
     """
     plan = _make_plan(parameters, d_model)
-    names = [row.name for row in plan.encodings] + [row.name for each in plan.dictionaries for row in each.encodings]
+    names = [row.name for row in plan.encodings] + [
+        row.name for each in plan.dictionaries for row in each.encodings
+    ]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise ValueError(
-            f"dictionaries: two rows would be called `{twice}`; give one of the dictionaries another name."
+            f"dictionaries: two rows would be called `{twice}`; give one of the dictionaries"
+            " another name."
         )
     return plan
 
 
 def _make_plan(parameters: Parameters, d_model: int | None) -> Plan:
     # Where every K is too large all are kept, so that preflight can refuse them by name.
-    ks = [k for k in parameters.pca.topk if d_model is None or k <= d_model] or list(parameters.pca.topk)
+    ks = [k for k in parameters.pca.topk if d_model is None or k <= d_model] or list(
+        parameters.pca.topk
+    )
     if parameters.latent_topk is not None:
         ks = sorted({*ks, parameters.latent_topk})
     pca = [Encoding(Model("pca"), Form("topk", k), k, stored_k=max(ks)) for k in ks]
@@ -98,15 +113,24 @@ def _make_plan(parameters: Parameters, d_model: int | None) -> Plan:
         encodings=(*kmeans, *pca),
         dictionaries=tuple(
             PlannedDictionary(
-                model, each, layers_of(each, parameters), tuple(_encodings_of(model, each, kmeans[: len(forms)], pca))
+                model,
+                each,
+                layers_of(each, parameters),
+                tuple(_encodings_of(model, each, kmeans[: len(forms)], pca)),
             )
             for name, each in parameters.dictionaries.items()
             for model in each.models(name)
         ),
-        pca_form=Form("dense") if parameters.latent_topk is None else Form("topk", parameters.latent_topk),
+        pca_form=(
+            Form("dense")
+            if parameters.latent_topk is None
+            else Form("topk", parameters.latent_topk)
+        ),
         sparsity=parameters.kmeans.sparsity,
         digits=digits_splits(parameters),
-        gallery_classes=None if find_images(parameters, Path()) is None else parameters.images.classes,
+        gallery_classes=(
+            None if find_images(parameters, Path()) is None else parameters.images.classes
+        ),
         kmeans=models,
         given_statistics=parameters.standardize.statistics is not None,
     )
@@ -114,17 +138,23 @@ def _make_plan(parameters: Parameters, d_model: int | None) -> Plan:
 
 def layers_of(dictionary: DictionaryParameters, parameters: Parameters) -> tuple[int, ...]:
     """The layers that a dictionary is of: its own, or all of the run\'s."""
-    return tuple(n for n in parameters.layers if dictionary.layers is None or n in dictionary.layers)
+    return tuple(
+        n for n in parameters.layers if dictionary.layers is None or n in dictionary.layers
+    )
 
 
 def _encodings_of(
     model: Model, dictionary: DictionaryParameters, kmeans: list[Encoding], pca: list[Encoding]
 ) -> Iterator[Encoding]:
-    """A random dictionary has the encodings of the method that it is the floor of; any other has one, of its own name."""
+    """A random dictionary has the encodings of the method that it is the floor of; any other has
+    one, of its own name.
+    """
     if dictionary.random is None:
         yield Encoding(model, None, dictionary.k)
     else:
-        yield from (replace(row, model=model) for row in (kmeans if dictionary.random == "centres" else pca))
+        yield from (
+            replace(row, model=model) for row in (kmeans if dictionary.random == "centres" else pca)
+        )
 
 
 def digits_splits(parameters: Parameters) -> tuple[str, ...]:
@@ -133,7 +163,9 @@ def digits_splits(parameters: Parameters) -> tuple[str, ...]:
 
 
 def find_images(parameters: Parameters, project: Path) -> tuple[Path, dict[str, Any]] | None:
-    """The folder of the images of probe_val and how they lie on the patches: the embedded default's, or the user's, or none."""
+    """The folder of the images of probe_val and how they lie on the patches: the embedded
+    default's, or the user's, or none.
+    """
     given = parameters.images
     if "probe_val" in digits_splits(parameters):
         layout = {"patch_size": parameters.digits.patch_size, "pattern": "*.png"}

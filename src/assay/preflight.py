@@ -1,4 +1,6 @@
-"""A look at the disk before any work starts: whether the shards, and the user's own files, hold what the parameters ask for."""
+"""A look at the disk before any work starts: whether the shards, and the user's own files, hold
+what the parameters ask for.
+"""
 
 from __future__ import annotations
 
@@ -40,9 +42,9 @@ def check_shards(parameters: Parameters, project: Path) -> None:
 
     Raises:
         FileNotFoundError: a shard folder is missing.
-        ValueError: a layer that they do not hold, a K above d_model, different widths or models, labels missing or without a class
-            in common, statistics, weights or an order that are not of these shards, or digits that cannot be drawn or would be
-            written to one folder.
+        ValueError: a layer that they do not hold, a K above d_model, different widths or models,
+            labels missing or without a class in common, statistics, weights or an order that are
+            not of these shards, or digits that cannot be drawn or would be written to one folder.
     """
     made_here = digits_splits(parameters)
     if made_here:
@@ -54,10 +56,14 @@ def check_shards(parameters: Parameters, project: Path) -> None:
     for split, path in parameters.shards:
         if split in made_here:
             digits = parameters.digits
-            found[split] = _Recorded(path, digits.d_model, digits.layers, digits.model_family, digits.model_ckpt)
+            found[split] = _Recorded(
+                path, digits.d_model, digits.layers, digits.model_family, digits.model_ckpt
+            )
             continue
         shards = _open_shards(split, project / path)
-        found[split] = _Recorded(path, shards.d_model, shards.layers, shards.metadata.family, shards.metadata.ckpt)
+        found[split] = _Recorded(
+            path, shards.d_model, shards.layers, shards.metadata.family, shards.metadata.ckpt
+        )
         n_fit = shards.n_tokens if split == "fit" else n_fit
         if split.startswith("probe"):
             labels[split] = _classes_of(split, shards, void=parameters.probe.void != "class")
@@ -98,7 +104,9 @@ class _Recorded:
 
     @property
     def model(self) -> tuple[str, str]:
-        """What tells models apart: a file of weights has another path on another machine, and one name."""
+        """What tells models apart: a file of weights has another path on another machine, and one
+        name.
+        """
         return self.family, Path(self.ckpt).name if Path(self.ckpt).is_absolute() else self.ckpt
 
 
@@ -109,17 +117,19 @@ def _check_alike(parameters: Parameters, found: dict[str, _Recorded]) -> None:
         absent = [layer for layer in parameters.layers if layer not in shards.layers]
         if absent:
             raise ValueError(
-                f"layers: shards.{split}, {shards.path}, does not hold layer {absent[0]}; it holds {list(shards.layers)}."
+                f"layers: shards.{split}, {shards.path}, does not hold layer {absent[0]}; it holds"
+                f" {list(shards.layers)}."
             )
         if shards.d_model != fit.d_model:
             raise ValueError(
-                f"shards.{split}, {shards.path}, has {shards.d_model} dimensions, shards.fit, {fit.path}, {fit.d_model}: they are of"
-                " different models."
+                f"shards.{split}, {shards.path}, has {shards.d_model} dimensions, shards.fit,"
+                f" {fit.path}, {fit.d_model}: they are of different models."
             )
         if shards.model != fit.model:
             raise ValueError(
-                f"shards.{split}, {shards.path}, is of {shards.family} {shards.ckpt}, shards.fit, {fit.path}, of {fit.family}"
-                f" {fit.ckpt}: what is fitted to one model's activations says nothing of another's; name shards of one model."
+                f"shards.{split}, {shards.path}, is of {shards.family} {shards.ckpt}, shards.fit,"
+                f" {fit.path}, of {fit.family} {fit.ckpt}: what is fitted to one model's"
+                " activations says nothing of another's; name shards of one model."
             )
 
 
@@ -127,43 +137,59 @@ def _check_sizes(parameters: Parameters, d_model: int, n_fit: int) -> None:
     """Clusters and K against the tokens and dimensions that there are."""
     if parameters.kmeans.n_clusters > n_fit:
         raise ValueError(
-            f"kmeans.n_clusters is {parameters.kmeans.n_clusters}; shards.fit, {parameters.shards.fit}, has only"
-            f" {n_fit} tokens."
+            f"kmeans.n_clusters is {parameters.kmeans.n_clusters}; shards.fit,"
+            f" {parameters.shards.fit}, has only {n_fit} tokens."
         )
     if parameters.latent_topk is not None and parameters.latent_topk > d_model:
         raise ValueError(
-            f"latent_topk is {parameters.latent_topk}; it can be at most d_model, {d_model} in {parameters.shards.fit}."
+            f"latent_topk is {parameters.latent_topk}; it can be at most d_model, {d_model} in"
+            f" {parameters.shards.fit}."
         )
     if min(parameters.pca.topk) > d_model:
         raise ValueError(
-            f"pca.topk is {list(parameters.pca.topk)}; at least one K must not be above d_model, {d_model} in"
-            f" {parameters.shards.fit}."
+            f"pca.topk is {list(parameters.pca.topk)}; at least one K must not be above d_model,"
+            f" {d_model} in {parameters.shards.fit}."
         )
 
 
 def _classes_of(split: str, shards: Shards, *, void: bool) -> set[int]:
     """The labels that there are, less 0 where it is void."""
     if not shards.has_labels:
-        raise ValueError(f"shards.{split}: {shards.path} has no labels.bin; probes need a label for each patch.")
+        raise ValueError(
+            f"shards.{split}: {shards.path} has no labels.bin; probes need a label for each patch."
+        )
     labels = set(torch.bincount(shards.labels()).nonzero().flatten().tolist())
     if labels == {0}:
-        raise ValueError(f"shards.{split}: every label of {shards.path} is 0, void; label them, or name other shards.")
+        raise ValueError(
+            f"shards.{split}: every label of {shards.path} is 0, void; label them, or name other"
+            " shards."
+        )
     return labels - {0} if void else labels
 
 
 def _check_labels(classes: dict[str, set[int]]) -> None:
     """The probes' two splits have a class in common."""
     if len(classes) == 2 and not set.intersection(*classes.values()):
-        found = "; ".join(f"shards.{split} has {sorted(each)[:10]}" for split, each in classes.items())
-        raise ValueError(f"no class is in both of the probes' splits, {found}: label both by one mapping.")
+        found = "; ".join(
+            f"shards.{split} has {sorted(each)[:10]}" for split, each in classes.items()
+        )
+        raise ValueError(
+            f"no class is in both of the probes' splits, {found}: label both by one mapping."
+        )
 
 
 def _check_given(parameters: Parameters, project: Path, d_model: int, n_fit: int) -> None:
-    """What the user's own files hold goes with shards of this width; a file that is not there is told of elsewhere."""
+    """What the user's own files hold goes with shards of this width; a file that is not there is
+    told of elsewhere.
+    """
     for layer in parameters.layers:
         if parameters.standardize.statistics is not None:
             path = place(project, parameters.standardize.statistics, layer)
-            _check_shapes("standardize.statistics", path, {name: {name: (d_model,)} for name in ("mean", "std")})
+            _check_shapes(
+                "standardize.statistics",
+                path,
+                {name: {name: (d_model,)} for name in ("mean", "std")},
+            )
         for name, dictionary in parameters.dictionaries.items():
             if dictionary.weights is None or layer not in layers_of(dictionary, parameters):
                 continue
@@ -176,7 +202,9 @@ def _check_given(parameters: Parameters, project: Path, d_model: int, n_fit: int
 
 
 def _weights_wanted(d_model: int) -> dict[str, dict[str, tuple[int | None, ...]]]:
-    """The shapes of an autoencoder's tensors under each of their names; None is the number of its features."""
+    """The shapes of an autoencoder's tensors under each of their names; None is the number of its
+    features.
+    """
     features = 0  # stands for them, and turns with the tensor
     canonical = {"W_enc": (d_model, features), "W_dec": (features, d_model), "b_dec": (d_model,)}
     return {
@@ -196,7 +224,9 @@ def _check_kind(parameter: str, path: Path) -> None:
         raise ValueError(f"{parameter}: {path}: {error}.") from error
 
 
-def _check_shapes(parameter: str, path: Path, wanted: dict[str, dict[str, tuple[int | None, ...]]]) -> None:
+def _check_shapes(
+    parameter: str, path: Path, wanted: dict[str, dict[str, tuple[int | None, ...]]]
+) -> None:
     """A file holds each tensor under one of its names, in the shape that it has under that."""
     if not path.is_file():
         return
@@ -205,18 +235,26 @@ def _check_shapes(parameter: str, path: Path, wanted: dict[str, dict[str, tuple[
         given = [alias for alias in aliases if alias in shapes]
         if not given:
             raise ValueError(
-                f"{parameter}: {path} holds {', '.join(sorted(shapes))}, want {' or '.join(aliases)}: save it too."
+                f"{parameter}: {path} holds {', '.join(sorted(shapes))}, want"
+                f" {' or '.join(aliases)}: save it too."
             )
         for alias in given:
             if not _agree(shapes[alias], aliases[alias]):
-                turned = ": it is the other way round" if _agree(shapes[alias][::-1], aliases[alias]) else ""
+                turned = (
+                    ": it is the other way round"
+                    if _agree(shapes[alias][::-1], aliases[alias])
+                    else ""
+                )
                 raise ValueError(
-                    f"{parameter}: {path}: `{alias}` is {_by(shapes[alias])}, want {_by(aliases[alias])} for these shards{turned}."
+                    f"{parameter}: {path}: `{alias}` is {_by(shapes[alias])}, want"
+                    f" {_by(aliases[alias])} for these shards{turned}."
                 )
 
 
 def _agree(found: Sequence[int], wanted: Sequence[int | None]) -> bool:
-    return len(found) == len(wanted) and all(n in (None, m) for m, n in zip(found, wanted, strict=True))
+    return len(found) == len(wanted) and all(
+        n in (None, m) for m, n in zip(found, wanted, strict=True)
+    )
 
 
 def _by(shape: Sequence[int | None]) -> str:
@@ -230,8 +268,9 @@ def _check_images(parameters: Parameters, project: Path, shards: Shards) -> None
     images = Images(found[0], ImageLayout.model_validate(found[1]))
     if len(images) != shards.n_examples:
         raise ValueError(
-            f"images.path: {images.folder} has {len(images)} images of {images.layout.pattern}, shards.probe_val "
-            f"{shards.n_examples} examples: name the folder that they were recorded from, or set images.pattern or images.names."
+            f"images.path: {images.folder} has {len(images)} images of {images.layout.pattern},"
+            f" shards.probe_val {shards.n_examples} examples: name the folder that they were"
+            " recorded from, or set images.pattern or images.names."
         )
     images.check(shards.metadata.content_tokens_per_example)
 
@@ -245,5 +284,6 @@ def _check_digits(parameters: Parameters, splits: tuple[str, ...]) -> None:
         first = folders.setdefault(path, split)
         if first != split:
             raise ValueError(
-                f"shards.{first} and shards.{split} are both {path}: give each split that is made here a folder of its own."
+                f"shards.{first} and shards.{split} are both {path}: give each split that is made"
+                " here a folder of its own."
             )

@@ -1,4 +1,6 @@
-"""Versions, codes and records that the configuration in force does not name: what other settings and broken-off saves left."""
+"""Versions, codes and records that the configuration in force does not name: what other settings
+and broken-off saves left.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,9 @@ RAW = Path("data/01_raw")
 
 @dataclass(frozen=True)
 class Leftover:
-    """The folder of a version or of codes, or a file of an older version of Assay, and its records by (name, fingerprint)."""
+    """The folder of a version or of codes, or a file of an older version of Assay, and its records
+    by (name, fingerprint).
+    """
 
     path: Path
     size: int
@@ -40,7 +44,9 @@ class Leftover:
 
 
 def find_leftovers(freshness: Freshness) -> list[Leftover]:
-    """Every version, folder of codes and record of the project that the configuration in force does not name, by path."""
+    """Every version, folder of codes and record of the project that the configuration in force does
+    not name, by path.
+    """
     kept = {_place(freshness, record) for record in _wanted(freshness)}
     found: dict[Path, list[tuple[str, Record]]] = {}
     for name in freshness.records.names():
@@ -79,7 +85,11 @@ def remove(freshness: Freshness, leftover: Leftover) -> bool:
 
 def _wanted(freshness: Freshness) -> Iterator[Record]:
     for name in freshness.made_by:
-        record = freshness.records.read(name, freshness.fingerprint(name)) if freshness.is_kept(name) else None
+        record = (
+            freshness.records.read(name, freshness.fingerprint(name))
+            if freshness.is_kept(name)
+            else None
+        )
         if record is not None:
             yield record
 
@@ -91,7 +101,9 @@ def _place(freshness: Freshness, record: Record) -> Path:
 
 
 def _unrecorded(freshness: Freshness) -> Iterator[Path]:
-    """Versions, codes and records that nothing is recorded of: a save that was cut off left them, or an older version of Assay."""
+    """Versions, codes and records that nothing is recorded of: a save that was cut off left them,
+    or an older version of Assay.
+    """
     yield from freshness.records.folder.glob("*.json")
     for name in freshness.made_by:
         dataset = freshness.catalog.get(name) if freshness.is_kept(name) else None
@@ -100,7 +112,10 @@ def _unrecorded(freshness: Freshness) -> Iterator[Path]:
         elif isinstance(dataset, CodesDataset):
             try:
                 layer = dataset.folder.parent
-            except (FileNotFoundError, ValueError):  # there are no shards yet, so there are no codes of them
+            except (
+                FileNotFoundError,
+                ValueError,
+            ):  # there are no shards yet, so there are no codes of them
                 continue
             yield from layer.glob("[!.]*")
 
@@ -114,13 +129,21 @@ def _locks_by_name(freshness: Freshness, path: Path) -> frozenset[str]:
 
 
 def _is_ours(freshness: Freshness, path: Path) -> bool:
-    """Whether a folder lies where results do, whatever a record says: inside the project's data, and not among what is raw."""
+    """Whether a folder lies where results do, whatever a record says: inside the project's data,
+    and not among what is raw.
+    """
     real, project = path.resolve(), freshness.project.resolve()
-    return path.exists() and real.is_relative_to(project / "data") and not real.is_relative_to(project / RAW)
+    return (
+        path.exists()
+        and real.is_relative_to(project / "data")
+        and not real.is_relative_to(project / RAW)
+    )
 
 
 def prune(env: str | None, params: dict[str, Any], dry_run: bool) -> None:
-    """Remove the results of other settings than those in force: versions, codes and their records, but nothing raw."""
+    """Remove the results of other settings than those in force: versions, codes and their records,
+    but nothing raw.
+    """
     with KedroSession.create(env=env, runtime_params=params) as session:
         assert isinstance(session, KedroSession)
         try:
@@ -129,9 +152,9 @@ def prune(env: str | None, params: dict[str, Any], dry_run: bool) -> None:
             check_shards(parameters, project)
             freshness = current_freshness()
             freshness.check(pipelines["__default__"])
-            if (
-                not dry_run
-            ):  # what is shown of other settings is told from somebody's own by its version, which is to go
+            # what is shown of other settings is told from somebody's own by its version, which is
+            # to go
+            if not dry_run:
                 with taken_on(freshness, Pipeline([])) as work:
                     work.publish(set(freshness.made_by))
             leftovers = find_leftovers(freshness)

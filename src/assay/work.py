@@ -1,8 +1,10 @@
-"""What a run has to make, settled and locked before it begins, so that two at once neither mix nor do the same work twice.
+"""What a run has to make, settled and locked before it begins, so that two at once neither mix nor
+do the same work twice.
 
-A run holds the lock of every node that it is to run, and shares those of the nodes whose results it only reads. Locks are
-by node and fingerprint: runs of other settings, or of other layers, go on side by side. What another process holds is waited for,
-and then it is looked again at what is to do. A lock is shared as soon as its results are recorded.
+A run holds the lock of every node that it is to run, and shares those of the nodes whose results it
+only reads. Locks are by node and fingerprint: runs of other settings, or of other layers, go on
+side by side. What another process holds is waited for, and then it is looked again at what is to
+do. A lock is shared as soon as its results are recorded.
 """
 
 from __future__ import annotations
@@ -36,7 +38,9 @@ POLL = 0.2
 
 @dataclass
 class Work:
-    """What a run has to make: ``todo``, whose results and inputs are locked, and the places of everything."""
+    """What a run has to make: ``todo``, whose results and inputs are locked, and the places of
+    everything.
+    """
 
     todo: Pipeline
     freshness: Freshness
@@ -47,7 +51,9 @@ class Work:
     """The checkpoints that each node was given."""
 
     def note_saved(self, name: str, node: Node) -> None:
-        """Record a result; with a node's last, its fit's checkpoints are of no more use, and others may read what it left."""
+        """Record a result; with a node's last, its fit's checkpoints are of no more use, and others
+        may read what it left.
+        """
         self.freshness.record(name, node)
         left = self.unrecorded.setdefault(node.name, set(node.outputs))
         left.discard(name)
@@ -85,7 +91,8 @@ def current_freshness() -> Freshness:
 
 @contextmanager
 def taken_on(freshness: Freshness, selected: Pipeline, *, force: bool = False) -> Iterator[Work]:
-    """Settle what of ``selected``, all of it with ``force``, has to run; yield it with its locks held.
+    """Settle what of ``selected``, all of it with ``force``, has to run; yield it with its locks
+    held.
 
     Raises:
         FileNotFoundError: something that it reads is missing.
@@ -109,7 +116,10 @@ def _settle(freshness: Freshness, locks: Locks, selected: Pipeline, force: bool)
         todo = selected if force else freshness.stale(selected)
         freshness.check(todo)
         makers = {freshness.lock_of(node): node for node in todo.nodes}
-        readers = {freshness.lock_of(freshness.made_by[name]) for name in todo.inputs() & freshness.made_by.keys()}
+        readers = {
+            freshness.lock_of(freshness.made_by[name])
+            for name in todo.inputs() & freshness.made_by.keys()
+        }
         wanted = {lock: lock not in makers for lock in makers.keys() | readers if lock is not None}
         if all(locks.holds(lock, shared=shared) for lock, shared in wanted.items()):
             return todo
@@ -120,13 +130,17 @@ def _settle(freshness: Freshness, locks: Locks, selected: Pipeline, force: bool)
             def is_made(node: Node | None = node) -> bool:
                 if force or node is None or freshness.stale(Pipeline([node])).nodes:
                     return False
-                return node not in freshness.stale(selected).nodes  # or it is run for what it leaves in memory
+                return (
+                    node not in freshness.stale(selected).nodes
+                )  # or it is run for what it leaves in memory
 
             if not _await(locks, lock, shared, is_made, told):
                 break
 
 
-def _await(locks: Locks, lock: str, shared: bool, is_made: Callable[[], bool], told: set[str]) -> bool:
+def _await(
+    locks: Locks, lock: str, shared: bool, is_made: Callable[[], bool], told: set[str]
+) -> bool:
     """Take a lock, waiting for whoever holds it; False where that has made what was to do."""
     while not locks.take(lock, shared=shared):
         if is_made():
@@ -135,13 +149,17 @@ def _await(locks: Locks, lock: str, shared: bool, is_made: Callable[[], bool], t
         process = holder.partition(" (")[0]
         if process not in told:  # one line for each, however many locks it holds
             told.add(process)
-            logger.info("waiting for `%s` and whatever else is in the hands of %s", lock.partition("@")[0], holder)
+            logger.info(
+                "waiting for `%s` and whatever else is in the hands of %s",
+                lock.partition("@")[0],
+                holder,
+            )
         time.sleep(POLL)
     return True
 
 
 class WorkHook:
-    """Points a catalog's results at their places, checks what is loaded and records what is saved."""
+    """Points results at their places, checks what is loaded and records what is saved."""
 
     def __init__(self) -> None:
         self._own: Any = None
@@ -153,12 +171,15 @@ class WorkHook:
     ) -> None:
         from kedro.framework.project import pipelines
 
-        self._let_go()  # of a run that was interrupted in this process: Kedro calls no hook for that
+        # of a run that was interrupted in this process: Kedro calls no hook for that
+        self._let_go()
         if _Current.work is not None:
             _Current.work.freshness.place(catalog)
             return
         project, _ = current_configuration()
-        _Current.freshness = Freshness(project, catalog, pipelines["__default__"], load_versions, save_version)
+        _Current.freshness = Freshness(
+            project, catalog, pipelines["__default__"], load_versions, save_version
+        )
         _Current.freshness.place(catalog)
 
     @hook_impl
@@ -167,7 +188,8 @@ class WorkHook:
         if _Current.work is None:
             self._own = taken_on(current_freshness(), pipeline, force=True)
             self._own.__enter__()
-            # Whoever interrupts a cell reloads Kedro next, and with it this module: what is still held then, nobody can let go.
+            # Whoever interrupts a cell reloads Kedro next, and with it this module: what is still
+            # held then, nobody can let go.
             self._shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
             if self._shell is not None:
                 self._shell.events.register("post_execute", self._let_go)

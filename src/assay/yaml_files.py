@@ -25,7 +25,8 @@ MISREAD = re.compile(r"[-+]?(?:0[0-9_]+|[0-9][0-9_]*(?::[0-5]?[0-9])+(?:\.[0-9_]
 
 
 def check_yaml(path: Path) -> None:
-    """Check that a file is YAML with keys, or empty, names no key twice, and has no number that reads as another.
+    """Check that a file is YAML with keys, or empty, names no key twice, and has no number that
+    reads as another.
 
     Raises:
         ValueError: it is not so, or not in UTF-8.
@@ -36,7 +37,8 @@ def check_yaml(path: Path) -> None:
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         raise ValueError(
-            f"{path}, line {line}: found byte {error.object[error.start]:#x}, want UTF-8: save it as that"
+            f"{path}, line {line}: found byte {error.object[error.start]:#x}, want UTF-8: save it"
+            " as that"
         ) from None
     except yaml.MarkedYAMLError as error:
         raise ValueError(
@@ -45,7 +47,8 @@ def check_yaml(path: Path) -> None:
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         raise ValueError(
-            f"{path}, line {line}: found the character {error.character:#x}, which YAML has no place for"
+            f"{path}, line {line}: found the character {error.character:#x}, which YAML has no"
+            " place for"
         ) from None
     except RecursionError:
         raise ValueError(f"{path} is nested too deeply to be read") from None
@@ -63,16 +66,21 @@ def _check_nodes(path: Path, root: yaml.Node) -> None:
             continue
         seen.add(id(node))
         if node.tag not in KNOWN:
-            raise ValueError(f"{path}, {_place(node.start_mark)}: found the tag {node.tag}, want plain YAML")
+            raise ValueError(
+                f"{path}, {_place(node.start_mark)}: found the tag {node.tag}, want plain YAML"
+            )
         if isinstance(node, yaml.MappingNode):
             _check_keys(path, node)
             todo += [each for pair in node.value for each in pair]
         elif isinstance(node, yaml.SequenceNode):
             todo += node.value
-        elif node.tag in ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float") and MISREAD.fullmatch(node.value):
+        elif node.tag in ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float") and MISREAD.fullmatch(
+            node.value
+        ):
             read = yaml.load(node.value, _Loader)  # a SafeLoader
             raise ValueError(
-                f"{path}, {_place(node.start_mark)}: {node.value} is {read} in YAML; write that, or '{node.value}' in quotes"
+                f"{path}, {_place(node.start_mark)}: {node.value} is {read} in YAML; write that, or"
+                f" '{node.value}' in quotes"
             )
 
 
@@ -84,7 +92,8 @@ def _check_keys(path: Path, node: yaml.MappingNode) -> None:
         line = key.start_mark.line + 1
         if key.value in lines:
             raise ValueError(
-                f"{path}, line {line}: `{key.value}` is there already, in line {lines[key.value]}; name it once"
+                f"{path}, line {line}: `{key.value}` is there already, in line {lines[key.value]};"
+                " name it once"
             )
         lines[key.value] = line
 

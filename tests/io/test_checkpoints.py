@@ -31,7 +31,10 @@ def test_what_was_saved_last_is_loaded_and_two_are_kept(tmp_path: Path) -> None:
     assert checkpoints.load(ABOUT) is None
     for step in (1, 20, 300):
         checkpoints.save(
-            ABOUT, step, TENSORS | {"step": torch.tensor(step)}, {"cursor": {"batch": step}, "least": None}
+            ABOUT,
+            step,
+            TENSORS | {"step": torch.tensor(step)},
+            {"cursor": {"batch": step}, "least": None},
         )
     assert names(tmp_path) == ["step000000020.safetensors", "step000000300.safetensors"]
     found = checkpoints.load(dict(reversed(ABOUT.items())))
@@ -92,11 +95,15 @@ def test_a_checkpoint_of_another_fit_is_never_used(
     assert checkpoints.load(other) is None
     assert "holds no whole checkpoint of this fit, but of others" in caplog.text
     inner = {"parameters": "parameters.seed", "shards": "shards.content"}.get(field, field)
-    assert re.search(f"of the nearest of them its {inner} is [^,]*, wanted [^,]*; starting", caplog.text)
+    assert re.search(
+        f"of the nearest of them its {inner} is [^,]*, wanted [^,]*; starting", caplog.text
+    )
     checkpoints.save(other, 1, TENSORS, {})
     theirs = next(tmp_path.rglob("step000000001*")).parent
     shutil.copy(next(tmp_path.rglob("step000000007*")), theirs)
-    with pytest.raises(ValueError, match=f"of another fit: its {inner} is [^,]*, wanted [^,]*; remove"):
+    with pytest.raises(
+        ValueError, match=f"of another fit: its {inner} is [^,]*, wanted [^,]*; remove"
+    ):
         checkpoints.load(other)
 
 
@@ -120,7 +127,9 @@ def test_other_files_in_the_folder_are_left_alone(tmp_path: Path) -> None:
     assert checkpoints.load(ABOUT) is not None
 
 
-def test_a_fit_that_is_done_leaves_others_checkpoints_until_they_are_forgotten(tmp_path: Path) -> None:
+def test_a_fit_that_is_done_leaves_others_checkpoints_until_they_are_forgotten(
+    tmp_path: Path,
+) -> None:
     checkpoints = Checkpoints(tmp_path)
     interrupted, forgotten = ABOUT | {"d": 16_384}, ABOUT | {"d": 8}
     folders = {}

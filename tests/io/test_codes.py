@@ -1,4 +1,6 @@
-"""Codes on disk: round trips, the index against slow loops, and what is refused when writing and reading."""
+"""Codes on disk: round trips, the index against slow loops, and what is refused when writing and
+reading.
+"""
 
 import errno
 import hashlib
@@ -82,7 +84,9 @@ class ListedCodes(MadeCodes):
         return iter(self.listed)
 
 
-def make_codes(kind: str, n_rows: int = 11, n_features: int = 5, k: int = 2, seed: int = 0) -> MadeCodes:
+def make_codes(
+    kind: str, n_rows: int = 11, n_features: int = 5, k: int = 2, seed: int = 0
+) -> MadeCodes:
     generator = torch.Generator().manual_seed(seed)
     arrays = {"error": torch.rand(n_rows, generator=generator).double()}
     if kind == "onehot":
@@ -97,7 +101,11 @@ def make_codes(kind: str, n_rows: int = 11, n_features: int = 5, k: int = 2, see
     if kind == "varying":
         order = torch.where(values == 0, 0, order)
     return MadeCodes(
-        "sparse", arrays | {"values": values, "indices": order}, n_rows, n_features, None if kind == "varying" else k
+        "sparse",
+        arrays | {"values": values, "indices": order},
+        n_rows,
+        n_features,
+        None if kind == "varying" else k,
     )
 
 
@@ -107,20 +115,32 @@ def join(batches: Iterator[dict[str, Tensor]]) -> dict[str, Tensor]:
     joined = {}
     for name in listed[0]:
         wide = max(batch[name].shape[1] for batch in listed) if listed[0][name].ndim == 2 else 0
-        parts = [torch.nn.functional.pad(b[name], (0, wide - b[name].shape[1])) if wide else b[name] for b in listed]
+        parts = [
+            torch.nn.functional.pad(b[name], (0, wide - b[name].shape[1])) if wide else b[name]
+            for b in listed
+        ]
         joined[name] = torch.cat(parts)
     return joined
 
 
-def assert_same(found: Codes, wanted: MadeCodes, batch_size: int, dtype: Dtype = "float32", start: int = 0) -> None:
+def assert_same(
+    found: Codes, wanted: MadeCodes, batch_size: int, dtype: Dtype = "float32", start: int = 0
+) -> None:
     joined = join(found.batches(batch_size, start))
-    assert (found.format, found.n_rows, found.n_features) == (wanted.format, wanted.n_rows, wanted.n_features)
+    assert (found.format, found.n_rows, found.n_features) == (
+        wanted.format,
+        wanted.n_rows,
+        wanted.n_features,
+    )
     assert (found.k, found.fallback) == (wanted.k, None)
     assert found.provenance == wanted.provenance
     assert joined.keys() == wanted.arrays.keys()
     for name, array in wanted.arrays.items():
         array = array[start:]
-        assert joined[name].dtype == {"indices": torch.int64, "error": torch.float64, "values": torch.float32}[name]
+        assert (
+            joined[name].dtype
+            == {"indices": torch.int64, "error": torch.float64, "values": torch.float32}[name]
+        )
         if name == "values":
             array = array.to(TORCH_DTYPES[dtype]).float()
         if array.ndim == 2:
@@ -139,7 +159,9 @@ def count_used(code_format: Format, arrays: dict[str, Tensor], n_features: int) 
             elif code_format == "onehot":
                 used[feature] += bool(arrays["indices"][row] == feature)
             else:
-                slots = zip(arrays["indices"][row].tolist(), arrays["values"][row].tolist(), strict=True)
+                slots = zip(
+                    arrays["indices"][row].tolist(), arrays["values"][row].tolist(), strict=True
+                )
                 used[feature] += any(index == feature and value != 0 for index, value in slots)
     octaves = [0] * (max(used).bit_length() + 1)
     for count in used:
@@ -152,7 +174,11 @@ def count_used(code_format: Format, arrays: dict[str, Tensor], n_features: int) 
 
 def tree(folder: Path) -> dict[str, bytes]:
     """Everything under a folder, hidden files too."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
 
 
 def edit_json(path: Path, change: Callable[[Any], Any]) -> None:
@@ -195,7 +221,13 @@ def test_round_trip(
     read_size: int,
     data: st.DataObject,
 ) -> None:
-    codes = make_codes(kind, n_rows, n_features, data.draw(st.integers(1, n_features)), data.draw(st.integers(0, 9)))
+    codes = make_codes(
+        kind,
+        n_rows,
+        n_features,
+        data.draw(st.integers(1, n_features)),
+        data.draw(st.integers(0, 9)),
+    )
     with tempfile.TemporaryDirectory() as root:
         path = Path(root) / "codes"
         write_codes(path, codes, batch_size=batch_size, rows_per_shard=rows_per_shard, dtype=dtype)
@@ -217,7 +249,9 @@ def stored_arrays(codes: MadeCodes) -> list[dict[str, Any]]:
     """What the files of three shards of 4, 4 and 3 rows hold, by loops."""
     shards = []
     for start in (0, 4, 8):
-        part: dict[str, Any] = {name: array[start : start + 4] for name, array in codes.arrays.items()}
+        part: dict[str, Any] = {
+            name: array[start : start + 4] for name, array in codes.arrays.items()
+        }
         if codes.format == "sparse" and codes.k is None:
             rows = zip(part["values"].tolist(), part["indices"].tolist(), strict=True)
             entries = [[(v, i) for v, i in zip(*row, strict=True) if v] for row in rows]
@@ -247,7 +281,9 @@ def test_files_are_what_the_docstring_says(tmp_path: Path, codes: MadeCodes) -> 
             n_bytes += len(raw)
         assert index[number] == {
             "rows": len(part["error"]),
-            "entries": np.asarray(arrays[number]["values" if "values" in names else "indices"]).size,
+            "entries": (
+                np.asarray(arrays[number]["values" if "values" in names else "indices"]).size
+            ),
             "bytes": n_bytes,
             "sha256": digests,
             "utilization": count_used(codes.format, part, codes.n_features),
@@ -266,13 +302,21 @@ def test_files_are_what_the_docstring_says(tmp_path: Path, codes: MadeCodes) -> 
 
 
 @settings(deadline=None, max_examples=25)
-@given(st.sampled_from(KINDS), st.sampled_from(DTYPES), st.integers(1, 40), st.integers(1, 5), st.integers(0, 99))
+@given(
+    st.sampled_from(KINDS),
+    st.sampled_from(DTYPES),
+    st.integers(1, 40),
+    st.integers(1, 5),
+    st.integers(0, 99),
+)
 def test_utilization_counts_features_by_the_rows_they_are_nonzero_in(
     kind: str, dtype: Dtype, n_rows: int, n_features: int, seed: int
 ) -> None:
     codes = make_codes(kind, n_rows, n_features, min(2, n_features), seed)
     if "values" in codes.arrays:
-        codes = codes.changed(values=torch.where(codes.arrays["values"] == 0, -0.0, codes.arrays["values"]))
+        codes = codes.changed(
+            values=torch.where(codes.arrays["values"] == 0, -0.0, codes.arrays["values"])
+        )
     with tempfile.TemporaryDirectory() as root:
         write_codes(Path(root) / "codes", codes, batch_size=7, dtype=dtype)
         (shard,) = StoredCodes(Path(root) / "codes").shards
@@ -314,9 +358,13 @@ def test_what_rides_along_is_left_out_and_other_dtypes_are_converted(tmp_path: P
     )
     write_codes(tmp_path / "codes", wider, batch_size=4)
     assert_same(StoredCodes(tmp_path / "codes"), whole, 4)
-    half = make_codes("dense").changed(values=torch.ones(11, 5, dtype=torch.bfloat16).T.contiguous().T)
+    half = make_codes("dense").changed(
+        values=torch.ones(11, 5, dtype=torch.bfloat16).T.contiguous().T
+    )
     write_codes(tmp_path / "codes", half, batch_size=4)
-    assert torch.equal(join(StoredCodes(tmp_path / "codes").batches(4))["values"], torch.ones(11, 5))
+    assert torch.equal(
+        join(StoredCodes(tmp_path / "codes").batches(4))["values"], torch.ones(11, 5)
+    )
 
 
 def test_codes_can_be_copied_and_pickled(tmp_path: Path, folder: Path) -> None:
@@ -332,7 +380,9 @@ def refused() -> dict[str, tuple[MadeCodes, str]]:
     dense, sparse, onehot = (make_codes(code_format) for code_format in FORMATS)
 
     def poisoned(codes: MadeCodes, name: str, value: float) -> MadeCodes:
-        array = codes.arrays[name].clone().double() if name != "indices" else codes.arrays[name].clone()
+        array = (
+            codes.arrays[name].clone().double() if name != "indices" else codes.arrays[name].clone()
+        )
         array[-1] = value
         return codes.changed(**{name: array})
 
@@ -340,40 +390,89 @@ def refused() -> dict[str, tuple[MadeCodes, str]]:
         return codes.changed(values=torch.tensor([[0.5, 1.0]]).repeat(11, 1))
 
     def without(codes: MadeCodes, name: str) -> MadeCodes:
-        return replace(codes, arrays={other: array for other, array in codes.arrays.items() if other != name})
+        return replace(
+            codes, arrays={other: array for other, array in codes.arrays.items() if other != name}
+        )
 
     first, second, *_ = sparse.batches(3)
-    uneven = ListedCodes("sparse", {}, 11, 5, 2, listed=(first, {**second, "values": second["values"][:, :1]}))
+    uneven = ListedCodes(
+        "sparse", {}, 11, 5, 2, listed=(first, {**second, "values": second["values"][:, :1]})
+    )
     return {
-        "codes that end early": (replace(dense, n_rows=12), "ended after 11 rows; 12 were promised"),
-        "no codes at all": (ListedCodes("sparse", {}, 3, 5, 2), "ended after 0 rows; 3 were promised"),
-        "more rows, within a batch": (replace(dense, n_rows=10), "rows 9 to 10 .* but 10 rows were promised"),
-        "more rows, in another batch": (replace(dense, n_rows=6), "rows 6 to 8 .* but 6 rows were promised"),
-        "more rows than none": (replace(onehot, n_rows=0), "rows 0 to 2 .* but 0 rows were promised"),
-        "NaN values": (poisoned(dense, "values", float("nan")), "rows 9 to 10 .*values holds a NaN or an infinity"),
-        "infinite values": (poisoned(sparse, "values", float("-inf")), "values holds a NaN or an infinity"),
+        "codes that end early": (
+            replace(dense, n_rows=12),
+            "ended after 11 rows; 12 were promised",
+        ),
+        "no codes at all": (
+            ListedCodes("sparse", {}, 3, 5, 2),
+            "ended after 0 rows; 3 were promised",
+        ),
+        "more rows, within a batch": (
+            replace(dense, n_rows=10),
+            "rows 9 to 10 .* but 10 rows were promised",
+        ),
+        "more rows, in another batch": (
+            replace(dense, n_rows=6),
+            "rows 6 to 8 .* but 6 rows were promised",
+        ),
+        "more rows than none": (
+            replace(onehot, n_rows=0),
+            "rows 0 to 2 .* but 0 rows were promised",
+        ),
+        "NaN values": (
+            poisoned(dense, "values", float("nan")),
+            "rows 9 to 10 .*values holds a NaN or an infinity",
+        ),
+        "infinite values": (
+            poisoned(sparse, "values", float("-inf")),
+            "values holds a NaN or an infinity",
+        ),
         "values too large for float32": (
             poisoned(dense, "values", 1e39),
             r"values reach 1e\+39, more than float32 holds",
         ),
         "NaN error": (poisoned(onehot, "error", float("nan")), "error holds a NaN or an infinity"),
         "an index below 0": (poisoned(onehot, "indices", -1), "indices are -1 to .*wanted 0 to 4"),
-        "an index that is no feature": (poisoned(sparse, "indices", 5), "indices are . to 5; wanted 0 to 4"),
+        "an index that is no feature": (
+            poisoned(sparse, "indices", 5),
+            "indices are . to 5; wanted 0 to 4",
+        ),
         "no error": (without(sparse, "error"), "wanted error as well"),
         "no values": (without(sparse, "values"), "wanted values as well"),
         "no indices": (without(onehot, "indices"), "wanted indices as well"),
-        "values too narrow": (replace(dense, n_features=6, k=6), r"values has shape \(3, 5\); wanted \(3, 6\)"),
-        "values of one feature": (dense.changed(values=torch.ones(11, 1)), r"shape \(3, 1\); wanted \(3, 5\)"),
-        "fewer indices": (sparse.changed(indices=torch.zeros(11, 1).long()), r"indices has shape \(3, 1\)"),
-        "flat error": (dense.changed(error=torch.ones(11, 1)), r"error has shape \(3, 1\); wanted \(3,\)"),
-        "another k in another batch": (uneven, r"rows 3 to 5 .*values has shape \(3, 1\); wanted \(3, 2\)"),
+        "values too narrow": (
+            replace(dense, n_features=6, k=6),
+            r"values has shape \(3, 5\); wanted \(3, 6\)",
+        ),
+        "values of one feature": (
+            dense.changed(values=torch.ones(11, 1)),
+            r"shape \(3, 1\); wanted \(3, 5\)",
+        ),
+        "fewer indices": (
+            sparse.changed(indices=torch.zeros(11, 1).long()),
+            r"indices has shape \(3, 1\)",
+        ),
+        "flat error": (
+            dense.changed(error=torch.ones(11, 1)),
+            r"error has shape \(3, 1\); wanted \(3,\)",
+        ),
+        "another k in another batch": (
+            uneven,
+            r"rows 3 to 5 .*values has shape \(3, 1\); wanted \(3, 2\)",
+        ),
         "more entries than features": (replace(sparse, n_features=1), "k is 2; wanted 1 to 1"),
         "a dense row of another length": (replace(dense, k=4), "k is 4; wanted 5 to 5"),
         "dense rows that vary": (replace(dense, k=None), "k is None; wanted 5 to 5"),
         "entries by rising magnitude": (unsorted(sparse), "not by falling magnitude"),
         "rows that vary, rising": (unsorted(make_codes("varying")), "not by falling magnitude"),
-        "provenance that is no JSON": (replace(dense, provenance={"mean": torch.ones(2)}), "provenance"),
-        "provenance that is not finite": (replace(dense, provenance={"tol": float("nan")}), "provenance"),
+        "provenance that is no JSON": (
+            replace(dense, provenance={"mean": torch.ones(2)}),
+            "provenance",
+        ),
+        "provenance that is not finite": (
+            replace(dense, provenance={"tol": float("nan")}),
+            "provenance",
+        ),
     }
 
 
@@ -398,23 +497,33 @@ def test_faults_name_the_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("name", "sizes"), [("batch_size", (0, 4)), ("rows_per_shard", (4, 0))])
 def test_sizes_below_one_are_refused(tmp_path: Path, name: str, sizes: tuple[int, int]) -> None:
     with pytest.raises(ValueError, match=f"{name} is 0: wanted at least 1"):
-        write_codes(tmp_path / "codes", make_codes("dense"), batch_size=sizes[0], rows_per_shard=sizes[1])
+        write_codes(
+            tmp_path / "codes", make_codes("dense"), batch_size=sizes[0], rows_per_shard=sizes[1]
+        )
 
 
-@pytest.mark.parametrize(("dtype", "value", "fits"), [("float16", 7e4, False), ("bfloat16", 7e4, True)])
-def test_a_value_too_large_for_the_dtype_is_refused(tmp_path: Path, dtype: Dtype, value: float, fits: bool) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "value", "fits"), [("float16", 7e4, False), ("bfloat16", 7e4, True)]
+)
+def test_a_value_too_large_for_the_dtype_is_refused(
+    tmp_path: Path, dtype: Dtype, value: float, fits: bool
+) -> None:
     codes = make_codes("dense").changed(values=torch.full((11, 5), value))
     if fits:
         write_codes(tmp_path / "codes", codes, batch_size=3, dtype=dtype)
         assert_same(StoredCodes(tmp_path / "codes"), codes, 3, dtype)
         return
-    with pytest.raises(ValueError, match=r"rows 0 to 2 of the codes: values reach 7e\+04, more than float16 holds"):
+    with pytest.raises(
+        ValueError, match=r"rows 0 to 2 of the codes: values reach 7e\+04, more than float16 holds"
+    ):
         write_codes(tmp_path / "codes", codes, batch_size=3, dtype=dtype)
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("kind", ["dense", "sparse", "varying"])
-def test_what_is_below_half_of_float16s_smallest_is_stored_as_0_and_counted_as_0(tmp_path: Path, kind: str) -> None:
+def test_what_is_below_half_of_float16s_smallest_is_stored_as_0_and_counted_as_0(
+    tmp_path: Path, kind: str
+) -> None:
     tiny = torch.tensor([[1.0, 2.0**-24, 2.0**-25, -(2.0**-30), 0.0]])
     wide = make_codes(kind, k=5).changed(values=tiny.repeat(11, 1))
     if kind != "dense":
@@ -441,12 +550,15 @@ def test_the_predicted_size_is_what_is_written(
     size = sum(file.stat().st_size for file in path.glob("*.bin"))
     shutil.rmtree(tmp_path / "a")
     for free in (size - 1, size):
-        monkeypatch.setattr(shutil, "disk_usage", lambda place, free=free: _usage(place, tmp_path, free))
+        monkeypatch.setattr(
+            shutil, "disk_usage", lambda place, free=free: _usage(place, tmp_path, free)
+        )
         if free == size:
             write_codes(path, codes, batch_size=11, dtype=dtype)
             return
         with pytest.raises(
-            ValueError, match=rf"(?s){re.escape(str(path))}: .* take .* GB, .* GB are free.*MemoryDataset"
+            ValueError,
+            match=rf"(?s){re.escape(str(path))}: .* take .* GB, .* GB are free.*MemoryDataset",
         ):
             write_codes(path, codes, batch_size=11, dtype=dtype)
         assert list(tmp_path.iterdir()) == []
@@ -489,8 +601,12 @@ def partials(path: Path) -> list[Path]:
     return list(path.parent.glob(f".{path.name}.partial-*"))
 
 
-@pytest.mark.parametrize("error", [OSError("the disk went away"), KeyboardInterrupt(), SystemExit(), GeneratorExit()])
-def test_an_interrupted_writer_leaves_what_is_whole_to_the_next(folder: Path, error: BaseException) -> None:
+@pytest.mark.parametrize(
+    "error", [OSError("the disk went away"), KeyboardInterrupt(), SystemExit(), GeneratorExit()]
+)
+def test_an_interrupted_writer_leaves_what_is_whole_to_the_next(
+    folder: Path, error: BaseException
+) -> None:
     before = tree(folder)
     whole = make_codes("dense")
     failing = Failing("dense", whole.arrays, 11, 5, 5)
@@ -514,16 +630,27 @@ def test_an_interrupted_writer_leaves_what_is_whole_to_the_next(folder: Path, er
     assert not (folder / "progress.json").exists()
 
 
-@pytest.mark.parametrize("change", ["provenance", "made_from", "dtype", "batch_size", "rows_per_shard"])
+@pytest.mark.parametrize(
+    "change", ["provenance", "made_from", "dtype", "batch_size", "rows_per_shard"]
+)
 def test_what_was_begun_of_other_codes_is_removed(tmp_path: Path, change: str) -> None:
     path = tmp_path / "codes"
     whole = make_codes("dense")
     with pytest.raises(OSError, match="went away"):
         write_codes(path, Failing("dense", whole.arrays, 11, 5, 5), batch_size=3, rows_per_shard=3)
-    others = {"provenance": {"provenance": {"layer": 24}}, "made_from": {"made_from": "a shard that was touched"}}
-    other = replace(whole.changed(values=torch.ones(11, 5)), **others[change]) if change in others else whole
+    others = {
+        "provenance": {"provenance": {"layer": 24}},
+        "made_from": {"made_from": "a shard that was touched"},
+    }
+    other = (
+        replace(whole.changed(values=torch.ones(11, 5)), **others[change])
+        if change in others
+        else whole
+    )
     options: dict[str, Any] = {"batch_size": 3, "rows_per_shard": 3}
-    options |= {"dtype": "float16"} if change == "dtype" else {change: 2} if change in options else {}
+    options |= (
+        {"dtype": "float16"} if change == "dtype" else {change: 2} if change in options else {}
+    )
     write_codes(path, other, **options)
     assert_same(StoredCodes(path), other, 4, options.get("dtype", "float32"))
     assert [child.name for child in tmp_path.iterdir()] == ["codes"]
@@ -558,7 +685,9 @@ def test_what_was_begun_is_checked_before_it_is_gone_on_with(
     elif damage == "link":
         (partial / "link").symlink_to("nowhere")
     elif damage.startswith("folder"):
-        place = {"folder as a shard": values, "folder as progress": progress}.get(damage, partial / "left")
+        place = {"folder as a shard": values, "folder as progress": progress}.get(
+            damage, partial / "left"
+        )
         place.unlink(missing_ok=True)
         (place / "below").mkdir(parents=True)
         (place / "below" / "a.txt").write_text("left by hand")
@@ -566,7 +695,9 @@ def test_what_was_begun_is_checked_before_it_is_gone_on_with(
         (partial / "values000007.bin").write_text("left by hand")
     write_codes(path, whole, batch_size=3, rows_per_shard=3)
     assert tree(path) == tree(fresh)
-    assert ("of no use" in caplog.text) == (damage not in ("no shards", "stranger", "folder", "link"))
+    assert ("of no use" in caplog.text) == (
+        damage not in ("no shards", "stranger", "folder", "link")
+    )
 
 
 class Slow(MadeCodes):
@@ -579,7 +710,9 @@ class Slow(MadeCodes):
 
 
 def in_a_child(work: Callable[[], None]) -> int:
-    """Start `work` in a process of its own and give its number; it ends with status 0, or 1 for any error."""
+    """Start `work` in a process of its own and give its number; it ends with status 0, or 1 for any
+    error.
+    """
     child = os.fork()
     if child == 0:
         try:
@@ -592,7 +725,9 @@ def in_a_child(work: Callable[[], None]) -> int:
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
 @pytest.mark.parametrize("kind", ["dense", "varying"])
-def test_kill_9_at_20_random_moments_loses_no_whole_shard_and_changes_no_byte(tmp_path: Path, kind: str) -> None:
+def test_kill_9_at_20_random_moments_loses_no_whole_shard_and_changes_no_byte(
+    tmp_path: Path, kind: str
+) -> None:
     made = make_codes(kind, n_rows=200)
     fresh, path = tmp_path / "fresh", tmp_path / "codes"
     write_codes(fresh, made, batch_size=2, rows_per_shard=6)
@@ -616,7 +751,8 @@ def test_kill_9_at_20_random_moments_loses_no_whole_shard_and_changes_no_byte(tm
             with pytest.raises(FileNotFoundError):
                 StoredCodes(path)
             kept.update(
-                len(json.loads(p.read_text())) for p in path.parent.glob(f".{path.name}.partial-*/progress.json")
+                len(json.loads(p.read_text()))
+                for p in path.parent.glob(f".{path.name}.partial-*/progress.json")
             )
     assert len(kept) > 5, "the kills hit many places"
     child = in_a_child(write)
@@ -626,7 +762,9 @@ def test_kill_9_at_20_random_moments_loses_no_whole_shard_and_changes_no_byte(tm
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
-@pytest.mark.parametrize("n_features", [4000, 1000])  # a write fails; the last of it fails, as the files are closed
+@pytest.mark.parametrize(
+    "n_features", [4000, 1000]
+)  # a write fails; the last of it fails, as the files are closed
 def test_a_disk_that_is_full_after_all_leaves_the_older_codes_and_what_is_whole(
     tmp_path: Path, n_features: int
 ) -> None:
@@ -646,7 +784,10 @@ def test_a_disk_that_is_full_after_all_leaves_the_older_codes_and_what_is_whole(
             os.write(said, str(error).encode())
             os._exit(error.errno or 1)
 
-    assert os.waitstatus_to_exitcode(os.waitpid(in_a_child(write_with_little_room), 0)[1]) == errno.EFBIG
+    assert (
+        os.waitstatus_to_exitcode(os.waitpid(in_a_child(write_with_little_room), 0)[1])
+        == errno.EFBIG
+    )
     os.close(said)
     with open(heard, "rb") as pipe:
         assert pipe.read().decode() == f"[Errno {errno.EFBIG}] File too large{KEPT}: '{path}'"
@@ -671,7 +812,9 @@ def test_of_two_writers_at_once_the_second_is_refused(tmp_path: Path) -> None:
                 while not refused.exists():
                     time.sleep(0.001)
 
-    child = in_a_child(lambda: write_codes(path, Waiting("dense", made.arrays, 200, 5, 5), batch_size=1))
+    child = in_a_child(
+        lambda: write_codes(path, Waiting("dense", made.arrays, 200, 5, 5), batch_size=1)
+    )
     try:
         while not partials(path):
             time.sleep(0.001)
@@ -697,7 +840,9 @@ def test_an_older_folder_is_replaced_whole(folder: Path) -> None:
     assert [child.name for child in folder.parent.iterdir()] == [folder.name]
 
 
-def test_failing_to_move_in_leaves_the_older_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failing_to_move_in_leaves_the_older_folder(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before, rename, calls = tree(folder), os.rename, []
 
     def fail_once(source: Path, target: Path) -> None:
@@ -732,7 +877,8 @@ def cut(path: Path, n_bytes: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["metadata.json", "shards.json", "values000001.bin", "indices000000.bin", "error000001.bin"]
+    "name",
+    ["metadata.json", "shards.json", "values000001.bin", "indices000000.bin", "error000001.bin"],
 )
 def test_a_missing_file_is_named(folder: Path, name: str) -> None:
     (folder / name).unlink()
@@ -750,13 +896,17 @@ def test_a_missing_folder_is_named(tmp_path: Path) -> None:
 def test_a_cut_or_overlong_file_is_named(folder: Path, name: str, change: int) -> None:
     size = (folder / name).stat().st_size
     cut(folder / name, change)
-    with pytest.raises(ValueError, match=rf"{re.escape(str(folder / name))} has {size + change} bytes; wanted {size}"):
+    with pytest.raises(
+        ValueError,
+        match=rf"{re.escape(str(folder / name))} has {size + change} bytes; wanted {size}",
+    ):
         StoredCodes(folder)
 
 
 @pytest.mark.parametrize("name", ["metadata.json", "shards.json"])
 @pytest.mark.parametrize(
-    "text", [b"", b"{", b"\xff\xfe", b"[" * 100_000, b"null", b"3", b"{}", b'["a"]', b'[{"rows": 11}]']
+    "text",
+    [b"", b"{", b"\xff\xfe", b"[" * 100_000, b"null", b"3", b"{}", b'["a"]', b'[{"rows": 11}]'],
 )
 def test_bad_json_is_named(folder: Path, name: str, text: bytes) -> None:
     (folder / name).write_bytes(text)
@@ -773,9 +923,13 @@ def test_bad_json_is_named(folder: Path, name: str, text: bytes) -> None:
         ({"schema_name": "saev.codes"}, "saev.codes version 2"),
     ],
 )
-def test_another_version_or_schema_is_refused_by_name(folder: Path, change: dict[str, Any], found: str) -> None:
+def test_another_version_or_schema_is_refused_by_name(
+    folder: Path, change: dict[str, Any], found: str
+) -> None:
     edit_json(folder / "metadata.json", lambda value: value | change)
-    with pytest.raises(ValueError, match=rf"holds {found}; this reader wants assay.codes version 2"):
+    with pytest.raises(
+        ValueError, match=rf"holds {found}; this reader wants assay.codes version 2"
+    ):
         StoredCodes(folder)
 
 
@@ -811,38 +965,55 @@ def test_k_must_fit_the_format(tmp_path: Path, code_format: Format, k: int) -> N
 @pytest.mark.parametrize("n_rows", [10, 12])
 def test_rows_must_be_those_of_the_metadata(folder: Path, n_rows: int) -> None:
     edit_json(folder / "metadata.json", lambda value: value | {"n_rows": n_rows})
-    with pytest.raises(ValueError, match=rf"{re.escape(str(folder))}.*shards.json has 11 rows, metadata.json {n_rows}"):
+    with pytest.raises(
+        ValueError,
+        match=rf"{re.escape(str(folder))}.*shards.json has 11 rows, metadata.json {n_rows}",
+    ):
         StoredCodes(folder)
 
 
 def test_a_shard_of_other_rows_is_refused(folder: Path) -> None:
-    edit_json(folder / "shards.json", lambda shards: [shards[0] | {"rows": 5}, shards[1] | {"rows": 6}])
+    edit_json(
+        folder / "shards.json", lambda shards: [shards[0] | {"rows": 5}, shards[1] | {"rows": 6}]
+    )
     with pytest.raises(ValueError, match=r"shard 0 has 12 entries, wanted 5 rows x 2"):
         StoredCodes(folder)
     both = [{"rows": 5, "entries": 10}, {"rows": 6, "entries": 12}]
-    edit_json(folder / "shards.json", lambda shards: [shard | more for shard, more in zip(shards, both, strict=True)])
+    edit_json(
+        folder / "shards.json",
+        lambda shards: [shard | more for shard, more in zip(shards, both, strict=True)],
+    )
     with pytest.raises(ValueError, match=r"values000000.bin has 48 bytes; wanted 40"):
         StoredCodes(folder)
 
 
 def test_checksums_must_be_those_of_the_files(folder: Path) -> None:
-    edit_json(folder / "shards.json", lambda shards: [shard | {"sha256": {"values": "0"}} for shard in shards])
+    edit_json(
+        folder / "shards.json",
+        lambda shards: [shard | {"sha256": {"values": "0"}} for shard in shards],
+    )
     with pytest.raises(
-        ValueError, match=r"shard 0 has checksums of \['values'\], wanted \['error', 'indices', 'values'\]"
+        ValueError,
+        match=r"shard 0 has checksums of \['values'\], wanted \['error', 'indices', 'values'\]",
     ):
         StoredCodes(folder)
 
 
 @pytest.mark.parametrize("name", ["values", "indices", "lengths", "error"])
-def test_a_bit_that_has_flipped_is_found_before_the_shards_last_batch(tmp_path: Path, name: str) -> None:
-    write_codes(tmp_path / "codes", make_codes("varying", n_rows=40, n_features=200, k=9), batch_size=8)
+def test_a_bit_that_has_flipped_is_found_before_the_shards_last_batch(
+    tmp_path: Path, name: str
+) -> None:
+    write_codes(
+        tmp_path / "codes", make_codes("varying", n_rows=40, n_features=200, k=9), batch_size=8
+    )
     file = tmp_path / "codes" / f"{name}000000.bin"
     raw = bytearray(file.read_bytes())
     raw[0] ^= 1  # in the first row; what is read stays finite and a feature
     file.write_bytes(raw)
     seen = []
     with pytest.raises(
-        ValueError, match=rf"{re.escape(str(file))} has SHA-256 [0-9a-f]+, wanted [0-9a-f]+: it was changed"
+        ValueError,
+        match=rf"{re.escape(str(file))} has SHA-256 [0-9a-f]+, wanted [0-9a-f]+: it was changed",
     ):
         seen.extend(StoredCodes(tmp_path / "codes").batches(10))
     assert len(seen) == (0 if name == "lengths" else 3)
@@ -851,19 +1022,26 @@ def test_a_bit_that_has_flipped_is_found_before_the_shards_last_batch(tmp_path: 
 @pytest.mark.parametrize("lengths", [[2] * 10 + [-1], [2] * 10 + [6], [2] * 10 + [3]])
 def test_lengths_that_cannot_be_are_refused(tmp_path: Path, lengths: list[int]) -> None:
     path = tmp_path / "codes"
-    codes = make_codes("varying").changed(values=torch.ones(11, 2), indices=torch.tensor([[0, 1]]).repeat(11, 1))
+    codes = make_codes("varying").changed(
+        values=torch.ones(11, 2), indices=torch.tensor([[0, 1]]).repeat(11, 1)
+    )
     write_codes(path, codes, batch_size=11)
     raw = np.array(lengths, "<i4").tobytes()
     (path / "lengths000000.bin").write_bytes(raw)
     digest = hashlib.sha256(raw).hexdigest()
-    edit_json(path / "shards.json", lambda shards: [s | {"sha256": s["sha256"] | {"lengths": digest}} for s in shards])
+    edit_json(
+        path / "shards.json",
+        lambda shards: [s | {"sha256": s["sha256"] | {"lengths": digest}} for s in shards],
+    )
     with pytest.raises(ValueError, match=r"lengths000000.bin: lengths .* wanted 0 to 5, in all 22"):
         list(StoredCodes(path).batches(4))
 
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
+    ),
     max_leaves=5,
 )
 
@@ -906,7 +1084,10 @@ def damage(file: Path, kind: str, *how: Any) -> None:
 @example("sparse", {"metadata.json": ("field", "n_features", 10**30)})
 @example("sparse", {"metadata.json": ("field", "k", 10**30)})
 @example("varying", {"metadata.json": ("field", "n_features", 2**31)})
-@example("onehot", {"metadata.json": ("field", "n_rows", 10**30), "shards.json": ("field", "rows", 10**30)})
+@example(
+    "onehot",
+    {"metadata.json": ("field", "n_rows", 10**30), "shards.json": ("field", "rows", 10**30)},
+)
 @example("varying", {"shards.json": ("field", "entries", 10**30)})
 @example("dense", {"shards.json": ("field", "bytes", 10**30)})
 @example("dense", {"shards.json": ("field", "utilization", [10**30])})
@@ -952,7 +1133,9 @@ def test_fuzz_raises_only_the_two_errors(kind: str, damaged: dict[str, tuple[Any
         ("error000001.bin", ("link", "."), "error000001.bin leads out of the folder"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_is_refused_on_opening(folder: Path, name: str, change: tuple[Any, ...], message: str) -> None:
+def test_what_cannot_be_is_refused_on_opening(
+    folder: Path, name: str, change: tuple[Any, ...], message: str
+) -> None:
     damage(folder / name, *change)
     with pytest.raises(ValueError, match=message) as caught:
         StoredCodes(folder)
@@ -974,7 +1157,9 @@ def test_a_link_to_the_folder_or_within_it_is_legal(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("when", ["opened", "read", "too large"])
-def test_a_file_that_cannot_be_read_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch, when: str) -> None:
+def test_a_file_that_cannot_be_read_is_named(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
     stored, path_open = StoredCodes(folder), Path.open
 
     class Bad(io.BytesIO):
@@ -996,7 +1181,9 @@ def test_a_file_that_cannot_be_read_is_named(folder: Path, monkeypatch: pytest.M
         "read": "cannot be read: Input/output",
         "too large": ": 4 rows are",
     }
-    with pytest.raises(ValueError, match=re.escape(str(folder / "values000000.bin")) + f" ?{said[when]}"):
+    with pytest.raises(
+        ValueError, match=re.escape(str(folder / "values000000.bin")) + f" ?{said[when]}"
+    ):
         list(stored.batches(4))
 
 
@@ -1019,7 +1206,9 @@ def test_a_file_cut_or_removed_after_opening_is_refused(folder: Path) -> None:
         ("indices", np.int32(-1), "indices are -1 to .; wanted 0 to 4"),
     ],
 )
-def test_damaged_numbers_are_refused(folder: Path, name: str, number: np.generic, message: str) -> None:
+def test_damaged_numbers_are_refused(
+    folder: Path, name: str, number: np.generic, message: str
+) -> None:
     file = folder / f"{name}000001.bin"
     raw = bytearray(file.read_bytes())
     raw[-number.itemsize :] = number.tobytes()
@@ -1046,16 +1235,23 @@ def test_a_flipped_bit_is_seen_wherever_a_pass_starts_and_by_a_probe_whose_first
     (name,) = (each for each in ("values", "indices") if (kind == "onehot") == (each == "indices"))
     file = tmp_path / "codes" / f"{name}000000.bin"
     raw = bytearray(file.read_bytes())
-    # The last bit of a number: another one of the right kind; for the one-hot codes, another feature.
+    # The last bit of a number: another one of the right kind; for the one-hot codes, another
+    # feature.
     raw[0] ^= 1
     file.write_bytes(raw)
     kept = torch.arange(11) > 4
     for start in (0, 1, 5, 10):
-        with pytest.raises(ValueError, match=f"{re.escape(str(file))} has SHA-256 .*changed after it was written"):
+        with pytest.raises(
+            ValueError, match=f"{re.escape(str(file))} has SHA-256 .*changed after it was written"
+        ):
             list(StoredCodes(tmp_path / "codes").batches(3, start))
-    with pytest.raises(ValueError, match=f"{re.escape(str(file))} has SHA-256 .*changed after it was written"):
+    with pytest.raises(
+        ValueError, match=f"{re.escape(str(file))} has SHA-256 .*changed after it was written"
+    ):
         list(SelectedCodes(StoredCodes(tmp_path / "codes"), kept).batches(3))
     raw[0] ^= 1
     file.write_bytes(raw)
-    found = [batch["error"] for batch in SelectedCodes(StoredCodes(tmp_path / "codes"), kept).batches(3)]
+    found = [
+        batch["error"] for batch in SelectedCodes(StoredCodes(tmp_path / "codes"), kept).batches(3)
+    ]
     assert torch.equal(torch.cat(found), torch.cat([batch["error"] for batch in whole])[kept])

@@ -1,4 +1,6 @@
-"""The Kedro datasets, by Kedro's own interface: catalogs, versions, existence, pickling; and where shards are found."""
+"""The Kedro datasets, by Kedro's own interface: catalogs, versions, existence, pickling; and where
+shards are found.
+"""
 
 import json
 import re
@@ -100,7 +102,11 @@ class MadeCodes:
 
 def tree(folder: Path) -> dict[str, bytes]:
     """Everything under a folder, hidden files too."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
 
 
 def assert_recorded(shards: Shards, recording: MadeRecording) -> None:
@@ -174,7 +180,9 @@ def test_several_shard_folders_are_named(shards: Path) -> None:
 
 
 def test_shards_are_saved_loaded_and_exist(tmp_path: Path) -> None:
-    dataset = ShardsDataset(filepath=str(tmp_path / "raw" / "fit"), metadata={"kedro-viz": {"layer": "raw"}})
+    dataset = ShardsDataset(
+        filepath=str(tmp_path / "raw" / "fit"), metadata={"kedro-viz": {"layer": "raw"}}
+    )
     assert not dataset.exists()
     with pytest.raises(DatasetError, match="no shard folder"):
         dataset.load()
@@ -184,29 +192,41 @@ def test_shards_are_saved_loaded_and_exist(tmp_path: Path) -> None:
     folder = Metadata.model_validate(MadeRecording().metadata).hash
     assert [path.name for path in (tmp_path / "raw" / "fit").iterdir()] == [folder]
     assert [path.name for path in (tmp_path / "raw").iterdir()] == ["fit"]
-    assert_recorded(ShardsDataset(filepath=str(tmp_path / "raw" / "fit" / folder)).load(), MadeRecording())
+    assert_recorded(
+        ShardsDataset(filepath=str(tmp_path / "raw" / "fit" / folder)).load(), MadeRecording()
+    )
     assert dataset._describe() == {"filepath": str(tmp_path / "raw" / "fit")}
     assert str(tmp_path) in repr(dataset)
 
 
 @pytest.mark.parametrize(
-    "later", [MadeRecording(seed=1), MadeRecording(seed=1, ckpt="other")], ids=["same hash", "other"]
+    "later",
+    [MadeRecording(seed=1), MadeRecording(seed=1, ckpt="other")],
+    ids=["same hash", "other"],
 )
 def test_saving_replaces_the_previous_recording(shards: Path, later: MadeRecording) -> None:
     dataset = ShardsDataset(filepath=str(shards.parent))
     before = dataset.fingerprint()
-    (shards.parent / f".{shards.name}.partial-0123456789abcdef").mkdir()  # left by a writer that died
+    (
+        shards.parent / f".{shards.name}.partial-0123456789abcdef"
+    ).mkdir()  # left by a writer that died
     dataset.save(later)
     assert_recorded(dataset.load(), later)
-    assert [path.name for path in shards.parent.iterdir()] == [Metadata.model_validate(later.metadata).hash]
+    assert [path.name for path in shards.parent.iterdir()] == [
+        Metadata.model_validate(later.metadata).hash
+    ]
     assert dataset.fingerprint() == dataset.load().fingerprint() != before
 
 
 @pytest.mark.parametrize("ckpt", ["tiny", "other"])
-def test_a_recording_that_fails_leaves_the_previous_one(tmp_path: Path, shards: Path, ckpt: str) -> None:
+def test_a_recording_that_fails_leaves_the_previous_one(
+    tmp_path: Path, shards: Path, ckpt: str
+) -> None:
     before = tree(tmp_path)
     with pytest.raises(DatasetError, match="the model went away"):
-        ShardsDataset(filepath=str(shards.parent)).save(MadeRecording(seed=1, ckpt=ckpt, broken=True))
+        ShardsDataset(filepath=str(shards.parent)).save(
+            MadeRecording(seed=1, ckpt=ckpt, broken=True)
+        )
     assert tree(tmp_path) == before
     assert list(shards.parent.iterdir()) == [shards]
 
@@ -215,7 +235,8 @@ def test_saving_into_a_folder_with_anything_else_is_refused(tmp_path: Path, shar
     def refuse(path: Path, found: str) -> None:
         before = tree(tmp_path)
         with pytest.raises(
-            DatasetError, match=rf"{re.escape(str(path))} holds .*{found}.*; wanted one older recording"
+            DatasetError,
+            match=rf"{re.escape(str(path))} holds .*{found}.*; wanted one older recording",
         ):
             ShardsDataset(filepath=str(path)).save(MadeRecording(seed=1))
         assert tree(tmp_path) == before
@@ -261,12 +282,18 @@ def test_shards_that_cannot_be_opened_do_not_exist(shards: Path, damage: str) ->
 def make_dataset(root: Path, shards: Path, **arguments: Any) -> CodesDataset:
     path = {"path": str(shards)}
     return CodesDataset(
-        filepath=str(root / "inference"), shards=path, encoding="kmeans-onehot", layer="layer_23", **arguments
+        filepath=str(root / "inference"),
+        shards=path,
+        encoding="kmeans-onehot",
+        layer="layer_23",
+        **arguments,
     )
 
 
 def test_codes_are_saved_loaded_and_exist(tmp_path: Path, shards: Path) -> None:
-    dataset = make_dataset(tmp_path, shards.parent, metadata={"kedro-viz": {"layer": "model_output"}})
+    dataset = make_dataset(
+        tmp_path, shards.parent, metadata={"kedro-viz": {"layer": "model_output"}}
+    )
     assert not dataset.exists()
     with pytest.raises(DatasetError, match=r"metadata\.json is missing; wanted a folder of codes"):
         dataset.load()
@@ -290,11 +317,15 @@ def test_codes_are_saved_loaded_and_exist(tmp_path: Path, shards: Path) -> None:
     assert_coded(dataset.load(), MadeCodes(n_features=3))
 
 
-def test_codes_of_another_fingerprint_have_a_folder_of_their_own_and_are_not_loaded(tmp_path, shards):
+def test_codes_of_another_fingerprint_have_a_folder_of_their_own_and_are_not_loaded(
+    tmp_path, shards
+):
     first, second = (make_dataset(tmp_path, shards, fingerprint=digit * 64) for digit in "ab")
     first.save(MadeCodes())
     assert first.load().provenance["fingerprint"] == "a" * 64
-    assert first.folder == tmp_path / "inference" / shards.name / "kmeans-onehot" / "layer_23" / ("a" * 16)
+    assert first.folder == tmp_path / "inference" / shards.name / "kmeans-onehot" / "layer_23" / (
+        "a" * 16
+    )
     assert not second.exists()
     second.save(MadeCodes())
     assert first.fingerprint() != second.fingerprint()
@@ -302,7 +333,8 @@ def test_codes_of_another_fingerprint_have_a_folder_of_their_own_and_are_not_loa
     shutil.move(second.folder, first.folder)  # somebody mixes them up
     assert not first.exists()
     with pytest.raises(
-        DatasetError, match=f"codes of fingerprint {'b' * 64}, wanted {'a' * 64}: they were made from another"
+        DatasetError,
+        match=f"codes of fingerprint {'b' * 64}, wanted {'a' * 64}: they were made from another",
     ):
         first.load()
 
@@ -326,7 +358,9 @@ def test_files_of_codes_have_as_many_rows_as_the_catalog_says(tmp_path: Path, sh
     assert [shard.rows for shard in dataset.load().shards] == [6, 6, 3]
 
 
-def test_codes_of_another_dtype_than_the_catalogs_are_made_again(tmp_path: Path, shards: Path) -> None:
+def test_codes_of_another_dtype_than_the_catalogs_are_made_again(
+    tmp_path: Path, shards: Path
+) -> None:
     make_dataset(tmp_path, shards).save(MadeCodes())
     half = make_dataset(tmp_path, shards, dtype="float16")
     assert not half.exists()
@@ -334,7 +368,9 @@ def test_codes_of_another_dtype_than_the_catalogs_are_made_again(tmp_path: Path,
     assert half.exists()
     assert half.load().dtype == "float16"
     assert not make_dataset(tmp_path, shards, dtype="bfloat16").exists()
-    with pytest.raises(ValueError, match="dtype is 'float64': wanted one of float32, float16, bfloat16"):
+    with pytest.raises(
+        ValueError, match="dtype is 'float64': wanted one of float32, float16, bfloat16"
+    ):
         make_dataset(tmp_path, shards, dtype="float64")
 
 
@@ -344,7 +380,9 @@ def test_codes_of_another_version_do_not_exist(tmp_path: Path, shards: Path) -> 
     metadata = dataset.folder / "metadata.json"
     metadata.write_text(json.dumps(json.loads(metadata.read_text()) | {"version": 1}))
     assert not dataset.exists()
-    with pytest.raises(DatasetError, match=r"assay.codes version 1; this reader wants assay.codes version 2"):
+    with pytest.raises(
+        DatasetError, match=r"assay.codes version 1; this reader wants assay.codes version 2"
+    ):
         dataset.load()
 
 
@@ -359,7 +397,10 @@ def test_codes_of_shards_that_are_missing_do_not_exist(tmp_path: Path) -> None:
 def test_links_of_one_name_keep_their_codes_apart(tmp_path: Path, shards: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "train").symlink_to(shards)
-    assert make_dataset(tmp_path, tmp_path / "a" / "train").folder == make_dataset(tmp_path, shards).folder
+    assert (
+        make_dataset(tmp_path, tmp_path / "a" / "train").folder
+        == make_dataset(tmp_path, shards).folder
+    )
     assert make_dataset(tmp_path, tmp_path / "a").folder == make_dataset(tmp_path, shards).folder
 
 
@@ -367,7 +408,9 @@ def test_links_of_one_name_keep_their_codes_apart(tmp_path: Path, shards: Path) 
 
 
 def test_checkpoints_are_always_there_and_are_no_input_that_changes(tmp_path: Path) -> None:
-    dataset = CheckpointsDataset(filepath=str(tmp_path / "pca"), metadata={"kedro-viz": {"layer": "models"}})
+    dataset = CheckpointsDataset(
+        filepath=str(tmp_path / "pca"), metadata={"kedro-viz": {"layer": "models"}}
+    )
     assert dataset.exists()
     before = dataset.fingerprint()
     dataset.load().save({"layer": 3}, 1, STATE, {"step": 1})
@@ -413,7 +456,10 @@ def test_versions_lie_side_by_side(tmp_path: Path) -> None:
     second = TensorsDataset(filepath=str(path), version=Version(None, "2026-01-02T00.00.00.000Z"))
     assert second.exists()  # an older version does
     second.save({"n": torch.tensor(4)})
-    assert_state(TensorsDataset(filepath=str(path), version=Version(None, None)).load(), {"n": torch.tensor(4)})
+    assert_state(
+        TensorsDataset(filepath=str(path), version=Version(None, None)).load(),
+        {"n": torch.tensor(4)},
+    )
     pinned = TensorsDataset(filepath=str(path), version=Version("2026-01-01T00.00.00.000Z", None))
     assert_state(pinned.load(), STATE)
     assert "2026-01-01" in repr(pinned)
@@ -437,7 +483,10 @@ def test_a_file_of_somebody_else_wants_any_schema(tmp_path: Path) -> None:
 def make_catalog(root: Path, shards: Path, **arguments: Any) -> DataCatalog:
     return DataCatalog.from_config(
         {
-            "shards_probe_val": {"type": "assay.io.datasets.ShardsDataset", "filepath": str(shards)},
+            "shards_probe_val": {
+                "type": "assay.io.datasets.ShardsDataset",
+                "filepath": str(shards),
+            },
             "{layer}.codes_{encoding}_probe_val": {
                 "type": "assay.io.datasets.CodesDataset",
                 "filepath": str(root / "inference"),
@@ -465,7 +514,9 @@ def test_a_catalog_makes_them_from_patterns(tmp_path: Path, shards: Path) -> Non
         catalog.save(name, data)
         assert catalog.exists(name)
     assert_coded(catalog.load(codes), MadeCodes())
-    assert (tmp_path / "inference" / shards.name / "pca-topk-00064" / "layer_23" / "metadata.json").is_file()
+    assert (
+        tmp_path / "inference" / shards.name / "pca-topk-00064" / "layer_23" / "metadata.json"
+    ).is_file()
     assert_state(catalog.load(model), STATE)
     version = tmp_path / "models" / "layer_3" / "pca.safetensors" / "2026-01-01T00.00.00.000Z"
     assert (version / "pca.safetensors").is_file()
@@ -499,14 +550,21 @@ def test_they_can_be_sent_to_another_process(tmp_path: Path, shards: Path) -> No
 
 def write_inference(folder: Path) -> None:
     folder.mkdir(parents=True)
-    scipy.sparse.save_npz(folder / "token_acts.npz", scipy.sparse.eye_array(15, 4, format="csr", dtype=np.float32))
+    scipy.sparse.save_npz(
+        folder / "token_acts.npz", scipy.sparse.eye_array(15, 4, format="csr", dtype=np.float32)
+    )
     (folder / "metrics.json").write_text('{"normalized_mse": 0.5}')
 
 
-def test_brackets_and_braces_in_the_path_of_shards_codes_and_weights_are_letters(tmp_path: Path, shards: Path) -> None:
+def test_brackets_and_braces_in_the_path_of_shards_codes_and_weights_are_letters(
+    tmp_path: Path, shards: Path
+) -> None:
     odd = tmp_path / "od[1]d{a,b}"
     copy = Path(shutil.copytree(shards, odd / "shards" / shards.name))
-    assert ShardsDataset(filepath=str(odd / "shards")).load().fingerprint() == Shards(shards).fingerprint()
+    assert (
+        ShardsDataset(filepath=str(odd / "shards")).load().fingerprint()
+        == Shards(shards).fingerprint()
+    )
     write_inference(odd / "run/inference" / copy.name)
     saev = SaevInferenceDataset(run=str(odd / "run"), shards=str(odd / "shards"), part="codes")
     assert saev.exists()
@@ -517,7 +575,9 @@ def test_brackets_and_braces_in_the_path_of_shards_codes_and_weights_are_letters
     assert_state(weights.load(), STATE)
 
 
-def test_what_saev_left_is_found_by_the_shards_hash_and_never_written(tmp_path: Path, shards: Path) -> None:
+def test_what_saev_left_is_found_by_the_shards_hash_and_never_written(
+    tmp_path: Path, shards: Path
+) -> None:
     parts = {
         part: SaevInferenceDataset(run=str(tmp_path / "run"), shards=str(shards.parent), part=part)
         for part in ("codes", "metrics")
@@ -533,7 +593,9 @@ def test_what_saev_left_is_found_by_the_shards_hash_and_never_written(tmp_path: 
     assert parts["metrics"].fingerprint() != before
     with pytest.raises(DatasetError, match="found dict to save; the folder is saev's"):
         parts["codes"].save({})
-    assert not SaevInferenceDataset(run=str(tmp_path), shards=str(tmp_path / "no"), part="codes").exists()
+    assert not SaevInferenceDataset(
+        run=str(tmp_path), shards=str(tmp_path / "no"), part="codes"
+    ).exists()
     assert "run" in str(parts["codes"]._describe())
 
 
@@ -542,7 +604,9 @@ def test_what_saev_left_is_found_by_the_shards_hash_and_never_written(tmp_path: 
 
 def test_images_are_written_whole_and_read_one_by_one(tmp_path: Path) -> None:
     pixels = np.arange(2 * 8 * 8, dtype=np.uint8).reshape(2, 8, 8)
-    dataset = ImagesDataset(filepath=str(tmp_path / "images"), layout={"patch_size": 4, "pattern": "*.png"})
+    dataset = ImagesDataset(
+        filepath=str(tmp_path / "images"), layout={"patch_size": 4, "pattern": "*.png"}
+    )
     assert not dataset.exists()
     dataset.save(pixels)
     assert dataset.exists()
@@ -558,7 +622,14 @@ def test_images_are_written_whole_and_read_one_by_one(tmp_path: Path) -> None:
 
 # --- the docstrings
 
-ALL = (ShardsDataset, ImagesDataset, CodesDataset, CheckpointsDataset, TensorsDataset, SaevInferenceDataset)
+ALL = (
+    ShardsDataset,
+    ImagesDataset,
+    CodesDataset,
+    CheckpointsDataset,
+    TensorsDataset,
+    SaevInferenceDataset,
+)
 
 
 def photograph(folder: Path) -> None:
@@ -586,9 +657,14 @@ def test_the_yaml_examples_are_true(project: Path) -> None:
     catalog = DataCatalog.from_config(entries)
     assert_recorded(catalog.load("shards_fit"), MadeRecording(seed=5))
     catalog.save("layer_23.codes_kmeans-onehot_probe_val", MadeCodes())
-    assert_coded(StoredCodes(project / "data/07_model_output/inference/687023f7/kmeans-onehot/layer_23"), MadeCodes())
+    assert_coded(
+        StoredCodes(project / "data/07_model_output/inference/687023f7/kmeans-onehot/layer_23"),
+        MadeCodes(),
+    )
     catalog.save("layer_3.pca_model", STATE)
-    assert catalog.load("layer_23.pca_checkpoints").folder == Path("data/06_models/.checkpoints/layer_23/pca")
+    assert catalog.load("layer_23.pca_checkpoints").folder == Path(
+        "data/06_models/.checkpoints/layer_23/pca"
+    )
     write_inference(project / "runs/z55bntm1/inference/687023f7")
     photograph(project / "ADEChallengeData2016/images/validation")
     assert len(catalog.load("images_probe_val")) == 8

@@ -1,4 +1,6 @@
-"""The images behind shards: in order, resized and cropped as torchvision does it, and refused by name where they are none."""
+"""The images behind shards: in order, resized and cropped as torchvision does it, and refused by
+name where they are none.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,9 @@ def test_images_come_in_the_order_of_their_names_or_of_a_list(tmp_path: Path) ->
     assert len(listed) == 2
     np.testing.assert_array_equal(listed.read(0, 4), made[2])
     (tmp_path / "list.txt").write_text("002.png\n../000.png\n")
-    with pytest.raises(ValueError, match=r"lists '\.\./000\.png'; wanted paths inside .*holds all images"):
+    with pytest.raises(
+        ValueError, match=r"lists '\.\./000\.png'; wanted paths inside .*holds all images"
+    ):
         Images(tmp_path, ImageLayout(patch_size=3, names=tmp_path / "list.txt"))
 
 
@@ -47,13 +51,16 @@ def test_images_come_in_the_order_of_their_names_or_of_a_list(tmp_path: Path) ->
         ((23, 20), None, None, (2, 0, 20, 20)),  # an odd remainder, as torchvision rounds it
     ],
 )
-def test_an_image_is_resized_and_cropped_as_the_activations_were(tmp_path, shape, resize, grid, box) -> None:
+def test_an_image_is_resized_and_cropped_as_the_activations_were(
+    tmp_path, shape, resize, grid, box
+) -> None:
     (pixels,) = photographs(tmp_path, [shape])
     layout = ImageLayout(patch_size=4, resize=resize, grid=grid, crop=True, pattern="*.png")
     top, left, height, width = box
-    resized = {20: (shape[1] * 20 // min(shape), shape[0] * 20 // min(shape)), None: shape[::-1]}.get(resize) or resize[
-        ::-1
-    ]
+    resized = {
+        20: (shape[1] * 20 // min(shape), shape[0] * 20 // min(shape)),
+        None: shape[::-1],
+    }.get(resize) or resize[::-1]
     wanted = np.asarray(Image.fromarray(pixels).resize(resized, Image.Resampling.BICUBIC))
     found = Images(tmp_path, layout).read(0, height * width // 16)
     np.testing.assert_array_equal(found, wanted[top : top + height, left : left + width])
@@ -64,7 +71,9 @@ def test_gray_images_are_written_and_read_as_they_are(tmp_path: Path) -> None:
     write_images(tmp_path, pixels)
     images = Images(tmp_path, ImageLayout(patch_size=4, pattern="*.png"))
     for number in range(3):
-        np.testing.assert_array_equal(images.read(number, 4), pixels[number][..., None].repeat(3, axis=2))
+        np.testing.assert_array_equal(
+            images.read(number, 4), pixels[number][..., None].repeat(3, axis=2)
+        )
 
 
 def test_what_is_no_image_or_does_not_fit_is_named(tmp_path: Path) -> None:
@@ -73,7 +82,9 @@ def test_what_is_no_image_or_does_not_fit_is_named(tmp_path: Path) -> None:
     (tmp_path / "002.png").write_text("no image")
     images = Images(tmp_path, ImageLayout(patch_size=4, pattern="*.png"))
     for number in (1, 2):
-        with pytest.raises(ValueError, match=rf"00{number}.png: .*; wanted the image of example {number}"):
+        with pytest.raises(
+            ValueError, match=rf"00{number}.png: .*; wanted the image of example {number}"
+        ):
             images.read(number, 4)
     with pytest.raises(ValueError, match="8 x 8 pixels; wanted 12 x 12, 3 x 3 patches of 4"):
         images.read(0, 9)
@@ -101,11 +112,15 @@ def test_a_copy_has_the_same_fingerprint_and_other_pixels_of_the_same_size_have_
     shutil.copytree(tmp_path / "a", tmp_path / "b", copy_function=shutil.copyfile)
     layout = ImageLayout(patch_size=4, pattern="*.png")
     os.utime(tmp_path / "b/000.png", ns=(0, 12345))
-    assert Images(tmp_path / "a", layout).fingerprint() == Images(tmp_path / "b", layout).fingerprint()
+    assert (
+        Images(tmp_path / "a", layout).fingerprint() == Images(tmp_path / "b", layout).fingerprint()
+    )
     raw = bytearray((tmp_path / "b/000.png").read_bytes())
     raw[len(raw) // 2] ^= 1
     (tmp_path / "b/000.png").write_bytes(raw)
-    assert Images(tmp_path / "a", layout).fingerprint() != Images(tmp_path / "b", layout).fingerprint()
+    assert (
+        Images(tmp_path / "a", layout).fingerprint() != Images(tmp_path / "b", layout).fingerprint()
+    )
 
 
 def test_an_image_whose_data_end_early_is_named(tmp_path: Path) -> None:
@@ -114,9 +129,12 @@ def test_an_image_whose_data_end_early_is_named(tmp_path: Path) -> None:
     packed = zlib.compress((bytes([0]) + bytes([7]) * 192) * 20)  # 20 of 64 rows
     data = b"IDAT" + packed + struct.pack(">I", zlib.crc32(b"IDAT" + packed))
     end = raw[raw.index(b"IEND") - 4 :]
-    (tmp_path / "000.png").write_bytes(raw[: raw.index(b"IDAT") - 4] + struct.pack(">I", len(packed)) + data + end)
+    (tmp_path / "000.png").write_bytes(
+        raw[: raw.index(b"IDAT") - 4] + struct.pack(">I", len(packed)) + data + end
+    )
     images = Images(tmp_path, ImageLayout(patch_size=32, pattern="*.png"))
     with pytest.raises(
-        ValueError, match=r"000\.png: its image data end after 3860 of 12352 bytes; wanted the image of"
+        ValueError,
+        match=r"000\.png: its image data end after 3860 of 12352 bytes; wanted the image of",
     ):
         images.read(0, 4)

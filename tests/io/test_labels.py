@@ -43,7 +43,9 @@ def make_metadata(**changes: Any) -> Metadata:
     return Metadata.model_validate({**FIELDS, **changes})
 
 
-def make_shards(root: Path, labels: npt.NDArray[Any] | torch.Tensor | None = None, **changes: Any) -> Path:
+def make_shards(
+    root: Path, labels: npt.NDArray[Any] | torch.Tensor | None = None, **changes: Any
+) -> Path:
     metadata = make_metadata(**changes)
     examples = np.ones((metadata.n_examples, *metadata.example_shape), dtype=np.float32)
     return write_shards(root, metadata, [examples], labels)
@@ -62,7 +64,9 @@ def blocks(*rows: list[int], size: int = 2) -> npt.NDArray[np.int64]:
 
 
 def label(metadata: Metadata, folder: Path, **layout: Any) -> list[list[int]]:
-    rows: list[list[int]] = label_patches(metadata, folder, MaskLayout(**layout), lambda n: n).labels.tolist()
+    rows: list[list[int]] = label_patches(
+        metadata, folder, MaskLayout(**layout), lambda n: n
+    ).labels.tolist()
     return rows
 
 
@@ -85,10 +89,16 @@ def masks_and_patch_sizes(draw: st.DrawFn) -> tuple[npt.NDArray[Any], int]:
     # Few classes make ties and patches of void common.
     dtype, choices = draw(
         st.sampled_from(
-            [(np.uint8, [[0, 1, 2], [0, 3, 10], [0], [5, 255, 0]]), (np.uint16, [[0, 256, 65_535], [0, 1, 257]])]
+            [
+                (np.uint8, [[0, 1, 2], [0, 3, 10], [0], [5, 255, 0]]),
+                (np.uint16, [[0, 256, 65_535], [0, 1, 257]]),
+            ]
         )
     )
-    return draw(hnp.arrays(dtype, shape, elements=st.sampled_from(draw(st.sampled_from(choices))))), patch_size
+    return (
+        draw(hnp.arrays(dtype, shape, elements=st.sampled_from(draw(st.sampled_from(choices))))),
+        patch_size,
+    )
 
 
 @given(masks_and_patch_sizes())
@@ -107,17 +117,24 @@ def test_ties_go_to_the_lower_class_and_void_has_no_vote() -> None:
 
 @pytest.mark.parametrize("patch_size", [0, 3, 8])
 def test_patches_that_do_not_tile_are_refused(patch_size: int) -> None:
-    with pytest.raises(ValueError, match=f"patch_size {patch_size}, want a positive divisor of masks' 4 x 4"):
+    with pytest.raises(
+        ValueError, match=f"patch_size {patch_size}, want a positive divisor of masks' 4 x 4"
+    ):
         patch_labels(np.zeros((1, 4, 4), dtype=np.uint8), patch_size)
 
 
 def test_ade20k_masks_in_the_order_of_their_names(tmp_path: Path) -> None:
     split = tmp_path / "annotations" / "training"
-    write_masks(split, {"ADE_2.png": blocks([9, 150], [0, 1]), "ADE_10.png": blocks([1, 2], [3, 4])})
+    write_masks(
+        split, {"ADE_2.png": blocks([9, 150], [0, 1]), "ADE_10.png": blocks([1, 2], [3, 4])}
+    )
     write_masks(tmp_path / "annotations" / "validation", {"ADE_1.png": blocks([8, 8], [8, 8])})
     wanted = [[1, 2, 3, 4], [9, 150, 0, 1]]
     assert label(make_metadata(), split, patch_size=2) == wanted
-    assert label(make_metadata(), tmp_path, patch_size=2, pattern="annotations/training/*.png") == wanted
+    assert (
+        label(make_metadata(), tmp_path, patch_size=2, pattern="annotations/training/*.png")
+        == wanted
+    )
 
 
 def test_coco_stuff_by_offset_and_void_255(tmp_path: Path) -> None:
@@ -132,7 +149,12 @@ def test_coco_stuff_by_offset_and_void_255(tmp_path: Path) -> None:
 
 def test_fishvista_by_a_list_and_a_mapping(tmp_path: Path) -> None:
     write_masks(
-        tmp_path, {"seg/z.png": blocks([0, 1], [2, 9]), "seg/a.png": blocks([9, 9], [1, 0]), "seg/x.png": [[0]]}
+        tmp_path,
+        {
+            "seg/z.png": blocks([0, 1], [2, 9]),
+            "seg/a.png": blocks([9, 9], [1, 0]),
+            "seg/x.png": [[0]],
+        },
     )
     names = tmp_path / "train.txt"
     names.write_text("seg/z.png\nseg/a.png\n\n")
@@ -145,13 +167,17 @@ def test_fishvista_by_a_list_and_a_mapping(tmp_path: Path) -> None:
         label(make_metadata(), tmp_path, **layout)
     for outside in ("../seg.png", "seg/../../seg.png", str(tmp_path / "seg" / "z.png")):
         names.write_text(f"seg/z.png\n{outside}\n")
-        with pytest.raises(ValueError, match=f"train.txt lists '{re.escape(outside)}'; wanted paths inside .*masks"):
+        with pytest.raises(
+            ValueError, match=f"train.txt lists '{re.escape(outside)}'; wanted paths inside .*masks"
+        ):
             label(make_metadata(), tmp_path, **layout)
 
 
 @pytest.mark.parametrize("pattern", ["../*.png", "seg/../../*.png", "/*.png"])
 def test_a_pattern_does_not_lead_out_of_the_folder(tmp_path: Path, pattern: str) -> None:
-    with pytest.raises(ValueError, match=r"pattern .*leads out of the folder; wanted a glob inside the folder"):
+    with pytest.raises(
+        ValueError, match=r"pattern .*leads out of the folder; wanted a glob inside the folder"
+    ):
         label(make_metadata(), tmp_path, patch_size=2, pattern=pattern)
 
 
@@ -161,8 +187,13 @@ def test_masks_of_mixed_sizes_are_resized_by_the_shorter_side_and_cropped(tmp_pa
     wide[:, 4:12] = blocks([1, 2], [3, 4], size=4)
     tall[4:8] = blocks([5, 6], [7, 8])
     write_masks(tmp_path, {"a.png": wide, "b.png": tall})
-    assert label(make_metadata(), tmp_path, patch_size=2, resize=4, crop=True) == [[1, 2, 3, 4], [5, 6, 7, 8]]
-    with pytest.raises(ValueError, match=r"a\.png: 8 x 17 pixels, 4 x 8 resized; wanted 4 x 4, 2 x 2 patches of 2"):
+    assert label(make_metadata(), tmp_path, patch_size=2, resize=4, crop=True) == [
+        [1, 2, 3, 4],
+        [5, 6, 7, 8],
+    ]
+    with pytest.raises(
+        ValueError, match=r"a\.png: 8 x 17 pixels, 4 x 8 resized; wanted 4 x 4, 2 x 2 patches of 2"
+    ):
         label(make_metadata(), tmp_path, patch_size=2, resize=4)
     with pytest.raises(ValueError, match=r"a\.png: 8 x 17 pixels, 3 x 6 resized; wanted 4 x 4"):
         label(make_metadata(), tmp_path, patch_size=2, resize=3, crop=True)
@@ -201,7 +232,9 @@ def test_geometry_equals_torchvision_written_out(shape: tuple[int, int], resize:
     np.testing.assert_array_equal(fit_mask(mask, layout, (2, 3)), wanted)
 
 
-@pytest.mark.parametrize("sizes", [((40, 60), (20, 30)), ((30, 30), (50, 70)), ((33, 47), (16, 24))])
+@pytest.mark.parametrize(
+    "sizes", [((40, 60), (20, 30)), ((30, 30), (50, 70)), ((33, 47), (16, 24))]
+)
 def test_nearest_pixels_are_pillows(sizes: tuple[tuple[int, int], tuple[int, int]]) -> None:
     shape, resized = sizes
     mask = np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
@@ -225,7 +258,9 @@ def test_grid_that_is_no_square(tmp_path: Path) -> None:
 @pytest.mark.parametrize("n_masks", [0, 1, 3])
 def test_another_number_of_masks_than_examples_is_refused(tmp_path: Path, n_masks: int) -> None:
     write_masks(tmp_path, {f"{number}.png": blocks([1, 1], [1, 1]) for number in range(n_masks)})
-    with pytest.raises(ValueError, match=rf"has {n_masks} masks \(\*\.png\), and the shards have 2 examples"):
+    with pytest.raises(
+        ValueError, match=rf"has {n_masks} masks \(\*\.png\), and the shards have 2 examples"
+    ):
         label(make_metadata(), tmp_path, patch_size=2)
 
 
@@ -233,7 +268,9 @@ def test_files_that_are_no_masks_are_named(tmp_path: Path) -> None:
     path = tmp_path / "b.png"
     for channels, kind in ((3, "RGB"), (4, "RGB with alpha"), (2, "gray with alpha")):
         Image.fromarray(np.zeros((4, 4, channels), dtype=np.uint8)).save(path)
-        with pytest.raises(ValueError, match=rf"b\.png is a PNG of {kind}; wanted one of a single channel"):
+        with pytest.raises(
+            ValueError, match=rf"b\.png is a PNG of {kind}; wanted one of a single channel"
+        ):
             read_mask(path)
     write_masks(tmp_path, {"b.png": np.random.default_rng(0).integers(0, 99, (40, 40))})
     path.write_bytes(path.read_bytes()[:600])
@@ -256,23 +293,37 @@ def test_a_list_of_names_is_utf_8_with_a_byte_order_mark_or_without(tmp_path: Pa
         names.write_text("grün.png\n", encoding=encoding)
         assert list_files(tmp_path, layout) == [tmp_path / "grün.png"]
     names.write_text("grün.png\n", encoding="latin-1")
-    with pytest.raises(ValueError, match=rf"{re.escape(str(names))} is no UTF-8 text .*; wanted a list of files"):
+    with pytest.raises(
+        ValueError, match=rf"{re.escape(str(names))} is no UTF-8 text .*; wanted a list of files"
+    ):
         list_files(tmp_path, layout)
     names.write_text("a\x1b[2J.png\n")
-    with pytest.raises(ValueError, match=r"lists 'a\\x1b\[2J.png'; wanted names of printable characters"):
+    with pytest.raises(
+        ValueError, match=r"lists 'a\\x1b\[2J.png'; wanted names of printable characters"
+    ):
         list_files(tmp_path, layout)
 
 
 def interlace(mask: npt.NDArray[np.uint8]) -> bytes:
     """The rows of the passes of an interlaced PNG, by its specification."""
-    passes = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+    passes = (
+        (0, 0, 8, 8),
+        (4, 0, 8, 8),
+        (0, 4, 4, 8),
+        (2, 0, 4, 4),
+        (0, 2, 2, 4),
+        (1, 0, 2, 2),
+        (0, 1, 1, 2),
+    )
     parts = [mask[y::dy, x::dx] for x, y, dx, dy in passes]
     return b"".join(bytes([0]) + row.tobytes() for part in parts if part.size for row in part)
 
 
 @pytest.mark.parametrize("shape", [(9, 13), (1, 1), (8, 8), (3, 5)])
 @pytest.mark.parametrize("interlaced", [0, 1])
-def test_a_mask_whose_image_data_end_early_is_refused(tmp_path: Path, shape: tuple[int, int], interlaced: int) -> None:
+def test_a_mask_whose_image_data_end_early_is_refused(
+    tmp_path: Path, shape: tuple[int, int], interlaced: int
+) -> None:
     mask = np.random.default_rng(0).integers(1, 200, shape, dtype=np.uint8)
     rows = interlace(mask) if interlaced else b"".join(bytes([0]) + row.tobytes() for row in mask)
     path = tmp_path / "a.png"
@@ -299,11 +350,21 @@ def raw_png(depth: int, color: int, ids: list[int]) -> bytes:
     row = bytes([0]) + int(bits, 2).to_bytes(len(bits) // 8, "big")
     palette = chunk(b"PLTE", bytes(3 * 2 ** min(depth, 8))) if color == 3 else b""
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", len(ids), 1, depth, color, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + header + palette + chunk(b"IDAT", zlib.compress(row)) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + header
+        + palette
+        + chunk(b"IDAT", zlib.compress(row))
+        + chunk(b"IEND", b"")
+    )
 
 
-@pytest.mark.parametrize(("depth", "color"), [(1, 0), (2, 0), (4, 0), (8, 0), (16, 0), (1, 3), (2, 3), (4, 3), (8, 3)])
-def test_every_depth_of_png_gives_the_ids_that_are_written(tmp_path: Path, depth: int, color: int) -> None:
+@pytest.mark.parametrize(
+    ("depth", "color"), [(1, 0), (2, 0), (4, 0), (8, 0), (16, 0), (1, 3), (2, 3), (4, 3), (8, 3)]
+)
+def test_every_depth_of_png_gives_the_ids_that_are_written(
+    tmp_path: Path, depth: int, color: int
+) -> None:
     ids = [0, 1, 2**depth - 1, 2**depth // 2, 2 % 2**depth]
     (tmp_path / "a.png").write_bytes(raw_png(depth, color, ids))
     assert read_mask(tmp_path / "a.png").astype(int).tolist() == [ids]
@@ -322,7 +383,9 @@ def test_labels_round_trip_through_the_shards(tmp_path: Path, large: int) -> Non
     before = json.loads((shards / "metadata.json").read_text())
     name = "labels.bin" if large == 255 else "labels16.bin"
     assert publish_labels(labels, shards / "labels.bin", shards) == shards / name
-    assert (shards / name).read_bytes() == labels.labels.astype("<u1" if large == 255 else "<u2").tobytes()
+    assert (shards / name).read_bytes() == labels.labels.astype(
+        "<u1" if large == 255 else "<u2"
+    ).tobytes()
     assert Shards(shards).labels().tolist() == [1, 2, 3, large, 0, 256 % large, 1, 1]
     assert json.loads((shards / "metadata.json").read_text()) == before
     small = PatchLabels(np.ones((2, 4), dtype=np.uint8))
@@ -339,10 +402,14 @@ def test_labels_by_our_vote_are_said_to_be_so(tmp_path: Path) -> None:
     said = doubt_labels(shards, Shards(shards).metadata)
     assert said is not None
     assert 'made with pixel_agg "majority", by which void votes and wins ties' in said
-    (command,) = re.findall("assay labels (.*) --masks MASKS --patch-size PIXELS --out (.*) --force,", said)
+    (command,) = re.findall(
+        "assay labels (.*) --masks MASKS --patch-size PIXELS --out (.*) --force,", said
+    )
     assert [shlex.split(word) for word in command] == [[str(shards)], [str(shards / "labels.bin")]]
     before = json.loads((shards / "metadata.json").read_text())
-    publish_labels(PatchLabels(np.ones((2, 4), dtype=np.uint8)), shards / "labels.bin", shards, force=True)
+    publish_labels(
+        PatchLabels(np.ones((2, 4), dtype=np.uint8)), shards / "labels.bin", shards, force=True
+    )
     assert json.loads((shards / "metadata.json").read_text()) == before | {"pixel_agg": "prefer-fg"}
     assert doubt_labels(shards, Shards(shards).metadata) is None
     unlabeled = make_shards(tmp_path, pixel_agg="majority", ckpt="other")
@@ -357,7 +424,9 @@ def test_n_classes_sets_the_dtype_and_the_largest_label(tmp_path: Path) -> None:
         return label_patches(make_metadata(), tmp_path, layout, lambda n: n).dtype
 
     assert (dtype(5), dtype(256), dtype(257)) == ("uint8", "uint8", "uint16")
-    with pytest.raises(ValueError, match=r"a\.png: label 4 is found, wanted less than n_classes = 4"):
+    with pytest.raises(
+        ValueError, match=r"a\.png: label 4 is found, wanted less than n_classes = 4"
+    ):
         dtype(4)
 
 
@@ -395,7 +464,11 @@ def test_what_is_there_is_not_overwritten(tmp_path: Path) -> None:
     assert publish_labels(labels, out, shards, force=True) == out
     (tmp_path / "link").symlink_to(shards)
     outs = ("metadata.json", "other.bin", "sub/labels.bin", "a/b/labels.bin")
-    for path in (*(shards / name for name in outs), tmp_path / "link" / "acts000000.bin", tmp_path / "link/sub/x.bin"):
+    for path in (
+        *(shards / name for name in outs),
+        tmp_path / "link" / "acts000000.bin",
+        tmp_path / "link/sub/x.bin",
+    ):
         with pytest.raises(ValueError, match="lies in a folder of shards, which are immutable"):
             publish_labels(labels, path, shards, force=True)
     other = make_shards(tmp_path / "shards", ckpt="other")
@@ -411,7 +484,10 @@ def test_what_is_there_is_not_overwritten(tmp_path: Path) -> None:
         ({"patch_size": 0}, "patch_size: Input should be greater than 0"),
         ({"patch_size": 2, "patchsize": 2}, "patchsize: Extra inputs are not permitted"),
         ({"patch_size": 2, "void": [-1]}, "void: Input should be greater than or equal to 0"),
-        ({"patch_size": 2, "mapping": {1: 70_000}}, "mapping: Input should be less than or equal to 65535"),
+        (
+            {"patch_size": 2, "mapping": {1: 70_000}},
+            "mapping: Input should be less than or equal to 65535",
+        ),
         ({"patch_size": 2, "mapping": {1: 1}, "offset": 1}, "found a mapping and offset 1"),
         ({"patch_size": 2, "mapping": {0: 1}}, "id 0 is both void and mapped to a label"),
         ({"patch_size": 2, 3: 4}, "wrong mask layout"),

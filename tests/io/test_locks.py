@@ -96,8 +96,12 @@ def test_who_holds_it_is_told_even_where_nothing_good_is_written(tmp_path: Path)
         assert mine.holder("fit") == f"another process ({tmp_path / 'fit.lock'})"
 
 
-def test_anothers_lock_file_that_can_only_be_read_is_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And one that cannot even be read is named, with what to do. (Whoever tests may be root, who can open everything.)"""
+def test_anothers_lock_file_that_can_only_be_read_is_enough(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And one that cannot even be read is named, with what to do. (Whoever tests may be root, who
+    can open everything.)
+    """
     (tmp_path / "fit.lock").write_text("theirs")
     real = os.open
 
@@ -113,7 +117,9 @@ def test_anothers_lock_file_that_can_only_be_read_is_enough(tmp_path: Path, monk
     assert not mine.take("fit")
     assert (tmp_path / "fit.lock").read_text() == "theirs"
     allowed = []
-    with pytest.raises(PermissionError, match=r"another user's cannot be opened.*or remove it.*fit\.lock"):
+    with pytest.raises(
+        PermissionError, match=r"another user's cannot be opened.*or remove it.*fit\.lock"
+    ):
         mine.take("fit")
 
 

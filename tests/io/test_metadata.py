@@ -93,14 +93,19 @@ def test_first_release_wrote_other_names_and_an_object_as_data(folder: Path) -> 
         raw.update(protocol="1.0.0", d_vit=raw.pop("d_model"), data={"__class__": "Imagenet"})
 
     edit_json(folder / "metadata.json", as_old)
-    edit_json(folder / "shards.json", lambda entries: [{"name": e["name"], "n_imgs": e["n_examples"]} for e in entries])
+    edit_json(
+        folder / "shards.json",
+        lambda entries: [{"name": e["name"], "n_imgs": e["n_examples"]} for e in entries],
+    )
     assert Shards(folder).metadata.data == '{"__class__": "Imagenet"}'
 
 
 @pytest.mark.parametrize("old", OLD_NAMES["content_tokens_per_example"])
 def test_spellings_may_agree_but_not_differ(old: str) -> None:
     assert make_metadata(**{old: 3}) == make_metadata()
-    with pytest.raises(ValueError, match=f"content_tokens_per_example and {old} are one field and differ"):
+    with pytest.raises(
+        ValueError, match=f"content_tokens_per_example and {old} are one field and differ"
+    ):
         make_metadata(**{old: 4})
 
 
@@ -136,7 +141,9 @@ def link(name: str, target: str) -> Callable[[Path], None]:
 def swap_names(folder: Path) -> None:
     edit_json(
         folder / "shards.json",
-        lambda raw: [entry | {"name": raw[i]["name"]} for i, entry in zip((1, 0, 2), raw, strict=True)],
+        lambda raw: [
+            entry | {"name": raw[i]["name"]} for i, entry in zip((1, 0, 2), raw, strict=True)
+        ],
     )
 
 
@@ -148,7 +155,9 @@ def write_nan(folder: Path) -> None:
 
 
 def many_shards(folder: Path) -> None:
-    (folder / "shards.json").write_bytes(b"[" + b'{"name":"a","n_examples":1},' * (10**6 - 1) + b"{}]")
+    (folder / "shards.json").write_bytes(
+        b"[" + b'{"name":"a","n_examples":1},' * (10**6 - 1) + b"{}]"
+    )
 
 
 def make_fifo(folder: Path) -> None:
@@ -235,7 +244,9 @@ DAMAGE: list[tuple[str, Callable[[Path], None], type[Exception], str]] = [
 
 @dataclass
 class Converted:
-    """Both layers' tokens side by side as codes, with the labels: what an encoder makes of a folder of shards."""
+    """Both layers' tokens side by side as codes, with the labels: what an encoder makes of a folder
+    of shards.
+    """
 
     folder: Path
     format: Format = "dense"
@@ -255,15 +266,24 @@ class Converted:
         assert start == 0
         layers = [self.shards.batches(layer=layer, batch_size=batch_size) for layer in (3, 5)]
         for *tokens, labels in zip(*layers, self.labels.split(batch_size), strict=True):
-            yield {"values": torch.cat([*tokens, labels[:, None]], 1), "error": torch.zeros(len(labels))}
+            yield {
+                "values": torch.cat([*tokens, labels[:, None]], 1),
+                "error": torch.zeros(len(labels)),
+            }
 
 
 def tree(folder: Path) -> dict[str, bytes]:
     """Everything under a folder, hidden files too."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
 
 
-@pytest.mark.parametrize(("case", "change", "error", "message"), DAMAGE, ids=[case[0] for case in DAMAGE])
+@pytest.mark.parametrize(
+    ("case", "change", "error", "message"), DAMAGE, ids=[case[0] for case in DAMAGE]
+)
 def test_damage_is_named_and_leaves_what_was_made_before_untouched(
     folder: Path, case: str, change: Callable[[Path], None], error: type[Exception], message: str
 ) -> None:
@@ -281,12 +301,19 @@ def test_damage_is_named_and_leaves_what_was_made_before_untouched(
 
 def write_again(root: Path) -> None:
     metadata = make_metadata(data="b3RoZXI=")
-    write_shards(root, metadata, (part for part in np.split(make_examples(metadata), 5)), make_labels(metadata))
+    write_shards(
+        root,
+        metadata,
+        (part for part in np.split(make_examples(metadata), 5)),
+        make_labels(metadata),
+    )
 
 
 def label_again(root: Path) -> None:
     (shards,) = (path.parent for path in root.glob("*/acts000002.bin"))
-    publish_labels(PatchLabels(np.ones((5, 3), np.uint16) * 300), root / "labels.bin", shards, force=True)
+    publish_labels(
+        PatchLabels(np.ones((5, 3), np.uint16) * 300), root / "labels.bin", shards, force=True
+    )
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
@@ -307,7 +334,9 @@ def test_a_disk_that_is_full_leaves_nothing(folder: Path, work: Callable[[Path],
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == errno.EFBIG
     os.close(said)
     with open(heard, "rb") as pipe:
-        assert re.search(f"File too large: '{re.escape(str(folder.parent))}/.+'$", pipe.read().decode())
+        assert re.search(
+            f"File too large: '{re.escape(str(folder.parent))}/.+'$", pipe.read().decode()
+        )
     assert tree(folder.parent) == before
     work(folder.parent)
     assert tree(folder.parent) != before
@@ -376,7 +405,9 @@ def test_a_file_that_cannot_be_read_is_named(
             shards.fingerprint()
 
 
-def test_labels_that_change_as_they_are_read_are_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_labels_that_change_as_they_are_read_are_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     shards = Shards(folder)
     monkeypatch.setattr(Path, "read_bytes", lambda _: bytes(14))
     with pytest.raises(ValueError, match=r"labels\.bin has 14 bytes, wanted 15: it changed"):
@@ -391,17 +422,28 @@ def test_a_link_to_the_folder_or_within_it_is_legal(folder: Path) -> None:
 
 
 json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.sampled_from(["float32", "2.1"]),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=5)
+    | st.sampled_from(["float32", "2.1"]),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=3), inner, max_size=3)
+    ),
     max_leaves=8,
 )
-entries = st.lists(st.fixed_dictionaries({"name": st.text() | json_values, "n_examples": json_values}), max_size=3)
+entries = st.lists(
+    st.fixed_dictionaries({"name": st.text() | json_values, "n_examples": json_values}), max_size=3
+)
 
 
 @settings(deadline=None, max_examples=60)
 @given(
     metadata=st.binary(max_size=40)
-    | st.dictionaries(st.sampled_from([*FIELDS, "n_imgs", "d_vit"]), json_values, max_size=3).map(FIELDS.__or__),
+    | st.dictionaries(st.sampled_from([*FIELDS, "n_imgs", "d_vit"]), json_values, max_size=3).map(
+        FIELDS.__or__
+    ),
     index=st.none() | st.binary(max_size=40) | json_values | entries,
 )
 @example(metadata=b'"\\ud800"', index=None)
@@ -412,7 +454,9 @@ def test_fuzz_raises_only_the_two_errors(metadata: Any, index: Any) -> None:
         path = write_shards(root, good, [make_examples(good)])
         for name, value in (("metadata.json", metadata), ("shards.json", index)):
             if value is not None:
-                (path / name).write_bytes(value if isinstance(value, bytes) else json.dumps(value).encode())
+                (path / name).write_bytes(
+                    value if isinstance(value, bytes) else json.dumps(value).encode()
+                )
         try:
             shards = Shards(path)
             for layer in shards.layers:
@@ -425,7 +469,9 @@ def test_fuzz_raises_only_the_two_errors(metadata: Any, index: Any) -> None:
 
 @settings(deadline=None, max_examples=80)
 @given(name=st.sampled_from(["metadata.json", "shards.json"]), data=st.data())
-def test_fuzz_of_a_byte_or_a_field_raises_only_the_two_errors(name: str, data: st.DataObject) -> None:
+def test_fuzz_of_a_byte_or_a_field_raises_only_the_two_errors(
+    name: str, data: st.DataObject
+) -> None:
     with tempfile.TemporaryDirectory() as root:
         good = make_metadata()
         path = write_shards(root, good, [make_examples(good)])
@@ -434,7 +480,11 @@ def test_fuzz_of_a_byte_or_a_field_raises_only_the_two_errors(name: str, data: s
             raw[data.draw(st.integers(0, len(raw) - 1))] = data.draw(st.integers(0, 255))
         else:
             value = json.loads(raw)
-            record = value[data.draw(st.integers(0, len(value) - 1))] if isinstance(value, list) else value
+            record = (
+                value[data.draw(st.integers(0, len(value) - 1))]
+                if isinstance(value, list)
+                else value
+            )
             record[data.draw(st.sampled_from(sorted(record)))] = data.draw(json_values)
             raw = bytearray(json.dumps(value).encode())
         (path / name).write_bytes(raw)
@@ -461,7 +511,11 @@ def test_pickle_in_data_is_never_run(folder: Path, tmp_path: Path) -> None:
     set_field(data=text)(folder)
     shards = Shards(folder)
     list(shards.batches(layer=3, batch_size=4, shuffle=True))
-    assert (shards.labels().shape, len(shards.fingerprint()), shards.metadata.data) == ((15,), 64, text)
+    assert (shards.labels().shape, len(shards.fingerprint()), shards.metadata.data) == (
+        (15,),
+        64,
+        text,
+    )
     write_shards(tmp_path / "again", shards.metadata, [make_examples(shards.metadata)])
     assert not (tmp_path / "ran").exists()
     copy.copy(Bomb(tmp_path / "ran"))  # builds the object as unpickling would

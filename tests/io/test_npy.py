@@ -35,16 +35,30 @@ def header(text: bytes) -> bytes:
     [
         (b"", "it begins with b''"),
         (b"\x93NUMPY\3\0" + bytes(80), "it begins with"),
-        (header(b"{'descr': '<i8', 'fortran_order': False, 'shape': (9999999999999999999,), }\n"), "its header of"),
+        (
+            header(
+                b"{'descr': '<i8', 'fortran_order': False, 'shape': (9999999999999999999,), }\n"
+            ),
+            "its header of",
+        ),
         (header(b"{'descr': '<i8', 'fortran_order': False, 'shape': (2), }\n"), "its header of"),
-        (header(b"{'descr': __import__('os'), 'fortran_order': False, 'shape': (1,), }\n"), "its header of"),
-        (header(b"{'descr': [('a', '<i8')], 'fortran_order': False, 'shape': (1,), }\n"), "its header of"),
+        (
+            header(b"{'descr': __import__('os'), 'fortran_order': False, 'shape': (1,), }\n"),
+            "its header of",
+        ),
+        (
+            header(b"{'descr': [('a', '<i8')], 'fortran_order': False, 'shape': (1,), }\n"),
+            "its header of",
+        ),
         (
             header(b"{'descr': '|O', 'fortran_order': False, 'shape': (1,), }\n"),
             "pickled objects, which are never read",
         ),
         (header(b"{'descr': '<q77', 'fortran_order': False, 'shape': (1,), }\n"), "names no type"),
-        (header(b"{'descr': '<i8', 'fortran_order': True, 'shape': (2, 2), }\n"), "Fortran's order"),
+        (
+            header(b"{'descr': '<i8', 'fortran_order': True, 'shape': (2, 2), }\n"),
+            "Fortran's order",
+        ),
         (b"\x93NUMPY\2\0" + b"\xff\xff\xff\xff" + b"{" * 100, "its header of 4294967295 bytes"),
     ],
 )

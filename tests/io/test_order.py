@@ -1,4 +1,6 @@
-"""The orders: permutations, stretches without what is before them, and order files that are not believed."""
+"""The orders: permutations, stretches without what is before them, and order files that are not
+believed.
+"""
 
 import pickle
 import re
@@ -16,8 +18,16 @@ from assay.io.shards.order import OrderFile, Shuffled
 
 
 @settings(deadline=None, max_examples=40)
-@given(st.integers(1, 60), st.integers(1, 9), st.integers(1, 30), st.integers(0, 2**63 - 1), st.integers(1, 50))
-def test_shuffled_is_a_permutation(n_examples: int, tokens: int, batch_size: int, seed: int, window: int) -> None:
+@given(
+    st.integers(1, 60),
+    st.integers(1, 9),
+    st.integers(1, 30),
+    st.integers(0, 2**63 - 1),
+    st.integers(1, 50),
+)
+def test_shuffled_is_a_permutation(
+    n_examples: int, tokens: int, batch_size: int, seed: int, window: int
+) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "WINDOW_TOKENS", window)
         patch.setattr(module, "WINDOW_BATCHES", 1)
@@ -28,14 +38,22 @@ def test_shuffled_is_a_permutation(n_examples: int, tokens: int, batch_size: int
         starts = list(range(0, n, order.window))
         parts = [order.numbers(start, min(start + order.window, n)) for start in reversed(starts)]
         assert sorted(np.concatenate(parts).tolist()) == list(range(n))
-        # A window holds whole runs but for those that it shares with its neighbors, and the short one.
+        # A window holds whole runs but for those that it shares with its neighbors, and the short
+        # one.
         run = min(4, tokens)
         assert all(len(np.unique(part // run)) <= order.window // run + 3 for part in parts)
         assert order.numbers(0, min(3, n)).tolist() == parts[-1][:3].tolist()
 
 
 @settings(deadline=None, max_examples=60)
-@given(st.integers(1, 30), st.integers(1, 9), st.integers(1, 30), st.integers(0, 99), st.integers(1, 50), st.data())
+@given(
+    st.integers(1, 30),
+    st.integers(1, 9),
+    st.integers(1, 30),
+    st.integers(0, 99),
+    st.integers(1, 50),
+    st.data(),
+)
 def test_a_shuffled_sample_is_the_same_for_every_seed_and_window(
     n_examples: int, tokens: int, batch_size: int, seed: int, window: int, data: st.DataObject
 ) -> None:
@@ -48,7 +66,9 @@ def test_a_shuffled_sample_is_the_same_for_every_seed_and_window(
         order = Shuffled(n_examples, tokens, batch_size, seed, wanted)
         assert order.n_tokens == wanted
         starts = range(0, wanted, order.window)
-        found = np.concatenate([order.numbers(start, min(start + order.window, wanted)) for start in starts])
+        found = np.concatenate(
+            [order.numbers(start, min(start + order.window, wanted)) for start in starts]
+        )
         assert len(np.unique(found)) == wanted
         assert found.min() >= 0 and found.max() < n
         other = Shuffled(n_examples, tokens, wanted, seed + 1, wanted)
@@ -57,7 +77,9 @@ def test_a_shuffled_sample_is_the_same_for_every_seed_and_window(
 
 
 def test_a_sample_is_drawn_from_all_over() -> None:
-    """Each token is as often in a sample of half of them as any other: sampled runs are drawn without regard to their place."""
+    """Each token is as often in a sample of half of them as any other: sampled runs are drawn
+    without regard to their place.
+    """
     numbers = Shuffled(4000, 64, 64, 0, 64 * 2000).numbers(0, 16_384)
     assert abs(numbers.mean() / (4000 * 64) - 0.5) < 0.05
     assert len(np.unique(numbers // 64)) > 400
@@ -82,7 +104,9 @@ def save(tmp_path: Path) -> Callable[[object], Path]:
 
 
 @pytest.mark.parametrize("chunk", [3, 2**20])
-def test_order_file(save: Callable[[object], Path], chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_order_file(
+    save: Callable[[object], Path], chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(module, "CHECKED_AT_ONCE", chunk)
     wanted = np.random.default_rng(0).permutation(100)[:70]
     order = OrderFile(save(wanted), 100)
@@ -92,13 +116,16 @@ def test_order_file(save: Callable[[object], Path], chunk: int, monkeypatch: pyt
     for n, found in ((0, wanted[-1]), (69, wanted[0])):
         again = wanted.copy()
         again[n] = found
-        with pytest.raises(ValueError, match=f"has token number {found} a second time at position 69"):
+        with pytest.raises(
+            ValueError, match=f"has token number {found} a second time at position 69"
+        ):
             OrderFile(save(again), 100)
     for wrong in (-1, 100, 2**62, -(2**62)):
         broken = wanted.copy()
         broken[8] = wrong
         with pytest.raises(
-            ValueError, match=re.escape(f"has token number {wrong} at position 8, wanted 0 <= number < 100")
+            ValueError,
+            match=re.escape(f"has token number {wrong} at position 8, wanted 0 <= number < 100"),
         ):
             OrderFile(save(broken), 100)
 
@@ -124,7 +151,9 @@ def test_what_is_no_order_file(save: Callable[[object], Path], tmp_path: Path) -
         np.array([], dtype=np.int64),
         np.array([trap, trap], dtype=object),
     ):
-        with pytest.raises(ValueError, match=r"order\.npy .*wanted a \.npy file of a 1-D little-endian int64 array"):
+        with pytest.raises(
+            ValueError, match=r"order\.npy .*wanted a \.npy file of a 1-D little-endian int64 array"
+        ):
             OrderFile(save(array), 100)
     whole = save(np.arange(50)).read_bytes()
     for content in (
@@ -147,7 +176,13 @@ def test_what_is_no_order_file(save: Callable[[object], Path], tmp_path: Path) -
 
 def npy(header: bytes, version: int = 1) -> bytes:
     """A .npy file with a header of one's own, and a number."""
-    return b"\x93NUMPY" + bytes([version, 0]) + len(header).to_bytes(2 * version, "little") + header + bytes(8)
+    return (
+        b"\x93NUMPY"
+        + bytes([version, 0])
+        + len(header).to_bytes(2 * version, "little")
+        + header
+        + bytes(8)
+    )
 
 
 @pytest.mark.parametrize("version", [1, 2])
@@ -172,7 +207,9 @@ def npy(header: bytes, version: int = 1) -> bytes:
         b"",
     ],
 )
-def test_a_header_is_matched_and_never_evaluated(tmp_path: Path, header: bytes, version: int) -> None:
+def test_a_header_is_matched_and_never_evaluated(
+    tmp_path: Path, header: bytes, version: int
+) -> None:
     (tmp_path / "order.npy").write_bytes(npy(header, version))
     with pytest.raises(ValueError, match=r"order\.npy .*wanted a \.npy file") as caught:
         OrderFile(tmp_path / "order.npy", 100)
@@ -182,7 +219,9 @@ def test_a_header_is_matched_and_never_evaluated(tmp_path: Path, header: bytes, 
 @settings(deadline=None, max_examples=100)
 @given(st.lists(st.tuples(st.integers(0, 70), st.integers(0, 255)), max_size=3))
 def test_fuzz_of_order_files_raises_only_value_errors(changes: list[tuple[int, int]]) -> None:
-    whole = bytearray(npy(b"{'descr': '<i8', 'fortran_order': False, 'shape': (1,), }" + b" " * 60 + b"\n"))
+    whole = bytearray(
+        npy(b"{'descr': '<i8', 'fortran_order': False, 'shape': (1,), }" + b" " * 60 + b"\n")
+    )
     for place, value in changes:
         whole[place] = value
     with tempfile.TemporaryDirectory() as root:

@@ -34,7 +34,10 @@ def start_writer(opening: str) -> subprocess.Popen[str]:
     """
     environment = dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path))
     process = subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(script)], stdout=subprocess.PIPE, text=True, env=environment
+        [sys.executable, "-c", textwrap.dedent(script)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
     )
     assert process.stdout is not None
     assert process.stdout.readline() == "writing\n"
@@ -99,7 +102,10 @@ def test_exception_keeps_the_old(tmp_path: Path) -> None:
 
 def test_existing_folder_is_refused_before_any_work(tmp_path: Path) -> None:
     write_folder(tmp_path / "a", "old")
-    with pytest.raises(FileExistsError, match="a exists already"), publishing_folder(tmp_path / "a"):
+    with (
+        pytest.raises(FileExistsError, match="a exists already"),
+        publishing_folder(tmp_path / "a"),
+    ):
         pytest.fail("the block ran")
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
 
@@ -146,7 +152,10 @@ def test_kinds_do_not_replace_each_other(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="folder is a folder"), publish_file(tmp_path / "folder"):
         pytest.fail("the block ran")
     for name in ("file", "link"):
-        with pytest.raises(ValueError, match=name), publishing_folder(tmp_path / name, replace=True):
+        with (
+            pytest.raises(ValueError, match=name),
+            publishing_folder(tmp_path / name, replace=True),
+        ):
             pytest.fail("the block ran")
     with pytest.raises(ValueError, match="has a name"), publish_file("/"):
         pytest.fail("the block ran")
@@ -184,7 +193,10 @@ def test_all_is_flushed_before_the_rename(tmp_path: Path, monkeypatch: pytest.Mo
 def test_second_live_writer_is_refused_and_the_first_untouched(tmp_path: Path, second: Any) -> None:
     with publishing_folder(tmp_path / "a") as partial:
         (partial / "mine").touch()
-        with pytest.raises(ValueError, match="a is being written by another live process"), second(tmp_path / "a"):
+        with (
+            pytest.raises(ValueError, match="a is being written by another live process"),
+            second(tmp_path / "a"),
+        ):
             pytest.fail("the block ran")
         assert (partial / "mine").exists()
         write_folder(tmp_path / "b", "another name is free")
@@ -215,7 +227,9 @@ def test_a_lock_that_its_last_holder_removes_meanwhile_is_taken_anew(
 
 
 @pytest.mark.parametrize("call", ["publishing_folder", "publish_file"])
-def test_killed_writer_leaves_only_partials_and_the_next_one_clears_them(tmp_path: Path, call: str) -> None:
+def test_killed_writer_leaves_only_partials_and_the_next_one_clears_them(
+    tmp_path: Path, call: str
+) -> None:
     process = start_writer(f"{call}({str(tmp_path / 'a')!r})")
     try:
         with pytest.raises(ValueError, match="live process"):
@@ -233,7 +247,11 @@ def test_killed_writer_leaves_only_partials_and_the_next_one_clears_them(tmp_pat
 
 
 def test_partials_of_other_names_are_left_alone(tmp_path: Path) -> None:
-    others = [".ab.partial-0123456789abcdef", ".a.partial-x.partial-0123456789abcdef", "a.partial-0123456789abcdef"]
+    others = [
+        ".ab.partial-0123456789abcdef",
+        ".a.partial-x.partial-0123456789abcdef",
+        "a.partial-0123456789abcdef",
+    ]
     for name in others:
         (tmp_path / name).mkdir()
     (tmp_path / ".a.partial-0123456789abcdef").mkdir()
@@ -243,7 +261,9 @@ def test_partials_of_other_names_are_left_alone(tmp_path: Path) -> None:
 
 @pytest.fixture
 def foreign_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A lock that another user's dead writer of `tmp_path/a` left: it can be read, and neither be written nor removed."""
+    """A lock that another user's dead writer of `tmp_path/a` left: it can be read, and neither be
+    written nor removed.
+    """
     lock = tmp_path / ".a.partial-lock"
     lock.touch()
     opened, unlink = os.open, Path.unlink
@@ -294,7 +314,8 @@ def test_a_lock_that_nobody_else_may_read_is_named_with_its_owner(
     monkeypatch.setattr(os, "open", refuse)
     with (
         pytest.raises(
-            ValueError, match=rf"{lock} belongs to user {os.getuid()}, .* or if there is none remove the file"
+            ValueError,
+            match=rf"{lock} belongs to user {os.getuid()}, .* or if there is none remove the file",
         ),
         publish_file(tmp_path / "a"),
     ):

@@ -1,4 +1,6 @@
-"""Codes that saev wrote, read as scipy reads them; damage of every part is an error that names the file."""
+"""Codes that saev wrote, read as scipy reads them; damage of every part is an error that names the
+file.
+"""
 
 import json
 import tracemalloc
@@ -16,7 +18,9 @@ from assay.numerics.codes import densify, gather_columns, measure_l0
 
 
 def _matrix(n_rows, n_features, density=0.3, seed=0, dtype=np.float32):
-    return scipy.sparse.random(n_rows, n_features, density, "csr", dtype, np.random.default_rng(seed))
+    return scipy.sparse.random(
+        n_rows, n_features, density, "csr", dtype, np.random.default_rng(seed)
+    )
 
 
 def _write(folder, matrix, compressed=True):
@@ -40,7 +44,12 @@ def test_batches_are_the_rows_of_the_matrix(
     matrix = _matrix(n_rows, n_features, density)
     matrix.data -= 0.5
     codes = _write(tmp_path_factory.mktemp("acts"), matrix, compressed)
-    assert (codes.format, codes.n_rows, codes.n_features, codes.k) == ("sparse", n_rows, n_features, None)
+    assert (codes.format, codes.n_rows, codes.n_features, codes.k) == (
+        "sparse",
+        n_rows,
+        n_features,
+        None,
+    )
     start = data.draw(st.integers(0, n_rows))
     batches = list(codes.batches(batch_size, start))
     assert all(len(batch["values"]) <= batch_size for batch in batches)
@@ -60,7 +69,9 @@ def test_indices_of_any_integer_and_values_of_any_float_are_read(tmp_path, dtype
     matrix = _matrix(8, 5, dtype=dtype)
     matrix.indptr, matrix.indices = matrix.indptr.astype(np.int64), matrix.indices.astype(np.int64)
     codes = _write(tmp_path, matrix)
-    np.testing.assert_array_equal(densify(next(codes.batches(8)), "sparse", 5), matrix.toarray().astype(np.float32))
+    np.testing.assert_array_equal(
+        densify(next(codes.batches(8)), "sparse", 5), matrix.toarray().astype(np.float32)
+    )
 
 
 def _rewrite(path, **changes):
@@ -96,18 +107,29 @@ def npy(header):
         ({"indptr": np.array([0, 3, 2, 4, 5, 6, 7, 8, 12])}, "do not make a matrix of 8 x 5"),
         ({"indptr": np.array([0, 12])}, "do not make a matrix of 8 x 5"),
         ({"shape": np.array([9, 5])}, "a matrix of 9 x 5, wanted 8 rows, the tokens of the shards"),
-        ({"shape": np.array([8, 4097])}, "a matrix of 8 x 4097, wanted 8 rows, .* and 1 to 4096 features"),
+        (
+            {"shape": np.array([8, 4097])},
+            "a matrix of 8 x 4097, wanted 8 rows, .* and 1 to 4096 features",
+        ),
         ({"indptr": np.zeros(10**6, np.int64)}, "do not make a matrix of 8 x 5"),
         ({"shape": np.array([8])}, "wanted a CSR matrix"),
         ({"data": b"nonsense"}, "wanted a CSR matrix"),
         ({"data": npy("(" * 9000)}, "wanted a CSR matrix"),
         ({"data": npy("{[]: 1}")}, "wanted a CSR matrix"),
         (
-            {"data": npy("{'descr': '<f4', 'fortran_order': False, 'shape': (" + "-" * 5000 + "1,)}")},
+            {
+                "data": npy(
+                    "{'descr': '<f4', 'fortran_order': False, 'shape': (" + "-" * 5000 + "1,)}"
+                )
+            },
             "wanted a CSR matrix",
         ),
         (
-            {"indptr": npy("{'descr': '<i8', 'fortran_order': False, 'shape': (1" + "0" * 17 + ",), }")},
+            {
+                "indptr": npy(
+                    "{'descr': '<i8', 'fortran_order': False, 'shape': (1" + "0" * 17 + ",), }"
+                )
+            },
             "wanted a CSR matrix",
         ),
     ],
@@ -137,7 +159,9 @@ def test_damage_of_values_is_named_when_they_are_read(tmp_path, changes, match):
 
 
 def test_a_file_that_is_cut_short_or_missing_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"token_acts.npz does not exist: run saev's inference"):
+    with pytest.raises(
+        FileNotFoundError, match=r"token_acts.npz does not exist: run saev's inference"
+    ):
         SaevCodes(tmp_path, 8, 4)
     _write(tmp_path, _matrix(8, 5))
     path = tmp_path / "token_acts.npz"
@@ -158,7 +182,10 @@ def test_metrics_are_those_of_saev_old_and_new(tmp_path):
         read_metrics(tmp_path)
     for metrics, found in (
         ({"normalized_mse": 0.25, "l0": 3}, {"normalized_mse": 0.25}),
-        ({"sse_recon": 3, "sse_baseline": 4.0, "normalized_mse": 0.7}, {"sse_recon": 3.0, "sse_baseline": 4.0}),
+        (
+            {"sse_recon": 3, "sse_baseline": 4.0, "normalized_mse": 0.7},
+            {"sse_recon": 3.0, "sse_baseline": 4.0},
+        ),
     ):
         (tmp_path / "metrics.json").write_text(json.dumps(metrics))
         assert read_metrics(tmp_path) == found
@@ -186,7 +213,8 @@ def test_what_the_shards_do_not_allow_is_never_unpacked(tmp_path, name):
         members = {each: archive.read(each) for each in archive.namelist()}
     kind = {"format": "|S1", "data": "<f4"}.get(name, "<i8")
     for large in (
-        npy(f"{{'descr': '{kind}', 'fortran_order': False, 'shape': ({size // int(kind[-1])},), }}") + bytes(size),
+        npy(f"{{'descr': '{kind}', 'fortran_order': False, 'shape': ({size // int(kind[-1])},), }}")
+        + bytes(size),
         b"\x93NUMPY\x02\x00" + (2**26).to_bytes(4, "little") + b" " * 2**26,  # a header of 64 MiB
     ):
         with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:

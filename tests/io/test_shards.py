@@ -58,9 +58,13 @@ def make_labels(metadata: Metadata) -> npt.NDArray[np.uint8]:
     return np.random.default_rng(1).integers(0, 256, shape, dtype=np.uint8)
 
 
-def content(examples: npt.NDArray[np.float32], metadata: Metadata, layer: int) -> npt.NDArray[np.float32]:
+def content(
+    examples: npt.NDArray[np.float32], metadata: Metadata, layer: int
+) -> npt.NDArray[np.float32]:
     """The reference: plain indexing of the whole array."""
-    return examples[:, metadata.layers.index(layer), int(metadata.cls_token) :].reshape(-1, metadata.d_model)
+    return examples[:, metadata.layers.index(layer), int(metadata.cls_token) :].reshape(
+        -1, metadata.d_model
+    )
 
 
 def rows(array: npt.NDArray[np.float32] | torch.Tensor) -> list[tuple[float, ...]]:
@@ -84,7 +88,9 @@ def folder(tmp_path: Path) -> Path:
 def recordings(draw: st.DrawFn) -> tuple[Metadata, npt.NDArray[np.float32]]:
     layers = draw(st.lists(st.integers(-3, 30), min_size=1, max_size=3, unique=True))
     cls_token, patches = draw(st.booleans()), draw(st.integers(1, 5))
-    budget = (patches + cls_token) * len(layers) * draw(st.integers(1, 4)) + draw(st.integers(0, len(layers)))
+    budget = (patches + cls_token) * len(layers) * draw(st.integers(1, 4)) + draw(
+        st.integers(0, len(layers))
+    )
     metadata = make_metadata(
         layers=layers,
         content_tokens_per_example=patches,
@@ -116,24 +122,36 @@ def test_round_trip(
         full = metadata.examples_per_shard * metadata.example_bytes
         n_files = metadata.n_examples // metadata.examples_per_shard + 1
         assert [file.stat().st_size for file in files] == [full] * n_files
-        assert b"".join(file.read_bytes() for file in files).rstrip(b"\0") == examples.tobytes().rstrip(b"\0")
+        assert b"".join(file.read_bytes() for file in files).rstrip(
+            b"\0"
+        ) == examples.tobytes().rstrip(b"\0")
         assert list(Path(root).iterdir()) == [path]
         assert path.name == metadata.hash
         if cut:
             os.truncate(files[-1], index[-1]["n_examples"] * metadata.example_bytes)
-        renamed = {data.draw(st.sampled_from([key, *OLD_NAMES.get(key, [])])): key for key in FIELDS}
-        edit_json(path / "metadata.json", lambda old: {new: old[key] for new, key in renamed.items()})
+        renamed = {
+            data.draw(st.sampled_from([key, *OLD_NAMES.get(key, [])])): key for key in FIELDS
+        }
+        edit_json(
+            path / "metadata.json", lambda old: {new: old[key] for new, key in renamed.items()}
+        )
 
         shards = Shards(path)
         assert shards.metadata == metadata
-        assert (shards.name, shards.layers, shards.d_model) == (path.name, metadata.layers, metadata.d_model)
+        assert (shards.name, shards.layers, shards.d_model) == (
+            path.name,
+            metadata.layers,
+            metadata.d_model,
+        )
         assert (shards.n_examples, shards.has_labels) == (len(examples), with_labels)
         assert shards.n_tokens == len(examples) * metadata.content_tokens_per_example
         for layer in metadata.layers:
             batches = list(shards.batches(layer=layer, batch_size=batch_size))
             assert all(len(batch) == batch_size for batch in batches[:-1])
             assert all(batch.dtype == torch.float32 for batch in batches)
-            np.testing.assert_array_equal(torch.cat(batches), content(examples, metadata, layer), strict=False)
+            np.testing.assert_array_equal(
+                torch.cat(batches), content(examples, metadata, layer), strict=False
+            )
         if labels is not None:
             assert shards.labels().dtype == torch.int64
             assert shards.labels().tolist() == labels.ravel().tolist()
@@ -172,12 +190,17 @@ def test_handle_and_repr(folder: Path) -> None:
     handle = shards.layer(5)
     assert handle == LayerActivations(shards, 5)
     assert (handle.n_tokens, handle.d_model) == (15, 2)
-    assert repr(shards) == f"Shards({folder.name}: fake/tiny, layers [3, 5], 5 examples x 3 tokens x 2, labels)"
+    assert (
+        repr(shards)
+        == f"Shards({folder.name}: fake/tiny, layers [3, 5], 5 examples x 3 tokens x 2, labels)"
+    )
 
 
 @pytest.mark.parametrize("layer", [3, 5])
 @pytest.mark.parametrize("shuffle", [False, True])
-def test_only_the_asked_layer_is_read(folder: Path, layer: int, shuffle: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_asked_layer_is_read(
+    folder: Path, layer: int, shuffle: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     read: list[tuple[int, int]] = []
     read_pieces = stream_reader.read_pieces
 
@@ -197,12 +220,16 @@ def test_only_the_asked_layer_is_read(folder: Path, layer: int, shuffle: bool, m
         assert offset % (tokens * token) >= token
 
 
-def test_reads_that_come_in_pieces_are_put_together(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reads_that_come_in_pieces_are_put_together(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     read_pieces = stream_reader.read_pieces
     monkeypatch.setattr(
         stream_reader,
         "read_pieces",
-        lambda fd, pieces, offset: read_pieces(fd, np.minimum(pieces[:1], np.array([2**64 - 1, 5], np.uintp)), offset),
+        lambda fd, pieces, offset: read_pieces(
+            fd, np.minimum(pieces[:1], np.array([2**64 - 1, 5], np.uintp)), offset
+        ),
     )
     read = torch.cat(list(Shards(folder).batches(layer=5, batch_size=4)))
     np.testing.assert_array_equal(read, content(make_examples(make_metadata()), make_metadata(), 5))
@@ -233,31 +260,42 @@ def test_shuffle_gives_every_token_once_and_depends_on_the_seed_alone(
 def numbered(tmp_path: Path) -> Shards:
     """400 examples of 16 tokens, 10 a shard; a token is (example, its number in the example)."""
     metadata = make_metadata(
-        layers=[0], content_tokens_per_example=16, cls_token=False, n_examples=400, max_tokens_per_shard=160
+        layers=[0],
+        content_tokens_per_example=16,
+        cls_token=False,
+        n_examples=400,
+        max_tokens_per_shard=160,
     )
     tokens = np.indices((400, 1, 16)).astype(np.float32)
     return Shards(write_shards(tmp_path, metadata, [np.stack([tokens[0], tokens[2]], axis=-1)]))
 
 
 @pytest.mark.parametrize("pool", [256, 65_536])
-def test_shuffled_batches_are_mixed(numbered: Shards, pool: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shuffled_batches_are_mixed(
+    numbered: Shards, pool: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(module, "WINDOW_TOKENS", pool)
     monkeypatch.setattr(module, "WINDOW_BATCHES", 4)
     batches = list(numbered.batches(layer=0, batch_size=64, shuffle=True, seed=3))
     per_batch = [len(np.unique(batch[:, 0])) for batch in batches]
     shards_per_batch = [len(np.unique(batch[:, 0] // 10)) for batch in batches]
     assert len(batches) == 100
-    assert np.mean(per_batch) > (14 if pool == 256 else 50)  # in order, 4; of the 16 or 400 in the pool
+    assert np.mean(per_batch) > (
+        14 if pool == 256 else 50
+    )  # in order, 4; of the 16 or 400 in the pool
     assert np.mean(shards_per_batch) > (11 if pool == 256 else 28)  # in order, 1; of 40
     other = torch.cat(list(numbered.batches(layer=0, batch_size=64, shuffle=True, seed=4)))
     assert (torch.cat(batches) == other).all(dim=1).float().mean() < 0.05
-    # Early and late batches see the whole data, and a token's place tells nothing of its number in the example.
+    # Early and late batches see the whole data, and a token's place tells nothing of its number in
+    # the example.
     stream = torch.cat(batches)
     assert abs(stream[:3200, 0].mean() - 199.5) < 15
     assert abs(torch.corrcoef(torch.stack([torch.arange(6400.0), stream[:, 1]]))[0, 1]) < 0.1
 
 
-def test_shuffle_holds_two_windows_at_the_most(numbered: Shards, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shuffle_holds_two_windows_at_the_most(
+    numbered: Shards, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(module, "WINDOW_TOKENS", 200)
     monkeypatch.setattr(module, "WINDOW_BATCHES", 2)
     n_read = 0
@@ -286,7 +324,9 @@ def test_not_finite_is_refused_by_place(folder: Path, value: float) -> None:
     shards = Shards(folder)
     list(shards.batches(layer=3, batch_size=4))
     for shuffle in (False, True):
-        with pytest.raises(ValueError, match=r"acts000001.bin: .* example 3, content token 1, layer 5"):
+        with pytest.raises(
+            ValueError, match=r"acts000001.bin: .* example 3, content token 1, layer 5"
+        ):
             list(shards.batches(layer=5, batch_size=15, shuffle=shuffle))
 
 
@@ -331,7 +371,9 @@ def test_fingerprint_follows_names_sizes_and_content(folder: Path) -> None:
 def test_a_copy_has_the_same_fingerprint_whatever_its_times_and_a_cursor_goes_on_in_it(
     folder: Path, tmp_path: Path
 ) -> None:
-    copy = Path(shutil.copytree(folder, tmp_path / "scratch" / folder.name, copy_function=shutil.copyfile))
+    copy = Path(
+        shutil.copytree(folder, tmp_path / "scratch" / folder.name, copy_function=shutil.copyfile)
+    )
     for path in copy.iterdir():
         os.utime(path, ns=(0, 12345))
     assert Shards(copy).fingerprint() == Shards(folder).fingerprint()

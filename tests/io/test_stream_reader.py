@@ -1,4 +1,6 @@
-"""The streaming reader: one order for any number of threads, resumed at any batch; errors, threads and memory left behind."""
+"""The streaming reader: one order for any number of threads, resumed at any batch; errors, threads
+and memory left behind.
+"""
 
 import gc
 import itertools
@@ -26,7 +28,9 @@ N_EXAMPLES, TOKENS, D_MODEL, LAYERS = 23, 6, 3, (1, 4, 8)
 N_TOKENS = N_EXAMPLES * TOKENS
 
 
-def write_numbered(root: Path, n_examples: int = N_EXAMPLES, d_model: int = D_MODEL, dataset: str = "none") -> Path:
+def write_numbered(
+    root: Path, n_examples: int = N_EXAMPLES, d_model: int = D_MODEL, dataset: str = "none"
+) -> Path:
     """Shards of 5 examples; a token of layer i is (its number, i, ...), a CLS token -1."""
     metadata = Metadata(
         family="fake",
@@ -90,7 +94,9 @@ def test_threads_and_resuming_change_no_bit(shards: Shards, data: st.DataObject)
         shrink(patch)
         wanted = N_TOKENS
         if kind == "file":
-            order = data.draw(st.permutations(range(N_TOKENS)))[: data.draw(st.integers(1, N_TOKENS))]
+            order = data.draw(st.permutations(range(N_TOKENS)))[
+                : data.draw(st.integers(1, N_TOKENS))
+            ]
             np.save(f"{folder}/order.npy", np.array(order, dtype=np.int64))
             options["order"] = f"{folder}/order.npy"
             wanted = len(order)
@@ -103,9 +109,13 @@ def test_threads_and_resuming_change_no_bit(shards: Shards, data: st.DataObject)
         head = [next(stream) for _ in range(stop)]
         cursor = json.loads(json.dumps(stream.state()))
         stream.close()
-        resumed = shards.batches(**options, cursor=cursor, threads=data.draw(st.sampled_from([1, 2, 8])))
+        resumed = shards.batches(
+            **options, cursor=cursor, threads=data.draw(st.sampled_from([1, 2, 8]))
+        )
         assert resumed.state() == cursor
-        assert [batch.tolist() for batch in [*head, *resumed]] == [batch.tolist() for batch in first]
+        assert [batch.tolist() for batch in [*head, *resumed]] == [
+            batch.tolist() for batch in first
+        ]
         layer = shards.layer(options["layer"])
         held = layer.hold(layer.batches(batch_size=options["batch_size"]), "cpu")
         from_there = [*shards.batches(**options, held=held)][:stop]
@@ -117,7 +127,9 @@ def test_threads_and_resuming_change_no_bit(shards: Shards, data: st.DataObject)
     assert sum(map(len, first)) == limit
     found = numbers(first)
     assert len(set(found)) == limit
-    assert all((batch[:, 1] == options["layer"]).all() and (batch[:, 2] == -1).all() for batch in first)
+    assert all(
+        (batch[:, 1] == options["layer"]).all() and (batch[:, 2] == -1).all() for batch in first
+    )
     if kind == "sequential":
         assert found == list(range(limit))
     if kind == "file":
@@ -133,7 +145,9 @@ def test_max_tokens_is_the_beginning_of_the_whole_order(shards: Shards) -> None:
 
 
 @pytest.mark.usefixtures("small_reads")
-def test_max_tokens_of_a_shuffled_pass_are_one_sample_in_another_order_for_each_seed(shards: Shards) -> None:
+def test_max_tokens_of_a_shuffled_pass_are_one_sample_in_another_order_for_each_seed(
+    shards: Shards,
+) -> None:
     before: set[int] = set()
     for n in (1, 8, 31, N_TOKENS - 1, N_TOKENS):
         options: dict[str, Any] = {"layer": 4, "batch_size": 8, "shuffle": True, "max_tokens": n}
@@ -150,7 +164,10 @@ def test_the_shuffled_order_is_settled(shards: Shards) -> None:
     batch = next(shards.batches(layer=1, batch_size=8, shuffle=True, seed=0))
     assert numbers([batch]) == SETTLED
     for batch_size in (16, 64):  # divisors of the window have one order
-        assert numbers([next(shards.batches(layer=1, batch_size=batch_size, shuffle=True))])[:8] == SETTLED
+        assert (
+            numbers([next(shards.batches(layer=1, batch_size=batch_size, shuffle=True))])[:8]
+            == SETTLED
+        )
 
 
 SETTLED = [62, 124, 47, 2, 113, 63, 69, 109]
@@ -239,7 +256,9 @@ def test_a_file_that_goes_away(tmp_path: Path) -> None:
     shards = Shards(write_numbered(tmp_path))
     stream = shards.batches(layer=1, batch_size=4)
     (shards.path / "acts000002.bin").unlink()
-    with pytest.raises(ValueError, match=r"acts000002\.bin cannot be opened any more: No such file"):
+    with pytest.raises(
+        ValueError, match=r"acts000002\.bin cannot be opened any more: No such file"
+    ):
         list(stream)
     with pytest.raises(FileNotFoundError, match=r"acts000002\.bin is missing"):
         shards.batches(layer=1, batch_size=4)
@@ -261,7 +280,9 @@ def test_the_first_nan_is_named_and_what_comes_before_it_is_given_out(
     stream = shards.batches(layer=4, batch_size=4, shuffle=shuffle, threads=threads)
     for batch in sound[:place]:
         assert torch.equal(next(stream), batch)
-    with pytest.raises(ValueError, match=r"acts000002\.bin: NaN .* example 12, content token 5, layer 4;"):
+    with pytest.raises(
+        ValueError, match=r"acts000002\.bin: NaN .* example 12, content token 5, layer 4;"
+    ):
         next(stream)
 
 
@@ -309,7 +330,10 @@ def test_a_cursor_of_another_pass_is_refused_by_name(shards: Shards, tmp_path: P
     with pytest.raises(ValueError, match="the cursor's order is"):
         shards.batches(layer=1, batch_size=4, order=other, cursor=given_order)
     elsewhere = Shards(write_numbered(tmp_path, dataset="other"))
-    with pytest.raises(ValueError, match=f"the cursor's folder is '{shards.name}', this pass's is '{elsewhere.name}'"):
+    with pytest.raises(
+        ValueError,
+        match=f"the cursor's folder is '{shards.name}', this pass's is '{elsewhere.name}'",
+    ):
         elsewhere.batches(**base, cursor=cursor)
     touched = Shards(write_numbered(tmp_path))
     first = touched.path / "acts000000.bin"
@@ -335,7 +359,9 @@ def test_a_cursor_of_another_pass_is_refused_by_name(shards: Shards, tmp_path: P
     assert list(shards.batches(**base, cursor=edit(batch=35))) == []
 
 
-def test_a_resumed_pass_reads_only_what_is_left(shards: Shards, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_resumed_pass_reads_only_what_is_left(
+    shards: Shards, monkeypatch: pytest.MonkeyPatch
+) -> None:
     shrink(monkeypatch)
     read = 0
     read_pieces = stream_reader.read_pieces
@@ -352,17 +378,24 @@ def test_a_resumed_pass_reads_only_what_is_left(shards: Shards, monkeypatch: pyt
     cursor = stream.state()
     stream.close()
     read = 0
-    assert sum(map(len, shards.batches(layer=1, batch_size=4, shuffle=True, cursor=cursor))) == N_TOKENS - 28
+    assert (
+        sum(map(len, shards.batches(layer=1, batch_size=4, shuffle=True, cursor=cursor)))
+        == N_TOKENS - 28
+    )
     assert read == (N_TOKENS - 28) * D_MODEL * 4
 
 
 def test_only_a_whole_layer_can_be_held(shards: Shards) -> None:
-    with pytest.raises(ValueError, match=r"held is \(5, 3\), wanted all of the layer, \(138, 3\): pass what hold"):
+    with pytest.raises(
+        ValueError, match=r"held is \(5, 3\), wanted all of the layer, \(138, 3\): pass what hold"
+    ):
         shards.batches(layer=1, batch_size=4, held=torch.zeros(5, 3))
 
 
 @pytest.mark.parametrize(("processors", "threads"), [(1, 2), (2, 2), (8, 4), (16, 8), (128, 8)])
-def test_half_the_processors_read(monkeypatch: pytest.MonkeyPatch, processors: int, threads: int) -> None:
+def test_half_the_processors_read(
+    monkeypatch: pytest.MonkeyPatch, processors: int, threads: int
+) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(processors), raising=False)
     assert default_threads() == threads
     monkeypatch.delattr(os, "sched_getaffinity")
@@ -388,25 +421,34 @@ def test_on_cuda_the_batches_are_the_same(shards: Shards, shuffle: bool) -> None
 @pytest.mark.usefixtures("small_reads")
 @pytest.mark.parametrize("shuffle", [False, True])
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_on_cuda_a_wrong_number_is_named_at_its_batch(tmp_path: Path, shuffle: bool, value: float) -> None:
+def test_on_cuda_a_wrong_number_is_named_at_its_batch(
+    tmp_path: Path, shuffle: bool, value: float
+) -> None:
     path = write_numbered(tmp_path)
     options: dict[str, Any] = {"layer": 4, "batch_size": 5, "shuffle": shuffle}
     whole = numbers(list(Shards(path).batches(**options)))
     wrong = whole[40]
     example, token = divmod(wrong, TOKENS)
     with open(path / f"acts{example // 5:06d}.bin", "r+b") as file:
-        file.seek(4 * D_MODEL * ((example % 5 * len(LAYERS) + LAYERS.index(4)) * (TOKENS + 1) + 1 + token) + 4)
+        file.seek(
+            4 * D_MODEL * ((example % 5 * len(LAYERS) + LAYERS.index(4)) * (TOKENS + 1) + 1 + token)
+            + 4
+        )
         file.write(np.float32(value).tobytes())
     batches = Shards(path).batches(**options, device="cuda")
     assert numbers([next(batches) for _ in range(8)]) == whole[:40]
-    with pytest.raises(ValueError, match=rf"NaN or infinity in example {example}, content token {token}, layer 4"):
+    with pytest.raises(
+        ValueError, match=rf"NaN or infinity in example {example}, content token {token}, layer 4"
+    ):
         next(batches)
     assert not reading_threads()
 
 
 @pytest.mark.gpu
 @pytest.mark.usefixtures("small_reads")
-def test_on_cuda_what_fails_ahead_is_raised_in_its_turn(shards: Shards, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_cuda_what_fails_ahead_is_raised_in_its_turn(
+    shards: Shards, monkeypatch: pytest.MonkeyPatch
+) -> None:
     real, windows = stream_reader._begin, []
 
     def begin(*given: Any) -> Any:
@@ -458,10 +500,14 @@ def test_memory_that_anything_still_holds_is_not_used_again() -> None:
 
 
 def test_letting_a_batch_go_runs_no_code_in_which_a_signal_could_be_lost() -> None:
-    """What a signal's handler raises within a finalizer is printed and forgotten: a fit would go on after its SIGTERM."""
+    """What a signal's handler raises within a finalizer is printed and forgotten: a fit would go on
+    after its SIGTERM.
+    """
     memory = buffers.Buffers(2, D_MODEL, torch.device("cpu"), most=4)
     batch, called = memory.take(2), []
-    sys.setprofile(lambda frame, event, _: called.append(frame.f_code.co_name) if event == "call" else None)
+    sys.setprofile(
+        lambda frame, event, _: called.append(frame.f_code.co_name) if event == "call" else None
+    )
     try:
         del batch
     finally:

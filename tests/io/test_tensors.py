@@ -36,7 +36,11 @@ def make_tensor(dtype: torch.dtype, shape: tuple[int, ...], seed: int) -> Tensor
 
 
 def make_state() -> dict[str, Tensor]:
-    return {"mean": torch.arange(3.0).double(), "counts": torch.arange(4).reshape(2, 2), "n": torch.tensor(7)}
+    return {
+        "mean": torch.arange(3.0).double(),
+        "counts": torch.arange(4).reshape(2, 2),
+        "n": torch.tensor(7),
+    }
 
 
 def assert_same(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
@@ -75,7 +79,13 @@ def test_round_trip(state: dict[str, Tensor]) -> None:
 
 def test_views_shared_memory_and_gradients_are_written(tmp_path: Path) -> None:
     x = torch.arange(12.0).reshape(3, 4)
-    state = {"x": x, "again": x, "transposed": x.T, "part": x[1:, ::2], "expanded": x[:1].expand(2, 4)}
+    state = {
+        "x": x,
+        "again": x,
+        "transposed": x.T,
+        "part": x[1:, ::2],
+        "expanded": x[:1].expand(2, 4),
+    }
     write_tensors(tmp_path / "a.safetensors", {**state, "leaf": torch.ones(2, requires_grad=True)})
     assert_same(read_tensors(tmp_path / "a.safetensors"), {**state, "leaf": torch.ones(2)})
 
@@ -124,7 +134,9 @@ def test_a_file_cut_anywhere_is_refused(tmp_path: Path) -> None:
     for size in {0, 1, 7, 8, 9, len(whole) // 2, len(whole) - 8, len(whole) - 1}:
         path.write_bytes(whole[:size])
         for any_schema in (False, True):
-            with pytest.raises(ValueError, match=rf"{re.escape(str(path))} is not a whole safetensors file"):
+            with pytest.raises(
+                ValueError, match=rf"{re.escape(str(path))} is not a whole safetensors file"
+            ):
                 read_tensors(path, any_schema=any_schema)
 
 
@@ -151,7 +163,11 @@ def test_a_file_of_another_seed_in_the_place_of_the_tensors_is_refused(tmp_path:
     first, second = (path.read_bytes() for path in paths)
     paths[0].write_bytes(first[:-48] + second[-48:])
     with pytest.raises(
-        ValueError, match=r"a.safetensors has checksum .*, wanted .*: it was changed .*; remove it, and the next run"
+        ValueError,
+        match=(
+            r"a.safetensors has checksum .*, wanted .*: it was changed .*; remove it, and the"
+            r" next run"
+        ),
     ):
         read_tensors(paths[0])
 
@@ -173,7 +189,9 @@ def test_other_files_are_refused(tmp_path: Path, raw: bytes) -> None:
 
 
 @pytest.mark.parametrize("broken", ["rename", "write"])
-def test_a_write_that_fails_leaves_the_older_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str) -> None:
+def test_a_write_that_fails_leaves_the_older_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
     path = tmp_path / "a.safetensors"
     write_tensors(path, make_state())
     before = path.read_bytes()
@@ -223,7 +241,10 @@ def test_the_fingerprint_ignores_order_layout_and_gradients() -> None:
     x = torch.arange(6.0).reshape(2, 3)
     wanted = fingerprint_tensors({"a": x, "b": torch.ones(2)})
     assert re.fullmatch("[0-9a-f]{64}", wanted)
-    assert fingerprint_tensors({"b": torch.ones(2).requires_grad_(), "a": x.T.contiguous().T}) == wanted
+    assert (
+        fingerprint_tensors({"b": torch.ones(2).requires_grad_(), "a": x.T.contiguous().T})
+        == wanted
+    )
 
 
 def test_the_fingerprint_tells_names_dtypes_shapes_and_bytes() -> None:
@@ -265,7 +286,9 @@ def test_the_fingerprint_tells_any_byte(dtype: torch.dtype, data: st.DataObject)
     assert fingerprint_tensors({"a": tensor}) != fingerprint_tensors({"a": other})
 
 
-def test_the_docs_way_of_saving_an_autoencoder_takes_weights_that_lie_as_their_transpose(tmp_path: Path) -> None:
+def test_the_docs_way_of_saving_an_autoencoder_takes_weights_that_lie_as_their_transpose(
+    tmp_path: Path,
+) -> None:
     docs = (Path(__file__).parents[2] / "docs/dictionaries.md").read_text(encoding="utf-8")
     (line,) = re.findall(r"`(safetensors\.torch\.save_file\(.+?, path\))`", docs)
     model = torch.nn.Module()

@@ -21,7 +21,9 @@ TOKENS, D_MODEL = 4, 3
 
 
 def make_folder(root: Path, **changes: Any) -> Path:
-    """5 examples in shards of 2, the last padded; layers 3 and 5, 3 content tokens and a CLS token that never changes."""
+    """5 examples in shards of 2, the last padded; layers 3 and 5, 3 content tokens and a CLS token
+    that never changes.
+    """
     fields = {
         "family": "fake",
         "ckpt": "tiny",
@@ -36,7 +38,11 @@ def make_folder(root: Path, **changes: Any) -> Path:
         "protocol": "2.1",
     }
     metadata = Metadata.model_validate(fields | changes)
-    examples = np.random.default_rng(0).normal(size=(metadata.n_examples, *metadata.example_shape)).astype(np.float32)
+    examples = (
+        np.random.default_rng(0)
+        .normal(size=(metadata.n_examples, *metadata.example_shape))
+        .astype(np.float32)
+    )
     examples[:, :, 0] = 7
     labels = np.arange(metadata.n_examples * (TOKENS - 1)).reshape(-1, TOKENS - 1) % 4
     return write_shards(root, metadata, [examples], labels.astype(metadata.labels_dtype or "uint8"))
@@ -53,7 +59,9 @@ def edit(path: Path, change: Callable[[npt.NDArray[np.float32]], None]) -> None:
     array.tofile(path)
 
 
-def test_a_thousand_missing_shards_are_one_fault(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_thousand_missing_shards_are_one_fault(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(module, "MOST_MISSING", 1)
     (folder / "acts000001.bin").unlink()
     assert len(judge(folder).shards) == 3
@@ -85,8 +93,12 @@ def test_a_sound_folder(folder: Path) -> None:
     assert {wanted for _, wanted in steps} == {total}
 
 
-@pytest.mark.parametrize(("value", "name"), [(np.nan, "NaN"), (np.inf, "infinity"), (-np.inf, "infinity")])
-def test_the_first_number_that_is_not_finite_is_placed(folder: Path, value: float, name: str) -> None:
+@pytest.mark.parametrize(
+    ("value", "name"), [(np.nan, "NaN"), (np.inf, "infinity"), (-np.inf, "infinity")]
+)
+def test_the_first_number_that_is_not_finite_is_placed(
+    folder: Path, value: float, name: str
+) -> None:
     def spoil(array: npt.NDArray[np.float32]) -> None:
         array[1, 0, 3, 1] = array[1, 1, 1, :2] = value
 
@@ -95,22 +107,32 @@ def test_the_first_number_that_is_not_finite_is_placed(folder: Path, value: floa
     assert not verdict.ok
     assert [shard.ok for shard in verdict.shards] == [True, False, True]
     (fault,) = verdict.shards[1].faults
-    assert fault.startswith(f"{name} in example 3, content token 2, layer 3, dimension 1; 3 such numbers in all")
+    assert fault.startswith(
+        f"{name} in example 3, content token 2, layer 3, dimension 1; 3 such numbers in all"
+    )
 
 
 def test_the_cls_token_and_the_last_token_are_looked_at(folder: Path) -> None:
     edit(folder / "acts000000.bin", lambda array: array[0, 1, 0].__setitem__(2, np.nan))
     edit(folder / "acts000002.bin", lambda array: array[0, 1, 3].__setitem__(2, np.nan))
     first, _, last = judge(folder).shards
-    assert first.faults[0].startswith("NaN in example 0, the CLS token, layer 5, dimension 2; 1 such")
-    assert last.faults[0].startswith("NaN in example 4, content token 2, layer 5, dimension 2; 1 such")
+    assert first.faults[0].startswith(
+        "NaN in example 0, the CLS token, layer 5, dimension 2; 1 such"
+    )
+    assert last.faults[0].startswith(
+        "NaN in example 4, content token 2, layer 5, dimension 2; 1 such"
+    )
 
 
 @settings(deadline=None, max_examples=25)
 @given(st.integers(0, 5 * 2 * TOKENS * D_MODEL - 1), st.integers(1, 200))
-def test_a_nan_anywhere_is_found(tmp_path_factory: pytest.TempPathFactory, place: int, chunk_bytes: int) -> None:
+def test_a_nan_anywhere_is_found(
+    tmp_path_factory: pytest.TempPathFactory, place: int, chunk_bytes: int
+) -> None:
     folder = make_folder(tmp_path_factory.mktemp("shards"))
-    example, layer, token, dimension = (int(n) for n in np.unravel_index(place, (5, 2, TOKENS, D_MODEL)))
+    example, layer, token, dimension = (
+        int(n) for n in np.unravel_index(place, (5, 2, TOKENS, D_MODEL))
+    )
     edit(
         folder / f"acts{example // 2:06d}.bin",
         lambda array: array[example % 2, layer, token].__setitem__(dimension, np.nan),
@@ -154,7 +176,9 @@ def test_padding_that_is_not_zero_is_a_remark(folder: Path) -> None:
 def test_sizes_and_links_are_faults_of_their_shards(folder: Path) -> None:
     os.truncate(folder / "acts000000.bin", 100)
     (folder / "acts000001.bin").unlink()
-    os.truncate(folder / "acts000002.bin", 2 * TOKENS * D_MODEL * 4)  # cut to its one example: legal
+    os.truncate(
+        folder / "acts000002.bin", 2 * TOKENS * D_MODEL * 4
+    )  # cut to its one example: legal
     os.truncate(folder / "labels.bin", 14)
     verdict = judge(folder)
     first, second, third = verdict.shards
@@ -162,13 +186,17 @@ def test_sizes_and_links_are_faults_of_their_shards(folder: Path) -> None:
     assert "is missing" in second.faults[0]
     assert third.ok
     assert verdict.labels is not None
-    assert "has 14 bytes, wanted 15 (5 examples x 3 content tokens, uint8)" in verdict.labels.faults[0]
+    assert (
+        "has 14 bytes, wanted 15 (5 examples x 3 content tokens, uint8)" in verdict.labels.faults[0]
+    )
     (folder / "acts000001.bin").symlink_to("acts000002.bin")
     os.truncate(folder / "acts000002.bin", 192)
     assert "are links to one file" in judge(folder).shards[2].faults[0]
 
 
-def test_a_shard_that_shrinks_while_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_shard_that_shrinks_while_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(module, "CHUNK_BYTES", 2048)
     folder = make_folder(tmp_path, d_model=512)
 

@@ -50,9 +50,13 @@ def make_labels(metadata: Metadata) -> npt.NDArray[np.uint8]:
     return np.random.default_rng(1).integers(0, 256, shape, dtype=np.uint8)
 
 
-def content(examples: npt.NDArray[np.float32], metadata: Metadata, layer: int) -> npt.NDArray[np.float32]:
+def content(
+    examples: npt.NDArray[np.float32], metadata: Metadata, layer: int
+) -> npt.NDArray[np.float32]:
     """The reference: plain indexing of the whole array."""
-    return examples[:, metadata.layers.index(layer), int(metadata.cls_token) :].reshape(-1, metadata.d_model)
+    return examples[:, metadata.layers.index(layer), int(metadata.cls_token) :].reshape(
+        -1, metadata.d_model
+    )
 
 
 @pytest.fixture
@@ -66,15 +70,23 @@ def folder(tmp_path: Path) -> Path:
     ("examples", "message"),
     [
         ([np.zeros((4, 2, 4, 2), np.float32)], "4 examples came, wanted n_examples = 5"),
-        ([np.zeros((4, 2, 4, 2), np.float32)] * 2, "at least 8 examples came, wanted n_examples = 5"),
+        (
+            [np.zeros((4, 2, 4, 2), np.float32)] * 2,
+            "at least 8 examples came, wanted n_examples = 5",
+        ),
         ([np.zeros((5, 2, 3, 2), np.float32)], r"\(5, 2, 3, 2\), wanted float32 \('n', 2, 4, 2\)"),
         ([np.zeros((2, 4, 2), np.float32)], r"a batch is float32 \(2, 4, 2\)"),
         ([np.zeros((5, 2, 4, 2))], "a batch is float64"),
         ([torch.zeros(5, 2, 4, 2, dtype=torch.bfloat16)], "a batch is torch.bfloat16"),
-        ([np.zeros((3, 2, 4, 2), np.float32), np.full((2, 2, 4, 2), np.inf, np.float32)], "example 3 holds a NaN"),
+        (
+            [np.zeros((3, 2, 4, 2), np.float32), np.full((2, 2, 4, 2), np.inf, np.float32)],
+            "example 3 holds a NaN",
+        ),
     ],
 )
-def test_writer_refuses_and_leaves_nothing(tmp_path: Path, examples: list[Any], message: str) -> None:
+def test_writer_refuses_and_leaves_nothing(
+    tmp_path: Path, examples: list[Any], message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         write_shards(tmp_path, make_metadata(), examples)
     assert list(tmp_path.iterdir()) == []
@@ -82,7 +94,11 @@ def test_writer_refuses_and_leaves_nothing(tmp_path: Path, examples: list[Any], 
 
 def test_writer_refuses_labels_and_what_exists(folder: Path) -> None:
     metadata = make_metadata(ckpt="another")
-    wrong: list[Any] = [make_labels(metadata)[:4], make_labels(metadata).astype(np.int64), torch.zeros(5, 3)]
+    wrong: list[Any] = [
+        make_labels(metadata)[:4],
+        make_labels(metadata).astype(np.int64),
+        torch.zeros(5, 3),
+    ]
     for labels in wrong:
         with pytest.raises(ValueError, match=r"labels are .* wanted uint8 \(5, 3\)"):
             write_shards(folder.parent, metadata, [make_examples(metadata)], labels)
@@ -98,7 +114,9 @@ def test_writer_takes_views_and_tensors_with_gradients(tmp_path: Path) -> None:
     examples = make_examples(metadata)
     turned = np.ascontiguousarray(examples.T).T
     tensor = torch.from_numpy(examples[3:]).requires_grad_()
-    path = write_shards(tmp_path, metadata, [turned[:3], tensor], torch.from_numpy(make_labels(metadata)))
+    path = write_shards(
+        tmp_path, metadata, [turned[:3], tensor], torch.from_numpy(make_labels(metadata))
+    )
     read = torch.cat(list(Shards(path).batches(layer=5, batch_size=4)))
     np.testing.assert_array_equal(read, content(examples, metadata, 5))
 
@@ -144,10 +162,20 @@ def test_a_failing_source_leaves_nothing(tmp_path: Path) -> None:
 
 
 SAEV_KEYS = (
-    *("family", "ckpt", "layers", "content_tokens_per_example", "cls_token", "d_model", "n_examples"),
+    *(
+        "family",
+        "ckpt",
+        "layers",
+        "content_tokens_per_example",
+        "cls_token",
+        "d_model",
+        "n_examples",
+    ),
     *("max_tokens_per_shard", "data", "dataset", "pixel_agg", "dtype", "protocol"),
 )
-"""What saev's reader wants of a metadata.json, nothing missing and nothing more, in the order in which it hashes it."""
+"""What saev's reader wants of a metadata.json, nothing missing and nothing more, in the order in
+which it hashes it.
+"""
 
 
 @pytest.mark.parametrize(
@@ -155,9 +183,17 @@ SAEV_KEYS = (
     [
         # Hashes by orjson over a dataclass with these fields, as saev takes them.
         ({}, {}, "ba1ed70c"),
-        ({"pixel_agg": None, "dataset": None}, {"pixel_agg": "prefer-fg", "dataset": "."}, "68f9f0da"),
+        (
+            {"pixel_agg": None, "dataset": None},
+            {"pixel_agg": "prefer-fg", "dataset": "."},
+            "68f9f0da",
+        ),
         ({"labels_dtype": "uint16", "byteorder": "little"}, {}, "ba1ed70c"),
-        ({"dataset": "/data/Straßen/", "ckpt": '"a\\b"'}, {"dataset": "/data/Straßen", "ckpt": '"a\\b"'}, "905fef46"),
+        (
+            {"dataset": "/data/Straßen/", "ckpt": '"a\\b"'},
+            {"dataset": "/data/Straßen", "ckpt": '"a\\b"'},
+            "905fef46",
+        ),
     ],
 )
 def test_what_is_written_is_what_saev_reads_and_hashes(
@@ -168,6 +204,9 @@ def test_what_is_written_is_what_saev_reads_and_hashes(
     raw = json.loads((folder / "metadata.json").read_text(encoding="ascii"))
     assert raw == FIELDS | {"family": "fake-clip"} | written
     assert tuple(raw) == SAEV_KEYS
-    assert all(set(entry) == {"name", "n_examples"} for entry in json.loads((folder / "shards.json").read_text()))
+    assert all(
+        set(entry) == {"name", "n_examples"}
+        for entry in json.loads((folder / "shards.json").read_text())
+    )
     assert folder.name == name
     assert Shards(folder).metadata.hash == name

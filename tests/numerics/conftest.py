@@ -1,4 +1,6 @@
-"""The tests of this folder under any of torch's process-wide settings: `TORCH_SETTING=bfloat16 pytest tests/numerics`."""
+"""The tests of this folder under any of torch's process-wide settings: `TORCH_SETTING=bfloat16
+pytest tests/numerics`.
+"""
 
 import os
 from collections.abc import Callable, Iterator
@@ -19,7 +21,9 @@ def _set(setter: Callable[[object], object], value: object, before: object) -> I
 
 @contextmanager
 def _precision(value: str, by_backend: str | None = None) -> Iterator[None]:
-    """Products of float32 to this precision; each backend keeps it beside the whole, and is put back by itself."""
+    """Products of float32 to this precision; each backend keeps it beside the whole, and is put
+    back by itself.
+    """
     owners = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
     before = torch.get_float32_matmul_precision(), [owner.fp32_precision for owner in owners]
     torch.set_float32_matmul_precision(value)

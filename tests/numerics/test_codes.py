@@ -21,15 +21,21 @@ from assay.numerics.codes import (
 
 
 def _make(code_format, n_rows, n_features, seed):
-    """Codes of a format with an `error` for each row, and what they say as a plain matrix, by a loop."""
+    """Codes of a format with an `error` for each row, and what they say as a plain matrix, by a
+    loop.
+    """
     generator = torch.Generator().manual_seed(seed)
     matrix = torch.zeros(n_rows, n_features, dtype=torch.float32)
     if code_format == "dense":
-        arrays = {"values": torch.randn(n_rows, n_features, generator=generator, dtype=torch.float32)}
+        arrays = {
+            "values": torch.randn(n_rows, n_features, generator=generator, dtype=torch.float32)
+        }
         matrix = arrays["values"].clone()
     elif code_format == "sparse":
         k = max(1, n_features // 2)
-        indices = torch.rand(n_rows, n_features, generator=generator, dtype=torch.float32).argsort(1)[:, :k]
+        indices = torch.rand(n_rows, n_features, generator=generator, dtype=torch.float32).argsort(
+            1
+        )[:, :k]
         values = torch.randn(n_rows, k, generator=generator, dtype=torch.float32)
         values[torch.rand(n_rows, k, generator=generator, dtype=torch.float32) < 0.3] = 0.0
         arrays = {"values": values, "indices": indices}
@@ -54,13 +60,24 @@ formats = st.sampled_from(["dense", "sparse", "onehot"])
 
 
 @settings(deadline=None, max_examples=40)
-@given(formats, st.integers(1, 12), st.integers(1, 7), st.integers(1, 13), st.integers(0, 99), st.data())
-def test_every_format_says_what_the_loop_says(code_format, n_rows, n_features, batch_size, seed, data):
+@given(
+    formats,
+    st.integers(1, 12),
+    st.integers(1, 7),
+    st.integers(1, 13),
+    st.integers(0, 99),
+    st.data(),
+)
+def test_every_format_says_what_the_loop_says(
+    code_format, n_rows, n_features, batch_size, seed, data
+):
     codes, matrix = _make(code_format, n_rows, n_features, seed)
     start = data.draw(st.integers(0, n_features))
     stop = data.draw(st.integers(start, n_features))
 
-    batches = [densify(batch, code_format, n_features, start, stop) for batch in codes.batches(batch_size)]
+    batches = [
+        densify(batch, code_format, n_features, start, stop) for batch in codes.batches(batch_size)
+    ]
     assert all(batch.dtype == torch.float32 for batch in batches)
     assert torch.equal(torch.cat(batches), matrix[:, start:stop])
     whole = [densify(batch, code_format, n_features) for batch in codes.batches(batch_size)]
@@ -74,16 +91,24 @@ def test_every_format_says_what_the_loop_says(code_format, n_rows, n_features, b
     assert torch.equal(found[1], matrix[:, start:stop].T)
     assert found[2].shape == (0, n_rows)
     assert told == [min(i, n_rows) for i in range(batch_size, n_rows + batch_size, batch_size)]
-    assert measure_l0(codes, batch_size) == pytest.approx(float((matrix != 0).sum()) / n_rows, rel=1e-15)
+    assert measure_l0(codes, batch_size) == pytest.approx(
+        float((matrix != 0).sum()) / n_rows, rel=1e-15
+    )
 
 
 @settings(deadline=None, max_examples=30)
 @given(formats, st.integers(1, 12), st.integers(1, 13), st.integers(0, 99))
 def test_selected_rows_keep_their_order_and_their_extra_keys(code_format, n_rows, batch_size, seed):
     codes, matrix = _make(code_format, n_rows, 4, seed)
-    rows = torch.rand(n_rows, generator=torch.Generator().manual_seed(seed), dtype=torch.float32) < 0.5
+    rows = (
+        torch.rand(n_rows, generator=torch.Generator().manual_seed(seed), dtype=torch.float32) < 0.5
+    )
     selected = SelectedCodes(codes, rows)
-    assert (selected.format, selected.n_rows, selected.n_features) == (code_format, int(rows.sum()), 4)
+    assert (selected.format, selected.n_rows, selected.n_features) == (
+        code_format,
+        int(rows.sum()),
+        4,
+    )
     batches = list(selected.batches(batch_size))
     assert all(0 < len(batch["error"]) <= batch_size for batch in batches)
     errors = [float(error) for batch in batches for error in batch["error"]]
@@ -99,7 +124,8 @@ def test_the_first_k_entries_of_sparse_codes_are_those_of_topk_codes(n_rows, k, 
     cut = TopKCodes(codes, k)
     features = torch.tensor([7, 0, 3])
     assert torch.equal(
-        gather_columns(codes, [(features, k)], batch_size)[0], gather_columns(cut, [(features, None)], batch_size)[0]
+        gather_columns(codes, [(features, k)], batch_size)[0],
+        gather_columns(cut, [(features, None)], batch_size)[0],
     )
     by_rank = measure_l0_by_rank(codes, batch_size)
     assert by_rank.shape == (5,)
@@ -111,9 +137,15 @@ def test_sparse_values_that_are_not_finite_are_named():
     values = torch.ones(6, 2, dtype=torch.float32)
     values[4, 1] = torch.nan
     codes = ComputedCodes(
-        "sparse", 6, 9, 2, lambda _, start: iter([{"values": values[start:], "indices": torch.tensor([[8, 5]] * 6)}])
+        "sparse",
+        6,
+        9,
+        2,
+        lambda _, start: iter([{"values": values[start:], "indices": torch.tensor([[8, 5]] * 6)}]),
     )
-    with pytest.raises(ValueError, match="row 4, feature 5 is NaN or infinity, wanted finite values"):
+    with pytest.raises(
+        ValueError, match="row 4, feature 5 is NaN or infinity, wanted finite values"
+    ):
         gather_columns(codes, [(torch.arange(3), None)], 6)
 
 
@@ -134,13 +166,20 @@ def test_a_tensor_is_dense_codes_of_float32():
 
 
 @settings(deadline=None, max_examples=60)
-@given(formats, st.integers(1, 12), st.integers(1, 13), st.integers(0, 99), st.booleans(), st.data())
-def test_a_pass_from_any_row_on_is_the_rest_of_a_whole_one(code_format, n_rows, batch_size, seed, selected, data):
+@given(
+    formats, st.integers(1, 12), st.integers(1, 13), st.integers(0, 99), st.booleans(), st.data()
+)
+def test_a_pass_from_any_row_on_is_the_rest_of_a_whole_one(
+    code_format, n_rows, batch_size, seed, selected, data
+):
     codes, matrix = _make(code_format, n_rows, 4, seed)
     if data.draw(st.booleans()) and code_format == "dense":
         codes = TensorCodes(matrix)
     if selected:
-        rows = torch.rand(n_rows, generator=torch.Generator().manual_seed(seed), dtype=torch.float32) < 0.6
+        rows = (
+            torch.rand(n_rows, generator=torch.Generator().manual_seed(seed), dtype=torch.float32)
+            < 0.6
+        )
         codes, matrix = SelectedCodes(codes, rows), matrix[rows]
     elif code_format == "sparse":
         codes = TopKCodes(codes, 1)
@@ -153,19 +192,31 @@ def test_a_pass_from_any_row_on_is_the_rest_of_a_whole_one(code_format, n_rows, 
 def test_topk_codes_want_sparse_codes_of_a_larger_k():
     sparse, _ = _make("sparse", 3, 6, 0)
     varying = ComputedCodes("sparse", 3, 6, None, sparse.stream)
-    for codes, k in ((sparse, 4), (sparse, 0), (varying, 1), (TensorCodes(torch.ones(2, 5, dtype=torch.float32)), 1)):
+    for codes, k in (
+        (sparse, 4),
+        (sparse, 0),
+        (varying, 1),
+        (TensorCodes(torch.ones(2, 5, dtype=torch.float32)), 1),
+    ):
         with pytest.raises(
-            ValueError, match=f"{codes.format} codes of {codes.k} entries a row, wanted .* at least {k}"
+            ValueError,
+            match=f"{codes.format} codes of {codes.k} entries a row, wanted .* at least {k}",
         ):
             TopKCodes(codes, k)
 
 
 @settings(deadline=None, max_examples=60)
-@given(st.integers(0, 6), st.integers(1, 6), st.integers(0, 99), st.integers(1, 6), st.sampled_from([0.2, 1.0, 9.0]))
+@given(
+    st.integers(0, 6),
+    st.integers(1, 6),
+    st.integers(0, 99),
+    st.integers(1, 6),
+    st.sampled_from([0.2, 1.0, 9.0]),
+)
 def test_sparsified_rows_keep_what_the_loop_keeps(n, n_features, seed, top_k, margin):
-    values = torch.randn(n, n_features, generator=torch.Generator().manual_seed(seed), dtype=torch.float32).round(
-        decimals=1
-    )
+    values = torch.randn(
+        n, n_features, generator=torch.Generator().manual_seed(seed), dtype=torch.float32
+    ).round(decimals=1)
     batch = {"values": values, "error": torch.arange(n, dtype=torch.float32)}
     order = [sorted(range(n_features), key=lambda j: (-abs(row[j]), j)) for row in values.tolist()]
     found = sparsify(batch, top_k=min(top_k, n_features))
@@ -180,7 +231,10 @@ def test_sparsified_rows_keep_what_the_loop_keeps(n, n_features, seed, top_k, ma
 
 
 def test_padding_may_name_a_feature_again():
-    batch = {"values": torch.tensor([[2.0, 0.0, 0.0]], dtype=torch.float32), "indices": torch.tensor([[0, 0, 0]])}
+    batch = {
+        "values": torch.tensor([[2.0, 0.0, 0.0]], dtype=torch.float32),
+        "indices": torch.tensor([[0, 0, 0]]),
+    }
     assert densify(batch, "sparse", 2).tolist() == [[2.0, 0.0]]
 
 
@@ -199,7 +253,9 @@ def test_an_index_that_is_no_feature_is_refused(index, code_format):
 
 def test_batches_with_other_rows_than_promised_are_refused():
     for promised in (2, 4):
-        codes = ComputedCodes("dense", promised, 2, 2, TensorCodes(torch.ones(3, 2, dtype=torch.float32)).batches)
+        codes = ComputedCodes(
+            "dense", promised, 2, 2, TensorCodes(torch.ones(3, 2, dtype=torch.float32)).batches
+        )
         for use in (measure_l0, lambda codes: gather_columns(codes, [(torch.arange(2), None)], 8)):
             with pytest.raises(ValueError, match=f"codes hold 3 rows.*wanted {promised}"):
                 use(codes)
@@ -225,7 +281,9 @@ def test_a_sum_of_squares_that_is_gone_on_with_gives_the_same_bits():
     error = torch.rand(50, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     whole = add_squares(error, values[:, 20:])
     assert torch.equal(add_squares(add_squares(error, values[:, 90:]), values[:, 20:90]), whole)
-    torch.testing.assert_close(whole, error + values[:, 20:].double().square().sum(1), rtol=1e-14, atol=0)
+    torch.testing.assert_close(
+        whole, error + values[:, 20:].double().square().sum(1), rtol=1e-14, atol=0
+    )
     assert torch.equal(add_squares(error, values[:, 200:]), error)
 
 
@@ -235,7 +293,10 @@ def test_squares_are_added_from_the_last_column_on_to_the_bit():
     untouched = error.clone()
     wanted = error.tolist()
     for j in reversed(range(30)):
-        wanted = [total + value * value for total, value in zip(wanted, values[:, j].tolist(), strict=True)]
+        wanted = [
+            total + value * value
+            for total, value in zip(wanted, values[:, j].tolist(), strict=True)
+        ]
     assert add_squares(error, values).tolist() == wanted
     assert torch.equal(error, untouched)
 

@@ -33,7 +33,12 @@ def _pca_state(n_components=D, seed=2):
 def _distances(x, state):
     """Euclidean distances (tokens, centers) by differences."""
     x, centers = x.double().numpy(), state["cluster_centers"].double().numpy()
-    return np.array([[np.sqrt(sum((a - b) ** 2 for a, b in zip(t, c, strict=True))) for c in centers] for t in x])
+    return np.array(
+        [
+            [np.sqrt(sum((a - b) ** 2 for a, b in zip(t, c, strict=True))) for c in centers]
+            for t in x
+        ]
+    )
 
 
 def _coefficients(x, state):
@@ -68,7 +73,10 @@ def _assert_error(batch, wanted, atol=1e-10):
 
 @settings(deadline=None, max_examples=25)
 @given(
-    st.integers(0, 9), st.integers(1, 7), st.integers(0, 99), st.sampled_from([(1.0, 0.0), (1.0, 50.0), (30.0, 0.0)])
+    st.integers(0, 9),
+    st.integers(1, 7),
+    st.integers(0, 99),
+    st.sampled_from([(1.0, 0.0), (1.0, 50.0), (30.0, 0.0)]),
 )
 def test_kmeans_encoders_follow_the_formulas(n, n_clusters, seed, where):
     scale, offset = where
@@ -78,14 +86,22 @@ def test_kmeans_encoders_follow_the_formulas(n, n_clusters, seed, where):
 
     onehot = open_dictionary("kmeans-onehot", state)
     batch = onehot.encode(x)
-    assert (onehot.format, onehot.n_features, set(batch)) == ("onehot", n_clusters, {"indices", "error"})
+    assert (onehot.format, onehot.n_features, set(batch)) == (
+        "onehot",
+        n_clusters,
+        {"indices", "error"},
+    )
     assert batch["indices"].dtype == torch.int64
     assert batch["indices"].tolist() == distances.argmin(axis=1).tolist()
     _assert_error(batch, distances.min(axis=1) ** 2)
 
     invdist = open_dictionary("kmeans-invdist", state)
     batch = invdist.encode(x)
-    assert (invdist.format, invdist.n_features, set(batch)) == ("dense", n_clusters, {"values", "error"})
+    assert (invdist.format, invdist.n_features, set(batch)) == (
+        "dense",
+        n_clusters,
+        {"values", "error"},
+    )
     assert batch["values"].dtype == torch.float32
     assert batch["values"].shape == (n, n_clusters)
     np.testing.assert_allclose(batch["values"].numpy(), 1 / (distances + 1e-6), rtol=1e-6)
@@ -99,7 +115,11 @@ def test_pca_dense_follows_the_formula(n, n_components, seed):
     z = _coefficients(x, state)
     encoder = open_dictionary("pca-dense", state)
     batch = encoder.encode(x)
-    assert (encoder.format, encoder.n_features, set(batch)) == ("dense", n_components, {"values", "error"})
+    assert (encoder.format, encoder.n_features, set(batch)) == (
+        "dense",
+        n_components,
+        {"values", "error"},
+    )
     assert batch["values"].dtype == torch.float32
     assert batch["values"].shape == (n, n_components)
     np.testing.assert_allclose(batch["values"].numpy(), z, rtol=1e-6, atol=1e-10)
@@ -120,12 +140,16 @@ def test_pca_topk_follows_the_formula(n, n_components, seed, data):
     assert batch["values"].dtype == torch.float32
     assert batch["indices"].dtype == torch.int64
     assert batch["indices"].tolist() == kept.tolist()
-    np.testing.assert_allclose(batch["values"].numpy(), np.take_along_axis(z, kept, 1), rtol=1e-6, atol=1e-10)
+    np.testing.assert_allclose(
+        batch["values"].numpy(), np.take_along_axis(z, kept, 1), rtol=1e-6, atol=1e-10
+    )
     _assert_error(batch, _residuals(x, state, z, kept))
 
     plain = np.zeros_like(z)
     np.put_along_axis(plain, kept, np.take_along_axis(z, kept, 1), 1)
-    np.testing.assert_allclose(densify(batch, "sparse", n_components).numpy(), plain, rtol=1e-6, atol=1e-10)
+    np.testing.assert_allclose(
+        densify(batch, "sparse", n_components).numpy(), plain, rtol=1e-6, atol=1e-10
+    )
 
 
 def test_topk_of_all_components_is_the_dense_code():
@@ -138,7 +162,9 @@ def test_topk_of_all_components_is_the_dense_code():
 
 def test_topk_codes_of_a_pca_that_whitens_are_refused():
     state = StreamingPCA(whiten=True).partial_fit(_tokens(40, 2)).state_dict()
-    with pytest.raises(ValueError, match=r"whitens, wanted coefficients whose squares are errors: .*whiten=False"):
+    with pytest.raises(
+        ValueError, match=r"whitens, wanted coefficients whose squares are errors: .*whiten=False"
+    ):
         open_dictionary("pca-topk-00002", state)
     assert open_dictionary("pca-dense", state).encode(_tokens(3, 1))["error"].tolist() == [0.0] * 3
 
@@ -149,7 +175,9 @@ def test_ties_go_to_the_lower_index():
         "components": torch.eye(4, dtype=torch.float32),
         "explained_variance": torch.ones(4, dtype=torch.float32),
     }
-    x = torch.tensor([[1.0, -2.0, 2.0, 1.0], [0.0, 0.0, 0.0, 0.0], [3.0, -3.0, 3.0, -3.0]], dtype=torch.float32)
+    x = torch.tensor(
+        [[1.0, -2.0, 2.0, 1.0], [0.0, 0.0, 0.0, 0.0], [3.0, -3.0, 3.0, -3.0]], dtype=torch.float32
+    )
     batch = open_dictionary("pca-topk-00003", state).encode(x)
     assert batch["indices"].tolist() == [[1, 2, 0], [0, 1, 2], [0, 1, 2]]
     assert batch["values"].tolist() == [[-2.0, 2.0, 1.0], [0.0, 0.0, 0.0], [3.0, -3.0, 3.0]]
@@ -158,9 +186,9 @@ def test_ties_go_to_the_lower_index():
         "cluster_centers": torch.tensor([[1.0], [-1.0], [1.0]], dtype=torch.float32),
         "counts": torch.ones(3, dtype=torch.int64),
     }
-    assert open_dictionary("kmeans-onehot", centers).encode(torch.tensor([[0.0], [1.0], [-3.0]], dtype=torch.float32))[
-        "indices"
-    ].tolist() == [
+    assert open_dictionary("kmeans-onehot", centers).encode(
+        torch.tensor([[0.0], [1.0], [-3.0]], dtype=torch.float32)
+    )["indices"].tolist() == [
         0,
         0,
         1,
@@ -194,14 +222,20 @@ def test_distances_in_four_transforms_follow_the_formulas(name, n_clusters, seed
     scale, offset = where
     state = _kmeans_state(n_clusters, seed + 1, scale, offset)
     x = torch.cat(
-        [_tokens(5, seed, scale, offset), state["cluster_centers"][:2], torch.zeros(1, D, dtype=torch.float32)]
+        [
+            _tokens(5, seed, scale, offset),
+            state["cluster_centers"][:2],
+            torch.zeros(1, D, dtype=torch.float32),
+        ]
     )
     encoder = open_dictionary(f"kmeans-distance-{name}", state)
     assert (encoder.format, encoder.n_features, encoder.k) == ("dense", n_clusters, n_clusters)
     assert encoder.zero_is_far == (name in ("cosine", "unit"))
     batch = encoder.encode(x)
     assert batch["values"].dtype == torch.float32
-    np.testing.assert_allclose(batch["values"].numpy(), _transformed(name, x, state), rtol=1e-5, atol=2e-6)
+    np.testing.assert_allclose(
+        batch["values"].numpy(), _transformed(name, x, state), rtol=1e-5, atol=2e-6
+    )
     _assert_error(batch, _distances(x, state).min(axis=1) ** 2)
 
 
@@ -214,7 +248,9 @@ def test_one_folder_of_topk_codes_serves_every_smaller_k_bit_for_bit(n_component
 
     def codes(k):
         encode = open_dictionary(f"pca-topk-{k:05d}", state).encode
-        return ComputedCodes("sparse", 9, n_components, k, lambda b, start: iter(map(encode, x[start:].split(b))))
+        return ComputedCodes(
+            "sparse", 9, n_components, k, lambda b, start: iter(map(encode, x[start:].split(b)))
+        )
 
     cut = TopKCodes(codes(largest), k)
     assert (cut.format, cut.k, cut.n_rows, cut.n_features) == ("sparse", k, 9, n_components)
@@ -231,13 +267,17 @@ def test_a_token_on_a_center_has_no_distance(name, offset):
     batch = open_dictionary(name, state).encode(state["cluster_centers"])
     assert batch["error"].tolist() == [0.0] * 5
     if name == "kmeans-invdist":
-        torch.testing.assert_close(batch["values"].diagonal(), torch.full((5,), 1e6, dtype=torch.float32))
+        torch.testing.assert_close(
+            batch["values"].diagonal(), torch.full((5,), 1e6, dtype=torch.float32)
+        )
     else:
         assert batch["indices"].tolist() == list(range(5))
 
 
 @pytest.mark.parametrize("offset", [0.0, 1.0, 300.0, 1e4])
-@pytest.mark.parametrize("name", ["invdist", "distance-sqeuclidean", "distance-neg_euclidean", "distance-unit"])
+@pytest.mark.parametrize(
+    "name", ["invdist", "distance-sqeuclidean", "distance-neg_euclidean", "distance-unit"]
+)
 def test_every_center_that_lies_where_a_token_does_is_at_no_distance(name, offset):
     state = _kmeans_state(5, scale=20.0, offset=offset)
     state["cluster_centers"][3] = state["cluster_centers"][1]
@@ -247,24 +287,40 @@ def test_every_center_that_lies_where_a_token_does_is_at_no_distance(name, offse
     x = state["cluster_centers"][1:2].repeat(7, 1)
     batch = open_dictionary(f"kmeans-{name}", state).encode(x)
     distances = _distances(x, state)
-    nowhere = {"invdist": 1e6, "distance-sqeuclidean": 0.0, "distance-neg_euclidean": 0.0, "distance-unit": 1.0}[name]
+    nowhere = {
+        "invdist": 1e6,
+        "distance-sqeuclidean": 0.0,
+        "distance-neg_euclidean": 0.0,
+        "distance-unit": 1.0,
+    }[name]
     torch.testing.assert_close(
-        batch["values"][:, [1, 3]], torch.full((7, 2), nowhere, dtype=torch.float32), rtol=1e-7, atol=0
+        batch["values"][:, [1, 3]],
+        torch.full((7, 2), nowhere, dtype=torch.float32),
+        rtol=1e-7,
+        atol=0,
     )
-    wanted = 1 / (distances + 1e-6) if name == "invdist" else _transformed(name.partition("-")[2], x, state)
+    wanted = (
+        1 / (distances + 1e-6)
+        if name == "invdist"
+        else _transformed(name.partition("-")[2], x, state)
+    )
     np.testing.assert_allclose(batch["values"].numpy(), wanted, rtol=1e-6, atol=0)
     assert batch["error"].tolist() == [0.0] * 7
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
 @pytest.mark.parametrize(
-    "name", ["kmeans-onehot", "kmeans-invdist", "kmeans-distance-cosine", "pca-dense", "pca-topk-00002"]
+    "name",
+    ["kmeans-onehot", "kmeans-invdist", "kmeans-distance-cosine", "pca-dense", "pca-topk-00002"],
 )
 def test_a_token_that_is_not_finite_has_no_code(name, bad):
     x = _tokens(3, 0)
     x[1, 2] = bad
     encoder = open_dictionary(name, _kmeans_state() if name.startswith("kmeans") else _pca_state())
-    with pytest.raises(ValueError, match="row 1, dimension 2 of a batch is NaN or infinity, wanted finite activations"):
+    with pytest.raises(
+        ValueError,
+        match="row 1, dimension 2 of a batch is NaN or infinity, wanted finite activations",
+    ):
         encoder.encode(x)
 
 
@@ -288,7 +344,9 @@ def test_codes_of_a_token_do_not_depend_on_its_batch(name):
     for sizes in ([1] * 9, [4, 5], [0, 9]):
         parts = [encoder.encode(part) for part in x.split(sizes)]
         for key, tensor in whole.items():
-            torch.testing.assert_close(torch.cat([part[key] for part in parts]), tensor, rtol=1e-6, atol=1e-10)
+            torch.testing.assert_close(
+                torch.cat([part[key] for part in parts]), tensor, rtol=1e-6, atol=1e-10
+            )
     assert torch.equal(x, untouched)
 
 
@@ -321,7 +379,10 @@ def test_tokens_of_another_width_are_refused(name):
 )
 def test_other_names_are_refused(name):
     with pytest.raises(
-        ValueError, match=r"wanted one of kmeans-distance-cosine, .*, kmeans-onehot, pca-dense or pca-topk-KKKKK"
+        ValueError,
+        match=(
+            r"wanted one of kmeans-distance-cosine, .*, kmeans-onehot, pca-dense or pca-topk-KKKKK"
+        ),
     ) as caught:
         open_dictionary(name, {**_kmeans_state(), **_pca_state()})
     assert repr(name) in str(caught.value)

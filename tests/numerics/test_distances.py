@@ -1,4 +1,6 @@
-"""The nearest center against brute force in float64, in every precision and on data made to break it."""
+"""The nearest center against brute force in float64, in every precision and on data made to break
+it.
+"""
 
 import functools
 import itertools
@@ -38,7 +40,9 @@ PRECISIONS = [
     st.sampled_from([1, 4_000, 2**23]),
     st.sampled_from([0, 1, 16]),
 )
-def test_find_is_brute_force_on_any_data(kind, n, n_clusters, d, seed, dtypes, tile_bytes, most_groups):
+def test_find_is_brute_force_on_any_data(
+    kind, n, n_clusters, d, seed, dtypes, tile_bytes, most_groups
+):
     x, centers = make(kind, n, n_clusters, d, seed)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(nearest_module._TILE_BYTES, "cpu", tile_bytes)
@@ -73,17 +77,21 @@ def test_precision_and_threads_do_not_change_the_answer(kind):
     st.sampled_from([torch.float16, torch.bfloat16, torch.float32]),
 )
 def test_no_score_is_farther_off_than_its_bound(kind, d, seed, dtype):
-    """The exact scores of all candidates' rivals: whatever a product leaves out must be worse than the best by more than nothing."""
+    """The exact scores of all candidates' rivals: whatever a product leaves out must be worse than
+    the best by more than nothing.
+    """
     x, centers = make(kind, 50, 130, d, seed)
     finder = NearestCenters(centers, (dtype,))
-    rows, kept = candidates(rounded_centers.RoundedCenters(centers, finder._origin, dtype, None), x - finder._origin)
+    rows, kept = candidates(
+        rounded_centers.RoundedCenters(centers, finder._origin, dtype, None), x - finder._origin
+    )
     squared = brute_force(x, centers)
     nearest = squared.argmin(1)
     for row in rows.unique().tolist():
         among = kept[rows == row]
-        assert int(nearest[row]) in among.tolist() or float(squared[row][among].min()) <= float(squared[row].min()) * (
-            1 + 1e-9
-        )
+        assert int(nearest[row]) in among.tolist() or float(squared[row][among].min()) <= float(
+            squared[row].min()
+        ) * (1 + 1e-9)
         assert len(among.unique()) == len(among)
 
 
@@ -130,7 +138,9 @@ def test_what_the_fused_kernels_leave_is_asked_again(kind, n, n_clusters, d, see
 @pytest.mark.usefixtures("exact_float32")
 @pytest.mark.parametrize("offset", [0.0, 3e4])
 def test_what_float16_does_not_hold_is_left_to_the_next(monkeypatch, offset):
-    """A center that overflows bars float16 for all, a token only for itself; halved norms that overflow are bounds that hold."""
+    """A center that overflows bars float16 for all, a token only for itself; halved norms that
+    overflow are bounds that hold.
+    """
     x, centers = make("gaussian", 300, 200, 16, 3)
     centers[7], x[5] = 7e4, 1e5
     counts = count_in_float64(monkeypatch)
@@ -138,7 +148,9 @@ def test_what_float16_does_not_hold_is_left_to_the_next(monkeypatch, offset):
     assert_nearest(found, x + offset, centers + offset)
     assert sum(counts) == 0
     origin = torch.zeros(16, dtype=torch.float32)
-    assert not rounded_centers.RoundedCenters(centers, origin, torch.float16, None).holds_the_centers
+    assert not rounded_centers.RoundedCenters(
+        centers, origin, torch.float16, None
+    ).holds_the_centers
     centers[7] = 1e3  # its square is no float16
     product = rounded_centers.RoundedCenters(centers, origin, torch.float16, None)
     assert product.holds_the_centers
@@ -149,7 +161,9 @@ def test_what_float16_does_not_hold_is_left_to_the_next(monkeypatch, offset):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_rows_that_tensor_cores_load_are_multiples_of_128_bytes(d, dtype):
     centers = make("gaussian", 5, 70, d, 0)[1]
-    matrix = rounded_centers.RoundedCenters(centers, torch.zeros(d, dtype=torch.float32), dtype, None).matrix
+    matrix = rounded_centers.RoundedCenters(
+        centers, torch.zeros(d, dtype=torch.float32), dtype, None
+    ).matrix
     assert matrix.is_contiguous()
     assert matrix.shape[1] % 64 == 0
     assert d + 4 <= matrix.shape[1] < d + 68
@@ -168,7 +182,9 @@ def count_in_float64(monkeypatch):
     """How many rows are settled in float64, call by call."""
     counts = []
     real = distances.nearest_in_float64
-    monkeypatch.setattr(nearest_module, "nearest_in_float64", lambda x, c: (counts.append(len(x)), real(x, c))[1])
+    monkeypatch.setattr(
+        nearest_module, "nearest_in_float64", lambda x, c: (counts.append(len(x)), real(x, c))[1]
+    )
     return counts
 
 
@@ -191,7 +207,9 @@ def test_a_far_center_costs_the_others_nothing(monkeypatch, length):
 
 @contextmanager
 def torch_setting(path, value):
-    """A setting of torch's within the block: its owners have no attributes that monkeypatch would put back."""
+    """A setting of torch's within the block: its owners have no attributes that monkeypatch would
+    put back.
+    """
     *path, name = path.split(".")
     owner = functools.reduce(getattr, path, torch)
     before = getattr(owner, name)
@@ -245,7 +263,9 @@ def test_torch_without_onednn_multiplies_in_float32(monkeypatch):
     assert ask() is False
 
     def absent():
-        raise AttributeError("'_OpNamespace' 'mkldnn' object has no attribute '_is_mkldnn_bf16_supported'")
+        raise AttributeError(
+            "'_OpNamespace' 'mkldnn' object has no attribute '_is_mkldnn_bf16_supported'"
+        )
 
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", absent)
     assert ask() is False
@@ -271,7 +291,9 @@ def all_rounding(value):
 def test_partial_sums_stay_in_float32_within_a_product_and_nowhere_else(monkeypatch, dtype, before):
     seen = []
     real = Tensor.__matmul__
-    monkeypatch.setattr(Tensor, "__matmul__", lambda *pair: (seen.append(rounding()), real(*pair))[1])
+    monkeypatch.setattr(
+        Tensor, "__matmul__", lambda *pair: (seen.append(rounding()), real(*pair))[1]
+    )
     finder = NearestCenters(torch.eye(3, dtype=torch.float32), (dtype,))
     with all_rounding(before):
         finder.find(torch.ones(2, 3, dtype=torch.float32))
@@ -295,7 +317,9 @@ def test_the_last_of_several_threads_puts_the_settings_back():
 
 
 def test_nothing_is_nearest_to_no_tokens():
-    assert NearestCenters(torch.eye(3, dtype=torch.float32)).find(torch.empty(0, 3, dtype=torch.float32)).shape == (0,)
+    assert NearestCenters(torch.eye(3, dtype=torch.float32)).find(
+        torch.empty(0, 3, dtype=torch.float32)
+    ).shape == (0,)
 
 
 @settings(deadline=None, max_examples=60)
@@ -308,7 +332,9 @@ def test_nothing_is_nearest_to_no_tokens():
     st.sampled_from([1, 2**20]),
     st.sampled_from([0, 1 / 32, 1]),
 )
-def test_distances_are_right_to_a_float32_however_small_they_are(kind, n, n_clusters, d, seed, pairs, many):
+def test_distances_are_right_to_a_float32_however_small_they_are(
+    kind, n, n_clusters, d, seed, pairs, many
+):
     x, centers = make(kind, n, n_clusters, d, seed)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(distances, "_PAIRS", pairs)
@@ -323,7 +349,9 @@ def test_distances_are_right_to_a_float32_however_small_they_are(kind, n, n_clus
 @pytest.mark.parametrize("scale", [1e-25, 1.0, 1e25])
 @pytest.mark.parametrize("dtypes", PRECISIONS)
 def test_many_centers_of_mixed_lengths_are_told_apart(monkeypatch, scale, dtypes):
-    """More groups of them than are looked into, at lengths of 1e-4 and 1e4: what a product rounds is larger than all the small ones."""
+    """More groups of them than are looked into, at lengths of 1e-4 and 1e4: what a product rounds
+    is larger than all the small ones.
+    """
     x, centers = make("two scales", 200, 1500, 16, 0)
     x, centers = x * scale, centers * scale
     counts = count_in_float64(monkeypatch)
@@ -356,7 +384,9 @@ def test_the_origin_is_amid_the_most_centers(n_clusters):
     alone = distances.origin_of(centers)
     assert alone.dtype == torch.float32
     assert bool(((centers <= alone).any(0) & (centers >= alone).any(0)).all())
-    torch.testing.assert_close(alone, torch.full_like(alone, 7), rtol=0, atol=0.5 if n_clusters > 1 else 3)
+    torch.testing.assert_close(
+        alone, torch.full_like(alone, 7), rtol=0, atol=0.5 if n_clusters > 1 else 3
+    )
     few = n_clusters // 20
     centers[:few], centers[few : 2 * few] = 1e9, -1e30
     assert (
@@ -368,7 +398,9 @@ def test_the_origin_is_amid_the_most_centers(n_clusters):
 
 def test_the_origin_of_equal_centers_is_there_and_of_nan_is_nan():
     assert distances.origin_of(torch.ones(1, 3, dtype=torch.float32)).tolist() == [1, 1, 1]
-    assert bool(distances.origin_of(torch.full((2, 3), torch.nan, dtype=torch.float32)).isnan().all())
+    assert bool(
+        distances.origin_of(torch.full((2, 3), torch.nan, dtype=torch.float32)).isnan().all()
+    )
 
 
 def test_where_nothing_is_close_nothing_is_taken_by_differences(monkeypatch):

@@ -35,6 +35,9 @@ def test_the_estimators_have_examples():
 
 
 def test_estimators_show_their_parameters():
-    assert repr(assay.numerics.StreamingPCA(3, whiten=True)) == "StreamingPCA(n_components=3, whiten=True)"
+    assert (
+        repr(assay.numerics.StreamingPCA(3, whiten=True))
+        == "StreamingPCA(n_components=3, whiten=True)"
+    )
     assert "ridge=" in repr(assay.numerics.LogisticProbe1d())
     assert "n_clusters=3" in repr(assay.numerics.MiniBatchKMeans(3))

@@ -1,4 +1,6 @@
-"""Every entry point on every kind of tensor and under every setting of torch's: the same results, and the caller's own are left alone."""
+"""Every entry point on every kind of tensor and under every setting of torch's: the same results,
+and the caller's own are left alone.
+"""
 
 import gc
 import weakref
@@ -29,10 +31,14 @@ DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int
 
 
 def _tokens():
-    """Whole numbers that every dtype holds, (N, D) float32, about planted centers; the last dimension is constant."""
+    """Whole numbers that every dtype holds, (N, D) float32, about planted centers; the last
+    dimension is constant.
+    """
     generator = torch.Generator().manual_seed(0)
     planted = torch.randint(-90, 90, (5, D), generator=generator)
-    x = planted[torch.randint(5, (N,), generator=generator)] + torch.randint(-9, 9, (N, D), generator=generator)
+    x = planted[torch.randint(5, (N,), generator=generator)] + torch.randint(
+        -9, 9, (N, D), generator=generator
+    )
     x[:, -1] = 7
     return x.float()
 
@@ -42,7 +48,9 @@ def _labels():
 
 
 def _stream(x):
-    return lambda epoch: x[torch.randperm(N, generator=torch.Generator().manual_seed(epoch))].split(40)
+    return lambda epoch: x[torch.randperm(N, generator=torch.Generator().manual_seed(epoch))].split(
+        40
+    )
 
 
 def _as_sparse(x):
@@ -51,7 +59,9 @@ def _as_sparse(x):
         N,
         D,
         4,
-        lambda size, start: (sparsify({"values": each.float()}, top_k=4) for each in x[start:].split(size)),
+        lambda size, start: (
+            sparsify({"values": each.float()}, top_k=4) for each in x[start:].split(size)
+        ),
     )
 
 
@@ -68,7 +78,10 @@ class _Fitted:
 def _fitted():
     x, generator = _tokens(), torch.Generator().manual_seed(2)
     shapes = {"W_enc": (D, 16), "b_enc": (16,), "W_dec": (16, D), "b_dec": (D,)}
-    weights = {name: torch.randn(shape, generator=generator, dtype=torch.float32) for name, shape in shapes.items()}
+    weights = {
+        name: torch.randn(shape, generator=generator, dtype=torch.float32)
+        for name, shape in shapes.items()
+    }
     return _Fitted(
         MiniBatchKMeans(K, max_iter=2).fit(_stream(x)),
         StreamingPCA().partial_fit(x),
@@ -99,16 +112,25 @@ def _fit_pca(x):
     for step, batch in enumerate(x.split(40), 1):
         pca.partial_fit(batch)
         convergence.observe(step)
-    return convergence.checkpoint()[0] | pca.merge(StreamingPCA().partial_fit(x)).state_dict() | {"z": pca.transform(x)}
+    return (
+        convergence.checkpoint()[0]
+        | pca.merge(StreamingPCA().partial_fit(x)).state_dict()
+        | {"z": pca.transform(x)}
+    )
 
 
 def _errors(measure, x):
     sums = sum_errors(measure, x.split(50))
-    return {str(k): torch.tensor([each.residual, each.total_raw], dtype=torch.float64) for k, each in sums.items()}
+    return {
+        str(k): torch.tensor([each.residual, each.total_raw], dtype=torch.float64)
+        for k, each in sums.items()
+    }
 
 
 def _autoencoder(activation, **options):
-    return SparseAutoencoder(_fitted().weights, activation=activation, k=3 if activation == "topk" else None, **options)
+    return SparseAutoencoder(
+        _fitted().weights, activation=activation, k=3 if activation == "topk" else None, **options
+    )
 
 
 def _fit_probe(codes, **parameters):
@@ -133,13 +155,17 @@ def _merge_sketches(x):
 
 
 def _encoded(name, x):
-    state = _fitted().kmeans.state_dict() if name.startswith("kmeans") else _fitted().pca.state_dict()
+    state = (
+        _fitted().kmeans.state_dict() if name.startswith("kmeans") else _fitted().pca.state_dict()
+    )
     return open_dictionary(name, state).encode(x)
 
 
 ENTRIES = {
     "moments": lambda x: StreamingMoments().partial_fit(x[:50]).partial_fit(x[50:]).state_dict(),
-    "statistics": lambda x: check_statistics(x, _fitted().statistics["mean"], _fitted().statistics["std"]) or {},
+    "statistics": lambda x: (
+        check_statistics(x, _fitted().statistics["mean"], _fitted().statistics["std"]) or {}
+    ),
     "kmeans fit": _fit_kmeans,
     "kmeans fit, several seedings": partial(
         _fit_kmeans, n_init=2, init_size=40, tol=1e-3, max_iter=3, reassignment_ratio=0.3
@@ -168,33 +194,58 @@ ENTRIES = {
         )
         for activation in ("relu", "topk", "jumprelu", "batchtopk")
     },
-    "sae of raw tokens": lambda x: _autoencoder(
-        "relu", input_bias="none", mean=_fitted().statistics["mean"], std=_fitted().statistics["std"]
-    ).encode(x),
-    "sae errors": lambda x: _errors(partial(_autoencoder("relu").errors, std=_fitted().statistics["std"]), x),
+    "sae of raw tokens": (
+        lambda x: _autoencoder(
+            "relu",
+            input_bias="none",
+            mean=_fitted().statistics["mean"],
+            std=_fitted().statistics["std"],
+        ).encode(x)
+    ),
+    "sae errors": lambda x: _errors(
+        partial(_autoencoder("relu").errors, std=_fitted().statistics["std"]), x
+    ),
     "probe": _fit_probe,
     "probe, balanced": partial(_fit_probe, class_weight="balanced"),
     "probe of sparse codes": lambda x: _fit_probe(_as_sparse(x)),
     "probe of sketches": _merge_sketches,
-    "probe judges": lambda x: {name: probe.judge(x, _labels()).loss for name, probe in _fitted().probes.items()},
-    "gathered": lambda x: {"columns": gather_columns(TensorCodes(x), [(torch.tensor([2, 0]), None)], 50)[0]},
+    "probe judges": lambda x: {
+        name: probe.judge(x, _labels()).loss for name, probe in _fitted().probes.items()
+    },
+    "gathered": lambda x: {
+        "columns": gather_columns(TensorCodes(x), [(torch.tensor([2, 0]), None)], 50)[0]
+    },
 }
 """What takes tokens (N, D) that have to be finite, and gives tensors by name."""
 
 MORE = {
-    "standardize": lambda x: {"x": standardize(x, _fitted().statistics["mean"], _fitted().statistics["std"])},
-    "unstandardize": lambda x: {"x": unstandardize(x, _fitted().statistics["mean"], _fitted().statistics["std"])},
+    "standardize": lambda x: {
+        "x": standardize(x, _fitted().statistics["mean"], _fitted().statistics["std"])
+    },
+    "unstandardize": lambda x: {
+        "x": unstandardize(x, _fitted().statistics["mean"], _fitted().statistics["std"])
+    },
     "seeds": lambda x: {"centers": kmeans_plus_plus(x, K, torch.Generator().manual_seed(0))},
     "step": lambda x: dict(
-        zip("cns", mini_batch_step(x, _fitted().kmeans.cluster_centers_, torch.ones(K, dtype=torch.int64)), strict=True)
+        zip(
+            "cns",
+            mini_batch_step(x, _fitted().kmeans.cluster_centers_, torch.ones(K, dtype=torch.int64)),
+            strict=True,
+        )
     ),
     "l0": lambda x: {"l0": torch.tensor(measure_l0(TensorCodes(x)), dtype=torch.float64)},
     "ranks": lambda x: {
-        "ranks": rank_features(x.T.contiguous(), _labels(), CLASSES, torch.zeros(D, CLASSES, dtype=torch.float64))
+        "ranks": rank_features(
+            x.T.contiguous(), _labels(), CLASSES, torch.zeros(D, CLASSES, dtype=torch.float64)
+        )
     },
     "onehot": lambda x: _fit_probe(
         ComputedCodes(
-            "onehot", N, D, 1, lambda size, start: ({"indices": each.argmax(1)} for each in x[start:].split(size))
+            "onehot",
+            N,
+            D,
+            1,
+            lambda size, start: ({"indices": each.argmax(1)} for each in x[start:].split(size)),
         )
     ),
 }
@@ -202,7 +253,11 @@ MORE = {
 
 
 def _battery(x):
-    return {f"{entry}: {name}": tensor for entry, call in (ENTRIES | MORE).items() for name, tensor in call(x).items()}
+    return {
+        f"{entry}: {name}": tensor
+        for entry, call in (ENTRIES | MORE).items()
+        for name, tensor in call(x).items()
+    }
 
 
 @cache
@@ -215,7 +270,12 @@ def _assert_same(found, rtol=0.0, atol=0.0):
     for name, wanted in _wanted().items():
         assert not found[name].requires_grad, name
         torch.testing.assert_close(
-            found[name], wanted, rtol=rtol, atol=atol, equal_nan=True, msg=lambda text, name=name: f"{name}: {text}"
+            found[name],
+            wanted,
+            rtol=rtol,
+            atol=atol,
+            equal_nan=True,
+            msg=lambda text, name=name: f"{name}: {text}",
         )
 
 
@@ -275,7 +335,11 @@ def test_the_process_settings_of_torch_change_nothing(setting, dtype, request):
     by_rounding = any(name in request.node.name for name in ("medium", "threads"))
     _assert_same(found, **({"rtol": 1e-5, "atol": 1e-4} if by_rounding else {}))
     made_here = ("kmeans errors", "pca errors", "sae errors", "l0")
-    assert not [name for name, tensor in found.items() if tensor.is_inference() and not name.startswith(made_here)]
+    assert not [
+        name
+        for name, tensor in found.items()
+        if tensor.is_inference() and not name.startswith(made_here)
+    ]
     assert found.keys() == wanted.keys()
 
 
@@ -286,9 +350,13 @@ def test_a_default_device_moves_nothing():
         model = MiniBatchKMeans(K, max_iter=2).fit(
             lambda epoch: tokens.split(40) if epoch else tokens.flip(0).split(40)
         )
-        assert {each.device.type for each in (model.checkpoint()[0] | model.state_dict()).values()} == {"cpu"}
+        assert {
+            each.device.type for each in (model.checkpoint()[0] | model.state_dict()).values()
+        } == {"cpu"}
         pca = StreamingPCA().partial_fit(tokens)
-        assert {each.device.type for each in (pca.checkpoint()[0] | pca.state_dict()).values()} == {"cpu"}
+        assert {each.device.type for each in (pca.checkpoint()[0] | pca.state_dict()).values()} == {
+            "cpu"
+        }
         probe = LogisticProbe1d(1e-3, slab_rows=50).fit(tokens, labels, CLASSES)
         assert torch.equal(probe.state_dict()["train_ce"], wanted["probe: train_ce"])
         probe.certify(tokens, labels, labels.new_zeros(1, 2))
@@ -323,7 +391,9 @@ def test_batches_are_made_under_the_settings_of_whoever_makes_them():
                 seen.append((torch.is_autocast_enabled("cpu"), torch.is_grad_enabled()))
                 yield batch
 
-    codes = ComputedCodes("dense", N, D, D, lambda size, start: ({"values": batch} for batch in batches(size, start)))
+    codes = ComputedCodes(
+        "dense", N, D, D, lambda size, start: ({"values": batch} for batch in batches(size, start))
+    )
     with torch.inference_mode(False), torch.enable_grad():
         model = MiniBatchKMeans(K, max_iter=1).fit(batches)
         LogisticProbe1d(1e-3).fit(codes, _labels(), CLASSES)
@@ -342,17 +412,23 @@ def test_a_token_that_is_not_finite_is_refused_and_named(entry, bad):
 
 
 @pytest.mark.parametrize("dtype", [torch.bool, torch.complex64])
-@pytest.mark.parametrize("entry", ["moments", "kmeans steps", "kmeans predict", "pca fit", "sae relu"])
+@pytest.mark.parametrize(
+    "entry", ["moments", "kmeans steps", "kmeans predict", "pca fit", "sae relu"]
+)
 def test_tokens_that_are_no_real_numbers_are_refused(entry, dtype):
     with pytest.raises(ValueError, match=f"found a batch of {dtype}, wanted real numbers"):
         ENTRIES[entry](_tokens().to(dtype))
 
 
-@pytest.mark.parametrize("entry", ["kmeans fit", "kmeans steps", "kmeans predict", "kmeans transform"])
+@pytest.mark.parametrize(
+    "entry", ["kmeans fit", "kmeans steps", "kmeans predict", "kmeans transform"]
+)
 def test_tokens_beyond_float32_are_refused_where_centers_are_float32(entry):
     x = _tokens().double()
     x[3, 2] = -1e39
-    with pytest.raises(ValueError, match=r"row \d+, dimension 2 is -1e\+39, wanted at most 3.40282e\+38"):
+    with pytest.raises(
+        ValueError, match=r"row \d+, dimension 2 is -1e\+39, wanted at most 3.40282e\+38"
+    ):
         ENTRIES[entry](x)
 
 
@@ -381,10 +457,16 @@ def test_states_and_checkpoints_are_snapshots(dtype):
     takers = [
         (pca.partial_fit, lambda: pca.checkpoint()[0]),
         (pca.partial_fit, pca.state_dict),
-        (lambda x: (pca.partial_fit(x), convergence.observe(2)), lambda: convergence.checkpoint()[0]),
+        (
+            lambda x: (pca.partial_fit(x), convergence.observe(2)),
+            lambda: convergence.checkpoint()[0],
+        ),
     ]
     kmeans, moments = MiniBatchKMeans(K).partial_fit(x[:40]), StreamingMoments().partial_fit(x[:40])
-    takers += [(kmeans.partial_fit, lambda: kmeans.checkpoint()[0]), (kmeans.partial_fit, kmeans.state_dict)]
+    takers += [
+        (kmeans.partial_fit, lambda: kmeans.checkpoint()[0]),
+        (kmeans.partial_fit, kmeans.state_dict),
+    ]
     takers += [(moments.partial_fit, moments.state_dict)]
     probe = LogisticProbe1d(1e-3).fit(x, _labels(), CLASSES)
     takers += [(lambda x: probe.fit(x, _labels().flip(0), CLASSES), probe.state_dict)]
@@ -416,8 +498,14 @@ def test_what_is_restored_shares_nothing_with_the_state():
         _resumed(lambda: MiniBatchKMeans(K), MiniBatchKMeans(K).partial_fit(x)),
         (lambda s: StreamingPCA.from_state(s).state_dict, _fitted().pca.state_dict),
         _resumed(StreamingPCA, _fitted().pca),
-        (lambda s: StreamingMoments.from_state(s).state_dict, StreamingMoments().partial_fit(x).state_dict),
-        (lambda s: LogisticProbe1d.from_state(s).state_dict, _fitted().probes["balanced"].state_dict),
+        (
+            lambda s: StreamingMoments.from_state(s).state_dict,
+            StreamingMoments().partial_fit(x).state_dict,
+        ),
+        (
+            lambda s: LogisticProbe1d.from_state(s).state_dict,
+            _fitted().probes["balanced"].state_dict,
+        ),
     ):
         state = give()
         take = restore(state)
@@ -450,12 +538,16 @@ def test_a_restored_estimator_does_all_that_the_one_it_was_made_of_does(data):
     }
     assert torch.equal(restored.transform(x), kmeans.transform(x))
     assert restored.reconstruction_errors(x, std) == kmeans.reconstruction_errors(x, std)
-    assert torch.equal(restored.fit(_stream(x)).cluster_centers_, kmeans.fit(_stream(x)).cluster_centers_)
+    assert torch.equal(
+        restored.fit(_stream(x)).cluster_centers_, kmeans.fit(_stream(x)).cluster_centers_
+    )
 
     pca = StreamingPCA(draw(st.sampled_from([None, 3])), whiten=draw(st.booleans())).partial_fit(x)
     other = StreamingPCA.from_state(pca.state_dict())
     assert torch.equal(other.transform(x), pca.transform(x))
-    assert torch.equal(other.inverse_transform(pca.transform(x)), pca.inverse_transform(pca.transform(x)))
+    assert torch.equal(
+        other.inverse_transform(pca.transform(x)), pca.inverse_transform(pca.transform(x))
+    )
     assert other.reconstruction_errors(x, std, [1, 2]) == pca.reconstruction_errors(x, std, [1, 2])
 
     probe = LogisticProbe1d(
@@ -466,14 +558,24 @@ def test_a_restored_estimator_does_all_that_the_one_it_was_made_of_does(data):
     ).fit(x, _labels(), CLASSES)
     again = LogisticProbe1d.from_state(probe.state_dict())
     for found, wanted in zip(
-        vars(again.judge(x, _labels())).values(), vars(probe.judge(x, _labels())).values(), strict=True
+        vars(again.judge(x, _labels())).values(),
+        vars(probe.judge(x, _labels())).values(),
+        strict=True,
     ):
         torch.testing.assert_close(found, wanted, rtol=0, atol=0, equal_nan=True)
-    torch.testing.assert_close(again.base_loss(_labels()), probe.base_loss(_labels()), rtol=0, atol=0)
-    pairs = torch.tensor([[0, 0], [1, 2]])
-    assert again.certify(x, _labels(), pairs, bound=1.0) == probe.certify(x, _labels(), pairs, bound=1.0)
     torch.testing.assert_close(
-        again.fit(x, _labels(), CLASSES).loss_, probe.fit(x, _labels(), CLASSES).loss_, rtol=0, atol=0, equal_nan=True
+        again.base_loss(_labels()), probe.base_loss(_labels()), rtol=0, atol=0
+    )
+    pairs = torch.tensor([[0, 0], [1, 2]])
+    assert again.certify(x, _labels(), pairs, bound=1.0) == probe.certify(
+        x, _labels(), pairs, bound=1.0
+    )
+    torch.testing.assert_close(
+        again.fit(x, _labels(), CLASSES).loss_,
+        probe.fit(x, _labels(), CLASSES).loss_,
+        rtol=0,
+        atol=0,
+        equal_nan=True,
     )
 
 
@@ -481,7 +583,8 @@ def test_a_probes_state_without_how_it_was_fitted_is_refused():
     state = _fitted().probes["balanced"].state_dict()
     del state["balanced"], state["ridge"]
     with pytest.raises(
-        ValueError, match="found a probe's state without ridge, balanced, wanted all that state_dict gives"
+        ValueError,
+        match="found a probe's state without ridge, balanced, wanted all that state_dict gives",
     ):
         LogisticProbe1d.from_state(state)
 
@@ -490,7 +593,9 @@ def test_a_probes_state_without_how_it_was_fitted_is_refused():
 def test_states_that_are_not_finite_are_refused(bad):
     state = _fitted().kmeans.state_dict()
     state["cluster_centers"][1, 1] = bad
-    with pytest.raises(ValueError, match=r"found cluster_centers of torch.float32 that hold NaN, infinity"):
+    with pytest.raises(
+        ValueError, match=r"found cluster_centers of torch.float32 that hold NaN, infinity"
+    ):
         MiniBatchKMeans.from_state(state)
     with pytest.raises(ValueError, match=r"found cluster_centers of torch.bool"):
         MiniBatchKMeans.from_state(state | {"cluster_centers": state["cluster_centers"] > 0})

@@ -1,4 +1,6 @@
-"""The fused kernels: on a card, in Triton's interpreter where it is installed, and what their trial lets through; and steps as graphs."""
+"""The fused kernels: on a card, in Triton's interpreter where it is installed, and what their trial
+lets through; and steps as graphs.
+"""
 
 import copy
 import importlib.metadata
@@ -31,7 +33,9 @@ def by_torch(move_off=0.0, label_off=0):
         return (pulls / counts[:, None] + centers).float() + move_off, squared
 
     return kernels.Kernels(
-        lambda centers, origin, product: product._round_centers(centers - origin), nearest, move_centers
+        lambda centers, origin, product: product._round_centers(centers - origin),
+        nearest,
+        move_centers,
     )
 
 
@@ -82,8 +86,13 @@ class FakeGraph:
 
 def step_inputs(n=200, n_clusters=30, d=12, device="cpu", seed=0):
     generator = torch.Generator().manual_seed(seed)
-    x, centers = (torch.randn(rows, d, generator=generator, dtype=torch.float32) for rows in (n, n_clusters))
-    return tuple(each.to(device) for each in (x, centers, torch.randint(0, 5, (n_clusters,), generator=generator)))
+    x, centers = (
+        torch.randn(rows, d, generator=generator, dtype=torch.float32) for rows in (n, n_clusters)
+    )
+    return tuple(
+        each.to(device)
+        for each in (x, centers, torch.randint(0, 5, (n_clusters,), generator=generator))
+    )
 
 
 def test_a_step_is_captured_where_a_second_of_its_shape_follows(monkeypatch):
@@ -93,7 +102,15 @@ def test_a_step_is_captured_where_a_second_of_its_shape_follows(monkeypatch):
     monkeypatch.setattr(FakeGraph, "made", 0)
     monkeypatch.setattr(FakeGraph, "replayed", 0)
     steps = graphed.GraphedSteps()
-    for n, made, replayed in [(200, 0, 0), (200, 1, 1), (200, 1, 2), (70, 1, 2), (200, 1, 3), (70, 1, 3), (70, 2, 4)]:
+    for n, made, replayed in [
+        (200, 0, 0),
+        (200, 1, 1),
+        (200, 1, 2),
+        (70, 1, 2),
+        (200, 1, 3),
+        (70, 1, 3),
+        (70, 2, 4),
+    ]:
         inputs = (*step_inputs(n), 0.01)
         found, wanted = steps(*inputs), queue_step(*inputs)
         assert all(torch.equal(one, other) for one, other in zip(found, wanted, strict=True))
@@ -103,7 +120,10 @@ def test_a_step_is_captured_where_a_second_of_its_shape_follows(monkeypatch):
     x, centers, counts = step_inputs(70)
     steps(x, centers, counts, 0.5)
     steps(x.double(), centers, counts, 0.01)
-    assert (FakeGraph.made, FakeGraph.replayed) == (2, 4), "another ratio, and tokens that the kernels do not take"
+    assert (FakeGraph.made, FakeGraph.replayed) == (
+        2,
+        4,
+    ), "another ratio, and tokens that the kernels do not take"
 
 
 def test_a_step_that_cannot_be_captured_is_queued_as_it_is(monkeypatch, caplog):
@@ -123,7 +143,9 @@ def test_a_step_that_cannot_be_captured_is_queued_as_it_is(monkeypatch, caplog):
 
 @pytest.mark.gpu
 def test_on_cuda_a_captured_step_is_the_same_bits():
-    """Batches of two shapes in turn, some with rows that the first product leaves in question, and a step in another's results."""
+    """Batches of two shapes in turn, some with rows that the first product leaves in question, and
+    a step in another's results.
+    """
     if kernels.fused_kernels(torch.device("cuda", torch.cuda.current_device())) is None:
         pytest.skip("no kernels of our own on this card")
     steps, n_replayed, kept = graphed.GraphedSteps(), 0, []
@@ -154,7 +176,13 @@ def test_on_cuda_they_settle_rows_by_brute_force(kind, n, n_clusters, d, dtype):
         pytest.skip(f"{kind} does not fit {dtype}")
     found = fused.nearest(x, centers, origin, product)
     settled = found >= 0
-    in_question = ("huge", "norms", "two scales", "tiny", "far and tiny")  # bounds overflow, underflow or are wide
+    in_question = (
+        "huge",
+        "norms",
+        "two scales",
+        "tiny",
+        "far and tiny",
+    )  # bounds overflow, underflow or are wide
     assert float(settled.double().mean()) > 0.95 or kind in in_question
     assert_nearest(found[settled].cpu(), x[settled].cpu(), centers.cpu())
 
@@ -174,7 +202,9 @@ def test_on_cuda_centers_move_as_on_the_cpu(n, n_clusters, d, of_one):
     again, _ = move(*(each.cuda() for each in given))
     assert torch.equal(moved, again)
     for found, wanted in zip((moved, squared), by_torch().move_centers(*given), strict=True):
-        torch.testing.assert_close(found.cpu(), wanted, rtol=1e-6 if found.dtype == torch.float32 else 1e-12, atol=0)
+        torch.testing.assert_close(
+            found.cpu(), wanted, rtol=1e-6 if found.dtype == torch.float32 else 1e-12, atol=0
+        )
 
 
 INTERPRETED = """
@@ -229,7 +259,9 @@ def interpreter_works() -> bool:
     return NumpyVersion(version) >= "3.7.0" or NumpyVersion(np.__version__) < "2.4.0"
 
 
-@pytest.mark.skipif(not interpreter_works(), reason="needs Triton, and before its 3.7 numpy before 2.4")
+@pytest.mark.skipif(
+    not interpreter_works(), reason="needs Triton, and before its 3.7 numpy before 2.4"
+)
 def test_their_logic_is_brute_force_in_tritons_interpreter():
     source = Path(distances.__file__).parents[3]
     paths = os.pathsep.join(filter(None, [str(source), os.environ.get("PYTHONPATH")]))

@@ -35,7 +35,9 @@ def shuffled(x, batch):
     """A stream of x, in another order every pass."""
 
     def stream(epoch):
-        return x[torch.randperm(len(x), generator=torch.Generator().manual_seed(epoch))].split(batch)
+        return x[torch.randperm(len(x), generator=torch.Generator().manual_seed(epoch))].split(
+            batch
+        )
 
     return stream
 
@@ -85,7 +87,9 @@ def test_predict_assign_and_transform_are_brute_force(seed, n, d, n_clusters, of
 
 def test_what_is_a_tie_but_for_a_hair_goes_to_the_nearer_one():
     x = torch.tensor([[1e-5, 1e3], [-1e-5, 1e3], [0.0, 1e3]], dtype=torch.float32)
-    assert with_centers(torch.tensor([[-1e-3, 0.0], [1e-3, 0.0]], dtype=torch.float32)).predict(x).tolist() == [1, 0, 0]
+    assert with_centers(torch.tensor([[-1e-3, 0.0], [1e-3, 0.0]], dtype=torch.float32)).predict(
+        x
+    ).tolist() == [1, 0, 0]
 
 
 @pytest.mark.parametrize("offset", [0.0, 1e6])
@@ -128,7 +132,10 @@ def slow_step(x, centers, counts):
 
 @settings(deadline=None, max_examples=25)
 @given(
-    seed=st.integers(0, 1000), n=st.integers(1, 50), n_clusters=st.integers(1, 9), offset=st.sampled_from([0.0, 50.0])
+    seed=st.integers(0, 1000),
+    n=st.integers(1, 50),
+    n_clusters=st.integers(1, 9),
+    offset=st.sampled_from([0.0, 50.0]),
 )
 def test_a_step_is_sculleys_loop(seed, n, n_clusters, offset):
     x, centers = randn(seed, n, 4) + offset, randn(seed + 1, n_clusters, 4) + offset
@@ -195,7 +202,12 @@ def test_reassigned_centers_are_distinct_tokens_and_take_the_lowest_other_count(
     x, centers, counts = randn(0, 40, 2), randn(1, 5, 2) + 100, torch.tensor([3, 900, 0, 50, 8])
     low = low_count_clusters(counts, 0.05)
     moved, new_counts = reassign_centers(
-        x, torch.ones(len(x), dtype=torch.float32), centers, counts, low, torch.Generator().manual_seed(0)
+        x,
+        torch.ones(len(x), dtype=torch.float32),
+        centers,
+        counts,
+        low,
+        torch.Generator().manual_seed(0),
     )
     assert new_counts.tolist() == [50, 900, 50, 50, 50]
     assert torch.equal(moved[[1, 3]], centers[[1, 3]])
@@ -203,10 +215,20 @@ def test_reassigned_centers_are_distinct_tokens_and_take_the_lowest_other_count(
     assert all(len(found) == 1 for found in sources)
     assert len({found[0] for found in sources}) == 3
     again, _ = reassign_centers(
-        x, torch.ones(len(x), dtype=torch.float32), centers, counts, low, torch.Generator().manual_seed(0)
+        x,
+        torch.ones(len(x), dtype=torch.float32),
+        centers,
+        counts,
+        low,
+        torch.Generator().manual_seed(0),
     )
     other, _ = reassign_centers(
-        x, torch.ones(len(x), dtype=torch.float32), centers, counts, low, torch.Generator().manual_seed(1)
+        x,
+        torch.ones(len(x), dtype=torch.float32),
+        centers,
+        counts,
+        low,
+        torch.Generator().manual_seed(1),
     )
     assert torch.equal(again, moved)
     assert not torch.equal(other, moved)
@@ -217,11 +239,18 @@ def test_at_most_half_a_batch_is_reassigned_lowest_counts_first():
     x, centers, counts = randn(0, 5, 2), randn(1, 5, 2) + 100, torch.tensor([3, 900, 0, 1, 1])
     low = low_count_clusters(counts, 0.01)
     moved, new_counts = reassign_centers(
-        x, torch.ones(len(x), dtype=torch.float32), centers, counts, low, torch.Generator().manual_seed(0)
+        x,
+        torch.ones(len(x), dtype=torch.float32),
+        centers,
+        counts,
+        low,
+        torch.Generator().manual_seed(0),
     )
     assert (moved != centers).any(1).tolist() == [False, False, True, True, False]
     assert new_counts.tolist() == [3, 900, 1, 1, 1]
-    unmoved, _ = reassign_centers(x[:1], torch.ones(1, dtype=torch.float32), centers, counts, low, torch.Generator())
+    unmoved, _ = reassign_centers(
+        x[:1], torch.ones(1, dtype=torch.float32), centers, counts, low, torch.Generator()
+    )
     assert torch.equal(unmoved, centers)
 
 
@@ -230,7 +259,9 @@ def test_where_every_cluster_is_low_the_one_of_the_highest_count_stays(counts):
     """One has no tokens, or few, and the others lie in the place of each other."""
     x, centers, counts = randn(0, 40, 2), randn(1, 3, 2) + 100, torch.tensor(counts)
     low = torch.ones(3, dtype=torch.bool)
-    moved, new_counts = reassign_centers(x, x.new_ones(40), centers, counts, low, torch.Generator().manual_seed(0))
+    moved, new_counts = reassign_centers(
+        x, x.new_ones(40), centers, counts, low, torch.Generator().manual_seed(0)
+    )
     assert (moved != centers).any(1).tolist() == [True, True, False]
     assert new_counts.tolist() == [int(counts.max())] * 3
     alone = reassign_centers(x, x.new_ones(40), centers[:1], counts[:1], low[:1], torch.Generator())
@@ -258,10 +289,15 @@ def test_centers_are_reassigned_to_far_tokens_as_often_as_their_squared_distance
         torch.tensor([False, True]),
     )
     generator = torch.Generator().manual_seed(0)
-    drawn = [int(reassign_centers(x, squared, centers, counts, low, generator)[0][1]) for _ in range(4000)]
+    drawn = [
+        int(reassign_centers(x, squared, centers, counts, low, generator)[0][1])
+        for _ in range(4000)
+    ]
     found = torch.bincount(torch.tensor(drawn), minlength=4).float() / 4000
     torch.testing.assert_close(found, squared / 8, rtol=0, atol=0.03)
-    unmoved, _ = reassign_centers(x, torch.zeros(4, dtype=torch.float32), centers, counts, low, generator)
+    unmoved, _ = reassign_centers(
+        x, torch.zeros(4, dtype=torch.float32), centers, counts, low, generator
+    )
     assert torch.equal(unmoved, centers)
 
 
@@ -285,7 +321,9 @@ def planes(seed, n_clusters, d, kind):
     if kind == "offset":
         return centers + 1e6
     if kind == "two scales":
-        return torch.where(torch.arange(n_clusters)[:, None] % 2 == 0, 1e4 * (1 + 0.1 * centers), 1e-4 * centers)
+        return torch.where(
+            torch.arange(n_clusters)[:, None] % 2 == 0, 1e4 * (1 + 0.1 * centers), 1e-4 * centers
+        )
     if kind == "close":
         return 1 + 1e-4 * centers
     if kind == "along an axis":
@@ -293,19 +331,25 @@ def planes(seed, n_clusters, d, kind):
     return centers * 1e25 if kind == "huge" else centers
 
 
-@pytest.mark.parametrize("kind", ["gaussian", "offset", "two scales", "close", "along an axis", "huge"])
+@pytest.mark.parametrize(
+    "kind", ["gaussian", "offset", "two scales", "close", "along an axis", "huge"]
+)
 @pytest.mark.parametrize(("n_clusters", "d"), [(1, 3), (2, 1), (300, 2), (900, 48)])
 @pytest.mark.parametrize("radius", [0.0, 1.0, math.inf])
 def test_centers_in_one_place_are_found_and_no_others(kind, n_clusters, d, radius):
     centers = planes(0, n_clusters, d, kind)
     # Three copies of every fifth, and of the last more than are compared.
-    copies = torch.arange(n_clusters).repeat_interleave(torch.where(torch.arange(n_clusters) % 5 == 0, 3, 1))
+    copies = torch.arange(n_clusters).repeat_interleave(
+        torch.where(torch.arange(n_clusters) % 5 == 0, 3, 1)
+    )
     copies = torch.cat([copies, torch.full((20,), n_clusters - 1)])
     copies = copies[torch.randperm(len(copies), generator=torch.Generator().manual_seed(1))]
     centers = centers[copies]
     found = collapsed_clusters(centers, radius, torch.Generator().manual_seed(2))
     exact = centers.double()
-    lengths = torch.minimum(exact.norm(dim=1), (exact - centers.mean(0)).norm(dim=1)).clamp(max=radius)
+    lengths = torch.minimum(exact.norm(dim=1), (exact - centers.mean(0)).norm(dim=1)).clamp(
+        max=radius
+    )
     apart = torch.cdist(exact, exact, compute_mode="donot_use_mm_for_euclid_dist")
     may = (apart <= 1.0001 * 2**-10 * torch.minimum(lengths, lengths[:, None])).tril(-1).any(1)
     must = (apart == 0).tril(-1).any(1)
@@ -315,7 +359,9 @@ def test_centers_in_one_place_are_found_and_no_others(kind, n_clusters, d, radiu
 
 
 @pytest.mark.parametrize(("apart", "wanted"), [(1e-6, True), (1e-4, True), (1e-2, False)])
-def test_centers_a_hair_apart_are_in_one_place_and_those_that_share_a_cluster_are_not(apart, wanted):
+def test_centers_a_hair_apart_are_in_one_place_and_those_that_share_a_cluster_are_not(
+    apart, wanted
+):
     centers = randn(0, 300, 32)
     difference = randn(1, 300, 32)
     again = centers + apart * difference / difference.norm(dim=1, keepdim=True)
@@ -360,7 +406,11 @@ def test_seeds_are_distinct_tokens_and_one_in_each_far_cluster():
 
 @pytest.mark.parametrize(
     "distinct",
-    [torch.arange(7.0, dtype=torch.float32)[:, None] * 0.0625 + 1e6, randn(0, 7, 193), randn(0, 7, 50) + 1e4],
+    [
+        torch.arange(7.0, dtype=torch.float32)[:, None] * 0.0625 + 1e6,
+        randn(0, 7, 193),
+        randn(0, 7, 50) + 1e4,
+    ],
 )
 def test_every_distinct_token_is_found_once(distinct):
     x = distinct.repeat(20, 1)
@@ -378,7 +428,9 @@ def slow_seeding(x, n_clusters, seed):
     chosen = [int(torch.randint(len(x), (1,), generator=generator))]
     while len(chosen) < n_clusters:
         closest = brute_force(x, x[chosen])[1].min(1)
-        draws = torch.rand(2 + int(math.log(n_clusters)), generator=generator, dtype=torch.float64).numpy()
+        draws = torch.rand(
+            2 + int(math.log(n_clusters)), generator=generator, dtype=torch.float64
+        ).numpy()
         trials = np.searchsorted(np.cumsum(closest), draws * closest.sum(), side="right")
         potentials = [brute_force(x, x[[*chosen, trial]])[1].min(1).sum() for trial in trials]
         chosen.append(int(trials[np.argmin(potentials)]))
@@ -389,7 +441,9 @@ def slow_seeding(x, n_clusters, seed):
 def test_seeding_is_the_slow_loops(offset):
     x = mixture(0, 150, 6, 3) + offset
     for seed in range(3):
-        assert torch.equal(kmeans_plus_plus(x, 12, torch.Generator().manual_seed(seed)), slow_seeding(x, 12, seed))
+        assert torch.equal(
+            kmeans_plus_plus(x, 12, torch.Generator().manual_seed(seed)), slow_seeding(x, 12, seed)
+        )
 
 
 @pytest.mark.parametrize("scale", [1e-40, 1e-24, 1e-19, 1e15, 1e19, 1e30, 1e37])
@@ -503,7 +557,10 @@ def test_fit_is_as_good_as_scikit_learns():
     model = MiniBatchKMeans(12, n_init=3).fit(shuffled(x, 256))
     ours = float(model.assign(x)[1].mean())
     theirs = min(
-        ScikitMiniBatchKMeans(12, n_init=3, batch_size=256, random_state=seed).fit(x.numpy()).inertia_ / len(x)
+        ScikitMiniBatchKMeans(12, n_init=3, batch_size=256, random_state=seed)
+        .fit(x.numpy())
+        .inertia_
+        / len(x)
         for seed in range(2)
     )
     assert ours <= 1.03 * theirs
@@ -541,7 +598,9 @@ def test_fit_takes_a_fresh_pass_an_epoch_and_reports_each_step():
         yield x[:0]
         yield from x.split(100)
 
-    model = MiniBatchKMeans(4, max_iter=3, max_no_improvement=None).fit(stream, on_step=steps.append)
+    model = MiniBatchKMeans(4, max_iter=3, max_no_improvement=None).fit(
+        stream, on_step=steps.append
+    )
     assert epochs == [0, 0, 1, 2]  # the first is the seeding's
     assert steps == model.history_
     assert model.n_steps_ == 9
@@ -557,7 +616,9 @@ def test_max_iter_tol_and_patience_stop_the_passes():
     assert steps(max_iter=6, max_no_improvement=None) == 60
     few, some = steps(max_no_improvement=2), steps(max_no_improvement=15)
     assert 10 < few < some < 1000
-    loose, tight = (steps(max_iter=30, max_no_improvement=None, tol=tol, decay=1.0) for tol in (1e-2, 1e-4))
+    loose, tight = (
+        steps(max_iter=30, max_no_improvement=None, tol=tol, decay=1.0) for tol in (1e-2, 1e-4)
+    )
     assert loose < tight < 300
 
 
@@ -573,7 +634,11 @@ def test_tol_is_the_centers_movement_over_the_variance_of_the_seeding_tokens():
     x = mixture(0, 500, 5, 3) * 10
     tol = 1e-3
     variance = float(
-        x[torch.randperm(500, generator=torch.Generator().manual_seed(0))][:150].double().numpy().var(0).mean()
+        x[torch.randperm(500, generator=torch.Generator().manual_seed(0))][:150]
+        .double()
+        .numpy()
+        .var(0)
+        .mean()
     )
     before, moves = [None], []
     model = MiniBatchKMeans(5, tol=tol, max_no_improvement=None)
@@ -589,9 +654,13 @@ def test_tol_is_the_centers_movement_over_the_variance_of_the_seeding_tokens():
 
 
 def test_reassignment_ratio_changes_the_fit():
-    x = torch.cat([mixture(0, 900, 3, 2), torch.full((4, 2), 50.0, dtype=torch.float32) + randn(0, 4, 2)])
+    x = torch.cat(
+        [mixture(0, 900, 3, 2), torch.full((4, 2), 50.0, dtype=torch.float32) + randn(0, 4, 2)]
+    )
     ends = [
-        MiniBatchKMeans(12, reassignment_ratio=ratio, max_iter=2).fit(shuffled(x, 100)).cluster_centers_
+        MiniBatchKMeans(12, reassignment_ratio=ratio, max_iter=2)
+        .fit(shuffled(x, 100))
+        .cluster_centers_
         for ratio in (0.0, 0.5)
     ]
     assert not torch.allclose(*ends)
@@ -599,7 +668,10 @@ def test_reassignment_ratio_changes_the_fit():
 
 def test_init_size_changes_the_seeding():
     x = mixture(0, 600, 10, 3)
-    fits = [MiniBatchKMeans(10, init_size=size, max_iter=1).fit(lambda _: x.split(50)) for size in (20, 500)]
+    fits = [
+        MiniBatchKMeans(10, init_size=size, max_iter=1).fit(lambda _: x.split(50))
+        for size in (20, 500)
+    ]
     assert not torch.allclose(fits[0].cluster_centers_, fits[1].cluster_centers_)
 
 
@@ -610,7 +682,9 @@ def test_partial_fit_alone_seeds_from_the_first_batch():
         model.partial_fit(batch)
     assert model.n_steps_ == 10
     assert float(model.assign(x)[1].mean()) < 0.5 * float(x.var(0).sum())
-    with pytest.raises(ValueError, match="found 5 tokens to seed from, wanted at least n_clusters = 6"):
+    with pytest.raises(
+        ValueError, match="found 5 tokens to seed from, wanted at least n_clusters = 6"
+    ):
         MiniBatchKMeans(6).partial_fit(x[:5])
 
 
@@ -668,7 +742,9 @@ def test_nmse_is_that_of_putting_tokens_on_their_centers():
         assert sums[1].n_tokens == 300
         assert sums[1].residual == pytest.approx(squares.min(1).sum(), rel=1e-12)
         assert sums[1].nmse == pytest.approx(left.sum() / (exact**2).sum(), rel=1e-12)
-        assert sums[1].nmse_raw == pytest.approx((left * weights).sum() / (exact**2 * weights).sum(), rel=1e-12)
+        assert sums[1].nmse_raw == pytest.approx(
+            (left * weights).sum() / (exact**2 * weights).sum(), rel=1e-12
+        )
 
 
 @pytest.mark.parametrize(
@@ -698,7 +774,9 @@ def test_errors_of_fit_and_predict():
         MiniBatchKMeans(3).predict(x)
     with pytest.raises(ValueError, match=r"found 0 tokens in stream\(0\)"):
         MiniBatchKMeans(3).fit(lambda _: [])
-    with pytest.raises(ValueError, match="found 20 tokens to seed from, wanted at least n_clusters = 21"):
+    with pytest.raises(
+        ValueError, match="found 20 tokens to seed from, wanted at least n_clusters = 21"
+    ):
         MiniBatchKMeans(21).fit(lambda _: x.split(6))
     with pytest.raises(ValueError, match="found 1 distinct tokens"):
         MiniBatchKMeans(3).fit(lambda _: [torch.ones(9, 2, dtype=torch.float32)])
@@ -717,7 +795,9 @@ def test_errors_of_fit_and_predict():
 @pytest.mark.parametrize("decay", [1.0, 0.75, 0.5])
 def test_counts_decay_before_each_further_pass_and_no_other_time(decay):
     x = randn(0, 90, 3)
-    model = MiniBatchKMeans(4, decay=decay, max_iter=3, init_size=40, max_no_improvement=None, reassignment_ratio=0.0)
+    model = MiniBatchKMeans(
+        4, decay=decay, max_iter=3, init_size=40, max_no_improvement=None, reassignment_ratio=0.0
+    )
     seen = []
     model.fit(lambda _: x.split(30), lambda _: seen.append(model.counts_.clone()))
     assert len(seen) == 9
@@ -731,7 +811,9 @@ def test_counts_decay_before_each_further_pass_and_no_other_time(decay):
 
 @pytest.mark.parametrize("decay", [0.0, -1.0, 1.1])
 def test_a_decay_that_is_none_is_refused(decay):
-    with pytest.raises(ValueError, match=f"found decay = {decay}, wanted more than 0 and at most 1"):
+    with pytest.raises(
+        ValueError, match=f"found decay = {decay}, wanted more than 0 and at most 1"
+    ):
         MiniBatchKMeans(2, decay=decay).partial_fit(randn(0, 9, 2))
 
 
@@ -745,7 +827,13 @@ def test_a_decay_that_is_none_is_refused(decay):
 )
 def test_a_resumed_fit_equals_the_uninterrupted_one_bit_for_bit(stop, decay, tol, patience, seed):
     x = randn(seed, 160, 3)
-    parameters = {"seed": seed, "max_iter": 4, "decay": decay, "tol": tol, "max_no_improvement": patience}
+    parameters = {
+        "seed": seed,
+        "max_iter": 4,
+        "decay": decay,
+        "tol": tol,
+        "max_no_improvement": patience,
+    }
     parameters |= {"n_init": 2, "init_size": 40, "reassignment_ratio": 0.3}
 
     def stream(epoch, start=0):
@@ -758,7 +846,9 @@ def test_a_resumed_fit_equals_the_uninterrupted_one_bit_for_bit(stop, decay, tol
         assert metrics is broken.history_[-1]
         if broken.n_steps_ == stop:
             tensors, state = broken.checkpoint()
-            resumed = MiniBatchKMeans(6, **parameters).resume(tensors, json.loads(json.dumps(state)))
+            resumed = MiniBatchKMeans(6, **parameters).resume(
+                tensors, json.loads(json.dumps(state))
+            )
             begun = []
 
             def rest(epoch, begun=begun):
@@ -783,7 +873,11 @@ def test_a_seeding_that_is_broken_off_anywhere_goes_on_to_the_same_bits(stop, n_
     whole = MiniBatchKMeans(**parameters).fit(shuffled(x, 32))
     calls = []
     broken = MiniBatchKMeans(**parameters)
-    every = [(tried + (centers == 0), centers) for tried in range(n_init) for centers in (*range(2, 8), 0)]
+    every = [
+        (tried + (centers == 0), centers)
+        for tried in range(n_init)
+        for centers in (*range(2, 8), 0)
+    ]
     for call in broken.seedings(shuffled(x, 32)(0)):
         calls.append(call)
         assert not broken.is_seeded_
@@ -809,7 +903,9 @@ def test_a_seeding_on_other_tokens_or_of_other_clusters_is_refused():
     x = randn(0, 90, 2)
     model = MiniBatchKMeans(4, n_init=2, init_size=30)
     next(moment for moment in model.seedings([x]) if moment == (1, 2))
-    with pytest.raises(ValueError, match="found 20 tokens, wanted the 30 that the seeding was begun on"):
+    with pytest.raises(
+        ValueError, match="found 20 tokens, wanted the 30 that the seeding was begun on"
+    ):
         MiniBatchKMeans(4, n_init=2, init_size=20).resume(*model.checkpoint()).seed_from([x])
     with pytest.raises(ValueError, match="found a checkpoint of 4 clusters, wanted 5"):
         MiniBatchKMeans(5, n_init=2, init_size=30).resume(*model.checkpoint())
@@ -834,7 +930,8 @@ def test_a_checkpoint_of_other_clusters_is_refused():
 
 
 def test_it_shows_its_parameters():
-    assert repr(MiniBatchKMeans(3, tol=0.5)) == (
-        "MiniBatchKMeans(n_clusters=3, seed=0, n_init=1, init_size=None, max_iter=100, max_no_improvement=10, tol=0.5, "
-        "reassignment_ratio=0.01, decay=0.1)"
+    assert (
+        repr(MiniBatchKMeans(3, tol=0.5))
+        == "MiniBatchKMeans(n_clusters=3, seed=0, n_init=1, init_size=None, max_iter=100,"
+        " max_no_improvement=10, tol=0.5, reassignment_ratio=0.01, decay=0.1)"
     )

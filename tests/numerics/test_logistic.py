@@ -1,4 +1,6 @@
-"""The solver and the loss over atoms, each alone, against closed forms, finite differences and loops."""
+"""The solver and the loss over atoms, each alone, against closed forms, finite differences and
+loops.
+"""
 
 import numpy as np
 import pytest
@@ -6,11 +8,20 @@ import torch
 from sklearn.utils.class_weight import compute_class_weight
 
 from assay.numerics.probe import logistic
-from assay.numerics.probe.logistic import ClassWeights, PairLosses, Points, Slab, minimize, slab_of_rows
+from assay.numerics.probe.logistic import (
+    ClassWeights,
+    PairLosses,
+    Points,
+    Slab,
+    minimize,
+    slab_of_rows,
+)
 
 
 def _bowls(offsets):
-    """Problem p: log cosh(u - a_p) + log cosh(v + a_p), whose plain Newton steps diverge from more than 1.09 away."""
+    """Problem p: log cosh(u - a_p) + log cosh(v + a_p), whose plain Newton steps diverge from more
+    than 1.09 away.
+    """
 
     def evaluate(problems, theta):
         a = offsets[problems]
@@ -51,7 +62,10 @@ def test_a_problem_that_is_done_is_not_evaluated_again():
 def test_running_out_of_iterations_is_said(max_iter):
     offsets = torch.tensor([6.0], dtype=torch.float64)
     _, steps, done = minimize(
-        _bowls(offsets), torch.zeros(2, 1, dtype=torch.float32).double(), max_iter=max_iter, tol=1e-12
+        _bowls(offsets),
+        torch.zeros(2, 1, dtype=torch.float32).double(),
+        max_iter=max_iter,
+        tol=1e-12,
     )
     assert (steps.tolist(), done.tolist()) == ([max_iter], [False])
 
@@ -61,7 +75,9 @@ def test_a_problem_that_is_not_a_number_is_never_done():
         nan = theta[0] * torch.nan
         return nan, nan.expand(2, -1), nan.expand(3, len(problems))
 
-    _, steps, done = minimize(evaluate, torch.zeros(2, 1, dtype=torch.float32).double(), max_iter=3, tol=1e-12)
+    _, steps, done = minimize(
+        evaluate, torch.zeros(2, 1, dtype=torch.float32).double(), max_iter=3, tol=1e-12
+    )
     assert (steps.tolist(), done.tolist()) == ([3], [False])
 
 
@@ -82,7 +98,9 @@ def _losses(n_rows=30, n_features=3, n_classes=4, form="rows"):
     labels = torch.randint(-1, n_classes, (n_rows,), generator=generator)
     mean, scale = torch.randn(2, n_features, generator=generator, dtype=torch.float64)
     scale = scale.abs() + 0.5
-    counts = torch.tensor([float((labels == c).sum()) for c in range(n_classes)], dtype=torch.float64)
+    counts = torch.tensor(
+        [float((labels == c).sum()) for c in range(n_classes)], dtype=torch.float64
+    )
     slab = slab_of_rows(values, labels)
     weights = None
     if form.startswith("balanced"):
@@ -93,11 +111,15 @@ def _losses(n_rows=30, n_features=3, n_classes=4, form="rows"):
     if form.endswith("points"):
         twice = torch.ones(n_features, n_rows, dtype=torch.float64)  # the last row in two halves
         twice[:, -1] = 0.5
-        split = Points(torch.cat([values.double(), values[:, -1:]], 1), torch.cat([twice, twice[:, -1:]], 1))
+        split = Points(
+            torch.cat([values.double(), values[:, -1:]], 1), torch.cat([twice, twice[:, -1:]], 1)
+        )
         of_class = (labels == torch.arange(n_classes)[:, None]).double().repeat(n_features, 1)
         own = Points(values.repeat_interleave(n_classes, 0).double(), of_class)
         center = values.double().mean(1)
-        sums = (values.double() - center[:, None]) @ (labels[:, None] == torch.arange(n_classes)).double()
+        sums = (values.double() - center[:, None]) @ (
+            labels[:, None] == torch.arange(n_classes)
+        ).double()
         slab = Slab(split, sums, center, own)
     theta = torch.randn(2, n_features * n_classes, generator=generator, dtype=torch.float64)
     return PairLosses(slab, mean, scale, counts, n_rows, weights), values, labels, theta
@@ -119,11 +141,19 @@ def test_the_loss_is_that_of_a_loop_and_its_derivatives_are_those_of_autograd(fo
         for row, label in enumerate(labels.tolist()):
             z = (
                 leaf[0, slot]
-                + leaf[1, slot] * (values[feature, row].double() - losses.mean[feature]) / (losses.scale[feature])
+                + leaf[1, slot]
+                * (values[feature, row].double() - losses.mean[feature])
+                / (losses.scale[feature])
             )
             weight = 1.0
             if losses.class_weights is not None:
-                weight = float((losses.class_weights.positive if label == c else losses.class_weights.negative)[c])
+                weight = float(
+                    (
+                        losses.class_weights.positive
+                        if label == c
+                        else losses.class_weights.negative
+                    )[c]
+                )
             total = total - weight * torch.nn.functional.logsigmoid(z if label == c else -z)
             norm += weight
         expected.append(total / norm)
@@ -137,7 +167,9 @@ def test_the_loss_is_that_of_a_loop_and_its_derivatives_are_those_of_autograd(fo
     np.testing.assert_allclose(gradient, first.detach(), rtol=1e-10, atol=1e-13)
     by_b = torch.autograd.grad(first[0].sum(), leaf, retain_graph=True)[0]
     by_w = torch.autograd.grad(first[1].sum(), leaf)[0]
-    np.testing.assert_allclose(hessian, torch.stack([by_b[0], by_b[1], by_w[1]]), rtol=1e-10, atol=1e-13)
+    np.testing.assert_allclose(
+        hessian, torch.stack([by_b[0], by_b[1], by_w[1]]), rtol=1e-10, atol=1e-13
+    )
 
 
 def test_balanced_weights_are_those_of_scikit_learn():
@@ -154,5 +186,7 @@ def test_blocks_of_any_size_give_the_same_sums(monkeypatch, form):
     pairs = torch.arange(12)
     whole = [losses.loss(pairs, theta), *losses.derivatives(pairs, theta)]
     monkeypatch.setitem(logistic._BLOCK, "cpu", 1 << 13)
-    for mine, other in zip(whole, [losses.loss(pairs, theta), *losses.derivatives(pairs, theta)], strict=True):
+    for mine, other in zip(
+        whole, [losses.loss(pairs, theta), *losses.derivatives(pairs, theta)], strict=True
+    ):
         np.testing.assert_allclose(mine, other, rtol=1e-12, atol=1e-15)

@@ -22,11 +22,19 @@ def files(tmp_path, monkeypatch):
             path.write_text(text)
 
     def group(folder, limit, used, cached=0, version=2):
-        names = ("memory.max", "memory.current") if version == 2 else ("memory.limit_in_bytes", "memory.usage_in_bytes")
+        names = (
+            ("memory.max", "memory.current")
+            if version == 2
+            else ("memory.limit_in_bytes", "memory.usage_in_bytes")
+        )
         place = tmp_path / "cgroup" / folder
         place.mkdir(parents=True, exist_ok=True)
         inactive = "inactive_file" if version == 2 else "total_inactive_file"
-        for name, text in ((names[0], limit), (names[1], used), ("memory.stat", f"anon 5\n{inactive} {cached}\n")):
+        for name, text in (
+            (names[0], limit),
+            (names[1], used),
+            ("memory.stat", f"anon 5\n{inactive} {cached}\n"),
+        ):
             (place / name).write_text(f"{text}\n")
 
     write.group = group
@@ -34,11 +42,17 @@ def files(tmp_path, monkeypatch):
 
 
 def test_it_is_what_the_system_says(files):
-    files(proc__meminfo="MemTotal:  900000 kB\nMemFree: 5 kB\nMemAvailable:   300000 kB\nHugePages_Total: 0\n")
+    files(
+        proc__meminfo=(
+            "MemTotal:  900000 kB\nMemFree: 5 kB\nMemAvailable:   300000 kB\nHugePages_Total: 0\n"
+        )
+    )
     assert memory.free_bytes(CPU) == 300_000 * 1024
 
 
-@pytest.mark.parametrize(("limit", "wanted"), [("max", 1000), (700 * MIB, 600), (9999 * MIB, 1000), (50 * MIB, 64)])
+@pytest.mark.parametrize(
+    ("limit", "wanted"), [("max", 1000), (700 * MIB, 600), (9999 * MIB, 1000), (50 * MIB, 64)]
+)
 def test_a_control_group_that_leaves_less_rules(files, limit, wanted):
     files(proc__meminfo=f"MemAvailable: {1000 * 1024} kB\n", proc__self__cgroup="0::/\n")
     files.group("", limit, 100 * MIB)
@@ -46,7 +60,10 @@ def test_a_control_group_that_leaves_less_rules(files, limit, wanted):
 
 
 def test_the_groups_above_count_as_well(files):
-    files(proc__meminfo=f"MemAvailable: {1000 * 1024} kB\n", proc__self__cgroup="0::/slurm/job_7/step_0\n")
+    files(
+        proc__meminfo=f"MemAvailable: {1000 * 1024} kB\n",
+        proc__self__cgroup="0::/slurm/job_7/step_0\n",
+    )
     files.group("slurm/job_7", 500 * MIB, 200 * MIB)
     files.group("slurm/job_7/step_0", "max", 100 * MIB)
     assert memory.free_bytes(CPU) == 300 * MIB
@@ -59,7 +76,10 @@ def test_the_page_cache_can_be_had(files):
 
 
 def test_groups_of_the_first_version_count_too(files):
-    files(proc__meminfo=f"MemAvailable: {1000 * 1024} kB\n", proc__self__cgroup="5:cpu:/a\n3:memory,hugetlb:/job\n")
+    files(
+        proc__meminfo=f"MemAvailable: {1000 * 1024} kB\n",
+        proc__self__cgroup="5:cpu:/a\n3:memory,hugetlb:/job\n",
+    )
     files.group("memory/job", 500 * MIB, 300 * MIB, cached=50 * MIB, version=1)
     assert memory.free_bytes(CPU) == 250 * MIB
 

@@ -58,7 +58,9 @@ def test_a_constant_dimension_has_no_spread_in_any_batching(value, batch):
     assert moments.mean_[1] == value
     assert moments.std_[1] == 0
     assert moments.std_[0] > 0.5
-    assert torch.equal(standardize(x, moments.mean_, moments.std_)[:, 1], torch.zeros(1000, dtype=torch.float32))
+    assert torch.equal(
+        standardize(x, moments.mean_, moments.std_)[:, 1], torch.zeros(1000, dtype=torch.float32)
+    )
 
 
 def test_a_hairs_breadth_is_a_spread():
@@ -80,7 +82,9 @@ def test_nothing_seen_is_an_error_and_empty_batches_change_nothing():
 @pytest.mark.parametrize("shape", [(3, 5), (4,), (2, 2, 4), (3, 0), (0, 5)])
 def test_batches_of_another_shape_are_refused(shape):
     with pytest.raises(ValueError, match="found a batch"):
-        StreamingMoments().partial_fit(tokens(0, 3, 4)).partial_fit(torch.zeros(shape, dtype=torch.float32))
+        StreamingMoments().partial_fit(tokens(0, 3, 4)).partial_fit(
+            torch.zeros(shape, dtype=torch.float32)
+        )
 
 
 def test_a_restored_state_goes_on_where_it_stopped():
@@ -103,8 +107,14 @@ def test_a_restored_state_goes_on_where_it_stopped():
         ({"std": torch.tensor([1.0, -2.0], dtype=torch.float32)}, "std of -2"),
         ({"mean": torch.tensor([1.0, torch.nan], dtype=torch.float32)}, "1 values of mean"),
         ({"mean": torch.zeros(3, dtype=torch.float32)}, r"mean \(3,\) and std \(2,\)"),
-        ({"mean": torch.zeros(2, dtype=torch.bool)}, "found a mean of torch.bool, wanted real numbers"),
-        ({"std": torch.ones(2, dtype=torch.complex64)}, "found a std of torch.complex64, wanted real numbers"),
+        (
+            {"mean": torch.zeros(2, dtype=torch.bool)},
+            "found a mean of torch.bool, wanted real numbers",
+        ),
+        (
+            {"std": torch.ones(2, dtype=torch.complex64)},
+            "found a std of torch.complex64, wanted real numbers",
+        ),
     ],
 )
 def test_a_state_that_cannot_be_is_refused(change, message):
@@ -187,19 +197,47 @@ def test_outlier_dimensions_decide_nothing():
             torch.ones(8, dtype=torch.float32),
             "median of .* std from the mean",
         ),
-        (torch.zeros(8, dtype=torch.float32), torch.full((8,), 4.5, dtype=torch.float32), "a spread .* 0.2"),
-        (torch.zeros(8, dtype=torch.float32), torch.full((8,), 0.2, dtype=torch.float32), "a spread"),
-        (torch.zeros(8, dtype=torch.float32), torch.zeros(8, dtype=torch.float32), "found std 0 for 8 of 8"),
+        (
+            torch.zeros(8, dtype=torch.float32),
+            torch.full((8,), 4.5, dtype=torch.float32),
+            "a spread .* 0.2",
+        ),
+        (
+            torch.zeros(8, dtype=torch.float32),
+            torch.full((8,), 0.2, dtype=torch.float32),
+            "a spread",
+        ),
+        (
+            torch.zeros(8, dtype=torch.float32),
+            torch.zeros(8, dtype=torch.float32),
+            "found std 0 for 8 of 8",
+        ),
         (torch.zeros(8, dtype=torch.float32), -torch.ones(8, dtype=torch.float32), "std of -1"),
         (
             torch.zeros(8, dtype=torch.float32),
             torch.full((8,), torch.inf, dtype=torch.float32),
             "8 values of std that are not finite",
         ),
-        (torch.zeros(8, dtype=torch.bool), torch.ones(8, dtype=torch.float32), "found a mean of torch.bool"),
-        (torch.zeros(8, dtype=torch.float32), torch.ones(8, dtype=torch.complex64), "found a std of torch.complex64"),
-        (torch.zeros(7, dtype=torch.float32), torch.ones(7, dtype=torch.float32), "8 dimensions, wanted 7"),
-        (torch.zeros(8, 1, dtype=torch.float32), torch.ones(8, 1, dtype=torch.float32), r"wanted \(d,\)"),
+        (
+            torch.zeros(8, dtype=torch.bool),
+            torch.ones(8, dtype=torch.float32),
+            "found a mean of torch.bool",
+        ),
+        (
+            torch.zeros(8, dtype=torch.float32),
+            torch.ones(8, dtype=torch.complex64),
+            "found a std of torch.complex64",
+        ),
+        (
+            torch.zeros(7, dtype=torch.float32),
+            torch.ones(7, dtype=torch.float32),
+            "8 dimensions, wanted 7",
+        ),
+        (
+            torch.zeros(8, 1, dtype=torch.float32),
+            torch.ones(8, 1, dtype=torch.float32),
+            r"wanted \(d,\)",
+        ),
     ],
 )
 def test_statistics_of_other_data_are_refused(mean, std, message):
@@ -222,11 +260,19 @@ LOG_SPREAD = torch.linspace(-0.5, 0.5, 64, dtype=torch.float32)[
     [
         (LOG_SPREAD.exp(), True, None),
         (LOG_SPREAD.exp() * 1.4, True, None),
-        (LOG_SPREAD.exp() * 1.75, True, "is a median of 0.5.* wanted 0.667 to 1.5 times"),  # another layer
+        (
+            LOG_SPREAD.exp() * 1.75,
+            True,
+            "is a median of 0.5.* wanted 0.667 to 1.5 times",
+        ),  # another layer
         (LOG_SPREAD.exp() / 1.75, True, "is a median of 1.7.* wanted 0.667 to 1.5 times"),
         (LOG_SPREAD.exp() * 1.75, False, None),
         (LOG_SPREAD.exp() * 3, False, "wanted 0.37 to 2.7 times"),
-        (LOG_SPREAD.flip(0).exp(), True, r"spreads of 64 dimensions .* correlate by -?0\.[01].* wanted at least 0.25"),
+        (
+            LOG_SPREAD.flip(0).exp(),
+            True,
+            r"spreads of 64 dimensions .* correlate by -?0\.[01].* wanted at least 0.25",
+        ),
         (LOG_SPREAD.neg().exp(), False, r"correlate by -(1\.00|0\.99) .* wanted at least 0.1"),
         ((LOG_SPREAD / 2 + LOG_SPREAD.flip(0)).exp(), False, None),  # another data set
         ((LOG_SPREAD.flip(0) * 0.05).exp(), True, None),  # too alike to say

@@ -1,6 +1,7 @@
 """On a GPU the numerics give what they give on the CPU.
 
-With torch, numpy and pytest alone: `pytest -m gpu tests/numerics/test_on_cuda.py tests/numerics/test_kernels.py`.
+With torch, numpy and pytest alone: `pytest -m gpu tests/numerics/test_on_cuda.py
+    tests/numerics/test_kernels.py`.
 """
 
 from collections.abc import Callable
@@ -33,8 +34,15 @@ N_CLUSTERS, D = 40, 24
 def tokens() -> Tensor:
     """Clusters of different sizes and spreads about a mean, float32 (2000, 24)."""
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(2000, D, generator=generator, dtype=torch.float32) * torch.linspace(0.1, 1.5, D) + 3
-    return x + 2 * torch.randn(60, D, generator=generator, dtype=torch.float32)[torch.arange(2000) ** 2 % 60]
+    x = (
+        torch.randn(2000, D, generator=generator, dtype=torch.float32) * torch.linspace(0.1, 1.5, D)
+        + 3
+    )
+    return (
+        x
+        + 2
+        * torch.randn(60, D, generator=generator, dtype=torch.float32)[torch.arange(2000) ** 2 % 60]
+    )
 
 
 def assert_same(found: Tensor, wanted: Tensor, rtol: float = 0.0, atol: float = 0.0) -> None:
@@ -51,7 +59,10 @@ def test_the_nearest_centers_are_the_same(kind: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_distances_are_the_same_to_their_bound(kind: str) -> None:
     x, centers = make(kind, 200, 300, 64, 1)
-    found, wanted = (torch.cat(list(chunked_distances(*each))) for each in ((x.cuda(), centers.cuda()), (x, centers)))
+    found, wanted = (
+        torch.cat(list(chunked_distances(*each)))
+        for each in ((x.cuda(), centers.cuda()), (x, centers))
+    )
     assert_same(found, wanted, rtol=2.0**-23)
 
 
@@ -63,7 +74,9 @@ def test_a_step_of_k_means_is_the_same(tokens: Tensor) -> None:
 
 
 def fit(tokens: Tensor, **options: int) -> MiniBatchKMeans:
-    model = MiniBatchKMeans(N_CLUSTERS, device="cuda", max_iter=3, max_no_improvement=None, **options)
+    model = MiniBatchKMeans(
+        N_CLUSTERS, device="cuda", max_iter=3, max_no_improvement=None, **options
+    )
     return model.fit(lambda _: iter(tokens.split(200)))
 
 
@@ -94,7 +107,10 @@ def test_k_means_is_gone_on_with_to_the_bit(tokens: Tensor, break_after: int) ->
 
 
 def test_k_means_plus_plus_is_the_same_again(tokens: Tensor) -> None:
-    one, other = (kmeans_plus_plus(tokens.cuda(), N_CLUSTERS, torch.Generator().manual_seed(3)) for _ in range(2))
+    one, other = (
+        kmeans_plus_plus(tokens.cuda(), N_CLUSTERS, torch.Generator().manual_seed(3))
+        for _ in range(2)
+    )
     assert torch.equal(one, other)
     assert bool((one.cpu()[:, None] == tokens).all(2).any(1).all()), "seeds are tokens"
 
@@ -114,7 +130,9 @@ def test_pca_is_the_same_and_gone_on_with_to_the_bit(tokens: Tensor) -> None:
     for batch in tokens.split(300)[:3]:
         half.partial_fit(batch)
     tensors, state = half.checkpoint()
-    resumed = StreamingPCA(device="cuda").resume({name: each.cpu() for name, each in tensors.items()}, state)
+    resumed = StreamingPCA(device="cuda").resume(
+        {name: each.cpu() for name, each in tensors.items()}, state
+    )
     for batch in tokens.split(300)[3:]:
         resumed.partial_fit(batch)
     assert torch.equal(resumed.components_, one.components_)
@@ -134,8 +152,13 @@ def test_codes_are_the_same(tokens: Tensor, name: str) -> None:
     if name.startswith("pca"):
         state = StreamingPCA().partial_fit(tokens).state_dict()
     else:
-        state = {"cluster_centers": tokens[:N_CLUSTERS].clone(), "counts": torch.ones(N_CLUSTERS, dtype=torch.int64)}
-    found = open_dictionary(name, {key: each.cuda() for key, each in state.items()}).encode(tokens.cuda())
+        state = {
+            "cluster_centers": tokens[:N_CLUSTERS].clone(),
+            "counts": torch.ones(N_CLUSTERS, dtype=torch.int64),
+        }
+    found = open_dictionary(name, {key: each.cuda() for key, each in state.items()}).encode(
+        tokens.cuda()
+    )
     for key, wanted in open_dictionary(name, state).encode(tokens).items():
         assert_same(found[key], wanted, rtol=1e-6, atol=1e-6 * float(wanted.double().abs().max()))
 
@@ -194,6 +217,11 @@ def test_probes_are_the_same(tokens: Tensor, one_hot: bool) -> None:
     def batches(rows: Tensor, name: str) -> Callable[[int, int], object]:
         return lambda size, start: ({name: part} for part in rows[start:].split(size))
 
-    found, wanted = LogisticProbe1d().fit(codes(), labels.cuda(), 4), LogisticProbe1d().fit(codes(), labels, 4)
-    assert_same(found.judge(codes(), labels.cuda()).loss, wanted.judge(codes(), labels).loss, atol=1e-9)
+    found, wanted = (
+        LogisticProbe1d().fit(codes(), labels.cuda(), 4),
+        LogisticProbe1d().fit(codes(), labels, 4),
+    )
+    assert_same(
+        found.judge(codes(), labels.cuda()).loss, wanted.judge(codes(), labels).loss, atol=1e-9
+    )
     assert_same(found.coef_standardized_, wanted.coef_standardized_, atol=1e-7)

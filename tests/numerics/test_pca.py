@@ -1,4 +1,6 @@
-"""Streaming PCA against a float64 SVD, top-K codes against a loop, and errors against explicit reconstruction."""
+"""Streaming PCA against a float64 SVD, top-K codes against a loop, and errors against explicit
+reconstruction.
+"""
 
 import json
 from functools import partial
@@ -17,7 +19,9 @@ def correlated(seed, n, d, offset=0.0):
     generator = torch.Generator().manual_seed(seed)
     basis, _ = torch.linalg.qr(torch.randn(d, d, generator=generator, dtype=torch.float64))
     scales = 2.0 ** -torch.arange(d, dtype=torch.float64)
-    return ((torch.randn(n, d, generator=generator, dtype=torch.float64) * scales) @ basis + offset).float()
+    return (
+        (torch.randn(n, d, generator=generator, dtype=torch.float64) * scales) @ basis + offset
+    ).float()
 
 
 def fitted(x, batch=16, n_components=None):
@@ -47,7 +51,9 @@ def test_any_batching_gives_the_svd(seed, d, batch, offset):
     mean, vt, variance = svd(x)
     assert pca.n_samples_seen_ == 80
     np.testing.assert_allclose(pca.mean_, mean, rtol=1e-12, atol=1e-12)
-    np.testing.assert_allclose(pca.explained_variance_, variance, rtol=1e-9, atol=1e-12 * variance[0])
+    np.testing.assert_allclose(
+        pca.explained_variance_, variance, rtol=1e-9, atol=1e-12 * variance[0]
+    )
     gaps_allow = np.abs(np.diff(variance, prepend=np.inf, append=-np.inf))
     clear = np.minimum(gaps_allow[:-1], gaps_allow[1:]) > 1e-4 * variance[0]
     cosines = np.abs((pca.components_.numpy() * vt).sum(1))
@@ -68,17 +74,22 @@ def test_fewer_tokens_than_dimensions_leave_no_negative_variance():
 @pytest.mark.parametrize("d", [2, 3, 7])
 def test_the_orientation_is_the_same_in_any_order_and_batching(d):
     x = correlated(5, 300, d)
-    # Standardized, so that in two dimensions both entries of each component are 1/sqrt(2) but for rounding.
+    # Standardized, so that in two dimensions both entries of each component are 1/sqrt(2) but for
+    # rounding.
     x = ((x.double() - x.double().mean(0)) / x.double().std(0, correction=0)).float()
     reference = fitted(x).components_
     for seed in range(12):
         order = torch.randperm(300, generator=torch.Generator().manual_seed(seed))
-        np.testing.assert_allclose(fitted(x[order], batch=11 + 20 * seed).components_, reference, atol=1e-6)
+        np.testing.assert_allclose(
+            fitted(x[order], batch=11 + 20 * seed).components_, reference, atol=1e-6
+        )
 
 
 def test_orient_makes_the_first_largest_entry_positive():
     above = 0.5 + 1e-12
-    components = torch.tensor([[0.6, -0.8], [-0.8, -0.6], [-0.5, above], [above, -0.5]], dtype=torch.float64)
+    components = torch.tensor(
+        [[0.6, -0.8], [-0.8, -0.6], [-0.5, above], [above, -0.5]], dtype=torch.float64
+    )
     expected = [[-0.6, 0.8], [0.8, 0.6], [0.5, -0.5], [0.5, -0.5]]
     np.testing.assert_allclose(orient(components), expected, atol=1e-9)
 
@@ -161,7 +172,10 @@ def slow_top_k(row, k):
 @given(
     rows=st.integers(1, 40).flatmap(
         lambda width: st.lists(
-            st.lists(st.sampled_from([-2.0, -1.0, -0.0, 0.0, 1.0, 2.0]), min_size=width, max_size=width), max_size=4
+            st.lists(
+                st.sampled_from([-2.0, -1.0, -0.0, 0.0, 1.0, 2.0]), min_size=width, max_size=width
+            ),
+            max_size=4,
         ).map(lambda rows: torch.tensor(rows, dtype=torch.float32).reshape(-1, width))
     ),
     data=st.data(),
@@ -213,7 +227,9 @@ def test_nmse_at_every_k_is_that_of_explicit_reconstruction(n_components):
             assert sums[k].nmse_raw == pytest.approx(nmse_raw, rel=1e-6, abs=1e-14)
             by_subtraction = pca.squared_errors(x, k)
             assert bool((by_subtraction >= 0).all())
-            assert float(by_subtraction.sum()) == pytest.approx(sums[k].residual, rel=1e-6, abs=1e-12)
+            assert float(by_subtraction.sum()) == pytest.approx(
+                sums[k].residual, rel=1e-6, abs=1e-12
+            )
 
 
 def test_some_ks_in_any_order_are_those_of_all_ks():
@@ -254,19 +270,26 @@ def test_error_sums_that_cannot_be_are_refused():
 
 
 def test_the_spectrum_survives_a_far_mean_and_a_condition_number_of_1e8():
-    """The variances span eight decades and the mean is 100 largest standard deviations from 0: float32 sums lose them."""
+    """The variances span eight decades and the mean is 100 largest standard deviations from 0:
+    float32 sums lose them.
+    """
     d, n = 24, 3000
     generator = torch.Generator().manual_seed(0)
     basis, _ = torch.linalg.qr(torch.randn(d, d, generator=generator, dtype=torch.float64))
     mean = torch.randn(d, generator=generator, dtype=torch.float64)
     scales = torch.logspace(0, -4, d, dtype=torch.float64)
-    x = torch.randn(n, d, generator=generator, dtype=torch.float64) * scales @ basis + 100 * mean / mean.norm()
+    x = (
+        torch.randn(n, d, generator=generator, dtype=torch.float64) * scales @ basis
+        + 100 * mean / mean.norm()
+    )
     x = x.float()
     variance = svd(x)[2]
     for batch in (1, 100, 2500):
         np.testing.assert_allclose(fitted(x, batch).explained_variance_, variance, rtol=1e-6)
     sums = x.sum(0)
-    in_float32 = (x.T @ x - torch.outer(sums, sums) / n) / (n - 1)  # what float32 sums over a stream come to
+    in_float32 = (x.T @ x - torch.outer(sums, sums) / n) / (
+        n - 1
+    )  # what float32 sums over a stream come to
     assert np.abs(np.linalg.eigvalsh(in_float32)[::-1] / variance - 1).max() > 1000
 
 
@@ -290,7 +313,9 @@ def test_two_halves_merged_equal_one_pass(seed, cut, offset):
     twice = fitted(torch.cat([x, x]))
     assert first.n_samples_seen_ == 160
     np.testing.assert_allclose(first.mean_, twice.mean_, rtol=1e-12, atol=1e-12)
-    np.testing.assert_allclose(first.explained_variance_, twice.explained_variance_, rtol=1e-9, atol=1e-13)
+    np.testing.assert_allclose(
+        first.explained_variance_, twice.explained_variance_, rtol=1e-9, atol=1e-13
+    )
     np.testing.assert_allclose(whole.merge(StreamingPCA()).mean_, fitted(x).mean_, rtol=0)
 
 
@@ -321,7 +346,9 @@ def test_a_resumed_fit_equals_the_uninterrupted_one_bit_for_bit(cut):
     assert torch.equal(resumed.checkpoint()[0]["scatter"], whole.checkpoint()[0]["scatter"])
     for name, tensor in whole.state_dict().items():
         assert torch.equal(resumed.state_dict()[name], tensor), name
-    assert torch.equal(tensors["scatter"], broken.checkpoint()[0]["scatter"]), "the checkpoint was written to"
+    assert torch.equal(tensors["scatter"], broken.checkpoint()[0]["scatter"]), (
+        "the checkpoint was written to"
+    )
 
 
 def test_a_pca_lives_on_its_device_from_the_first_batch_a_checkpoint_or_a_merge_on():
@@ -334,24 +361,34 @@ def test_a_pca_lives_on_its_device_from_the_first_batch_a_checkpoint_or_a_merge_
         StreamingPCA(device="meta").merge(fitted(x)),
     ):
         assert {tensor.device.type for tensor in model.checkpoint()[0].values()} == {"meta"}
-    assert {tensor.device.type for tensor in StreamingPCA().resume(*checkpoint).checkpoint()[0].values()} == {"cpu"}
+    assert {
+        tensor.device.type for tensor in StreamingPCA().resume(*checkpoint).checkpoint()[0].values()
+    } == {"cpu"}
 
 
 def test_checkpoints_that_cannot_be_are_refused():
     with pytest.raises(ValueError, match="without sums"):
         StreamingPCA().checkpoint()
     good, state = fitted(correlated(0, 30, 4)).checkpoint()
-    for bad, count in (({"scatter": good["scatter"][:3]}, {}), ({}, {"count": 0}), ({"mean": good["mean"][None]}, {})):
+    for bad, count in (
+        ({"scatter": good["scatter"][:3]}, {}),
+        ({}, {"count": 0}),
+        ({"mean": good["mean"][None]}, {}),
+    ):
         with pytest.raises(ValueError, match="is it a PCA's checkpoint"):
             StreamingPCA().resume(good | bad, state | count)
 
 
 def test_whitened_coefficients_have_unit_variance_and_come_back():
     x = correlated(3, 400, 5, offset=2.0)
-    x = torch.cat([x, torch.ones(400, 1, dtype=torch.float32)], dim=1)  # a dimension without variance
+    x = torch.cat(
+        [x, torch.ones(400, 1, dtype=torch.float32)], dim=1
+    )  # a dimension without variance
     plain, white = fitted(x), StreamingPCA(whiten=True).partial_fit(x)
     z = white.transform(x)
-    np.testing.assert_allclose(z[:, :5].double().var(0), torch.ones(5, dtype=torch.float32), rtol=1e-5)
+    np.testing.assert_allclose(
+        z[:, :5].double().var(0), torch.ones(5, dtype=torch.float32), rtol=1e-5
+    )
     assert bool(z.isfinite().all())
     np.testing.assert_allclose(white.inverse_transform(z), x, atol=1e-5)
     assert torch.equal(StreamingPCA.from_state(white.state_dict()).transform(x), z)
@@ -359,10 +396,17 @@ def test_whitened_coefficients_have_unit_variance_and_come_back():
 
 
 def test_rounding_is_not_whitened_to_a_variance_of_1():
-    """Components along which the tokens do not vary: dimensions that repeat others, and one that is constant."""
+    """Components along which the tokens do not vary: dimensions that repeat others, and one that is
+    constant.
+    """
     x = correlated(3, 400, 3, offset=2.0).double()
     x = torch.cat(
-        [x, x @ torch.ones(3, 2, dtype=torch.float64) / 3, torch.full((400, 1), 0.1, dtype=torch.float64)], dim=1
+        [
+            x,
+            x @ torch.ones(3, 2, dtype=torch.float64) / 3,
+            torch.full((400, 1), 0.1, dtype=torch.float64),
+        ],
+        dim=1,
     )
     white = StreamingPCA(whiten=True).partial_fit(x)
     spread = white.transform(x).double().std(0)
@@ -372,7 +416,9 @@ def test_rounding_is_not_whitened_to_a_variance_of_1():
 
 @settings(deadline=None, max_examples=30)
 @given(cut=st.integers(0, 21), whiten=st.booleans(), n_components=st.sampled_from([None, 3]))
-def test_a_resumed_record_of_convergence_equals_the_uninterrupted_one_bit_for_bit(cut, whiten, n_components):
+def test_a_resumed_record_of_convergence_equals_the_uninterrupted_one_bit_for_bit(
+    cut, whiten, n_components
+):
     """Also where the checkpoint was taken before the look at its step."""
     batches = correlated(9, 210, 9, offset=5.0).split(10)
 
@@ -394,7 +440,9 @@ def test_a_resumed_record_of_convergence_equals_the_uninterrupted_one_bit_for_bi
         if step == max(1, cut):
             tensors, state = broken.checkpoint()
             break
-    resumed = Convergence(StreamingPCA(n_components, whiten)).resume(tensors, json.loads(json.dumps(state)))
+    resumed = Convergence(StreamingPCA(n_components, whiten)).resume(
+        tensors, json.loads(json.dumps(state))
+    )
     for _ in go_on(resumed, resumed._pca, max(1, cut)):
         pass
     assert resumed.history_ == whole.history_

@@ -1,4 +1,6 @@
-"""Probes against scikit-learn and an extended-precision solver of one pair at a time, on data easy and hard."""
+"""Probes against scikit-learn and an extended-precision solver of one pair at a time, on data easy
+and hard.
+"""
 
 import dataclasses
 import doctest
@@ -52,7 +54,9 @@ def _make(kind, n_rows=300, n_classes=3, seed=0):
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(-1, n_classes, (n_rows,), generator=generator)
     if kind == "rare":
-        labels = torch.where(torch.rand(n_rows, generator=generator, dtype=torch.float32) < 0.99, 0, labels)
+        labels = torch.where(
+            torch.rand(n_rows, generator=generator, dtype=torch.float32) < 0.99, 0, labels
+        )
     x = torch.randn(n_rows, 4, generator=generator, dtype=torch.float32)
     x = x + torch.randn(n_classes + 1, 4, generator=generator, dtype=torch.float32)[labels]
     if kind == "heavy":
@@ -77,7 +81,9 @@ def _make(kind, n_rows=300, n_classes=3, seed=0):
 
 
 class _Direct:
-    """One probe by Newton's method with backtracking on the rows, in extended precision, from the definition alone."""
+    """One probe by Newton's method with backtracking on the rows, in extended precision, from the
+    definition alone.
+    """
 
     def __init__(self, x, y, ridge, class_weight=None):
         x, self.y = x.numpy().astype(np.longdouble), y.numpy().astype(np.longdouble)
@@ -99,24 +105,36 @@ class _Direct:
         return self.ce(theta) + self.ridge / 2 * (theta[1] ** 2 + (theta[0] - self.b0) ** 2)
 
     def solve(self):
-        """The optimum b, w, and the curvature of the loss there, without the ridge, along w at the best b."""
+        """The optimum b, w, and the curvature of the loss there, without the ridge, along w at the
+        best b.
+        """
         theta = np.array([self.b0, 0], dtype=np.longdouble)
         value = self.objective(theta)
         for _ in range(500):
             sigma = np.exp(-np.logaddexp(0, -(theta[0] + theta[1] * self.x)))
             off = self.weights * (sigma - self.y)
-            gradient = np.array([off.mean(), (off * self.x).mean()]) + self.ridge * (theta - [self.b0, 0])
+            gradient = np.array([off.mean(), (off * self.x).mean()]) + self.ridge * (
+                theta - [self.b0, 0]
+            )
             curvature = self.weights * sigma * (1 - sigma)
-            bb, bw, ww = curvature.mean(), (curvature * self.x).mean(), (curvature * self.x * self.x).mean()
+            bb, bw, ww = (
+                curvature.mean(),
+                (curvature * self.x).mean(),
+                (curvature * self.x * self.x).mean(),
+            )
             left = ww - bw * bw / max(bb, np.longdouble(1e-300))
             bb, ww = bb + self.ridge, ww + self.ridge
-            step = np.array([ww * gradient[0] - bw * gradient[1], bb * gradient[1] - bw * gradient[0]])
+            step = np.array(
+                [ww * gradient[0] - bw * gradient[1], bb * gradient[1] - bw * gradient[0]]
+            )
             step = step / (bb * ww - bw * bw)
             slope, size = (step * gradient).sum(), np.longdouble(1)
             if slope < 1e-26:
                 return theta, left
             # So near that the objective no longer tells, Newton's steps are right as they are.
-            while slope > 1e-15 and self.objective(theta - size * step) > value - size * slope / 1e4:
+            while (
+                slope > 1e-15 and self.objective(theta - size * step) > value - size * slope / 1e4
+            ):
                 size /= 2
             theta = theta - size * step
             value = self.objective(theta)
@@ -183,7 +201,8 @@ def _check_against_the_direct_solver(probe, x, labels, n_classes):
             assert direct.objective(theta) - direct.objective(best) <= 1e-9
             assert direct.ce(theta) - direct.ce(best) <= 1e-9
             assert abs(direct.ce(theta) - float(probe.loss_[feature, c])) <= 1e-8
-            # Where the rows' own curvature is below the ridge's, a class is separable: w is the ridge's then.
+            # Where the rows' own curvature is below the ridge's, a class is separable: w is the
+            # ridge's then.
             if curvature > probe.ridge or probe.feature_std_[feature] == 0:
                 assert abs(theta[1] - best[1]) <= 1e-5 * (1 + abs(best[1]))
 
@@ -192,7 +211,9 @@ def _check_against_the_direct_solver(probe, x, labels, n_classes):
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_pair_is_at_the_optimum_of_the_direct_solver(kind, class_weight):
     x, labels, n_classes = _make(kind, n_rows=2500)
-    codes = _as_format(x, "onehot" if kind == "onehot" else "sparse" if kind == "sparse" else "dense")
+    codes = _as_format(
+        x, "onehot" if kind == "onehot" else "sparse" if kind == "sparse" else "dense"
+    )
     probe = LogisticProbe1d(class_weight=class_weight, slab_rows=1000).fit(codes, labels, n_classes)
     assert (probe.n_iter_ <= 60).all()
     assert probe.fitted_classes_.all()
@@ -209,7 +230,13 @@ def test_a_larger_ridge_too(kind, class_weight):
 
 
 @settings(deadline=None, max_examples=25)
-@given(st.sampled_from(KINDS), st.integers(2, 40), st.integers(1, 3), st.integers(0, 9999), st.sampled_from(WEIGHTS))
+@given(
+    st.sampled_from(KINDS),
+    st.integers(2, 40),
+    st.integers(1, 3),
+    st.integers(0, 9999),
+    st.sampled_from(WEIGHTS),
+)
 def test_tiny_sets_reach_their_optimum(kind, n_rows, n_classes, seed, class_weight):
     x, labels, _ = _make(kind, n_rows, n_classes, seed)
     probe = LogisticProbe1d(class_weight=class_weight).fit(x, labels, n_classes)
@@ -226,20 +253,28 @@ def test_tiny_sets_reach_their_optimum(kind, n_rows, n_classes, seed, class_weig
 
 
 @pytest.mark.parametrize("class_weight", WEIGHTS)
-@pytest.mark.parametrize("kind", ["gaussian", "heavy", "sparse", "onehot", "rare", "offset", "scales"])
+@pytest.mark.parametrize(
+    "kind", ["gaussian", "heavy", "sparse", "onehot", "rare", "offset", "scales"]
+)
 def test_the_loss_is_that_of_scikit_learn(kind, class_weight):
     x, labels, n_classes = _make(kind, n_rows=2500)
     ridge = 1e-8
     probe = LogisticProbe1d(ridge, class_weight=class_weight).fit(x, labels, n_classes)
     compared = 0
     for feature in range(4):
-        column = (x[:, feature].double() - probe.feature_mean_[feature]) / probe.feature_std_[feature]
+        column = (x[:, feature].double() - probe.feature_mean_[feature]) / probe.feature_std_[
+            feature
+        ]
         for c in range(n_classes):
             y = (labels == c).numpy()
-            model = LogisticRegression(C=1 / (ridge * len(y)), tol=1e-12, max_iter=1000, class_weight=class_weight)
+            model = LogisticRegression(
+                C=1 / (ridge * len(y)), tol=1e-12, max_iter=1000, class_weight=class_weight
+            )
             model.fit(column[:, None].numpy(), y)
             z = model.decision_function(column[:, None].numpy())
-            weights = np.ones(len(y)) if class_weight is None else compute_sample_weight("balanced", y)
+            weights = (
+                np.ones(len(y)) if class_weight is None else compute_sample_weight("balanced", y)
+            )
             ce = np.average(np.logaddexp(0, z) - y * z, weights=weights)
             # scikit-learn's ridge leaves b alone: ours is the lower objective, and not by much.
             direct = _Direct(x[:, feature], labels == c, ridge, class_weight)
@@ -249,7 +284,9 @@ def test_the_loss_is_that_of_scikit_learn(kind, class_weight):
             assert -1e-9 <= gap <= 1e-6
             assert abs(float(probe.loss_[feature, c]) - ce) <= 1e-7 + 100 * gap
             w = float(probe.coef_standardized_[feature, c])
-            if abs(w) < 30:  # else the class is nearly separable, and the ridge on b, which is ours alone, shows
+            if (
+                abs(w) < 30
+            ):  # else the class is nearly separable, and the ridge on b, which is ours alone, shows
                 compared += 1
                 assert abs(theirs[1] - w) <= 1e-5 * (1 + abs(w))
     assert compared >= 6
@@ -265,7 +302,9 @@ def test_what_is_said_of_other_rows_is_that_of_a_loop(kind, class_weight):
     loss, precision, confusion = judged.loss, judged.average_precision, judged.confusion()
     assert loss.dtype == precision.dtype == torch.float64
     for feature in range(4):
-        standard = (held[:, feature].double() - probe.feature_mean_[feature]) / (probe.feature_std_[feature] or 1.0)
+        standard = (held[:, feature].double() - probe.feature_mean_[feature]) / (
+            probe.feature_std_[feature] or 1.0
+        )
         for c in range(n_classes):
             y = (held_labels == c).numpy()
             w = float(probe.coef_standardized_[feature, c])
@@ -280,14 +319,23 @@ def test_what_is_said_of_other_rows_is_that_of_a_loop(kind, class_weight):
                 assert judged.recall[feature, c].isnan()
                 assert judged.f1[feature, c].isnan()
                 continue
-            np.testing.assert_allclose(precision[feature, c], average_precision_score(y, score.double()), rtol=1e-9)
+            np.testing.assert_allclose(
+                precision[feature, c], average_precision_score(y, score.double()), rtol=1e-9
+            )
             clear = abs(z) > 1e-9 * (1 + abs(w))  # p is one half to the last digit otherwise
-            tp, fp, fn, tn = (float(confusion[name][feature, c]) for name in ("tp", "fp", "fn", "tn"))
+            tp, fp, fn, tn = (
+                float(confusion[name][feature, c]) for name in ("tp", "fp", "fn", "tn")
+            )
             if clear.all():
                 assert (tp, fp) == (int(((z >= 0) & y).sum()), int(((z >= 0) & ~y).sum()))
                 assert (fn, tn) == (int(((z < 0) & y).sum()), int(((z < 0) & ~y).sum()))
-                found = [float(getattr(judged, name)[feature, c]) for name in ("precision", "recall", "f1")]
-                wanted = precision_recall_fscore_support(y, z >= 0, average="binary", zero_division=0)[:3]
+                found = [
+                    float(getattr(judged, name)[feature, c])
+                    for name in ("precision", "recall", "f1")
+                ]
+                wanted = precision_recall_fscore_support(
+                    y, z >= 0, average="binary", zero_division=0
+                )[:3]
                 np.testing.assert_allclose(found, wanted, rtol=1e-12)
 
 
@@ -301,18 +349,24 @@ def test_average_precision_does_not_depend_on_the_order_of_rows(kind):
 
 
 def _spikes(n_rows=2600):
-    """Two features; below 1, class 0 and rows of no class are spread out, and class 1 is a little above 1, within a cell."""
+    """Two features; below 1, class 0 and rows of no class are spread out, and class 1 is a little
+    above 1, within a cell.
+    """
     generator = torch.Generator().manual_seed(5)
     labels = torch.randint(-1, 2, (n_rows,), generator=generator)
     x = torch.randn(n_rows, 2, generator=generator, dtype=torch.float32)
     below, above = 1 - 2e-3 * x[:, 0].abs(), 1 + 1e-3 * (1 + x[:, 0].abs())
-    x[:, 0] = torch.where(labels == 1, above, torch.where(labels == 0, below, x[:, 0].clamp(max=0.9)))
+    x[:, 0] = torch.where(
+        labels == 1, above, torch.where(labels == 0, below, x[:, 0].clamp(max=0.9))
+    )
     return x, labels
 
 
 @pytest.mark.parametrize("class_weight", WEIGHTS)
 @pytest.mark.parametrize("fine_bits", [4, 10, 14])
-def test_what_the_sketch_does_not_settle_is_settled_finer_or_on_the_rows(monkeypatch, fine_bits, class_weight):
+def test_what_the_sketch_does_not_settle_is_settled_finer_or_on_the_rows(
+    monkeypatch, fine_bits, class_weight
+):
     x, labels = _spikes()
     sketches, rows = [], []
     slab_of_rows = solver.slab_of_rows
@@ -334,7 +388,9 @@ def test_a_feature_that_is_0_at_first_and_tiny_later_is_not_lost(scale, class_we
     """The map of cells is drawn from the first rows, which say nothing of the rest."""
     generator = torch.Generator().manual_seed(3)
     labels = torch.randint(0, 2, (3000,), generator=generator)
-    x = scale * (labels + 0.5 * torch.randn(3000, generator=generator, dtype=torch.float32))[:, None].repeat(1, 2)
+    x = scale * (labels + 0.5 * torch.randn(3000, generator=generator, dtype=torch.float32))[
+        :, None
+    ].repeat(1, 2)
     x[:600, 0] = 0
     codes = _as_format(x, code_format)
     probe = LogisticProbe1d(class_weight=class_weight, slab_rows=500).fit(codes, labels, 2)
@@ -343,7 +399,9 @@ def test_a_feature_that_is_0_at_first_and_tiny_later_is_not_lost(scale, class_we
     _check_against_the_direct_solver(probe, x, labels, 2)
     every = torch.cartesian_prod(torch.arange(2), torch.arange(2))
     probe.certify(codes, labels, every)
-    probe.feature_std_.mul_(1.001)  # the rows' own scale is what the ridge is held against, and the loss
+    probe.feature_std_.mul_(
+        1.001
+    )  # the rows' own scale is what the ridge is held against, and the loss
     probe.feature_mean_.add_(0.1 * std)
     with pytest.raises(CertificateError):
         probe.certify(codes, labels, every)
@@ -357,10 +415,15 @@ def test_the_loss_on_other_rows_stands_beside_one_that_is_far_out(far):
     held[77] = far
     judged = probe.judge(held, held_labels)
     for feature in range(4):
-        standard = (held[:, feature].double() - probe.feature_mean_[feature]) / probe.feature_std_[feature]
+        standard = (held[:, feature].double() - probe.feature_mean_[feature]) / probe.feature_std_[
+            feature
+        ]
         for c in range(n_classes):
             y = (held_labels == c).double()
-            z = probe.intercept_standardized_[feature, c] + probe.coef_standardized_[feature, c] * standard
+            z = (
+                probe.intercept_standardized_[feature, c]
+                + probe.coef_standardized_[feature, c] * standard
+            )
             exact = float((torch.nn.functional.softplus(z) - y * z).mean())
             assert float(judged.loss[feature, c]) == pytest.approx(exact, rel=1e-9, abs=2e-9)
     best = torch.tensor([2, 0, 1])
@@ -377,7 +440,9 @@ def test_workers_sketches_merged_are_fitted_as_one_pass(code_format, class_weigh
     second = probe.sketch(_as_format(x[900:], code_format), labels[900:], n_classes, like=first)
     first.merge(second)
     shared = probe.fit_sketch(first)
-    whole = LogisticProbe1d(class_weight=class_weight).fit(_as_format(x, code_format), labels, n_classes)
+    whole = LogisticProbe1d(class_weight=class_weight).fit(
+        _as_format(x, code_format), labels, n_classes
+    )
     assert shared.converged_.all()
     for name, value in whole.state_dict().items():
         if name != "n_iter":
@@ -405,17 +470,24 @@ def test_a_loss_on_other_rows_that_is_not_theirs_fails():
 
 
 def test_codes_that_are_mostly_0_are_cut_finely_where_they_are_not():
-    """As an autoencoder's: whether they come as dense or sparse codes, few pairs are left to the rows."""
+    """As an autoencoder's: whether they come as dense or sparse codes, few pairs are left to the
+    rows.
+    """
     generator = torch.Generator().manual_seed(4)
     labels = torch.randint(0, 4, (20_000,), generator=generator)
     active = torch.rand(20_000, 8, generator=generator, dtype=torch.float32) < 0.05 + 0.2 * (
         labels[:, None] == torch.arange(8) % 4
     )
     x = torch.where(
-        active, torch.rand(20_000, 8, generator=generator, dtype=torch.float32).exp() * (1 + labels[:, None]), 0.0
+        active,
+        torch.rand(20_000, 8, generator=generator, dtype=torch.float32).exp()
+        * (1 + labels[:, None]),
+        0.0,
     )
     x[0] = 1000.0
-    probes = {name: LogisticProbe1d().fit(_as_format(x, name), labels, 4) for name in ("dense", "sparse")}
+    probes = {
+        name: LogisticProbe1d().fit(_as_format(x, name), labels, 4) for name in ("dense", "sparse")
+    }
     assert probes["dense"].n_refined_ <= probes["sparse"].n_refined_ + 2
     torch.testing.assert_close(probes["dense"].coef_, probes["sparse"].coef_, rtol=1e-6, atol=1e-9)
 
@@ -437,7 +509,9 @@ def test_matrices_are_decomposed_in_batches_that_the_device_takes(monkeypatch):
     whole = LogisticProbe1d().fit(x, labels, n_classes)
     sizes = []
     eigh = torch.linalg.eigh
-    monkeypatch.setattr(torch.linalg, "eigh", lambda matrices: (sizes.append(len(matrices)), eigh(matrices))[1])
+    monkeypatch.setattr(
+        torch.linalg, "eigh", lambda matrices: (sizes.append(len(matrices)), eigh(matrices))[1]
+    )
     monkeypatch.setattr(sketch, "_MATRICES", 100)
     parts = LogisticProbe1d().fit(x, labels, n_classes)
     assert len(sizes) > 1
@@ -453,7 +527,10 @@ def test_row_gathering_keeps_to_the_memory_whatever_slab_features_says(monkeypat
     monkeypatch.setattr(
         labeled,
         "gather_columns",
-        lambda codes, wanted, *rest: (gathered.append(sum(len(f) for f, _ in wanted)), gather(codes, wanted, *rest))[1],
+        lambda codes, wanted, *rest: (
+            gathered.append(sum(len(f) for f, _ in wanted)),
+            gather(codes, wanted, *rest),
+        )[1],
     )
     data = labeled.LabeledCodes(as_codes(x), labels, n_classes, slab_features=4)
     solver.fit(dataclasses.replace(LogisticProbe1d().settings, ce_error=0.0), data)
@@ -475,11 +552,22 @@ def test_losses_on_other_rows_are_refined_too():
     probe = LogisticProbe1d().fit(x, labels, 2)
     loss = probe.judge(held, held_labels).loss
     for feature in range(2):
-        standard = (held[:, feature].double() - probe.feature_mean_[feature]) / probe.feature_std_[feature]
+        standard = (held[:, feature].double() - probe.feature_mean_[feature]) / probe.feature_std_[
+            feature
+        ]
         for c in range(2):
             y = (held_labels == c).double()
-            z = probe.intercept_standardized_[feature, c] + probe.coef_standardized_[feature, c] * standard
-            assert abs(float(loss[feature, c]) - float((torch.nn.functional.softplus(z) - y * z).mean())) <= 2e-9
+            z = (
+                probe.intercept_standardized_[feature, c]
+                + probe.coef_standardized_[feature, c] * standard
+            )
+            assert (
+                abs(
+                    float(loss[feature, c])
+                    - float((torch.nn.functional.softplus(z) - y * z).mean())
+                )
+                <= 2e-9
+            )
 
 
 @pytest.mark.parametrize("class_weight", WEIGHTS)
@@ -493,7 +581,9 @@ def test_losses_on_other_rows_are_taken_on_finer_cells_and_on_the_rows_where_the
     monkeypatch.setattr(CellMap, "of_rows", lambda *a: (sketches.append(a[1:]), of_rows(*a))[1])
     monkeypatch.setattr(state, "slab_of_rows", lambda *a: (rows.append(1), slab_of_rows(*a))[1])
     for ce_error in (torch.inf, 0.0):
-        probe.fitted_.settings = dataclasses.replace(probe.settings, ce_error=ce_error, fine_bits=12)
+        probe.fitted_.settings = dataclasses.replace(
+            probe.settings, ce_error=ce_error, fine_bits=12
+        )
         np.testing.assert_allclose(probe.judge(x, labels).loss, probe.loss_, atol=1e-9)
         assert sketches == ([(), (12,)] if ce_error == 0 and class_weight is None else [()])
         assert bool(rows) == (ce_error == 0)
@@ -510,9 +600,12 @@ def test_one_label_one_code_and_the_ridge_change_what_they_should():
     after = LogisticProbe1d().fit(x, flipped, n_classes)
     np.testing.assert_allclose(after.coef_[:, 2], before.coef_[:, 2], rtol=1e-9)
     for c, sign in ((0, -1), (1, 1)):
-        # The loss is linear in the label: at the old optimum it falls by z / N for each label that is set.
+        # The loss is linear in the label: at the old optimum it falls by z / N for each label that
+        # is set.
         z = before.intercept_[:, c] + before.coef_[:, c] * x[row].double()
-        moved = before.from_state(before.state_dict()).judge(x, flipped).loss[:, c] - before.loss_[:, c]
+        moved = (
+            before.from_state(before.state_dict()).judge(x, flipped).loss[:, c] - before.loss_[:, c]
+        )
         np.testing.assert_allclose(moved, -sign * z / len(x), rtol=1e-6, atol=1e-11)
     _check_against_the_direct_solver(after, x, flipped, n_classes)
 
@@ -522,15 +615,23 @@ def test_one_label_one_code_and_the_ridge_change_what_they_should():
     for feature in (0, 2, 3):
         np.testing.assert_allclose(after.coef_[feature], before.coef_[feature], rtol=1e-9)
     np.testing.assert_allclose(
-        after.feature_mean_[1] - before.feature_mean_[1], (changed - x)[row, 1].double() / len(x), rtol=1e-6
+        after.feature_mean_[1] - before.feature_mean_[1],
+        (changed - x)[row, 1].double() / len(x),
+        rtol=1e-6,
     )
     _check_against_the_direct_solver(after, changed, labels, n_classes)
 
     ridge = 1e-6
     after = LogisticProbe1d(ridge).fit(x, labels, n_classes)
     # By the envelope theorem the optimum rises by the penalty at the optimum, to first order.
-    penalty = before.coef_standardized_.square() + (before.intercept_standardized_ - before.base_rate_.logit()).square()
-    at = after.coef_standardized_.square() + (after.intercept_standardized_ - after.base_rate_.logit()).square()
+    penalty = (
+        before.coef_standardized_.square()
+        + (before.intercept_standardized_ - before.base_rate_.logit()).square()
+    )
+    at = (
+        after.coef_standardized_.square()
+        + (after.intercept_standardized_ - after.base_rate_.logit()).square()
+    )
     rise = (after.loss_ + ridge / 2 * at) - (before.loss_ + 1e-8 / 2 * penalty)
     np.testing.assert_allclose(rise, (ridge - 1e-8) / 2 * penalty, rtol=1e-3, atol=1e-14)
 
@@ -568,14 +669,18 @@ def test_the_certificate_fails_where_a_sketch_was_spoiled(monkeypatch):
             return LogisticProbe1d().fit(x, labels, n_classes)
 
     assert spoiled(1.0).certify(x, labels, _pairs()).ce_error < 1e-9
-    with pytest.raises(CertificateError, match=r"over 12 probes the loss differs by .* wanted at most 1e-08"):
+    with pytest.raises(
+        CertificateError, match=r"over 12 probes the loss differs by .* wanted at most 1e-08"
+    ):
         spoiled(1.001).certify(x, labels, _pairs())
     probe = LogisticProbe1d().fit(x, labels, n_classes)
     probe.certify(x, labels, _pairs())
     for codes, classes in ((x, labels.flip(0)), (x * 1.001, labels), (x.flip(0), labels)):
         with pytest.raises(CertificateError, match="are these not the codes and labels of the fit"):
             probe.certify(codes, classes, _pairs())
-    probe.intercept_standardized_[1, 1] += 1e-6  # a loss that is right, of a probe that is not the best
+    probe.intercept_standardized_[1, 1] += (
+        1e-6  # a loss that is right, of a probe that is not the best
+    )
     probe.loss_[1, 1] = probe.judge(x, labels).loss[1, 1]
     with pytest.raises(CertificateError, match="its gradient is up to"):
         probe.certify(x, labels, _pairs())
@@ -625,9 +730,13 @@ def test_every_k_of_a_sweep_is_fitted_and_judged_in_the_same_passes(ks, class_we
             tensors |= {"loss": judgment.loss, "ap": judgment.average_precision}
         _assert_same(mine, other, atol=1e-9, but=("n_iter",))
         assert certificates[k].ce_error < 1e-9
-    with pytest.raises(ValueError, match="found sparse codes of 4 entries a row, wanted sparse ones of at least 5"):
+    with pytest.raises(
+        ValueError, match="found sparse codes of 4 entries a row, wanted sparse ones of at least 5"
+    ):
         fit_probes(probe, codes, labels, n_classes, [1, 5])
-    with pytest.raises(ValueError, match="found dense codes of 4 entries a row, wanted sparse ones"):
+    with pytest.raises(
+        ValueError, match="found dense codes of 4 entries a row, wanted sparse ones"
+    ):
         fit_probes(probe, x, labels, n_classes, [2])
 
 
@@ -636,7 +745,9 @@ def test_raw_coefficients_give_the_same_scores_as_standardized_ones():
     probe = LogisticProbe1d(1e-3).fit(x, labels, n_classes)
     standard = (x.double() - x.double().mean(0)) / x.double().std(0, unbiased=False)
     z = probe.intercept_standardized_ + probe.coef_standardized_ * standard[:, :, None]
-    np.testing.assert_allclose(probe.intercept_ + probe.coef_ * x.double()[:, :, None], z, rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(
+        probe.intercept_ + probe.coef_ * x.double()[:, :, None], z, rtol=1e-9, atol=1e-9
+    )
     np.testing.assert_allclose(probe.feature_mean_, x.double().mean(0), rtol=1e-12)
     np.testing.assert_allclose(probe.feature_std_, x.double().std(0, unbiased=False), rtol=1e-12)
     np.testing.assert_array_equal(probe.max_abs_, x.double().abs().amax(0))
@@ -647,7 +758,9 @@ def test_the_ridge_holds_the_standardized_weights():
     x, labels, n_classes = _make("scales")
     weak, strong = (LogisticProbe1d(ridge).fit(x, labels, n_classes) for ridge in (1e-8, 10.0))
     assert (strong.coef_standardized_.abs() < 0.1 * weak.coef_standardized_.abs()).all()
-    np.testing.assert_allclose(strong.intercept_standardized_, weak.base_rate_.logit().expand(4, -1), atol=0.01)
+    np.testing.assert_allclose(
+        strong.intercept_standardized_, weak.base_rate_.logit().expand(4, -1), atol=0.01
+    )
     rescaled = LogisticProbe1d(10.0).fit(x * 1024, labels, n_classes)
     np.testing.assert_allclose(rescaled.coef_standardized_, strong.coef_standardized_, rtol=1e-9)
 
@@ -657,13 +770,17 @@ def test_a_constant_feature_has_no_weight_and_the_base_loss():
     probe = LogisticProbe1d().fit(x, labels, n_classes)
     assert (probe.coef_standardized_[:2] == 0).all()
     assert probe.feature_std_[:2].tolist() == [0.0, 0.0]
-    np.testing.assert_allclose(probe.judge(x, labels).loss[:2], probe.base_loss(labels).expand(2, -1), rtol=1e-12)
+    np.testing.assert_allclose(
+        probe.judge(x, labels).loss[:2], probe.base_loss(labels).expand(2, -1), rtol=1e-12
+    )
     balanced = LogisticProbe1d(class_weight="balanced").fit(x, labels, n_classes)
     assert (balanced.coef_standardized_[:2] == 0).all()
     assert (balanced.intercept_standardized_[:2].abs() < 1e-20).all()
     assert (balanced.judge(x, labels).predicted[:2] == len(x)).all()  # p is one half
     share = torch.stack([(labels == c).double().mean() for c in range(n_classes)])
-    np.testing.assert_allclose(probe.judge(x, labels).average_precision[:2], share.expand(2, -1), rtol=1e-12)
+    np.testing.assert_allclose(
+        probe.judge(x, labels).average_precision[:2], share.expand(2, -1), rtol=1e-12
+    )
 
 
 @pytest.mark.parametrize("code_format", ["dense", "onehot"])
@@ -678,7 +795,9 @@ def test_a_weight_of_exactly_zero_ranks_the_highest_value_first(code_format):
 @pytest.mark.parametrize("ridge", [1e-8, 1e-3])
 def test_one_hot_codes_need_no_rows(ridge):
     x, labels, n_classes = _make("onehot")
-    x = torch.cat([x, torch.zeros(len(x), 1, dtype=torch.float32)], 1)  # and a feature that no row has
+    x = torch.cat(
+        [x, torch.zeros(len(x), 1, dtype=torch.float32)], 1
+    )  # and a feature that no row has
     held, held_labels, _ = _make("onehot", n_rows=60, seed=1)
     held = torch.cat([held, torch.zeros(len(held), 1, dtype=torch.float32)], 1)
     table, dense = (
@@ -698,7 +817,12 @@ def test_formats_slabs_and_batches_do_not_change_the_result():
         whole = LogisticProbe1d(class_weight=class_weight).fit(x, labels, n_classes)
         expected = _everything(whole, held, held_labels)
         for code_format in ("dense", "sparse"):
-            for options in ({"slab_features": 1}, {"slab_features": 3}, {"slab_rows": 7}, {"slab_rows": 299}):
+            for options in (
+                {"slab_features": 1},
+                {"slab_features": 3},
+                {"slab_rows": 7},
+                {"slab_rows": 299},
+            ):
                 probe = LogisticProbe1d(class_weight=class_weight, **options)
                 probe.fit(_as_format(x, code_format), labels, n_classes)
                 mine = _everything(probe, _as_format(held, code_format), held_labels)
@@ -743,9 +867,15 @@ def test_what_a_quarter_of_the_free_memory_holds_is_worked_on_together(monkeypat
             sketch_features(data, columns, *a, **b),
         )[1],
     )
-    for features, by_class, wanted in ((3, None, [3, 1]), (0, None, [1] * 4), (3, "balanced", [3, 1])):
+    for features, by_class, wanted in (
+        (3, None, [3, 1]),
+        (0, None, [1] * 4),
+        (3, "balanced", [3, 1]),
+    ):
         each = FeatureSketch.bytes_per_feature(n_classes, by_class=by_class is not None)
-        monkeypatch.setattr(labeled, "free_bytes", lambda _, each=each, n=features: 4 * each * n + 5)
+        monkeypatch.setattr(
+            labeled, "free_bytes", lambda _, each=each, n=features: 4 * each * n + 5
+        )
         LogisticProbe1d(class_weight=by_class).fit(x, labels, n_classes)
         assert widths == wanted
         widths.clear()
@@ -790,8 +920,8 @@ def test_tolerance_and_iterations_rule_the_fit(caplog):
     assert not short.converged_.all()
     assert int(short.n_iter_.max()) == 2
     assert (
-        f"{int((~short.converged_).sum())} of 12 probes are not at their optimum after 2 iterations: raise max_iter"
-        in caplog.text
+        f"{int((~short.converged_).sum())} of 12 probes are not at their optimum after 2"
+        " iterations: raise max_iter" in caplog.text
     )
     loose = LogisticProbe1d(tol=1e-2).fit(x, labels, n_classes)
     tight = LogisticProbe1d().fit(x, labels, n_classes)
@@ -814,7 +944,10 @@ def test_a_probe_comes_back_from_its_state():
 def test_a_probe_shows_its_parameters_and_its_example_runs():
     x, labels, n_classes = _make("gaussian")
     probe = LogisticProbe1d(1e-3, class_weight="balanced", slab_rows=7)
-    shown = "LogisticProbe1d(ridge=0.001, class_weight='balanced', max_iter=200, tol=1e-16, slab_features=None, slab_rows=7)"
+    shown = (
+        "LogisticProbe1d(ridge=0.001, class_weight='balanced', max_iter=200, tol=1e-16,"
+        " slab_features=None, slab_rows=7)"
+    )
     assert repr(probe) == shown
     assert repr(probe.fit(x, labels, n_classes)) == shown
     ran = doctest.testmod(estimator)
@@ -842,11 +975,17 @@ def test_bad_inputs_are_refused():
         broken = x.clone()
         broken[7, 2] = value
         for code_format in ("dense", "sparse"):
-            with pytest.raises(ValueError, match="row 7, feature 2 is NaN or infinity, wanted finite"):
-                LogisticProbe1d(slab_features=1, slab_rows=3).fit(_as_format(broken, code_format), labels, n_classes)
+            with pytest.raises(
+                ValueError, match="row 7, feature 2 is NaN or infinity, wanted finite"
+            ):
+                LogisticProbe1d(slab_features=1, slab_rows=3).fit(
+                    _as_format(broken, code_format), labels, n_classes
+                )
     probe = LogisticProbe1d().fit(x, labels, n_classes)
     no_pairs = torch.empty(0, 2, dtype=torch.int64)
-    for width, use in product((3, 5), (probe.judge, lambda *given: probe.certify(*given, no_pairs))):
+    for width, use in product(
+        (3, 5), (probe.judge, lambda *given: probe.certify(*given, no_pairs))
+    ):
         with pytest.raises(ValueError, match=f"codes have {width} features, wanted 4"):
             use(torch.cat([x, x], 1)[:, :width].contiguous(), labels)
     for use in (probe.judge, lambda *given: probe.certify(*given, no_pairs)):
@@ -860,8 +999,9 @@ def test_bad_inputs_are_refused():
 
 
 def test_validation_loss_of_a_pure_cluster_is_that_of_the_optimum():
-    """Where a one-hot feature is 1 for one class only, w is bounded by the ridge alone, and validation rows that differ
-    pay for each error of w in full."""
+    """Where a one-hot feature is 1 for one class only, w is bounded by the ridge alone, and
+    validation rows that differ pay for each error of w in full.
+    """
     n_rows, pure, ridge = 1000, 50, 1e-8
     indices = torch.arange(n_rows) % 4 + 1
     indices[:pure] = 0
@@ -883,7 +1023,9 @@ def test_validation_loss_of_a_pure_cluster_is_that_of_the_optimum():
         p = 1 / (1 + np.exp(-theta @ design))
         gradient = design @ (p - y) / n_rows + ridge * (theta - center)
         (a, b), (_, d) = (design * (p * (1 - p))) @ design.T / n_rows + ridge * np.eye(2)
-        step = np.array([d * gradient[0] - b * gradient[1], a * gradient[1] - b * gradient[0]]) / (a * d - b * b)
+        step = np.array([d * gradient[0] - b * gradient[1], a * gradient[1] - b * gradient[0]]) / (
+            a * d - b * b
+        )
         theta = theta - step / max(1, np.abs(step).max() / 2)
     z = theta @ design
     wanted = (np.logaddexp(0, z) - y_val * z).mean()
@@ -896,14 +1038,24 @@ def test_validation_loss_of_a_pure_cluster_is_that_of_the_optimum():
 def test_on_cuda_the_probes_are_the_same(kind, class_weight):
     x, labels, n_classes = _make(kind, n_rows=2500)
     for code_format in ("onehot",) if kind == "onehot" else ("dense", "sparse"):
-        wanted = LogisticProbe1d(class_weight=class_weight).fit(_as_format(x, code_format), labels, n_classes)
-        found = LogisticProbe1d(class_weight=class_weight).fit(_as_format(x, code_format), labels.cuda(), n_classes)
+        wanted = LogisticProbe1d(class_weight=class_weight).fit(
+            _as_format(x, code_format), labels, n_classes
+        )
+        found = LogisticProbe1d(class_weight=class_weight).fit(
+            _as_format(x, code_format), labels.cuda(), n_classes
+        )
         codes = _as_format(x, code_format)
-        mine = {name: tensor.cpu() for name, tensor in _everything(found, codes, labels.cuda()).items()}
+        mine = {
+            name: tensor.cpu() for name, tensor in _everything(found, codes, labels.cuda()).items()
+        }
         theirs = _everything(wanted, codes, labels)
         # Where p is 0.5 but for rounding, a row is predicted or not by the order of a sum.
-        on_edge = (theirs["coef_standardized"] == 0) & (theirs["intercept_standardized"].abs() < 1e-12)
+        on_edge = (theirs["coef_standardized"] == 0) & (
+            theirs["intercept_standardized"].abs() < 1e-12
+        )
         for name in ("hits", "predicted"):
-            mine[name], theirs[name] = (each[name].masked_fill(on_edge, 0) for each in (mine, theirs))
+            mine[name], theirs[name] = (
+                each[name].masked_fill(on_edge, 0) for each in (mine, theirs)
+            )
         _assert_same(mine, theirs, atol=1e-8, but=("n_iter",))
         assert found.certify(codes, labels.cuda(), _pairs()).ce_error < 1e-9

@@ -32,7 +32,9 @@ def _reference(scores, labels, n_classes):
 
 @st.composite
 def ranked(draw):
-    """Scores of few or many distinct values, and labels of which some are -1 and some classes absent."""
+    """Scores of few or many distinct values, and labels of which some are -1 and some classes
+    absent.
+    """
     n_rows, n_classes = draw(st.integers(1, 60)), draw(st.integers(1, 5))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 9999)))
     scores = torch.randn(3, n_rows, generator=generator, dtype=torch.float32)
@@ -96,7 +98,10 @@ def test_the_order_of_rows_does_not_matter(case, seed):
 
 
 def test_features_are_ranked_alike_in_any_block(monkeypatch):
-    scores, labels = torch.randn(7, 50, dtype=torch.float32).round(decimals=1), torch.randint(0, 3, (50,))
+    scores, labels = (
+        torch.randn(7, 50, dtype=torch.float32).round(decimals=1),
+        torch.randint(0, 3, (50,)),
+    )
     thresholds = torch.randn(7, 3, dtype=torch.float32).double()
     whole = _rank(scores, labels, 3, thresholds)
     monkeypatch.setitem(ranking._BLOCK, "cpu", 100)
@@ -117,7 +122,9 @@ def test_counts_of_ones_are_enough_for_binary_features(n_rows, n_classes, seed):
         for row in range(n_rows):
             table[feature, labels[row]] += values[feature, row]  # label -1 is the last column
     found = rank_table(table, count_classes(labels, n_classes), n_rows, thresholds)
-    np.testing.assert_allclose(found, _rank(values.float(), labels, n_classes, thresholds), rtol=1e-12)
+    np.testing.assert_allclose(
+        found, _rank(values.float(), labels, n_classes, thresholds), rtol=1e-12
+    )
 
 
 def test_a_threshold_that_is_no_number_spoils_no_other():
@@ -161,8 +168,13 @@ def test_purity_is_of_the_sixteen_highest_unless_told():
     labels = torch.tensor([0] * 16 + [1] * 84)
     assert purity_at_k(torch.arange(100.0, dtype=torch.float32).flip(0), labels) == 1.0
     assert purity_at_k(torch.arange(100.0, dtype=torch.float32).flip(0), labels, 32) == 0.5
-    assert purity_at_k(torch.zeros(100, dtype=torch.float32), labels) == 1.0  # all equal: the lowest rows
-    for values, k in ((torch.zeros(0, dtype=torch.float32), 16), (torch.zeros(3, dtype=torch.float32), 0)):
+    assert (
+        purity_at_k(torch.zeros(100, dtype=torch.float32), labels) == 1.0
+    )  # all equal: the lowest rows
+    for values, k in (
+        (torch.zeros(0, dtype=torch.float32), 16),
+        (torch.zeros(3, dtype=torch.float32), 0),
+    ):
         with pytest.raises(ValueError, match="wanted at least 1"):
             purity_at_k(values, torch.zeros(len(values), dtype=torch.int64), k)
 

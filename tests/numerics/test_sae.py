@@ -55,16 +55,25 @@ def _by_hand(x, tensors, activation, k=3, input_bias="b_dec"):
     st.integers(0, 99),
     st.sampled_from([0.0, -0.5, -1.0, -100.0]),
 )
-def test_codes_and_reconstruction_are_those_of_the_definition(activation, input_bias, n_rows, k, seed, shift):
+def test_codes_and_reconstruction_are_those_of_the_definition(
+    activation, input_bias, n_rows, k, seed, shift
+):
     tensors = _tensors(seed)
     tensors["threshold"] = tensors["threshold"] + shift
-    x = torch.randn(n_rows, D, generator=torch.Generator().manual_seed(seed + 1), dtype=torch.float32) * 2
+    x = (
+        torch.randn(
+            n_rows, D, generator=torch.Generator().manual_seed(seed + 1), dtype=torch.float32
+        )
+        * 2
+    )
     sae = SparseAutoencoder(tensors, **_options(activation, k), input_bias=input_bias)
     batch = sae.encode(x)
     codes, back = _by_hand(x, tensors, activation, k, input_bias)
     np.testing.assert_allclose(densify(batch, "sparse", N), codes, atol=1e-4)
     assert (batch["values"].diff(dim=1) <= 0).all()
-    np.testing.assert_allclose(batch["error"], ((x.double().numpy() - back) ** 2).sum(1), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(
+        batch["error"], ((x.double().numpy() - back) ** 2).sum(1), rtol=1e-4, atol=1e-4
+    )
     np.testing.assert_allclose(sae.residual(x), x.double().numpy() - back, atol=1e-4)
     if activation == "topk":
         assert batch["values"].shape[1] == k
@@ -98,17 +107,24 @@ def test_tensors_go_by_the_names_of_saev_saelens_and_torch():
         "log_threshold": tensors["threshold"].log(),
         "steps": torch.zeros((), dtype=torch.float32),
     }
-    found = SparseAutoencoder({name: tensor.double() for name, tensor in linear.items()}, activation="jumprelu").encode(
-        x
-    )
+    found = SparseAutoencoder(
+        {name: tensor.double() for name, tensor in linear.items()}, activation="jumprelu"
+    ).encode(x)
     torch.testing.assert_close(found["values"], wanted["values"], rtol=1e-5, atol=1e-5)
     bare = {name: tensors[name] for name in ("W_enc", "W_dec", "b_dec")}
-    zero = SparseAutoencoder(tensors | {"b_enc": torch.zeros(N, dtype=torch.float32)}, activation="relu").encode(x)
-    torch.testing.assert_close(SparseAutoencoder(bare, activation="relu").encode(x)["values"], zero["values"])
-    one = torch.tensor(0.7, dtype=torch.float32)
-    same = SparseAutoencoder(tensors | {"threshold": one.expand(N)}, activation="batchtopk").encode(x)
+    zero = SparseAutoencoder(
+        tensors | {"b_enc": torch.zeros(N, dtype=torch.float32)}, activation="relu"
+    ).encode(x)
     torch.testing.assert_close(
-        SparseAutoencoder(tensors | {"threshold": one}, activation="batchtopk").encode(x)["values"], same["values"]
+        SparseAutoencoder(bare, activation="relu").encode(x)["values"], zero["values"]
+    )
+    one = torch.tensor(0.7, dtype=torch.float32)
+    same = SparseAutoencoder(tensors | {"threshold": one.expand(N)}, activation="batchtopk").encode(
+        x
+    )
+    torch.testing.assert_close(
+        SparseAutoencoder(tensors | {"threshold": one}, activation="batchtopk").encode(x)["values"],
+        same["values"],
     )
 
 
@@ -118,7 +134,10 @@ def test_an_autoencoder_of_raw_activations_sees_them_raw():
         torch.tensor([1.0, 2.0, 0.0, 0.5, 3.0, 1.0], dtype=torch.float32),
     )
     scale = torch.where(std > 0, std, 1.0)
-    raw = torch.randn(40, D, generator=torch.Generator().manual_seed(1), dtype=torch.float32) * scale + mean
+    raw = (
+        torch.randn(40, D, generator=torch.Generator().manual_seed(1), dtype=torch.float32) * scale
+        + mean
+    )
     x = ((raw.double() - mean) / scale).float()
     tensors = _tensors()
     sae = SparseAutoencoder(tensors, activation="relu", mean=mean, std=std)
@@ -136,26 +155,34 @@ def test_errors_go_by_the_entries_a_token_where_they_are_fixed():
     x = torch.randn(4, D, generator=torch.Generator().manual_seed(1), dtype=torch.float32)
     for activation, key in (("topk", 3), ("relu", N)):
         assert [
-            *SparseAutoencoder(_tensors(), **_options(activation)).errors(x, torch.ones(D, dtype=torch.float32))
+            *SparseAutoencoder(_tensors(), **_options(activation)).errors(
+                x, torch.ones(D, dtype=torch.float32)
+            )
         ] == [key]
 
 
 def test_what_is_missing_or_disagrees_is_named():
     tensors = _tensors()
     with pytest.raises(
-        ValueError, match=r"found tensors W_enc, .*wanted W_dec \(W_dec or decoder.weight\); b_dec .*for relu"
+        ValueError,
+        match=r"found tensors W_enc, .*wanted W_dec \(W_dec or decoder.weight\); b_dec .*for relu",
     ):
         SparseAutoencoder({"W_enc": tensors["W_enc"]}, activation="relu")
     no_threshold = {name: tensor for name, tensor in tensors.items() if name != "threshold"}
     for activation in ("jumprelu", "batchtopk"):
         with pytest.raises(
-            ValueError, match=r"wanted threshold \(threshold or activation.threshold or log_threshold\) for"
+            ValueError,
+            match=r"wanted threshold \(threshold or activation.threshold or log_threshold\) for",
         ):
             SparseAutoencoder(no_threshold, activation=activation)
     SparseAutoencoder(no_threshold, activation="relu")
     for name, shape in {"W_dec": (D, N), "b_enc": (D,), "b_dec": (N,)}.items():
-        with pytest.raises(ValueError, match=f"found W_enc {D} x {N} and {name} .*are they of one model"):
-            SparseAutoencoder(tensors | {name: torch.zeros(shape, dtype=torch.float32)}, activation="relu")
+        with pytest.raises(
+            ValueError, match=f"found W_enc {D} x {N} and {name} .*are they of one model"
+        ):
+            SparseAutoencoder(
+                tensors | {name: torch.zeros(shape, dtype=torch.float32)}, activation="relu"
+            )
     for activation, k in (("topk", None), ("topk", 0), ("topk", N + 1), ("relu", 3)):
         with pytest.raises(ValueError, match=f"found k = {k} for {activation} of {N} features"):
             SparseAutoencoder(tensors, activation=activation, k=k)
@@ -178,7 +205,9 @@ def test_a_threshold_below_0_lets_no_negative_code_through():
 def test_weights_that_are_not_finite_are_refused(name, bad):
     tensors = _tensors()
     tensors[name].view(-1)[2] = bad
-    with pytest.raises(ValueError, match=f"found {name} with NaN or infinity, wanted finite numbers"):
+    with pytest.raises(
+        ValueError, match=f"found {name} with NaN or infinity, wanted finite numbers"
+    ):
         SparseAutoencoder(tensors, activation="jumprelu")
 
 
@@ -186,20 +215,30 @@ def test_a_threshold_that_is_not_used_is_not_looked_at():
     x = torch.randn(9, D, generator=torch.Generator().manual_seed(1), dtype=torch.float32)
     plain = SparseAutoencoder(_tensors(), activation="relu").encode(x)
     nan = _tensors() | {"threshold": torch.full((N,), torch.nan, dtype=torch.float32)}
-    assert torch.equal(SparseAutoencoder(nan, activation="relu").encode(x)["values"], plain["values"])
+    assert torch.equal(
+        SparseAutoencoder(nan, activation="relu").encode(x)["values"], plain["values"]
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.bool, torch.complex64, torch.int8])
 def test_weights_and_statistics_that_are_no_real_numbers_are_refused(dtype):
     for name in _tensors():
-        with pytest.raises(ValueError, match=f"found {name} of {dtype}, wanted floating-point numbers"):
-            SparseAutoencoder(_tensors() | {name: _tensors()[name].to(dtype)}, activation="jumprelu")
+        with pytest.raises(
+            ValueError, match=f"found {name} of {dtype}, wanted floating-point numbers"
+        ):
+            SparseAutoencoder(
+                _tensors() | {name: _tensors()[name].to(dtype)}, activation="jumprelu"
+            )
     if dtype == torch.int8:
         return
     ones = torch.ones(D, dtype=torch.float32)
     for name in ("mean", "std"):
         with pytest.raises(ValueError, match=f"found a {name} of {dtype}, wanted real numbers"):
-            SparseAutoencoder(_tensors(), activation="relu", **({"mean": ones, "std": ones} | {name: ones.to(dtype)}))
+            SparseAutoencoder(
+                _tensors(),
+                activation="relu",
+                **({"mean": ones, "std": ones} | {name: ones.to(dtype)}),
+            )
 
 
 @pytest.mark.parametrize(
@@ -227,18 +266,33 @@ def test_a_tensor_that_stands_there_twice_has_to_be_the_same():
     }
     x = torch.randn(9, D, generator=torch.Generator().manual_seed(1), dtype=torch.float32)
     found = SparseAutoencoder(twice, activation="jumprelu").encode(x)
-    assert torch.equal(found["values"], SparseAutoencoder(tensors, activation="jumprelu").encode(x)["values"])
-    for first, other in (("W_enc", "encoder.weight"), ("b_dec", "bias"), ("threshold", "log_threshold")):
+    assert torch.equal(
+        found["values"], SparseAutoencoder(tensors, activation="jumprelu").encode(x)["values"]
+    )
+    for first, other in (
+        ("W_enc", "encoder.weight"),
+        ("b_dec", "bias"),
+        ("threshold", "log_threshold"),
+    ):
         for change in (twice[other] * 1.001, twice[other][1:]):
-            with pytest.raises(ValueError, match=f"found {first} and another {other}, wanted one {first}"):
+            with pytest.raises(
+                ValueError, match=f"found {first} and another {other}, wanted one {first}"
+            ):
                 SparseAutoencoder(twice | {other: change}, activation="jumprelu")
 
 
 def test_a_threshold_of_another_model_is_refused():
-    with pytest.raises(ValueError, match=rf"and threshold \({N + 1},\), wanted \({N},\) or one number"):
-        SparseAutoencoder(_tensors() | {"threshold": torch.ones(N + 1, dtype=torch.float32)}, activation="jumprelu")
+    with pytest.raises(
+        ValueError, match=rf"and threshold \({N + 1},\), wanted \({N},\) or one number"
+    ):
+        SparseAutoencoder(
+            _tensors() | {"threshold": torch.ones(N + 1, dtype=torch.float32)},
+            activation="jumprelu",
+        )
     with pytest.raises(ValueError, match="found W_enc of shape"):
-        SparseAutoencoder(_tensors() | {"W_enc": torch.ones(N, dtype=torch.float32)}, activation="relu")
+        SparseAutoencoder(
+            _tensors() | {"W_enc": torch.ones(N, dtype=torch.float32)}, activation="relu"
+        )
 
 
 def test_products_are_of_float32_whatever_torch_may_round_them_to(monkeypatch):
@@ -248,7 +302,11 @@ def test_products_are_of_float32_whatever_torch_may_round_them_to(monkeypatch):
     real = torch.Tensor.__matmul__
 
     def rounded(a, b):
-        return real(a.bfloat16().float(), b.bfloat16().float()) if a.dtype == torch.float32 else real(a, b)
+        return (
+            real(a.bfloat16().float(), b.bfloat16().float())
+            if a.dtype == torch.float32
+            else real(a, b)
+        )
 
     monkeypatch.setattr(torch.Tensor, "__matmul__", rounded)
     monkeypatch.setattr(precision, "float32_is_exact", lambda: False)
@@ -275,4 +333,6 @@ def test_tensors_of_a_formula_that_is_not_ours_are_refused(name):
     )  # what a single number says, `k` says too
     assert wanted.n_features == N
     with pytest.raises(ValueError, match=f"found {name} as well: an autoencoder of another kind"):
-        SparseAutoencoder(_tensors() | {name: torch.ones(N, dtype=torch.float32)}, activation="relu")
+        SparseAutoencoder(
+            _tensors() | {name: torch.ones(N, dtype=torch.float32)}, activation="relu"
+        )

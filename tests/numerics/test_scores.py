@@ -50,7 +50,13 @@ def _all_present(n_features, n_classes, seed=0):
 
 
 @settings(deadline=None, max_examples=60)
-@given(st.integers(1, 6), st.integers(1, 6), st.integers(0, 9999), st.sampled_from([0.3, 0.5]), st.integers(1, 4))
+@given(
+    st.integers(1, 6),
+    st.integers(1, 6),
+    st.integers(0, 9999),
+    st.sampled_from([0.3, 0.5]),
+    st.integers(1, 4),
+)
 def test_scores_are_those_of_a_loop(n_features, n_classes, seed, threshold, n_top):
     given_ = _inputs(n_features, n_classes, seed)
     val = given_["val"]
@@ -83,9 +89,13 @@ def test_scores_are_those_of_a_loop(n_features, n_classes, seed, threshold, n_to
     assert scores.probe_r == pytest.approx(1 - val_ce / base, rel=1e-12, abs=1e-12)
     assert scores.mean_val_ce == pytest.approx(val_ce, rel=1e-12)
     assert scores.mean_base_ce == pytest.approx(base, rel=1e-12)
-    assert scores.mean_train_ce == pytest.approx(mean(given_["train_ce"][best[c], c] for c in scored), rel=1e-12)
+    assert scores.mean_train_ce == pytest.approx(
+        mean(given_["train_ce"][best[c], c] for c in scored), rel=1e-12
+    )
     assert scores.mean_feature_ce == pytest.approx(mean(val.loss[:, c].mean() for c in scored))
-    assert scores.median_feature_ce == pytest.approx(mean(statistics.median(val.loss[:, c].tolist()) for c in scored))
+    assert scores.median_feature_ce == pytest.approx(
+        mean(statistics.median(val.loss[:, c].tolist()) for c in scored)
+    )
     assert scores.negative_weights == pytest.approx(
         mean(given_["coef"][j, c] < 0 for j in range(n_features) for c in scored)
     )
@@ -93,7 +103,9 @@ def test_scores_are_those_of_a_loop(n_features, n_classes, seed, threshold, n_to
     assert scores.coverage == sum(ap >= threshold for ap in aps) / len(scored)
     assert scores.coverage_threshold == threshold
     for i, k in enumerate((16, 64, 256)):
-        assert getattr(scores, f"purity_at_{k}") == pytest.approx(mean(given_["purity"][c, i] for c in scored))
+        assert getattr(scores, f"purity_at_{k}") == pytest.approx(
+            mean(given_["purity"][c, i] for c in scored)
+        )
     assert scores.absent_in_val == tuple(c for c in range(n_classes) if not val.positives[c] > 0)
     assert scores.absent_in_train == tuple(c for c in range(n_classes) if not given_["fitted"][c])
 
@@ -107,7 +119,9 @@ def test_scores_are_those_of_a_loop(n_features, n_classes, seed, threshold, n_to
         assert row.val_ce == val.loss[j, c]
         assert row.base_ce == given_["base_ce"][c]
         assert row.average_precision == val.average_precision[j, c]
-        assert [row.purity_at_16, row.purity_at_64, row.purity_at_256] == given_["purity"][c].tolist()
+        assert [row.purity_at_16, row.purity_at_64, row.purity_at_256] == given_["purity"][
+            c
+        ].tolist()
         assert row.mean_feature_ce == pytest.approx(mean(val.loss[:, c]))
         assert row.median_feature_ce == statistics.median(val.loss[:, c].tolist())
         assert row.val_ce_by_val == val.loss[j_val, c]
@@ -124,9 +138,13 @@ def test_scores_are_those_of_a_loop(n_features, n_classes, seed, threshold, n_to
         else:
             margins.append(float(given_["train_ce"][second[c], c] - given_["train_ce"][j, c]))
             assert row.margin == margins[-1]
-        order = sorted(range(n_features), key=lambda j, c=c: (-float(val.average_precision[j, c]), j))[:n_top]
+        order = sorted(
+            range(n_features), key=lambda j, c=c: (-float(val.average_precision[j, c]), j)
+        )[:n_top]
         assert list(row.top_features) == order
-        assert list(row.top_average_precisions) == [float(val.average_precision[j, c]) for j in order]
+        assert list(row.top_average_precisions) == [
+            float(val.average_precision[j, c]) for j in order
+        ]
     assert scores.f1 == pytest.approx(mean(f1s))
     assert scores.mean_margin == (pytest.approx(mean(margins)) if margins else None)
 
@@ -138,7 +156,9 @@ def test_coverage_counts_an_average_precision_of_exactly_the_threshold():
 
 
 def test_one_pair_that_is_confident_and_wrong_is_seen_in_its_class_alone():
-    """Its CE of 539 nats makes the mean over all features and classes many times that of any other pair."""
+    """Its CE of 539 nats makes the mean over all features and classes many times that of any other
+    pair.
+    """
     given_ = _all_present(4, 3)
     given_["val"].loss[:] = torch.tensor([0.1, 0.2, 0.3], dtype=torch.float64)
     given_["val"].loss[2, 1] = 539.0
@@ -166,13 +186,20 @@ def test_inputs_that_disagree_are_refused():
         score_encoding(**given_ | {"purity": torch.zeros(3, dtype=torch.float32)})
     with pytest.raises(ValueError, match=r"loss has shape \(2, 2\), wanted \(3, 2\)"):
         score_encoding(
-            **given_ | {"val": dataclasses.replace(given_["val"], loss=torch.zeros(2, 2, dtype=torch.float32))}
+            **given_
+            | {
+                "val": dataclasses.replace(
+                    given_["val"], loss=torch.zeros(2, 2, dtype=torch.float32)
+                )
+            }
         )
     unfitted = given_["train_ce"].clone()
     unfitted[:, 1] = torch.nan
     with pytest.raises(ValueError, match="marked as fitted is NaN"):
         score_encoding(**given_ | {"train_ce": unfitted})
-    nowhere = dataclasses.replace(given_["val"], average_precision=torch.full((3, 2), torch.nan, dtype=torch.float32))
+    nowhere = dataclasses.replace(
+        given_["val"], average_precision=torch.full((3, 2), torch.nan, dtype=torch.float32)
+    )
     with pytest.raises(ValueError, match="map is nan"):
         score_encoding(**given_ | {"val": nowhere})
 

@@ -75,7 +75,10 @@ def test_statistics_are_those_of_the_rows(kind, events):
     x, labels = _make(kind)
     if events:
         x = torch.where(
-            torch.rand(x.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float32) < 0.9, 0.0, x
+            torch.rand(x.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float32)
+            < 0.9,
+            0.0,
+            x,
         )
         x[:, 3] = 0.0
     found = (_of_zeros(x, labels) if events else _sketch(x, labels)).statistics()
@@ -125,20 +128,31 @@ def _losses(slab, x, labels):
 
 @settings(deadline=None, max_examples=60)
 @given(
-    st.sampled_from(KINDS), st.booleans(), st.integers(1, 2000), st.floats(-3, 5), st.floats(-8, 8), st.integers(0, 999)
+    st.sampled_from(KINDS),
+    st.booleans(),
+    st.integers(1, 2000),
+    st.floats(-3, 5),
+    st.floats(-8, 8),
+    st.integers(0, 999),
 )
 def test_the_loss_is_within_the_bound_of_that_of_the_rows(kind, events, n_rows, log_w, b, seed):
     x, labels = _make(kind, n_rows, seed=seed)
     if events:
         x = torch.where(
-            torch.rand(x.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float32) < 0.8, 0.0, x
+            torch.rand(x.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float32)
+            < 0.8,
+            0.0,
+            x,
         )
     sketch = _of_zeros(x, labels) if events else _sketch(x, labels)
     sketched = _losses(sketch.slab(sketch.statistics()), x, labels)
     exact = _losses(slab_of_rows(x.T.contiguous(), labels), x, labels)
     pairs = torch.arange(4 * N_CLASSES)
     theta = torch.stack(
-        [torch.full((len(pairs),), b, dtype=torch.float64), torch.full((len(pairs),), 10**log_w, dtype=torch.float64)]
+        [
+            torch.full((len(pairs),), b, dtype=torch.float64),
+            torch.full((len(pairs),), 10**log_w, dtype=torch.float64),
+        ]
     ).double()
     theta[1, ::2] *= -1
     error = (sketched.loss(pairs, theta) - exact.loss(pairs, theta)).abs()
@@ -168,20 +182,28 @@ def test_merged_sketches_of_shuffled_halves_equal_one_pass(kind, by_class):
     cells = CellMap.of_rows(x.T)
     whole = _sketch(x, labels, cells, by_class=by_class)
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(3))
-    first, second = (_sketch(x[half], labels[half], cells, by_class=by_class) for half in order.chunk(2))
+    first, second = (
+        _sketch(x[half], labels[half], cells, by_class=by_class) for half in order.chunk(2)
+    )
     first.merge(second)
     assert first.n_rows == whole.n_rows
     assert torch.equal(first.class_counts, whole.class_counts)
     mine, other = first.statistics(), whole.statistics()
     for name in ("mean", "std", "low", "high", "class_sums"):
         size = float(getattr(other, name).abs().max())
-        torch.testing.assert_close(getattr(mine, name), getattr(other, name), rtol=1e-12, atol=1e-12 * size)
+        torch.testing.assert_close(
+            getattr(mine, name), getattr(other, name), rtol=1e-12, atol=1e-12 * size
+        )
     scale = whole.sums.abs().amax((1, 2, 3), keepdim=True)
     assert ((first.sums - whole.sums).abs() <= 1e-12 * scale).all()
     pairs = torch.arange(4 * N_CLASSES)
-    theta = torch.randn(2, len(pairs), generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    theta = torch.randn(
+        2, len(pairs), generator=torch.Generator().manual_seed(4), dtype=torch.float64
+    )
     merged, single = (_losses(each.slab(each.statistics()), x, labels) for each in (first, whole))
-    torch.testing.assert_close(merged.loss(pairs, theta), single.loss(pairs, theta), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        merged.loss(pairs, theta), single.loss(pairs, theta), rtol=1e-12, atol=1e-12
+    )
 
 
 def test_sketches_of_other_cells_are_not_merged():
@@ -195,10 +217,15 @@ def test_sketches_of_other_cells_are_not_merged():
 @pytest.mark.parametrize("by_class", [False, True])
 def test_a_part_of_a_sketch_is_the_sketch_of_a_part(by_class):
     x, labels = _make("heavy")
-    whole, part = _sketch(x, labels, by_class=by_class), _sketch(x[:, 1:3], labels, by_class=by_class)
+    whole, part = (
+        _sketch(x, labels, by_class=by_class),
+        _sketch(x[:, 1:3], labels, by_class=by_class),
+    )
     cut = whole[1:3]
     assert torch.equal(cut.sums, part.sums)
-    torch.testing.assert_close(cut.statistics().class_sums, part.statistics().class_sums, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        cut.statistics().class_sums, part.statistics().class_sums, rtol=1e-12, atol=1e-12
+    )
     for mine, other in ((cut.points(), part.points()), (cut.points(nodes=1), part.points(nodes=1))):
         torch.testing.assert_close(mine.values, other.values, rtol=1e-12, atol=1e-12)
         torch.testing.assert_close(mine.weights, other.weights, rtol=1e-9, atol=1e-12)
@@ -218,22 +245,29 @@ def test_points_of_each_class_are_those_of_its_rows_alone(kind, events):
             weights, values = points.weights[line], points.values[line]
             np.testing.assert_allclose(weights.sum(), len(rows), rtol=1e-12)
             for power in (1, 2, 3):
-                np.testing.assert_allclose((weights * values**power).sum(), (rows**power).sum(), rtol=1e-9, atol=1e-9)
+                np.testing.assert_allclose(
+                    (weights * values**power).sum(), (rows**power).sum(), rtol=1e-9, atol=1e-9
+                )
 
 
 def test_what_is_not_finite_is_named_by_row_and_feature():
     for value in (torch.nan, torch.inf, -torch.inf):
         x, labels = _make("gaussian")
         x[2345, 2] = value
-        with pytest.raises(ValueError, match="row 2355, feature 9 is NaN or infinity, wanted finite"):
-            FeatureSketch(CellMap.of_rows(x.T[:, :500]), N_CLASSES).add(x, labels, first_row=10, first_feature=7)
+        with pytest.raises(
+            ValueError, match="row 2355, feature 9 is NaN or infinity, wanted finite"
+        ):
+            FeatureSketch(CellMap.of_rows(x.T[:, :500]), N_CLASSES).add(
+                x, labels, first_row=10, first_feature=7
+            )
 
 
 def test_values_of_hopelessly_different_sizes_are_refused():
     x = torch.tensor([[0.0, 1e-30], [0.0, 2e-30], [1.0, 1e30]], dtype=torch.float32)
     labels = torch.zeros(3, dtype=torch.int64)
     with pytest.raises(
-        ValueError, match=r"feature 8 has values .*e\+60 times as far apart as in its first rows, 1\.0e-30"
+        ValueError,
+        match=r"feature 8 has values .*e\+60 times as far apart as in its first rows, 1\.0e-30",
     ):
         FeatureSketch(CellMap.of_rows(x[:2].T), 1).add(x, labels, first_feature=7)
 
@@ -247,7 +281,9 @@ def test_rows_are_left_as_they_are():
 
 
 @settings(deadline=None, max_examples=50)
-@given(st.lists(st.floats(-(2.0**100), 2.0**100, width=32), min_size=1, max_size=50), st.integers(0, 3))
+@given(
+    st.lists(st.floats(-(2.0**100), 2.0**100, width=32), min_size=1, max_size=50), st.integers(0, 3)
+)
 def test_any_finite_rows_have_finite_points_in_their_range(values, seed):
     x = torch.tensor(values, dtype=torch.float32)[:, None]
     labels = torch.zeros(len(values), dtype=torch.int64)
@@ -260,7 +296,9 @@ def test_any_finite_rows_have_finite_points_in_their_range(values, seed):
     assert points.values.isfinite().all()
     assert points.weights.isfinite().all()
     np.testing.assert_allclose(points.weights.sum(), len(values), rtol=1e-9)
-    width = float(x.double().max() - x.double().min()) + 1e-6 * float(x.double().abs().max()) + 1e-30
+    width = (
+        float(x.double().max() - x.double().min()) + 1e-6 * float(x.double().abs().max()) + 1e-30
+    )
     assert kept.min() >= float(x.double().min()) - width
     assert kept.max() <= float(x.double().max()) + width
 

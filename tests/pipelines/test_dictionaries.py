@@ -1,4 +1,6 @@
-"""Other dictionaries: their errors and codes against an autoencoder called by hand, and random ones against what they are."""
+"""Other dictionaries: their errors and codes against an autoencoder called by hand, and random ones
+against what they are.
+"""
 
 import numpy as np
 import pytest
@@ -22,7 +24,9 @@ D_MODEL, N = 80, 120
 @pytest.fixture(scope="module")
 def tokens(planted):
     """Layer 5 of both sets, float64."""
-    return [torch.cat(list(Shards(path).batches(layer=5, batch_size=100))).double() for path in planted]
+    return [
+        torch.cat(list(Shards(path).batches(layer=5, batch_size=100))).double() for path in planted
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +56,9 @@ CHOICES = {
 
 
 @pytest.mark.parametrize("choice", CHOICES)
-def test_an_autoencoders_errors_and_codes_are_those_of_its_definition(planted, tokens, statistics, weights, choice):
+def test_an_autoencoders_errors_and_codes_are_those_of_its_definition(
+    planted, tokens, statistics, weights, choice
+):
     options = CHOICES[choice]
     dictionary = DictionaryParameters(weights="sae.safetensors", **options)
     std = statistics["std"]
@@ -69,13 +75,25 @@ def test_an_autoencoders_errors_and_codes_are_those_of_its_definition(planted, t
     shards = Shards(planted[1])
     errors = measure(shards, statistics, weights, "cpu", layer=5, name="mine", kind=dictionary)
     (row,) = errors["rows"]
-    assert (errors["layer"], errors["method"], errors["n_tokens"], row["k"]) == (5, "mine", len(x), options.get("k", N))
-    assert row["nmse"] == pytest.approx(float(left.square().sum() / x.double().square().sum()), rel=1e-4)
+    assert (errors["layer"], errors["method"], errors["n_tokens"], row["k"]) == (
+        5,
+        "mine",
+        len(x),
+        options.get("k", N),
+    )
+    assert row["nmse"] == pytest.approx(
+        float(left.square().sum() / x.double().square().sum()), rel=1e-4
+    )
     wanted = (left * std).square().sum() / (x.double() * std).square().sum()
     assert row["nmse_raw"] == pytest.approx(float(wanted), rel=1e-4)
 
     codes = encode(shards, statistics, weights, "cpu", layer=5, name="mine", kind=dictionary)
-    assert (codes.format, codes.n_rows, codes.n_features, codes.k) == ("sparse", len(x), N, options.get("k"))
+    assert (codes.format, codes.n_rows, codes.n_features, codes.k) == (
+        "sparse",
+        len(x),
+        N,
+        options.get("k"),
+    )
     found = torch.cat([densify(batch, "sparse", N) for batch in codes.batches(100, 7)])
     np.testing.assert_allclose(found, densify(sae.encode(x[7:]), "sparse", N), rtol=1e-4, atol=1e-4)
     assert codes.provenance["encoding"] == "mine"
@@ -86,7 +104,9 @@ def test_the_batch_size_is_that_of_the_measurement(planted, statistics, weights,
     seen = []
     errors = SparseAutoencoder.errors
     monkeypatch.setattr(
-        SparseAutoencoder, "errors", lambda self, x, std: (seen.append(len(x)), errors(self, x, std))[1]
+        SparseAutoencoder,
+        "errors",
+        lambda self, x, std: (seen.append(len(x)), errors(self, x, std))[1],
     )
     dictionary = DictionaryParameters(weights="sae.safetensors", activation="relu", batch_size=100)
     measure(Shards(planted[1]), statistics, weights, "cpu", layer=5, name="mine", kind=dictionary)
@@ -96,7 +116,9 @@ def test_the_batch_size_is_that_of_the_measurement(planted, statistics, weights,
 def test_random_centers_are_tokens_drawn_by_the_seed(planted, tokens, statistics):
     parameters = KMeansParameters(n_clusters=9)
     drawn = [
-        draw_centers(Shards(planted[0]), statistics, parameters, "cpu", layer=5, seed=seed)["cluster_centers"]
+        draw_centers(Shards(planted[0]), statistics, parameters, "cpu", layer=5, seed=seed)[
+            "cluster_centers"
+        ]
         for seed in (0, 0, 1)
     ]
     assert torch.equal(drawn[0], drawn[1])
@@ -113,7 +135,9 @@ def test_random_centers_are_tokens_drawn_by_the_seed(planted, tokens, statistics
 def test_random_directions_are_an_orthonormal_basis_drawn_by_the_seed(planted):
     drawn = [draw_directions(Shards(planted[0]), layer=5, seed=seed) for seed in (0, 0, 1)]
     components = drawn[0]["components"]
-    torch.testing.assert_close(components @ components.T, torch.eye(D_MODEL, dtype=torch.float64), rtol=0, atol=1e-12)
+    torch.testing.assert_close(
+        components @ components.T, torch.eye(D_MODEL, dtype=torch.float64), rtol=0, atol=1e-12
+    )
     assert torch.equal(components, drawn[1]["components"])
     assert not torch.equal(components, drawn[2]["components"])
     assert open_dictionary("pca-topk-00004", drawn[0]).n_features == D_MODEL
@@ -132,24 +156,48 @@ def shifted(statistics):
 def adopt(metrics, planted, statistics):
     dictionary = DictionaryParameters(saev_run="runs/abc", batch_size=100)
     return adopt_saev_metrics(
-        metrics, Codes(), Shards(planted[1]), statistics, "cpu", layer=5, name="theirs", dictionary=dictionary
+        metrics,
+        Codes(),
+        Shards(planted[1]),
+        statistics,
+        "cpu",
+        layer=5,
+        name="theirs",
+        dictionary=dictionary,
     )
 
 
 @pytest.mark.parametrize("names", [("sse_recon", "sse_baseline"), ("normalized_mse",)])
-def test_what_saev_measured_is_divided_by_the_train_mean_as_every_other_row(planted, tokens, shifted, weights, names):
-    """saev's own ratio is about the mean of the tokens that it judges. The same autoencoder by its weights gives the same row."""
-    dictionary = DictionaryParameters(weights="sae.safetensors", activation="relu", trained_on="raw")
-    measured = measure(Shards(planted[1]), shifted, weights, "cpu", layer=5, name="mine", kind=dictionary)
+def test_what_saev_measured_is_divided_by_the_train_mean_as_every_other_row(
+    planted, tokens, shifted, weights, names
+):
+    """saev's own ratio is about the mean of the tokens that it judges. The same autoencoder by its
+    weights gives the same row.
+    """
+    dictionary = DictionaryParameters(
+        weights="sae.safetensors", activation="relu", trained_on="raw"
+    )
+    measured = measure(
+        Shards(planted[1]), shifted, weights, "cpu", layer=5, name="mine", kind=dictionary
+    )
     (mine,) = measured["rows"]
     sae = SparseAutoencoder(weights, activation="relu", mean=shifted["mean"], std=shifted["std"])
     x = tokens[1]
     left = sae.residual(((x - shifted["mean"]) / shifted["std"]).float()).double() * shifted["std"]
-    metrics = {"sse_recon": float(left.square().sum()), "sse_baseline": float((x - x.mean(0)).square().sum())}
+    metrics = {
+        "sse_recon": float(left.square().sum()),
+        "sse_baseline": float((x - x.mean(0)).square().sum()),
+    }
     metrics["normalized_mse"] = metrics["sse_recon"] / metrics["sse_baseline"]
     found = adopt({name: metrics[name] for name in names}, planted, shifted)
     (row,) = found["rows"]
-    assert (found["layer"], found["method"], found["n_tokens"], row["k"], row["nmse"]) == (5, "theirs", len(x), 7, None)
+    assert (found["layer"], found["method"], found["n_tokens"], row["k"], row["nmse"]) == (
+        5,
+        "theirs",
+        len(x),
+        7,
+        None,
+    )
     assert row["nmse_raw"] == pytest.approx(mine["nmse_raw"], rel=1e-5)
     about_train = float((x - shifted["mean"]).square().sum())
     assert row["nmse_raw"] == pytest.approx(metrics["sse_recon"] / about_train, rel=1e-6)
@@ -157,10 +205,15 @@ def test_what_saev_measured_is_divided_by_the_train_mean_as_every_other_row(plan
 
 
 def test_metrics_of_other_activations_are_refused(planted, tokens, shifted):
-    """Of another layer, of scaled activations, of some of the tokens: saev's sum about the mean is not that of these tokens."""
+    """Of another layer, of scaled activations, of some of the tokens: saev's sum about the mean is
+    not that of these tokens.
+    """
     baseline = float((tokens[1] - tokens[1].mean(0)).square().sum())
     assert adopt({"sse_recon": 1.0, "sse_baseline": baseline * 1.005}, planted, shifted)
     with pytest.raises(
-        ValueError, match=r"dictionaries.theirs: metrics.json of runs/abc says sse_baseline .* layer 5 of .* has"
+        ValueError,
+        match=(
+            r"dictionaries.theirs: metrics.json of runs/abc says sse_baseline .* layer 5 of .* has"
+        ),
     ):
         adopt({"sse_recon": 1.0, "sse_baseline": baseline * 0.98}, planted, shifted)

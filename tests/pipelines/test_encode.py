@@ -1,4 +1,6 @@
-"""Codes of the labeled patches: computed as they are read, the same from disk, and true to a loop in float64."""
+"""Codes of the labeled patches: computed as they are read, the same from disk, and true to a loop
+in float64.
+"""
 
 import itertools
 import json
@@ -16,7 +18,12 @@ from assay.io.codes.layout import Dtype
 from assay.io.shards import Shards, stream_reader
 from assay.io.tensors import fingerprint_tensors
 from assay.numerics.codes import TopKCodes, densify
-from assay.parameters import KMeansParameters, PCAParameters, SparsityParameters, StandardizeParameters
+from assay.parameters import (
+    KMeansParameters,
+    PCAParameters,
+    SparsityParameters,
+    StandardizeParameters,
+)
 from assay.pipelines import dictionary_nodes
 from assay.pipelines.encode.pipeline import create_pipeline
 from assay.pipelines.kmeans.nodes import fit_kmeans
@@ -41,9 +48,13 @@ PARAMETERS = {
 
 
 def read(path, layer):
-    """A layer's content tokens, float64, straight from the files: all are full but for zeros at the end."""
+    """A layer's content tokens, float64, straight from the files: all are full but for zeros at the
+    end.
+    """
     files = sorted(path.glob("acts*.bin"))
-    stored = np.concatenate([np.fromfile(file, "<f4") for file in files]).reshape(-1, len(LAYERS), 1 + TOKENS, D_MODEL)
+    stored = np.concatenate([np.fromfile(file, "<f4") for file in files]).reshape(
+        -1, len(LAYERS), 1 + TOKENS, D_MODEL
+    )
     n_examples = Shards(path).n_examples
     return stored[:n_examples, LAYERS.index(layer), 1:].reshape(-1, D_MODEL).astype(np.float64)
 
@@ -67,7 +78,13 @@ def encode(planted, fitted):
 
     def run(encoding, model=None, statistics=statistics, path=planted[1], **options):
         form = Form.parse_name(encoding)
-        made_of = Shards(path), statistics, model or models[form.family], "cpu", PARAMETERS[form.family]
+        made_of = (
+            Shards(path),
+            statistics,
+            model or models[form.family],
+            "cpu",
+            PARAMETERS[form.family],
+        )
         return dictionary_nodes.encode(*made_of, layer=5, name=encoding, kind=form, **options)
 
     return run
@@ -132,7 +149,11 @@ def test_codes_computed_on_the_fly_equal_stored_ones(encode, encoding, tmp_path)
     write_codes(tmp_path / "codes", codes, batch_size=64, rows_per_shard=128)
     stored = StoredCodes(tmp_path / "codes")
     assert len(stored.shards) == 3
-    assert (stored.format, stored.n_rows, stored.n_features) == (codes.format, codes.n_rows, codes.n_features)
+    assert (stored.format, stored.n_rows, stored.n_features) == (
+        codes.format,
+        codes.n_rows,
+        codes.n_features,
+    )
     assert stored.provenance == codes.provenance
     computed, from_disk = gather(codes, 64), gather(stored, 50)
     assert computed.keys() == from_disk.keys()
@@ -151,13 +172,18 @@ def test_a_pass_can_be_made_again_in_batches_of_any_size(encode, encoding):
 
 
 @pytest.mark.parametrize("dtype", get_args(Dtype))
-def test_the_folder_of_the_largest_k_holds_that_of_a_smaller_one_bit_for_bit(encode, tmp_path, dtype):
+def test_the_folder_of_the_largest_k_holds_that_of_a_smaller_one_bit_for_bit(
+    encode, tmp_path, dtype
+):
     stored = {}
     for k in (D_MODEL, 16, 1):
         codes = encode(f"pca-topk-{k:05d}")
         write_codes(tmp_path / f"{k}", codes, batch_size=64, rows_per_shard=128, dtype=dtype)
         stored[k] = StoredCodes(tmp_path / f"{k}")
-        exact, relative = gather(codes, 64)["error"], {"float32": 0, "float16": 2**-10, "bfloat16": 2**-7}[dtype]
+        exact, relative = (
+            gather(codes, 64)["error"],
+            {"float32": 0, "float16": 2**-10, "bfloat16": 2**-7}[dtype],
+        )
         torch.testing.assert_close(gather(stored[k], 64)["error"], exact, rtol=relative, atol=1e-9)
     for largest, k in ((D_MODEL, 16), (D_MODEL, 1), (16, 1)):
         found, wanted = gather(TopKCodes(stored[largest], k), 50), gather(stored[k], 70)
@@ -185,7 +211,10 @@ def test_what_was_begun_of_older_shards_or_by_older_code_is_not_gone_on_with(
 
     with pytest.raises(OSError, match="the power went"):
         write_codes(
-            tmp_path / "codes", until_the_power_goes(encode("pca-dense", path=path)), batch_size=64, rows_per_shard=128
+            tmp_path / "codes",
+            until_the_power_goes(encode("pca-dense", path=path)),
+            batch_size=64,
+            rows_per_shard=128,
         )
     if changed == "a shard":
         tokens = np.fromfile(path / "acts000000.bin", "<f4")
@@ -197,7 +226,10 @@ def test_what_was_begun_of_older_shards_or_by_older_code_is_not_gone_on_with(
     codes.stream = lambda batch_size, start: (asked.append(start), stream(batch_size, start))[1]
     write_codes(tmp_path / "codes", codes, batch_size=64, rows_per_shard=128)
     assert asked == [128 if changed == "nothing" else 0]
-    found, wanted = gather(StoredCodes(tmp_path / "codes"), 64), gather(encode("pca-dense", path=path), 64)
+    found, wanted = (
+        gather(StoredCodes(tmp_path / "codes"), 64),
+        gather(encode("pca-dense", path=path), 64),
+    )
     assert all(torch.equal(found[name], tensor) for name, tensor in wanted.items())
     assert [child.name for child in tmp_path.iterdir() if child != path] == ["codes"]
 
@@ -214,7 +246,9 @@ def test_a_pass_can_start_at_any_patch(encode, encoding, start):
 
 def test_nothing_is_read_before_the_first_batch(encode, monkeypatch):
     seen, read = [], stream_reader.read_pieces
-    monkeypatch.setattr(stream_reader, "read_pieces", lambda *args: (seen.append(args), read(*args))[1])
+    monkeypatch.setattr(
+        stream_reader, "read_pieces", lambda *args: (seen.append(args), read(*args))[1]
+    )
     codes = encode("kmeans-invdist")
     assert not seen
     next(codes.batches(10))
@@ -222,7 +256,9 @@ def test_nothing_is_read_before_the_first_batch(encode, monkeypatch):
 
 
 @pytest.mark.parametrize("node", ["encode", "pca", "kmeans"])
-def test_codes_and_errors_are_made_of_the_model_that_was_fitted_alone(planted, fitted, encode, node):
+def test_codes_and_errors_are_made_of_the_model_that_was_fitted_alone(
+    planted, fitted, encode, node
+):
     statistics, models = fitted
     wrong = {"mean": statistics["mean"], "std": statistics["std"].flip(0)}
 
@@ -231,11 +267,15 @@ def test_codes_and_errors_are_made_of_the_model_that_was_fitted_alone(planted, f
         return dictionary_nodes.measure(*made_of, layer=5, name=kind.family, kind=kind, ks=(1,))
 
     make = {
-        "encode": lambda: next(encode("pca-topk-00016", statistics=wrong, path=planted[0]).batches(10)),
+        "encode": lambda: next(
+            encode("pca-topk-00016", statistics=wrong, path=planted[0]).batches(10)
+        ),
         "pca": lambda: measure(Form("dense")),
         "kmeans": lambda: measure(Form("onehot")),
     }
-    with pytest.raises(ValueError, match=rf"{planted[0]}, layer 5, does not go with the statistics of shards\.fit"):
+    with pytest.raises(
+        ValueError, match=rf"{planted[0]}, layer 5, does not go with the statistics of shards\.fit"
+    ):
         make[node]()
 
 
@@ -253,10 +293,14 @@ def test_provenance_says_what_the_codes_are_of(planted, fitted, encode):
     kmeans = encode("kmeans-onehot", seed=3).provenance
     assert kmeans["seed"] == 3
     assert json.loads(kmeans["parameters"])["n_clusters"] == 8
-    assert encode("kmeans-onehot", seed=3, sparsity=SparsityParameters(top_k=2)).provenance == kmeans
+    assert (
+        encode("kmeans-onehot", seed=3, sparsity=SparsityParameters(top_k=2)).provenance == kmeans
+    )
 
 
-@pytest.mark.parametrize("encoding", ["kmeans-invdist", "kmeans-distance-cosine", "kmeans-distance-unit"])
+@pytest.mark.parametrize(
+    "encoding", ["kmeans-invdist", "kmeans-distance-cosine", "kmeans-distance-unit"]
+)
 @pytest.mark.parametrize("sparsity", [{"top_k": 3}, {"margin": 0.1}])
 def test_a_disk_too_small_gets_the_largest_entries(encode, encoding, sparsity):
     dense = encode(encoding, sparsity=SparsityParameters.model_validate(sparsity))
@@ -265,11 +309,15 @@ def test_a_disk_too_small_gets_the_largest_entries(encode, encoding, sparsity):
     assert json.loads(sparse.provenance["sparsity"]) == {"top_k": None, "margin": None} | sparsity
     for found, whole in zip(sparse.batches(100, 100), dense.batches(100, 100), strict=True):
         values, wanted = densify(found, "sparse", 8), whole["values"]
-        least = wanted.abs().sort(dim=1).values[:, -3:-2] if "top_k" in sparsity else torch.tensor(0.1)
+        least = (
+            wanted.abs().sort(dim=1).values[:, -3:-2] if "top_k" in sparsity else torch.tensor(0.1)
+        )
         assert torch.equal(values, torch.where(wanted.abs() >= least, wanted, 0.0))
 
 
-@pytest.mark.parametrize("encoding", ["kmeans-onehot", "kmeans-distance-sqeuclidean", "kmeans-distance-neg_euclidean"])
+@pytest.mark.parametrize(
+    "encoding", ["kmeans-onehot", "kmeans-distance-sqeuclidean", "kmeans-distance-neg_euclidean"]
+)
 def test_codes_in_which_0_is_not_far_have_no_sparser_form(encode, encoding):
     assert encode(encoding, sparsity=SparsityParameters(top_k=2)).fallback is None
     assert encode("kmeans-invdist").fallback is None, "it was not asked for"
@@ -278,9 +326,13 @@ def test_codes_in_which_0_is_not_far_have_no_sparser_form(encode, encoding):
 def test_provenance_tells_models_and_statistics_apart(fitted, encode):
     statistics, models = fitted
     first = encode("pca-dense").provenance
-    other = encode("pca-dense", {**models["pca"], "components": models["pca"]["components"].flip(0)}).provenance
+    other = encode(
+        "pca-dense", {**models["pca"], "components": models["pca"]["components"].flip(0)}
+    ).provenance
     assert {name for name in first if first[name] != other[name]} == {"model"}
-    other = encode("pca-dense", statistics={**statistics, "mean": statistics["mean"] + 1}).provenance
+    other = encode(
+        "pca-dense", statistics={**statistics, "mean": statistics["mean"] + 1}
+    ).provenance
     assert {name for name in first if first[name] != other[name]} == {"statistics"}
 
 
@@ -293,7 +345,10 @@ def test_an_encoding_that_is_none_or_has_too_large_a_k_is_refused_at_once(fitted
 
 
 def test_both_probe_splits_are_encoded():
-    rows = Encoding(Model("kmeans", 3), Form("onehot"), 8), Encoding(Model("pca"), Form("topk", 16), 16)
+    rows = (
+        Encoding(Model("kmeans", 3), Form("onehot"), 8),
+        Encoding(Model("pca"), Form("topk", 16), 16),
+    )
     pipeline = create_pipeline(5, rows)
     assert {node.name: sorted(node.inputs)[-1] for node in pipeline.nodes} == dict.fromkeys(
         (

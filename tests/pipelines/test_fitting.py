@@ -1,4 +1,6 @@
-"""Fits that are cut off: killed, stopped by SIGTERM, gone on with to the bit, and never with another fit's checkpoint."""
+"""Fits that are cut off: killed, stopped by SIGTERM, gone on with to the bit, and never with
+another fit's checkpoint.
+"""
 
 import os
 import random
@@ -22,7 +24,14 @@ from assay.pipelines.kmeans.nodes import fit_kmeans
 from assay.pipelines.pca.nodes import fit_pca
 from assay.pipelines.standardize.nodes import fit_statistics
 
-KMEANS = {"n_clusters": 8, "batch_size": 40, "n_init": 2, "init_size": 100, "max_iter": 3, "max_no_improvement": None}
+KMEANS = {
+    "n_clusters": 8,
+    "batch_size": 40,
+    "n_init": 2,
+    "init_size": 100,
+    "max_iter": 3,
+    "max_no_improvement": None,
+}
 PARAMETERS = {
     "kmeans": KMeansParameters(**KMEANS, checkpoint_steps=4),
     "pca": PCAParameters(batch_size=16, checkpoint_steps=4),
@@ -46,10 +55,21 @@ def statistics(planted):
 def fit(planted, statistics):
     """Fits a method on layer 5, or another, and gives its model's tensors, as if they were saved."""
 
-    def run(method, checkpoints, *, layer=5, shards=0, statistics=statistics, parameters=None, saved=True):
+    def run(
+        method,
+        checkpoints,
+        *,
+        layer=5,
+        shards=0,
+        statistics=statistics,
+        parameters=None,
+        saved=True,
+    ):
         parameters = parameters or PARAMETERS[method]
         checkpoints.observers = list(Watchers.now)
-        model, _ = FITS[method](Shards(planted[shards]), statistics, parameters, checkpoints, "cpu", layer=layer)
+        model, _ = FITS[method](
+            Shards(planted[shards]), statistics, parameters, checkpoints, "cpu", layer=layer
+        )
         if saved:
             checkpoints.clear_finished()
         return model
@@ -96,7 +116,9 @@ def cut(fit, monkeypatch):
 
 @pytest.mark.parametrize("method", FITS)
 @pytest.mark.parametrize("steps", [3, 4, 20, 47])
-def test_a_fit_goes_on_from_its_last_checkpoint_to_the_same_bits(fit, cut, tmp_path, method, steps, seen):
+def test_a_fit_goes_on_from_its_last_checkpoint_to_the_same_bits(
+    fit, cut, tmp_path, method, steps, seen
+):
     whole = fit(method, Checkpoints(tmp_path / "whole"))
     checkpoints = Checkpoints(tmp_path / "cut")
     assert not (tmp_path / "whole").exists()
@@ -108,11 +130,16 @@ def test_a_fit_goes_on_from_its_last_checkpoint_to_the_same_bits(fit, cut, tmp_p
     assert all(torch.equal(again[name], whole[name]) for name in whole)
     assert not (tmp_path / "cut").exists(), "checkpoints go when the fit is done and saved"
     first = steps // 4 * 4 + 1
-    assert [step for _, _, step, _ in seen] == [*range(1, steps + 1), *range(first, STEPS[method] + 1)]
+    assert [step for _, _, step, _ in seen] == [
+        *range(1, steps + 1),
+        *range(first, STEPS[method] + 1),
+    ]
 
 
 @pytest.mark.parametrize("method", FITS)
-def test_a_fit_whose_model_could_not_be_saved_goes_on_from_its_last_checkpoint(fit, tmp_path, method, seen):
+def test_a_fit_whose_model_could_not_be_saved_goes_on_from_its_last_checkpoint(
+    fit, tmp_path, method, seen
+):
     unsaved = fit(method, Checkpoints(tmp_path / "fit"), saved=False)
     assert list((tmp_path / "fit").rglob("*.safetensors"))
     del seen[:]
@@ -123,22 +150,30 @@ def test_a_fit_whose_model_could_not_be_saved_goes_on_from_its_last_checkpoint(f
 
 
 @pytest.mark.parametrize("method", FITS)
-def test_a_fit_goes_on_where_the_shards_were_copied_to(fit, cut, tmp_path, planted, statistics, method, seen):
+def test_a_fit_goes_on_where_the_shards_were_copied_to(
+    fit, cut, tmp_path, planted, statistics, method, seen
+):
     whole = fit(method, Checkpoints(tmp_path / "whole"))
     checkpoints = Checkpoints(tmp_path / "cut")
     cut(method, checkpoints, 10)
-    staged = shutil.copytree(planted[0], tmp_path / "scratch" / planted[0].name, copy_function=shutil.copyfile)
+    staged = shutil.copytree(
+        planted[0], tmp_path / "scratch" / planted[0].name, copy_function=shutil.copyfile
+    )
     for path in staged.iterdir():
         os.utime(path, ns=(0, 12345))
     (staged / "labels.bin").write_bytes(bytes(48 * 16))  # no fit looks at them
     del seen[:]
     checkpoints.observers = list(Watchers.now)
-    again = FITS[method](Shards(staged), statistics, PARAMETERS[method], checkpoints, "cpu", layer=5)[0]
+    again = FITS[method](
+        Shards(staged), statistics, PARAMETERS[method], checkpoints, "cpu", layer=5
+    )[0]
     assert seen[0][2] == 9
     assert all(torch.equal(again[name], whole[name]) for name in whole)
 
 
-def test_where_no_checkpoint_is_taken_up_it_is_said_what_differs(cut, tmp_path, planted, statistics, caplog):
+def test_where_no_checkpoint_is_taken_up_it_is_said_what_differs(
+    cut, tmp_path, planted, statistics, caplog
+):
     checkpoints = Checkpoints(tmp_path / "cut")
     cut("pca", checkpoints, 10)
     other = shutil.copytree(planted[0], tmp_path / "scratch" / planted[0].name)
@@ -152,11 +187,15 @@ def test_where_no_checkpoint_is_taken_up_it_is_said_what_differs(cut, tmp_path, 
 
 
 @pytest.mark.parametrize("method", FITS)
-def test_checkpoint_steps_is_how_often_a_fit_is_saved_and_changes_nothing_else(fit, tmp_path, method, monkeypatch):
+def test_checkpoint_steps_is_how_often_a_fit_is_saved_and_changes_nothing_else(
+    fit, tmp_path, method, monkeypatch
+):
     saved = []
     save = Checkpoints.save
     monkeypatch.setattr(
-        Checkpoints, "save", lambda self, about, step, *rest: (saved.append(step), save(self, about, step, *rest))[1]
+        Checkpoints,
+        "save",
+        lambda self, about, step, *rest: (saved.append(step), save(self, about, step, *rest))[1],
     )
     models = []
     for steps in (4, 15):
@@ -170,7 +209,9 @@ def test_checkpoint_steps_is_how_often_a_fit_is_saved_and_changes_nothing_else(f
 
 @pytest.mark.parametrize("method", FITS)
 @pytest.mark.parametrize("change", ["layer", "shards", "statistics", "parameters"])
-def test_another_fits_checkpoint_is_not_gone_on_with(fit, cut, tmp_path, method, change, statistics, seen):
+def test_another_fits_checkpoint_is_not_gone_on_with(
+    fit, cut, tmp_path, method, change, statistics, seen
+):
     checkpoints = Checkpoints(tmp_path)
     cut(method, checkpoints, 10)
     other = {
@@ -192,7 +233,12 @@ def test_another_fits_checkpoint_is_not_gone_on_with(fit, cut, tmp_path, method,
 def test_a_checkpoint_of_another_width_put_in_its_place_is_refused(fit, cut, tmp_path):
     cut("pca", Checkpoints(tmp_path), 10)
     for path in tmp_path.rglob("*.safetensors"):
-        header = {"schema": "assay.checkpoint", "version": "2", "about": '{"d": 81}', "state": '{"step": 8}'}
+        header = {
+            "schema": "assay.checkpoint",
+            "version": "2",
+            "about": '{"d": 81}',
+            "state": '{"step": 8}',
+        }
         write_with_header(path, load_file(path), header)
     with pytest.raises(ValueError, match="a checkpoint of another fit: its d is 81, wanted 80"):
         fit("pca", Checkpoints(tmp_path))
@@ -207,7 +253,9 @@ def test_observers_are_told_of_rates_and_of_what_is_fitted(fit, tmp_path, seen):
     for *_, metrics in kmeans:
         assert set(metrics) == always | {"inertia", "ewa_inertia", "learning_rate", "dead_clusters"}
     for _, _, step, metrics in pca:  # of 16 tokens each; a look takes more than 20
-        watched = {"reconstruction_error", "subspace_drift"} if step > 2 else {"reconstruction_error"}
+        watched = (
+            {"reconstruction_error", "subspace_drift"} if step > 2 else {"reconstruction_error"}
+        )
         assert set(metrics) == always | (watched if step in (2, 4, 8, 16, 32) else set())
     for *_, metrics in seen:
         assert metrics["tokens_per_second"] > 0
@@ -233,7 +281,9 @@ def test_checkpoint_minutes_is_the_longest_that_a_fit_goes_unsaved_and_changes_n
     time_goes_by, saved = Clock(monkeypatch), []
     save = Checkpoints.save
     monkeypatch.setattr(
-        Checkpoints, "save", lambda self, about, step, *rest: (saved.append(step), save(self, about, step, *rest))[1]
+        Checkpoints,
+        "save",
+        lambda self, about, step, *rest: (saved.append(step), save(self, about, step, *rest))[1],
     )
     step = fitting.Fit.step
 
@@ -242,7 +292,9 @@ def test_checkpoint_minutes_is_the_longest_that_a_fit_goes_unsaved_and_changes_n
         step(self, *metrics)
 
     monkeypatch.setattr(fitting.Fit, "step", slow)
-    parameters = PARAMETERS[method].model_copy(update={"checkpoint_minutes": 1.5, "checkpoint_steps": 7})
+    parameters = PARAMETERS[method].model_copy(
+        update={"checkpoint_minutes": 1.5, "checkpoint_steps": 7}
+    )
     again = fit(method, Checkpoints(tmp_path), parameters=parameters)
     assert [step for step in saved if 0 < step <= 30] == [5, 7, 12, 14, 19, 21, 26, 28]
     assert all(torch.equal(again[name], whole[name]) for name in whole)
@@ -250,7 +302,9 @@ def test_checkpoint_minutes_is_the_longest_that_a_fit_goes_unsaved_and_changes_n
 
 @pytest.fixture
 def cut_seeding(fit, monkeypatch):
-    """Fits k-means and ends it when it looks for the `number`-th time; of 2 seedings of 8 centers each has 7 looks."""
+    """Fits k-means and ends it when it looks for the `number`-th time; of 2 seedings of 8 centers
+    each has 7 looks.
+    """
 
     def run(checkpoints, number, how):
         looks = [0]
@@ -283,7 +337,9 @@ def die(_):
 
 
 @pytest.mark.parametrize("number", [1, 4, 7, 8, 11, 14])
-def test_sigterm_while_the_centers_are_seeded_loses_none(fit, cut_seeding, tmp_path, number, monkeypatch, seen):
+def test_sigterm_while_the_centers_are_seeded_loses_none(
+    fit, cut_seeding, tmp_path, number, monkeypatch, seen
+):
     whole = fit("kmeans", Checkpoints(tmp_path / "whole"))
     checkpoints = Checkpoints(tmp_path / "cut")
     cut_seeding(checkpoints, number, lambda _: os.kill(os.getpid(), signal.SIGTERM))
@@ -334,14 +390,20 @@ def test_a_fit_killed_at_its_first_step_keeps_its_seeds(fit, cut, tmp_path, monk
 
 
 @pytest.mark.parametrize(
-    ("method", "number"), [*((each, signal.SIGTERM) for each in FITS), ("pca", signal.SIGINT)], ids=str
+    ("method", "number"),
+    [*((each, signal.SIGTERM) for each in FITS), ("pca", signal.SIGINT)],
+    ids=str,
 )
-def test_a_signal_is_answered_by_saving_before_anything_that_takes_long(fit, tmp_path, method, number, monkeypatch):
+def test_a_signal_is_answered_by_saving_before_anything_that_takes_long(
+    fit, tmp_path, method, number, monkeypatch
+):
     """PCA's look is an eigendecomposition; the record of the resumed fit has it all the same."""
     order = []
     save, look = Checkpoints.save, Convergence.observe
     monkeypatch.setattr(Checkpoints, "save", lambda *args: (order.append("save"), save(*args))[1])
-    monkeypatch.setattr(Convergence, "observe", lambda *args, **last: (order.append("look"), look(*args, **last))[1])
+    monkeypatch.setattr(
+        Convergence, "observe", lambda *args, **last: (order.append("look"), look(*args, **last))[1]
+    )
 
     def stop(*told):
         if told[2] == 7:
@@ -372,11 +434,15 @@ def test_a_fit_says_once_from_which_step_it_goes_on(fit, tmp_path, monkeypatch, 
     assert caplog.messages == ["layer 5, pca: resuming after step 8"]
 
 
-def test_the_record_of_a_pca_that_was_stopped_at_a_look_is_whole(planted, statistics, tmp_path, monkeypatch):
+def test_the_record_of_a_pca_that_was_stopped_at_a_look_is_whole(
+    planted, statistics, tmp_path, monkeypatch
+):
     def run(name):
         checkpoints = Checkpoints(tmp_path / name)
         checkpoints.observers = list(Watchers.now)
-        return fit_pca(Shards(planted[0]), statistics, PARAMETERS["pca"], checkpoints, "cpu", layer=5)
+        return fit_pca(
+            Shards(planted[0]), statistics, PARAMETERS["pca"], checkpoints, "cpu", layer=5
+        )
 
     _, whole = run("whole")
     assert [look["step"] for look in whole] == [2, 4, 8, 16, 32, 48]
@@ -412,7 +478,9 @@ def in_a_child(work):
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
 @pytest.mark.parametrize("method", FITS)
-def test_killed_and_stopped_at_20_random_moments_a_fit_ends_with_the_same_bits(fit, tmp_path, method, monkeypatch):
+def test_killed_and_stopped_at_20_random_moments_a_fit_ends_with_the_same_bits(
+    fit, tmp_path, method, monkeypatch
+):
     """Half the signals are SIGKILL, half SIGTERM, which loses no step."""
     log = tmp_path / "steps"
 
@@ -422,9 +490,16 @@ def test_killed_and_stopped_at_20_random_moments_a_fit_ends_with_the_same_bits(f
         time.sleep(0.004)
 
     def work(checkpoints, out):
-        save_file({name: tensor.contiguous() for name, tensor in fit(method, checkpoints).items()}, out)
+        save_file(
+            {name: tensor.contiguous() for name, tensor in fit(method, checkpoints).items()}, out
+        )
 
-    assert os.waitpid(in_a_child(lambda: work(Checkpoints(tmp_path / "whole"), tmp_path / "whole.out")), 0)[1] == 0
+    assert (
+        os.waitpid(
+            in_a_child(lambda: work(Checkpoints(tmp_path / "whole"), tmp_path / "whole.out")), 0
+        )[1]
+        == 0
+    )
     monkeypatch.setattr(Watchers, "now", [observe])
     checkpoints, out = Checkpoints(tmp_path / "cut"), tmp_path / "cut.out"
     chance = random.Random(1)
@@ -442,7 +517,8 @@ def test_killed_and_stopped_at_20_random_moments_a_fit_ends_with_the_same_bits(f
             out.unlink()
             continue
         signals += 1
-        # On a busy machine SIGTERM can come before the fit looks out for it, and then there is no step to lose.
+        # On a busy machine SIGTERM can come before the fit looks out for it, and then there is no
+        # step to lose.
         stopped = {130} if log.exists() else {130, -signal.SIGTERM}
         assert status in (stopped if number == signal.SIGTERM else {-signal.SIGKILL})
         steps = [int(line) for line in log.read_text().split()] if log.exists() else []

@@ -1,4 +1,6 @@
-"""The gallery: the classes and images that the table says, with the right patch outlined and the map in color."""
+"""The gallery: the classes and images that the table says, with the right patch outlined and the
+map in color.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +54,9 @@ def classes(baselines):
 
 
 def examples(marker: int) -> dict[str, torch.Tensor]:
-    """Classes 1, 2 and 4; the images of a class begin at its label, the strongest patch is the marker."""
+    """Classes 1, 2 and 4; the images of a class begin at its label, the strongest patch is the
+    marker.
+    """
     label = torch.tensor([1, 2, 4])
     example = label[:, None] + torch.arange(2)
     strength = torch.zeros(3, 2, 16)
@@ -71,21 +75,31 @@ def drawn(baselines, classes, planted, photographs):
     def run(most_classes=12):
         layers = [
             gather_examples(
-                *(examples(layer + number) for number in range(len(ENCODINGS))), encodings=ENCODINGS, layer=layer
+                *(examples(layer + number) for number in range(len(ENCODINGS))),
+                encodings=ENCODINGS,
+                layer=layer,
             )
             for layer in (3, 5)
         ]
         images = Images(photographs, ImageLayout(patch_size=2, pattern="*.png"))
-        return draw_gallery(baselines, classes, images, Shards(planted[1]), *layers, most_classes=most_classes)
+        return draw_gallery(
+            baselines, classes, images, Shards(planted[1]), *layers, most_classes=most_classes
+        )
 
     return run
 
 
 def test_each_method_shows_its_best_row_at_its_best_layer(drawn):
-    shown = [(item["method"], item["layer"], item["encoding"], item["seed"], item["label"]) for item in drawn()]
+    shown = [
+        (item["method"], item["layer"], item["encoding"], item["seed"], item["label"])
+        for item in drawn()
+    ]
     kmeans = [("kmeans", 5, "kmeans-onehot", 1, label) for label in (2, 4, 1)]
     assert shown == kmeans + [("pca", 3, "pca-topk-00004", None, label) for label in (2, 4, 1)]
-    assert [(item["label"], item["feature"]) for item in drawn(most_classes=1)] == [(2, 20), (2, 20)]
+    assert [(item["label"], item["feature"]) for item in drawn(most_classes=1)] == [
+        (2, 20),
+        (2, 20),
+    ]
 
 
 def test_an_item_holds_its_classes_images(drawn):
@@ -100,10 +114,15 @@ def test_an_item_holds_its_classes_images(drawn):
             assert picture.size == (128, 128)
 
 
-def test_an_example_without_a_patch_that_counts_is_not_shown(baselines, classes, planted, photographs):
+def test_an_example_without_a_patch_that_counts_is_not_shown(
+    baselines, classes, planted, photographs
+):
     some = examples(3)
     some["patch"][:, 1] = -1
-    layers = [gather_examples(*[some] * len(ENCODINGS), encodings=ENCODINGS, layer=layer) for layer in (3, 5)]
+    layers = [
+        gather_examples(*[some] * len(ENCODINGS), encodings=ENCODINGS, layer=layer)
+        for layer in (3, 5)
+    ]
     images = Images(photographs, ImageLayout(patch_size=2, pattern="*.png"))
     items = draw_gallery(baselines, classes, images, Shards(planted[1]), *layers, most_classes=1)
     assert [len(item["images"]) for item in items] == [1, 1]

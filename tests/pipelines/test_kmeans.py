@@ -46,9 +46,13 @@ CHANGES = {
 
 
 def read(path, layer):
-    """A layer's content tokens, float64, straight from the files: all are full but for zeros at the end."""
+    """A layer's content tokens, float64, straight from the files: all are full but for zeros at the
+    end.
+    """
     files = sorted(path.glob("acts*.bin"))
-    stored = np.concatenate([np.fromfile(file, "<f4") for file in files]).reshape(-1, len(LAYERS), 1 + TOKENS, D_MODEL)
+    stored = np.concatenate([np.fromfile(file, "<f4") for file in files]).reshape(
+        -1, len(LAYERS), 1 + TOKENS, D_MODEL
+    )
     n_examples = Shards(path).n_examples
     return stored[:n_examples, LAYERS.index(layer), 1:].reshape(-1, D_MODEL).astype(np.float64)
 
@@ -56,7 +60,10 @@ def read(path, layer):
 @pytest.fixture
 def statistics(planted):
     tokens = read(planted[0], 5)
-    return {"mean": torch.from_numpy(tokens.mean(axis=0)), "std": torch.from_numpy(tokens.std(axis=0))}
+    return {
+        "mean": torch.from_numpy(tokens.mean(axis=0)),
+        "std": torch.from_numpy(tokens.std(axis=0)),
+    }
 
 
 @pytest.fixture
@@ -64,7 +71,9 @@ def fit(planted, statistics, tmp_path):
     def run(layer=5, **changes):
         parameters = KMeansParameters(**SMALL | changes)
         checkpoints = Checkpoints(tmp_path / "checkpoints")
-        made = fit_kmeans(Shards(planted[0]), statistics, parameters, checkpoints, "cpu", layer=layer)
+        made = fit_kmeans(
+            Shards(planted[0]), statistics, parameters, checkpoints, "cpu", layer=layer
+        )
         checkpoints.clear_finished()
         return made
 
@@ -80,7 +89,13 @@ def test_the_fit_is_that_of_shuffled_standardized_passes(planted, statistics, fi
             yield ((batch.double() - mean) / std).float()
 
     wanted = MiniBatchKMeans(
-        8, seed=3, init_size=100, max_iter=3, max_no_improvement=None, reassignment_ratio=0.0, decay=0.5
+        8,
+        seed=3,
+        init_size=100,
+        max_iter=3,
+        max_no_improvement=None,
+        reassignment_ratio=0.0,
+        decay=0.5,
     )
     wanted.fit(stream)
     model, history = fit(seed=3)
@@ -111,12 +126,20 @@ def test_order_is_the_file_that_every_pass_follows(planted, statistics, fit, tmp
     np.save(tmp_path / "order.npy", order)
     tokens = (read(planted[0], 5)[order] - statistics["mean"].numpy()) / statistics["std"].numpy()
     wanted = MiniBatchKMeans(
-        8, seed=0, init_size=100, max_iter=3, max_no_improvement=None, reassignment_ratio=0.0, decay=0.5
+        8,
+        seed=0,
+        init_size=100,
+        max_iter=3,
+        max_no_improvement=None,
+        reassignment_ratio=0.0,
+        decay=0.5,
     )
     wanted.fit(lambda _: torch.from_numpy(tokens.astype(np.float32)).split(64))
     model, history = fit(order=str(tmp_path / "order.npy"))
     assert len(history) == 3 * math.ceil(300 / 64)
-    torch.testing.assert_close(model["cluster_centers"], wanted.cluster_centers_, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        model["cluster_centers"], wanted.cluster_centers_, rtol=1e-5, atol=1e-5
+    )
     with pytest.raises(FileNotFoundError, match=r"missing\.npy is missing"):
         fit(order="missing.npy")
 
@@ -148,7 +171,9 @@ def test_every_parameter_changes_the_fit(fit, name):
 def test_encodings_is_the_parameter_that_says_which_codes_are_made():
     shards = dict.fromkeys(("fit", "val", "probe_train", "probe_val"), "somewhere")
     for encodings in (["kmeans-onehot"], ["kmeans-invdist"], ["kmeans-invdist", "kmeans-onehot"]):
-        plan = make_plan(parse_parameters({"layers": [5], "shards": shards, "kmeans": {"encodings": encodings}}))
+        plan = make_plan(
+            parse_parameters({"layers": [5], "shards": shards, "kmeans": {"encodings": encodings}})
+        )
         assert [row.name for row in plan.encodings if row.model.method == "kmeans"] == encodings
     elsewhere = {
         "encodings",
@@ -167,7 +192,14 @@ def test_nmse_is_that_of_the_nearest_center_in_float64(planted, statistics, fit,
     model, _ = fit(layer=layer)
     parameters = KMeansParameters(**SMALL | {"batch_size": batch_size})
     found = measure(
-        Shards(planted[1]), statistics, model, "cpu", parameters, layer=layer, name="kmeans", kind=Form("onehot")
+        Shards(planted[1]),
+        statistics,
+        model,
+        "cpu",
+        parameters,
+        layer=layer,
+        name="kmeans",
+        kind=Form("onehot"),
     )
     std = statistics["std"].numpy()
     standardized = (read(planted[1], layer) - statistics["mean"].numpy()) / std
@@ -191,15 +223,21 @@ def test_measuring_changes_nothing_it_is_given(planted, statistics, fit):
     assert all(torch.equal(value, before[name]) for name, value in (model | statistics).items())
 
 
-def test_more_seeds_are_fits_of_their_own_that_the_first_is_compared_with(planted, statistics, fit, tmp_path):
+def test_more_seeds_are_fits_of_their_own_that_the_first_is_compared_with(
+    planted, statistics, fit, tmp_path
+):
     parameters = KMeansParameters(**SMALL, seed=3, more_seeds=(4, 9))
     shards, checkpoints = Shards(planted[0]), Checkpoints(tmp_path / "again")
     again, _ = fit_kmeans(shards, statistics, parameters, checkpoints, "cpu", layer=5, seed=4)
     first = fit(seed=3)[0]
     assert torch.equal(again["cluster_centers"], fit(seed=4)[0]["cluster_centers"])
     assert not torch.equal(again["cluster_centers"], first["cluster_centers"])
-    found = compare_seeds(Shards(planted[1]), statistics, first, again, parameters, "cpu", layer=5, seed=4)
-    tokens = torch.from_numpy((read(planted[1], 5) - statistics["mean"].numpy()) / statistics["std"].numpy()).float()
+    found = compare_seeds(
+        Shards(planted[1]), statistics, first, again, parameters, "cpu", layer=5, seed=4
+    )
+    tokens = torch.from_numpy(
+        (read(planted[1], 5) - statistics["mean"].numpy()) / statistics["std"].numpy()
+    ).float()
     models = [MiniBatchKMeans.from_state(state) for state in (first, again)]
     inertia = [float(model.assign(tokens)[1].mean()) for model in models]
     assert found["inertia_first"] == pytest.approx(inertia[0], rel=1e-6)
@@ -207,10 +245,18 @@ def test_more_seeds_are_fits_of_their_own_that_the_first_is_compared_with(plante
     labels = [model.predict(tokens) for model in models]
     assert found["adjusted_rand_index"] == pytest.approx(adjusted_rand_score(*labels), abs=1e-9)
     assert (found["layer"], found["seed"]) == (5, 4)
-    same = compare_seeds(Shards(planted[1]), statistics, first, first, parameters, "cpu", layer=5, seed=4)
+    same = compare_seeds(
+        Shards(planted[1]), statistics, first, first, parameters, "cpu", layer=5, seed=4
+    )
     assert same["adjusted_rand_index"] == 1
-    assert {node.name for node in create_pipeline(5, [Model("kmeans", 3)]).nodes} == {"kmeans.fit", "kmeans.measure"}
-    thrice = {node.name: node for node in create_pipeline(5, [Model("kmeans", 3), Model("a", 4), Model("b", 9)]).nodes}
+    assert {node.name for node in create_pipeline(5, [Model("kmeans", 3)]).nodes} == {
+        "kmeans.fit",
+        "kmeans.measure",
+    }
+    thrice = {
+        node.name: node
+        for node in create_pipeline(5, [Model("kmeans", 3), Model("a", 4), Model("b", 9)]).nodes
+    }
     verbs = {"a.fit", "a.measure", "a.compare", "b.fit", "b.measure", "b.compare"}
     assert set(thrice) == {"kmeans.fit", "kmeans.measure", *verbs}
     assert thrice["b.fit"].func.keywords == {"layer": 5, "seed": 9, "method": "b"}
@@ -221,5 +267,7 @@ def test_more_seeds_are_fits_of_their_own_that_the_first_is_compared_with(plante
 
 
 def test_more_clusters_than_tokens_are_refused(fit):
-    with pytest.raises(ValueError, match="found 768 tokens to seed from, wanted at least n_clusters = 1000"):
+    with pytest.raises(
+        ValueError, match="found 768 tokens to seed from, wanted at least n_clusters = 1000"
+    ):
         fit(n_clusters=1000, init_size=None)

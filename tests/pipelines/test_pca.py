@@ -21,13 +21,27 @@ KS = (1, 4, 16, 80)
 
 
 def measure_pca(shards, statistics, model, parameters, layer, ks):
-    return measure(shards, statistics, model, "cpu", parameters, layer=layer, name="pca", kind=Form("dense"), ks=ks)
+    return measure(
+        shards,
+        statistics,
+        model,
+        "cpu",
+        parameters,
+        layer=layer,
+        name="pca",
+        kind=Form("dense"),
+        ks=ks,
+    )
 
 
 def read(path, layer):
-    """A layer's content tokens, float64, straight from the files: all are full but for zeros at the end."""
+    """A layer's content tokens, float64, straight from the files: all are full but for zeros at the
+    end.
+    """
     files = sorted(path.glob("acts*.bin"))
-    stored = np.concatenate([np.fromfile(file, "<f4") for file in files]).reshape(-1, len(LAYERS), 1 + TOKENS, D_MODEL)
+    stored = np.concatenate([np.fromfile(file, "<f4") for file in files]).reshape(
+        -1, len(LAYERS), 1 + TOKENS, D_MODEL
+    )
     n_examples = Shards(path).n_examples
     return stored[:n_examples, LAYERS.index(layer), 1:].reshape(-1, D_MODEL).astype(np.float64)
 
@@ -41,13 +55,19 @@ def layer(request):
 def statistics(planted, layer):
     """Not the train tokens' own, as the user's may not be: their standardized mean is not 0."""
     tokens = read(planted[0], layer)
-    return {"mean": torch.from_numpy(tokens.mean(axis=0) + 0.3), "std": torch.from_numpy(tokens.std(axis=0) * 1.1)}
+    return {
+        "mean": torch.from_numpy(tokens.mean(axis=0) + 0.3),
+        "std": torch.from_numpy(tokens.std(axis=0) * 1.1),
+    }
 
 
 @pytest.fixture
 def standardized(planted, layer, statistics):
     """The fit and the validation tokens, float64."""
-    return [(read(path, layer) - statistics["mean"].numpy()) / statistics["std"].numpy() for path in planted]
+    return [
+        (read(path, layer) - statistics["mean"].numpy()) / statistics["std"].numpy()
+        for path in planted
+    ]
 
 
 @pytest.mark.parametrize("batch_size", [100_000, 100])
@@ -55,12 +75,19 @@ def test_components_are_the_right_singular_vectors_of_the_centered_tokens(
     planted, layer, statistics, standardized, batch_size, tmp_path
 ):
     model, _ = fit_pca(
-        Shards(planted[0]), statistics, PCAParameters(batch_size=batch_size), Checkpoints(tmp_path), "cpu", layer=layer
+        Shards(planted[0]),
+        statistics,
+        PCAParameters(batch_size=batch_size),
+        Checkpoints(tmp_path),
+        "cpu",
+        layer=layer,
     )
     train, _ = standardized
     np.testing.assert_allclose(model["mean"].numpy(), train.mean(axis=0), atol=1e-7)
     _, singular, components = np.linalg.svd(train - train.mean(axis=0), full_matrices=False)
-    np.testing.assert_allclose(model["explained_variance"].numpy(), singular**2 / (len(train) - 1), rtol=1e-5)
+    np.testing.assert_allclose(
+        model["explained_variance"].numpy(), singular**2 / (len(train) - 1), rtol=1e-5
+    )
     found = model["components"].numpy()
     assert found.shape == (D_MODEL, D_MODEL)
     assert all(value.dtype == torch.float64 for name, value in model.items() if name != "whiten")
@@ -69,21 +96,31 @@ def test_components_are_the_right_singular_vectors_of_the_centered_tokens(
     np.testing.assert_allclose(np.abs((found[:5] * components[:5]).sum(axis=1)), 1, atol=1e-6)
 
 
-def test_nmse_at_every_k_is_that_of_an_explicit_reconstruction(planted, layer, statistics, standardized, tmp_path):
-    model, _ = fit_pca(Shards(planted[0]), statistics, PCAParameters(), Checkpoints(tmp_path), "cpu", layer=layer)
-    found = measure_pca(Shards(planted[1]), statistics, model, PCAParameters(batch_size=50), layer, KS)
+def test_nmse_at_every_k_is_that_of_an_explicit_reconstruction(
+    planted, layer, statistics, standardized, tmp_path
+):
+    model, _ = fit_pca(
+        Shards(planted[0]), statistics, PCAParameters(), Checkpoints(tmp_path), "cpu", layer=layer
+    )
+    found = measure_pca(
+        Shards(planted[1]), statistics, model, PCAParameters(batch_size=50), layer, KS
+    )
     rows = found.pop("rows")
     assert found == {"layer": layer, "method": "pca", "n_tokens": 24 * TOKENS}
     assert [row["k"] for row in rows] == list(KS)
     _, val = standardized
-    mean, components, std = (value.numpy() for value in (model["mean"], model["components"], statistics["std"]))
+    mean, components, std = (
+        value.numpy() for value in (model["mean"], model["components"], statistics["std"])
+    )
     for k, row in zip(KS, rows, strict=True):
         residual = np.empty_like(val)
         for i, token in enumerate(val):
             z = components @ (token - mean)
             kept = np.argsort(-np.abs(z), kind="stable")[:k]
             residual[i] = token - mean - z[kept] @ components[kept]
-        assert row["nmse"] == pytest.approx((residual**2).sum() / (val**2).sum(), rel=1e-6, abs=1e-12)
+        assert row["nmse"] == pytest.approx(
+            (residual**2).sum() / (val**2).sum(), rel=1e-6, abs=1e-12
+        )
         raw = ((residual * std) ** 2).sum() / ((val * std) ** 2).sum()
         assert row["nmse_raw"] == pytest.approx(raw, rel=1e-6, abs=1e-12)
 
@@ -91,22 +128,30 @@ def test_nmse_at_every_k_is_that_of_an_explicit_reconstruction(planted, layer, s
 @pytest.mark.parametrize("layer", [3], indirect=True)
 def test_batch_size_is_the_tokens_read_at_once(planted, layer, statistics, monkeypatch, tmp_path):
     seen, batches = [], Shards.batches
-    monkeypatch.setattr(Shards, "batches", lambda *a, **k: (seen.append(k["batch_size"]), batches(*a, **k))[1])
+    monkeypatch.setattr(
+        Shards, "batches", lambda *a, **k: (seen.append(k["batch_size"]), batches(*a, **k))[1]
+    )
     for batch_size in (70, 640):
         parameters = PCAParameters(batch_size=batch_size)
-        model, _ = fit_pca(Shards(planted[0]), statistics, parameters, Checkpoints(tmp_path), "cpu", layer=layer)
+        model, _ = fit_pca(
+            Shards(planted[0]), statistics, parameters, Checkpoints(tmp_path), "cpu", layer=layer
+        )
         measure_pca(Shards(planted[1]), statistics, model, parameters, layer, (1,))
     assert seen == [70, SAMPLE, 70, 640, SAMPLE, 640]  # a sample is looked at first
 
 
 @pytest.mark.parametrize("layer", [5], indirect=True)
-@pytest.mark.parametrize(("batch_size", "steps"), [(30, [1, 2, 4, 8, 16, 26]), (48, [1, 2, 4, 8, 16]), (768, [1])])
+@pytest.mark.parametrize(
+    ("batch_size", "steps"), [(30, [1, 2, 4, 8, 16, 26]), (48, [1, 2, 4, 8, 16]), (768, [1])]
+)
 def test_the_record_says_how_the_leading_subspace_settled(
     planted, layer, statistics, standardized, batch_size, steps, tmp_path
 ):
     """At powers of 2 and at the last step, of 20 components, a quarter of the dimensions."""
     parameters = PCAParameters(batch_size=batch_size)
-    _, history = fit_pca(Shards(planted[0]), statistics, parameters, Checkpoints(tmp_path), "cpu", layer=layer)
+    _, history = fit_pca(
+        Shards(planted[0]), statistics, parameters, Checkpoints(tmp_path), "cpu", layer=layer
+    )
     assert [look["step"] for look in history] == steps
     before = None
     for look in history:
@@ -127,18 +172,34 @@ def test_the_fit_lives_on_the_device_that_is_asked_for_also_when_it_is_gone_on_w
     planted, layer, statistics, monkeypatch, tmp_path
 ):
     made = []
-    monkeypatch.setattr(nodes, "StreamingPCA", lambda **options: (made.append(options), StreamingPCA(**options))[1])
+    monkeypatch.setattr(
+        nodes, "StreamingPCA", lambda **options: (made.append(options), StreamingPCA(**options))[1]
+    )
     monkeypatch.setattr(nodes, "pick_device", lambda name: {"the GPU": torch.device("cpu")}[name])
-    fit_pca(Shards(planted[0]), statistics, PCAParameters(), Checkpoints(tmp_path), "the GPU", layer=layer)
+    fit_pca(
+        Shards(planted[0]),
+        statistics,
+        PCAParameters(),
+        Checkpoints(tmp_path),
+        "the GPU",
+        layer=layer,
+    )
     assert made == [{"device": torch.device("cpu")}]
 
 
 def test_max_tokens_is_a_random_sample(planted, layer, statistics, tmp_path):
     shards = Shards(planted[0])
     model, _ = fit_pca(
-        shards, statistics, PCAParameters(batch_size=50, max_tokens=120), Checkpoints(tmp_path), "cpu", layer=layer
+        shards,
+        statistics,
+        PCAParameters(batch_size=50, max_tokens=120),
+        Checkpoints(tmp_path),
+        "cpu",
+        layer=layer,
     )
-    sample = torch.cat(list(shards.batches(layer=layer, batch_size=50, shuffle=True, max_tokens=120))).double()
+    sample = torch.cat(
+        list(shards.batches(layer=layer, batch_size=50, shuffle=True, max_tokens=120))
+    ).double()
     assert len(sample) == 120
     wanted = ((sample - statistics["mean"]) / statistics["std"]).mean(dim=0)
     torch.testing.assert_close(model["mean"], wanted, rtol=0, atol=1e-5)
@@ -147,7 +208,9 @@ def test_max_tokens_is_a_random_sample(planted, layer, statistics, tmp_path):
 def test_topk_is_the_parameter_that_says_which_k_are_measured():
     shards = dict.fromkeys(("fit", "val", "probe_train", "probe_val"), "somewhere")
     for topk in ((1, 4), (2, 3, 80)):
-        plan = make_plan(parse_parameters({"layers": [5], "shards": shards, "pca": {"topk": topk}}), D_MODEL)
+        plan = make_plan(
+            parse_parameters({"layers": [5], "shards": shards, "pca": {"topk": topk}}), D_MODEL
+        )
         assert tuple(row.k for row in plan.encodings if row.model.method == "pca") == topk
         (measure,) = create_pipeline(5, ks=topk, form=Form("dense")).only_nodes("pca.measure").nodes
         assert measure.func.keywords["ks"] == topk
@@ -162,6 +225,8 @@ def test_topk_is_the_parameter_that_says_which_k_are_measured():
 
 @pytest.mark.parametrize("layer", [3], indirect=True)
 def test_a_k_above_the_width_is_refused(planted, layer, statistics, tmp_path):
-    model, _ = fit_pca(Shards(planted[0]), statistics, PCAParameters(), Checkpoints(tmp_path), "cpu", layer=layer)
+    model, _ = fit_pca(
+        Shards(planted[0]), statistics, PCAParameters(), Checkpoints(tmp_path), "cpu", layer=layer
+    )
     with pytest.raises(ValueError, match="found K = 81, wanted 1 to 80"):
         measure_pca(Shards(planted[1]), statistics, model, PCAParameters(), layer, (81,))

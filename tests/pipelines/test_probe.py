@@ -1,4 +1,6 @@
-"""The probe node against Newton's method on one (feature, class) at a time, scikit-learn's AP, and loops."""
+"""The probe node against Newton's method on one (feature, class) at a time, scikit-learn's AP, and
+loops.
+"""
 
 import dataclasses
 import json
@@ -64,20 +66,31 @@ class Narrow(TensorCodes):
 
 
 def read(path, layer):
-    """A layer's content tokens, float32, straight from the files: all are full but for zeros at the end."""
+    """A layer's content tokens, float32, straight from the files: all are full but for zeros at the
+    end.
+    """
     files = sorted(path.glob("acts*.bin"))
-    stored = np.concatenate([np.fromfile(file, "<f4") for file in files]).reshape(-1, len(LAYERS), 1 + TOKENS, D_MODEL)
+    stored = np.concatenate([np.fromfile(file, "<f4") for file in files]).reshape(
+        -1, len(LAYERS), 1 + TOKENS, D_MODEL
+    )
     n_examples = Shards(path).n_examples
     return stored[:n_examples, LAYERS.index(layer), 1:].reshape(-1, D_MODEL)
 
 
 @pytest.fixture(scope="module", params=LAYERS)
 def split(planted, request):
-    """Features (rows, 6) and labels 0 to 3 of both probe splits: a layer's where classes are alike, and one's where they are not."""
-    features = [torch.from_numpy(read(path, request.param)[:, [0, 10, 20, 25, 30, 35]]) for path in planted]
+    """Features (rows, 6) and labels 0 to 3 of both probe splits: a layer's where classes are alike,
+    and one's where they are not.
+    """
+    features = [
+        torch.from_numpy(read(path, request.param)[:, [0, 10, 20, 25, 30, 35]]) for path in planted
+    ]
     for values in features:
         values[:, 2] = values[:, 2].round()
-    labels = [torch.from_numpy(np.fromfile(path / "labels.bin", np.uint8).astype(np.int64)) for path in planted]
+    labels = [
+        torch.from_numpy(np.fromfile(path / "labels.bin", np.uint8).astype(np.int64))
+        for path in planted
+    ]
     return features, labels
 
 
@@ -87,7 +100,10 @@ def probe(split):
 
     def run(codes=None, labels=None, rows=(("pca-dense", 80),), whole=False, **parameters):
         train, val = codes or [TensorCodes(values) for values in split[0]]
-        shards = [Labelled(patches, name) for patches, name in zip(labels or split[1], ("train", "val"), strict=True)]
+        shards = [
+            Labelled(patches, name)
+            for patches, name in zip(labels or split[1], ("train", "val"), strict=True)
+        ]
         settings = ProbeParameters(**parameters)
         found = fit_probes(train, val, *shards, settings, "cpu", layer=5, method="pca", rows=rows)
         return found if whole else found[:2]
@@ -132,7 +148,9 @@ def oracle(features, labels, void, ridge=1e-8):
         found["base_ce"][c] = -np.mean(y_val * np.log(rate) + (1 - y_val) * np.log(1 - rate))
         for j in range(x.shape[1]):
             b, w = newton((x[:, j] - mean[j]) / std[j], y, ridge)
-            logits, logits_val = ((values[:, j] - mean[j]) / std[j] * w + b for values in (x, x_val))
+            logits, logits_val = (
+                (values[:, j] - mean[j]) / std[j] * w + b for values in (x, x_val)
+            )
             found["w"][j, c], found["b"][j, c] = w, b
             found["train_ce"][j, c] = cross_entropy(logits, y)
             found["val_ce"][j, c] = cross_entropy(logits_val, y_val)
@@ -176,10 +194,14 @@ def test_scores_are_those_of_the_classes_best_features(split, probe, void):
         assert row["feature_by_val"] == by_val
         assert row["average_precision_by_val"] == pytest.approx(wanted["val_ap"][by_val, c])
     assert scores["mean_train_ce"] == pytest.approx(train_ce.mean())
-    assert scores["probe_r"] == pytest.approx(1 - val_ce.mean() / wanted["base_ce"].mean(), abs=1e-7)
+    assert scores["probe_r"] == pytest.approx(
+        1 - val_ce.mean() / wanted["base_ce"].mean(), abs=1e-7
+    )
     assert scores["map"] == pytest.approx(ap.mean())
     assert scores["purity_at_16"] == pytest.approx(np.mean(purity))
-    assert scores["coverage_at_0.3"] == pytest.approx(sum(value >= 0.3 for value in ap) / len(names))
+    assert scores["coverage_at_0.3"] == pytest.approx(
+        sum(value >= 0.3 for value in ap) / len(names)
+    )
     assert scores["absent_in_val"] == scores["absent_in_train"] == []
     assert {name: scores[name] for name in ABOUT} == ABOUT
     assert scores["converged"] is True
@@ -195,21 +217,30 @@ def test_l0_counts_the_nonzeros_of_every_validation_patch(split, probe):
 
 def test_void_decides_what_void_patches_are(split, probe):
     found = {void: probe(void=void)[1] for void in VOID_MODES}
-    assert {void: [row["label"] for row in scores["classes"]] for void, scores in found.items()} == {
+    assert {
+        void: [row["label"] for row in scores["classes"]] for void, scores in found.items()
+    } == {
         "drop": [1, 2, 3],
         "negative": [1, 2, 3],
         "class": [0, 1, 2, 3],
     }
     assert len({scores["mean_train_ce"] for scores in found.values()}) == 3
-    for split_name, labels in zip(("n_train", "n_val"), split[1], strict=True):  # how many patches took part
+    for split_name, labels in zip(
+        ("n_train", "n_val"), split[1], strict=True
+    ):  # how many patches took part
         kept = int((labels > 0).sum())
         assert 0 < kept < len(labels)
         counted = {void: scores[split_name] for void, scores in found.items()}
         assert counted == {"drop": kept, "negative": len(labels), "class": len(labels)}
-    # Negatives or a class of their own, void patches are the same to the probes of the others; purity tells them apart.
-    for as_class, as_negative in zip(found["class"]["classes"][1:], found["negative"]["classes"], strict=True):
+    # Negatives or a class of their own, void patches are the same to the probes of the others;
+    # purity tells them apart.
+    for as_class, as_negative in zip(
+        found["class"]["classes"][1:], found["negative"]["classes"], strict=True
+    ):
         purities = {f"purity_at_{k}" for k in (16, 64, 256)}
-        assert {name for name in as_class if as_class[name] != pytest.approx(as_negative[name])} <= purities
+        assert {
+            name for name in as_class if as_class[name] != pytest.approx(as_negative[name])
+        } <= purities
 
 
 def test_dropped_void_patches_change_nothing(split, probe):
@@ -229,7 +260,9 @@ def test_ridge_draws_the_weights_to_0(probe):
 def test_ridge_is_that_of_the_objective(split, probe):
     found, _ = probe(ridge=0.1)
     wanted, *_ = oracle(*split, "drop", ridge=0.1)
-    np.testing.assert_allclose(found["coef_standardized"].numpy(), wanted["w"], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        found["coef_standardized"].numpy(), wanted["w"], rtol=1e-5, atol=1e-6
+    )
 
 
 def test_max_iter_bounds_the_newton_steps(probe, caplog):
@@ -269,8 +302,12 @@ def test_classes_of_equal_weight_are_those_of_scikit_learn(split, probe):
     y = (split[1][0][kept[0]] == 2).numpy()
     for j in range(N_FEATURES):
         column = ((x[:, j] - x[:, j].mean()) / x[:, j].std())[:, None]
-        model = LogisticRegression(C=1e8 / len(y), class_weight="balanced", tol=1e-12, max_iter=1000).fit(column, y)
-        assert float(found["coef_standardized"][j, 1]) == pytest.approx(model.coef_[0, 0], rel=1e-3, abs=1e-4)
+        model = LogisticRegression(
+            C=1e8 / len(y), class_weight="balanced", tol=1e-12, max_iter=1000
+        ).fit(column, y)
+        assert float(found["coef_standardized"][j, 1]) == pytest.approx(
+            model.coef_[0, 0], rel=1e-3, abs=1e-4
+        )
     assert scores["mean_base_ce"] == pytest.approx(np.log(2))
 
 
@@ -315,7 +352,13 @@ def test_the_table_of_pairs_has_a_row_for_each_class_and_feature(split, probe, v
     names = [row["label"] for row in scores["classes"]]
     assert pairs["label"].tolist() == [name for name in names for _ in range(N_FEATURES)]
     assert pairs["feature"].tolist() == [*range(N_FEATURES)] * len(names)
-    columns = {"weight": "coef", "bias": "intercept", "train_ce": "train_ce", "val_ce": "val_ce", "val_ap": "val_ap"}
+    columns = {
+        "weight": "coef",
+        "bias": "intercept",
+        "train_ce": "train_ce",
+        "val_ce": "val_ce",
+        "val_ap": "val_ap",
+    }
     for row in pairs.itertuples():
         c = names.index(row.label)
         for column, name in columns.items():
@@ -323,14 +366,20 @@ def test_the_table_of_pairs_has_a_row_for_each_class_and_feature(split, probe, v
         for column, patches in zip(("train_counts", "val_counts"), split[1], strict=True):
             assert getattr(row, column) == int((patches == row.label).sum())
         logits = row.weight * split[0][1][:, row.feature].double() + row.bias
-        taking_part = torch.ones_like(split[1][1], dtype=torch.bool) if void != "drop" else split[1][1] > 0
+        taking_part = (
+            torch.ones_like(split[1][1], dtype=torch.bool) if void != "drop" else split[1][1] > 0
+        )
         assert row.val_predicted == int(((logits >= 0) & taking_part).sum())
         assert row.val_true_positives == int(((logits >= 0) & (split[1][1] == row.label)).sum())
 
 
 @pytest.mark.parametrize("void", VOID_MODES)
-def test_examples_are_the_images_where_a_classes_best_feature_speaks_most_for_it(split, probe, void):
-    """Against a loop: the best feature's values, turned where its weight is negative; void patches show but do not count."""
+def test_examples_are_the_images_where_a_classes_best_feature_speaks_most_for_it(
+    split, probe, void
+):
+    """Against a loop: the best feature's values, turned where its weight is negative; void patches
+    show but do not count.
+    """
     _, scores, _, examples = probe(void=void, whole=True, examples=3)
     found, *_ = probe(void=void)
     values, labels = split[0][1], split[1][1]
@@ -339,12 +388,16 @@ def test_examples_are_the_images_where_a_classes_best_feature_speaks_most_for_it
     for place, row in enumerate(scores["classes"]):
         feature = row["feature"]
         assert examples["feature"][place] == feature
-        speaks = values[:, feature] * (-1 if found["coef"][feature, row["label"] - first] < 0 else 1)
+        speaks = values[:, feature] * (
+            -1 if found["coef"][feature, row["label"] - first] < 0 else 1
+        )
         strength = [[float(value) for value in image] for image in speaks.view(-1, TOKENS)]
-        counted = [[void != "drop" or label != 0 for label in image] for image in labels.view(-1, TOKENS)]
+        counted = [
+            [void != "drop" or label != 0 for label in image] for image in labels.view(-1, TOKENS)
+        ]
         best = []
         for number, (image, counts) in enumerate(zip(strength, counted, strict=True)):
-            top = max((value for value, counts_ in zip(image, counts, strict=True) if counts_))
+            top = max(value for value, counts_ in zip(image, counts, strict=True) if counts_)
             patch = next(i for i, value in enumerate(image) if counts[i] and value == top)
             best.append((-top, number, patch))
         wanted = sorted(best)[:3]
@@ -376,7 +429,9 @@ def test_absent_classes_do_not_pull_the_means_down(split, probe):
     rows = scores["classes"]
     assert [row["label"] for row in rows] == [1, 2]
     assert scores["map"] == pytest.approx(np.mean([row["average_precision"] for row in rows]))
-    assert scores["probe_r"] == pytest.approx(1 - sum(r["val_ce"] for r in rows) / sum(r["base_ce"] for r in rows))
+    assert scores["probe_r"] == pytest.approx(
+        1 - sum(r["val_ce"] for r in rows) / sum(r["base_ce"] for r in rows)
+    )
 
 
 @pytest.mark.parametrize("void", VOID_MODES)
@@ -384,15 +439,20 @@ def test_absent_classes_do_not_pull_the_means_down(split, probe):
 def test_labels_that_are_all_void_are_refused(split, probe, void, where):
     labels = list(split[1])
     labels[where] = torch.zeros_like(labels[where])
-    with pytest.raises(ValueError, match=rf"^{('train', 'val')[where]}: all \d+ labels are 0, void; wanted patches"):
+    with pytest.raises(
+        ValueError, match=rf"^{('train', 'val')[where]}: all \d+ labels are 0, void; wanted patches"
+    ):
         probe(labels=labels, void=void)
 
 
 def test_splits_without_a_common_class_are_refused(split, probe):
     train, val = (
-        torch.where(patches == 0, 0, patches % 2 + start) for patches, start in zip(split[1], (1, 3), strict=True)
+        torch.where(patches == 0, 0, patches % 2 + start)
+        for patches, start in zip(split[1], (1, 3), strict=True)
     )
-    with pytest.raises(ValueError, match="none of 4 classes is both fitted in train and present in validation"):
+    with pytest.raises(
+        ValueError, match="none of 4 classes is both fitted in train and present in validation"
+    ):
         probe(labels=[train, val])
 
 
@@ -401,7 +461,9 @@ def test_codes_of_other_patches_than_the_labels_are_refused(split, probe, where)
     codes = [TensorCodes(values) for values in split[0]]
     codes[where] = TensorCodes(split[0][where][1:])
     n = len(split[1][where])
-    with pytest.raises(ValueError, match=f"codes of {n - 1} patches and labels of {n}: encode the patches again"):
+    with pytest.raises(
+        ValueError, match=f"codes of {n - 1} patches and labels of {n}: encode the patches again"
+    ):
         probe(codes)
 
 
@@ -431,7 +493,10 @@ def test_codes_of_a_larger_k_serve_every_row_of_a_sweep(split, probe):
     wide = [Narrow("sparse", N_FEATURES, values=values, indices=order) for values, order in ranked]
     together = probe(wide, rows=(("two", 2), ("four", 4)), whole=True)
     for place, (encoding, k) in enumerate((("two", 2), ("four", 4))):
-        narrow = [Narrow("sparse", N_FEATURES, values=values[:, :k], indices=order[:, :k]) for values, order in ranked]
+        narrow = [
+            Narrow("sparse", N_FEATURES, values=values[:, :k], indices=order[:, :k])
+            for values, order in ranked
+        ]
         found, scores, pairs = together[4 * place : 4 * place + 3]
         wanted, same, table, _ = probe(narrow, rows=((encoding, k),), whole=True)
         assert scores["l0"] == same["l0"] == pytest.approx(k, abs=0.1)
@@ -442,12 +507,19 @@ def test_codes_of_a_larger_k_serve_every_row_of_a_sweep(split, probe):
 
 @pytest.mark.parametrize("name", ["model", "statistics", "encoding", "layer"])
 def test_codes_of_two_models_are_refused(split, probe, name):
-    about = {"model": "ab", "statistics": "cd", "encoding": "pca-dense", "layer": 5, "shards": "train"}
+    about = {
+        "model": "ab",
+        "statistics": "cd",
+        "encoding": "pca-dense",
+        "layer": 5,
+        "shards": "train",
+    }
     train, val = (TensorCodes(values) for values in split[0])
     train.provenance, val.provenance = about, about | {"shards": "val"}
     probe([train, val], rows=(("pca-dense", 6),))
     val.provenance = about | {name: "other"}
     with pytest.raises(
-        ValueError, match=f"codes of the two splits are of different models: their {name} is .* and other"
+        ValueError,
+        match=f"codes of the two splits are of different models: their {name} is .* and other",
     ):
         probe([train, val])

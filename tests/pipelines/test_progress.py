@@ -32,7 +32,9 @@ def said(monkeypatch):
     lines = []
     logger = logging.Logger("progress")
     logger.addHandler(handler := logging.Handler())
-    monkeypatch.setattr(handler, "emit", lambda record: lines.append(record.getMessage().partition(" ")[2]))
+    monkeypatch.setattr(
+        handler, "emit", lambda record: lines.append(record.getMessage().partition(" ")[2])
+    )
     monkeypatch.setattr(watch, "logger", logger)
     return lines
 
@@ -103,9 +105,13 @@ def test_a_step_is_done_when_all_that_it_gives_is_saved(said, clock):
 def test_each_step_of_a_run_that_is_done_is_a_line_in_a_log(said, clock):
     del clock  # stands still, however long the machine takes
     hooks = _create_hook_manager()
-    steps = Pipeline([node(lambda: 1, None, "a", name="first"), node(lambda a: a, "a", "b", name="second")])
+    steps = Pipeline(
+        [node(lambda: 1, None, "a", name="first"), node(lambda a: a, "a", "b", name="second")]
+    )
     with watched(hooks, 2) as watch:
-        SequentialRunner().run(steps, DataCatalog({"a": MemoryDataset(), "b": MemoryDataset()}), hooks)
+        SequentialRunner().run(
+            steps, DataCatalog({"a": MemoryDataset(), "b": MemoryDataset()}), hooks
+        )
     assert said == ["1 of 2 steps done: first in 00:00", "2 of 2 steps done: second in 00:00"]
     assert not hooks.is_registered(watch)
 
@@ -118,9 +124,13 @@ def test_a_run_stops_at_the_next_step_where_the_interrupt_was_dropped():
         return 1
 
     ran, hooks = [], _create_hook_manager()
-    steps = Pipeline([node(drop, None, "a", name="first"), node(ran.append, "a", "b", name="second")])
+    steps = Pipeline(
+        [node(drop, None, "a", name="first"), node(ran.append, "a", "b", name="second")]
+    )
     with signals_stop(), watched(hooks, 2), pytest.raises(KeyboardInterrupt):
-        SequentialRunner().run(steps, DataCatalog({"a": MemoryDataset(), "b": MemoryDataset()}), hooks)
+        SequentialRunner().run(
+            steps, DataCatalog({"a": MemoryDataset(), "b": MemoryDataset()}), hooks
+        )
     assert ran == []
 
 
@@ -141,7 +151,10 @@ def test_a_command_that_needs_no_project_says_how_far_it_is_too(monkeypatch, cap
     """A verdict on 600 GB takes an hour."""
     lines, looked = [], threading.Event()
     monkeypatch.setattr(progress, "EVERY", 0)
-    with told(lambda line: (lines.append(line), looked.set())), Bar(desc="fit", total=8, unit="B") as bar:
+    with (
+        told(lambda line: (lines.append(line), looked.set())),
+        Bar(desc="fit", total=8, unit="B") as bar,
+    ):
         bar.update(2)
         assert looked.wait(10)
     assert lines[0].partition(" ")[2].startswith("fit: 25%, 2.00 of 8.00, ")
@@ -151,14 +164,19 @@ def test_a_command_that_needs_no_project_says_how_far_it_is_too(monkeypatch, cap
 def test_bars_import_without_kedro():
     script = "import sys, assay.pipelines.progress; print('kedro' in sys.modules)"
     assert (
-        subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout == "False\n"
+        subprocess.run(
+            [sys.executable, "-c", script], capture_output=True, text=True, check=True
+        ).stdout
+        == "False\n"
     )
 
 
 def test_training_has_a_bar(monkeypatch):
     seen = []
     monkeypatch.setattr(Bar, "update", lambda bar, n=1: seen.append((bar.desc, bar.total, n)))
-    model = VisionTransformer(image_size=4, patch_size=2, d_model=4, n_blocks=1, n_heads=1, n_classes=2)
+    model = VisionTransformer(
+        image_size=4, patch_size=2, d_model=4, n_blocks=1, n_heads=1, n_classes=2
+    )
     images, labels = torch.rand(3, 4, 4), torch.ones(3, 4, dtype=torch.uint8)
     train(model, images, labels, n_steps=2, batch_size=2, learning_rate=1e-3, seed=0)
     assert seen == [("training the vision transformer", 2, 1)] * 2

@@ -1,4 +1,6 @@
-"""The table: one row for each (layer, method, encoding, k), with the errors of its method and k beside its scores."""
+"""The table: one row for each (layer, method, encoding, k), with the errors of its method and k
+beside its scores.
+"""
 
 import copy
 import random
@@ -71,11 +73,14 @@ def errors(layer, method, ks):
 
 
 def encodings_of(parts):
-    """The encodings of these scores, whose seeds are 0 for k-means, another where the name says it, and none for others."""
+    """The encodings of these scores, whose seeds are 0 for k-means, another where the name says it,
+    and none for others.
+    """
     models = [Model.parse(part["method"]) for part in parts]
     models = [replace(model, seed=0) if model.name == "kmeans" else model for model in models]
     return [
-        replace(Encoding.parse(part["encoding"], model), k=part["k"]) for part, model in zip(parts, models, strict=True)
+        replace(Encoding.parse(part["encoding"], model), k=part["k"])
+        for part, model in zip(parts, models, strict=True)
     ]
 
 
@@ -85,7 +90,9 @@ ENCODINGS = encodings_of([{"method": method, "encoding": name, "k": k} for metho
 def layer_of(layer, ces):
     """A layer's rows with these train CEs, in the order of ROWS."""
     parts = [scores(layer, *row, mean_train_ce=ce) for row, ce in zip(ROWS, ces, strict=True)]
-    return merge_layer(errors(layer, "kmeans", [8]), errors(layer, "pca", [1, 16]), *parts, encodings=ENCODINGS)
+    return merge_layer(
+        errors(layer, "kmeans", [8]), errors(layer, "pca", [1, 16]), *parts, encodings=ENCODINGS
+    )
 
 
 def test_scores_are_joined_with_the_errors_of_their_method_and_k():
@@ -95,25 +102,36 @@ def test_scores_are_joined_with_the_errors_of_their_method_and_k():
     ]
     parts = [scores(3, "kmeans", "kmeans-onehot", 1), scores(3, "pca", "pca-topk-00001", 1)]
     kmeans, pca = merge_layer(*metrics, *parts, encodings=ENCODINGS)
-    assert (kmeans["encoding"], kmeans["nmse"], kmeans["nmse_raw"]) == ("kmeans-onehot", 1 / 2, 2 / 4)
+    assert (kmeans["encoding"], kmeans["nmse"], kmeans["nmse_raw"]) == (
+        "kmeans-onehot",
+        1 / 2,
+        2 / 4,
+    )
     assert (pca["encoding"], pca["nmse"], pca["nmse_raw"]) == ("pca-topk-00001", 0.9, 0.8)
     assert kmeans | parts[0] == kmeans
     assert (kmeans["seed"], kmeans["name"], pca["seed"]) == (0, "kmeans-onehot", None)
 
 
 def test_the_order_of_the_metrics_does_not_matter_to_the_join():
-    metrics = [errors(3, "kmeans", [8]), errors(3, "pca", [1, 16]), *(scores(3, *row) for row in ROWS)]
+    metrics = [
+        errors(3, "kmeans", [8]),
+        errors(3, "pca", [1, 16]),
+        *(scores(3, *row) for row in ROWS),
+    ]
     before = copy.deepcopy(metrics)
     shuffled = random.Random(0).sample(metrics, len(metrics))
     by_encoding = {row["encoding"]: row for row in merge_layer(*metrics, encodings=ENCODINGS)}
-    assert {row["encoding"]: row for row in merge_layer(*shuffled, encodings=ENCODINGS)} == by_encoding
+    assert {
+        row["encoding"]: row for row in merge_layer(*shuffled, encodings=ENCODINGS)
+    } == by_encoding
     assert len(by_encoding) == len(ROWS)
     assert metrics == before
 
 
 def test_columns_are_those_that_papers_point_at():
-    assert ",".join(COLUMNS) == (
-        "layer,method,encoding,k,seed,nmse,nmse_raw,l0,probe_r,map,purity_at_16,coverage_at_0.3,best_layer"
+    assert (
+        ",".join(COLUMNS)
+        == "layer,method,encoding,k,seed,nmse,nmse_raw,l0,probe_r,map,purity_at_16,coverage_at_0.3,best_layer"
     )
     table = tabulate_baselines(layer_of(3, [0.5] * 4))
     assert tuple(table.columns) == COLUMNS
@@ -127,7 +145,10 @@ def test_rows_are_sorted_by_layer_method_k_and_encoding():
     assert table["layer"].tolist() == [5] * 4 + [23] * 4
     assert table["encoding"].tolist() == one_layer * 2
     assert table.index.tolist() == list(range(8))
-    parts = [scores(3, "pca", "pca-topk-100000", 100_000), scores(3, "pca", "pca-topk-99999", 99_999)]
+    parts = [
+        scores(3, "pca", "pca-topk-100000", 100_000),
+        scores(3, "pca", "pca-topk-99999", 99_999),
+    ]
     rows = merge_layer(errors(3, "pca", [99_999, 100_000]), *parts, encodings=encodings_of(parts))
     table = tabulate_baselines(rows)
     assert table["k"].tolist() == [99_999, 100_000]
@@ -146,7 +167,12 @@ def test_values_stay_with_their_row():
 def test_the_best_layer_is_picked_on_train_ce_for_each_encoding_apart():
     table = tabulate_baselines(layer_of(3, [0.1, 0.5, 0.3, 0.2]), layer_of(5, [0.2, 0.4, 0.3, 0.1]))
     best = table[table["best_layer"]].set_index("encoding")["layer"].to_dict()
-    assert best == {"kmeans-onehot": 3, "kmeans-invdist": 5, "pca-topk-00001": 3, "pca-topk-00016": 5}
+    assert best == {
+        "kmeans-onehot": 3,
+        "kmeans-invdist": 5,
+        "pca-topk-00001": 3,
+        "pca-topk-00016": 5,
+    }
 
 
 def test_other_scores_do_not_pick_the_best_layer():
@@ -164,7 +190,11 @@ def test_a_tie_goes_to_the_lower_layer(turned):
 
 
 @settings(deadline=None, max_examples=25)
-@given(ces=st.lists(st.lists(st.sampled_from([0.1, 0.2, 0.3]), min_size=4, max_size=4), min_size=1, max_size=5))
+@given(
+    ces=st.lists(
+        st.lists(st.sampled_from([0.1, 0.2, 0.3]), min_size=4, max_size=4), min_size=1, max_size=5
+    )
+)
 def test_each_encoding_has_one_best_layer_and_none_lower_is_as_good(ces):
     table = tabulate_baselines(*(layer_of(layer, each) for layer, each in enumerate(ces)))
     for column, (_, encoding, _) in enumerate(ROWS):
@@ -179,7 +209,13 @@ def rows_of(layer, ces, n_classes=3):
     for number, row in enumerate(rows):
         row["classes"] = [
             dict.fromkeys(set(CLASSES[5:]) - {"absent_in"}, 0.1 * (number + 1))
-            | {"label": c + 1, "n_train": 50, "n_val": 10 * (c + 1), "feature": number, "feature_by_val": number}
+            | {
+                "label": c + 1,
+                "n_train": 50,
+                "n_val": 10 * (c + 1),
+                "feature": number,
+                "feature_by_val": number,
+            }
             for c in range(n_classes)
         ]
         row |= {"absent_in_train": [8], "absent_in_val": [7, 8]}
@@ -195,24 +231,37 @@ def test_the_papers_table_has_each_method_at_its_best_layer():
     paper = tabulate_paper(baselines)
     assert tuple(paper.columns) == PAPER
     found = {row.encoding: row.layer for row in paper.itertuples()}
-    assert found == {"kmeans-onehot": 5, "kmeans-invdist": 3, "pca-topk-00001": 5, "pca-topk-00016": 3}
+    assert found == {
+        "kmeans-onehot": 5,
+        "kmeans-invdist": 3,
+        "pca-topk-00001": 5,
+        "pca-topk-00016": 3,
+    }
     assert paper["method"].tolist() == ["kmeans", "kmeans", "pca", "pca"]
     other = baselines.assign(method=baselines["method"].replace("kmeans", "a-sae"))
-    assert tabulate_paper(other)["method"].tolist() == ["pca", "pca", "a-sae", "a-sae"]  # the baselines come first
+    assert tabulate_paper(other)["method"].tolist() == [
+        "pca",
+        "pca",
+        "a-sae",
+        "a-sae",
+    ]  # the baselines come first
 
 
 def test_the_columns_of_the_other_tables_are_those_that_the_docs_name():
-    assert ",".join(PAPER) == (
-        "method,encoding,k,layer,seeds,nmse,l0,probe_r,map,purity_at_16,coverage_at_0.3,"
+    assert (
+        ",".join(PAPER)
+        == "method,encoding,k,layer,seeds,nmse,l0,probe_r,map,purity_at_16,coverage_at_0.3,"
         "nmse_sd,l0_sd,probe_r_sd,map_sd,purity_at_16_sd,coverage_at_0.3_sd,nmse_raw,nmse_raw_sd"
     )
-    assert ",".join(tabulate_classes(*both_layers()).columns) == (
-        "layer,encoding,seed,label,n_train,n_val,feature,train_ce,margin,val_ce,base_ce,average_precision,precision,recall,f1,"
+    assert (
+        ",".join(tabulate_classes(*both_layers()).columns)
+        == "layer,encoding,seed,label,n_train,n_val,feature,train_ce,margin,val_ce,base_ce,average_precision,precision,recall,f1,"
         "purity_at_16,purity_at_64,purity_at_256,feature_by_val,val_ce_by_val,average_precision_by_val,absent_in,"
         "mean_feature_ce,median_feature_ce"
     )
-    assert ",".join(match_budgets(tabulate_baselines(*both_layers())).columns) == (
-        "layer,encoding,l0,nmse,probe_r,map,pca_encoding,pca_l0,pca_nmse,pca_probe_r,pca_map,nmse_raw,pca_nmse_raw,l0_ratio"
+    assert (
+        ",".join(match_budgets(tabulate_baselines(*both_layers())).columns)
+        == "layer,encoding,l0,nmse,probe_r,map,pca_encoding,pca_l0,pca_nmse,pca_probe_r,pca_map,nmse_raw,pca_nmse_raw,l0_ratio"
     )
     text = (Path(__file__).parents[2] / "docs/outputs.md").read_text(encoding="utf-8")
     for column in (*CLASSES[3:], "l0_ratio", "inertia_first", "adjusted_rand_index", "seeds"):
@@ -223,19 +272,24 @@ def test_the_columns_of_the_other_tables_are_those_that_the_docs_name():
 def test_every_class_has_a_row_and_the_absent_are_named():
     classes = tabulate_classes(*both_layers())
     assert len(classes) == 2 * 4 * 5
-    mine = classes[(classes["layer"] == 5) & (classes["encoding"] == "pca-topk-00016")].set_index("label")
+    mine = classes[(classes["layer"] == 5) & (classes["encoding"] == "pca-topk-00016")].set_index(
+        "label"
+    )
     assert mine["absent_in"].to_dict() == {1: "", 2: "", 3: "", 7: "val", 8: "train and val"}
     assert mine.loc[2, "n_val"] == 20
     assert mine.loc[2, "average_precision"] == pytest.approx(0.4)
     assert mine.loc[7, "average_precision"] != mine.loc[7, "average_precision"]  # missing, not 0
     for name in ("n_train", "n_val", "feature", "feature_by_val"):
-        assert classes[name].dtype == "Int64"  # whole numbers in the file, also beside classes that have none
+        assert (
+            classes[name].dtype == "Int64"
+        )  # whole numbers in the file, also beside classes that have none
 
 
 def test_a_row_is_matched_with_the_pca_row_of_its_layer_whose_l0_is_nearest_by_ratio():
     baselines = tabulate_baselines(*both_layers())
     baselines["l0"] = [
-        {"kmeans-invdist": 5.0, "kmeans-onehot": 3.9}.get(row.encoding, row.k) for row in baselines.itertuples()
+        {"kmeans-invdist": 5.0, "kmeans-onehot": 3.9}.get(row.encoding, row.k)
+        for row in baselines.itertuples()
     ]
     matched = match_budgets(baselines)
     assert len(matched) == 4
@@ -246,7 +300,9 @@ def test_a_row_is_matched_with_the_pca_row_of_its_layer_whose_l0_is_nearest_by_r
         for encoding, k in (("kmeans-invdist", 16), ("kmeans-onehot", 1))
     }
     ratios = {row.encoding: row.l0_ratio for row in matched.itertuples()}
-    assert ratios == pytest.approx({"kmeans-invdist": 5 / 16, "kmeans-onehot": 3.9})  # near is not equal
+    assert ratios == pytest.approx(
+        {"kmeans-invdist": 5 / 16, "kmeans-onehot": 3.9}
+    )  # near is not equal
     # The distances reconstruct nothing: at their L0 there is no error to hold against PCA's.
     errors_of = matched.set_index("encoding")[["nmse", "nmse_raw", "pca_nmse", "pca_nmse_raw"]]
     assert errors_of.loc["kmeans-onehot"].notna().all(axis=None)
@@ -322,7 +378,9 @@ def three_seeds(layer=7):
     metrics = [errors(layer, "sae", [9])]
     for number, name in enumerate(("kmeans", "kmeans-seed-4", "kmeans-seed-9")):
         metrics.append(errors(layer, name, [8]))
-        parts.append(scores(layer, name, f"{name}-onehot", 8, mean_train_ce=0.1 + number, map=0.2 * number))
+        parts.append(
+            scores(layer, name, f"{name}-onehot", 8, mean_train_ce=0.1 + number, map=0.2 * number)
+        )
     rows = merge_layer(*metrics, *parts, encodings=encodings_of(parts))
     return [row | {"absent_in_train": [], "absent_in_val": []} for row in rows]
 
@@ -348,7 +406,10 @@ def test_the_rows_of_several_seeds_share_a_name_and_are_pooled_for_the_paper():
     classes = tabulate_classes(three_seeds())
     assert classes["seed"].tolist()[:3] == [0, 4, 9]
     matched = match_budgets(tabulate_baselines(three_seeds(3), layer_of(5, [0.4] * 4)))
-    assert matched["encoding"].tolist() == ["kmeans-invdist", "kmeans-onehot"]  # there is no PCA in layer 3
+    assert matched["encoding"].tolist() == [
+        "kmeans-invdist",
+        "kmeans-onehot",
+    ]  # there is no PCA in layer 3
 
 
 def test_the_best_layer_is_that_of_the_mean_over_the_seeds():
@@ -367,7 +428,10 @@ def test_the_best_layer_is_that_of_the_mean_over_the_seeds():
 
 
 def test_the_agreement_of_seeds_is_a_table():
-    rows = [{"layer": n, "seed": s, "inertia_first": 1.0, "inertia": 2.0} for n, s in ((5, 2), (5, 1), (3, 1))]
+    rows = [
+        {"layer": n, "seed": s, "inertia_first": 1.0, "inertia": 2.0}
+        for n, s in ((5, 2), (5, 1), (3, 1))
+    ]
     table = tabulate_agreement({"agreements": rows[:2]}, {"agreements": rows[2:]})
     assert table[["layer", "seed"]].to_numpy().tolist() == [[3, 1], [5, 1], [5, 2]]
     fits = {"explained_variance": torch.ones(1)}, {"counts": torch.ones(1)}
@@ -378,10 +442,16 @@ def test_the_agreement_of_seeds_is_a_table():
 def test_the_latex_compiles(tmp_path):
     latex = to_latex(tabulate_paper(tabulate_baselines(*both_layers(), three_seeds())))
     (tmp_path / "paper.tex").write_text(
-        "\\documentclass{article}\\usepackage{booktabs}\\begin{document}" + latex + "\\end{document}"
+        "\\documentclass{article}\\usepackage{booktabs}\\begin{document}"
+        + latex
+        + "\\end{document}"
     )
     ended = subprocess.run(
-        ["pdflatex", "-halt-on-error", "paper.tex"], cwd=tmp_path, capture_output=True, text=True, check=False
+        ["pdflatex", "-halt-on-error", "paper.tex"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert ended.returncode == 0, ended.stdout
 
@@ -389,7 +459,9 @@ def test_the_latex_compiles(tmp_path):
 def curves(layer, n=50):
     fits = {"explained_variance": torch.arange(float(n), 0, -1)}, {"counts": torch.arange(n)}
     settled = [{"step": 1.0, "reconstruction_error": 0.5}]
-    settled += [{"step": 2.0**i, "reconstruction_error": 0.6, "subspace_drift": 0.5**i} for i in range(1, 4)]
+    settled += [
+        {"step": 2.0**i, "reconstruction_error": 0.6, "subspace_drift": 0.5**i} for i in range(1, 4)
+    ]
     steps = [{"ewa_inertia": 1 / (1 + i), "inertia": 9.0} for i in range(n)]
     return summarize_fits(fits[0], settled, fits[1], steps, layer=layer)
 
@@ -398,7 +470,11 @@ def drawn(layers=None, size=50):
     layers = layers or both_layers()
     baselines = tabulate_baselines(*layers)
     classes = tabulate_classes(*layers)
-    return dict(zip(FIGURES, draw_figures(baselines, classes, curves(5, size), curves(3, size)), strict=True))
+    return dict(
+        zip(
+            FIGURES, draw_figures(baselines, classes, curves(5, size), curves(3, size)), strict=True
+        )
+    )
 
 
 def test_the_fits_are_summed_up_for_the_pictures():
@@ -423,10 +499,17 @@ def test_every_picture_has_lines_names_and_titled_axes():
         assert titled, name
         assert all(axis.title.text for axis in figure.select_yaxes()), name
         colors = {
-            (trace.line.color or trace.marker.color, trace.line.dash, trace.marker.symbol, trace.name)
+            (
+                trace.line.color or trace.marker.color,
+                trace.line.dash,
+                trace.marker.symbol,
+                trace.name,
+            )
             for trace in figure.data
         }
-        assert len(colors) == len({trace.name for trace in figure.data}), name  # told apart by more than color
+        assert len(colors) == len({trace.name for trace in figure.data}), (
+            name
+        )  # told apart by more than color
 
 
 def test_the_pictures_show_the_tables_numbers():
@@ -434,27 +517,44 @@ def test_the_pictures_show_the_tables_numbers():
     baselines = tabulate_baselines(*layers)
     figures = drawn(layers)
     shown = {
-        (text, y) for trace in figures["nmse_against_l0"].data for text, y in zip(trace.text, trace.y, strict=True)
+        (text, y)
+        for trace in figures["nmse_against_l0"].data
+        for text, y in zip(trace.text, trace.y, strict=True)
     }
-    texts = ["kmeans, nearest center" if "kmeans" in name else name for name in baselines["encoding"]]
+    texts = [
+        "kmeans, nearest center" if "kmeans" in name else name for name in baselines["encoding"]
+    ]
     assert shown == set(zip(texts, baselines["nmse"], strict=True))
-    (line,) = [trace for trace in figures["layers"].data if trace.name == "pca-topk-00001" and trace.showlegend]
+    (line,) = [
+        trace
+        for trace in figures["layers"].data
+        if trace.name == "pca-topk-00001" and trace.showlegend
+    ]
     assert list(line.x) == ["3", "5"]
     assert list(line.y) == baselines.loc[baselines["encoding"] == "pca-topk-00001", "nmse"].tolist()
     assert len(figures["layers"].data) == 4 * 5
-    (points,) = [trace for trace in figures["prevalence"].data if trace.name == "kmeans-onehot, layer 5"]
+    (points,) = [
+        trace for trace in figures["prevalence"].data if trace.name == "kmeans-onehot, layer 5"
+    ]
     assert list(points.x) == [10, 20, 30]  # no point for an absent class
     shares = [trace for trace in figures["spectrum"].data if trace.yaxis == "y2"]
     assert all(trace.y[-1] == pytest.approx(1) for trace in shares)
     assert [trace.name for trace in figures["clusters"].data] == ["layer 3", "layer 5"]
-    assert min(figures["clusters"].data[0].y) == 0.5  # an empty cluster still has a place on the axis
+    assert (
+        min(figures["clusters"].data[0].y) == 0.5
+    )  # an empty cluster still has a place on the axis
     drift, left = figures["convergence_pca"].data[:2]
-    assert (list(drift.x), list(drift.y)) == ([2, 4, 8], [0.5, 0.25, 0.125])  # the first look has no drift
+    assert (list(drift.x), list(drift.y)) == (
+        [2, 4, 8],
+        [0.5, 0.25, 0.125],
+    )  # the first look has no drift
     assert (list(left.x), list(left.y)) == ([1, 2, 4, 8], [0.5, 0.6, 0.6, 0.6])
 
 
 def test_a_fit_of_one_step_is_said_to_be_one_and_not_drawn():
-    """A tenth of a screen of words in place of two empty axes; MLflow and kedro-viz show the same figure."""
+    """A tenth of a screen of words in place of two empty axes; MLflow and kedro-viz show the same
+    figure.
+    """
     one = {"layer": 3, "settled": [{"step": 1.0, "reconstruction_error": 0.5}], "inertia": [1.0]}
     for figure, words in (
         (draw_convergence_pca([one, one]), "PCA was fitted in one step."),
@@ -468,7 +568,10 @@ def test_a_fit_of_one_step_is_said_to_be_one_and_not_drawn():
 
 def test_a_pca_of_one_step_beside_one_of_several_has_a_legend_though_it_has_no_drift():
     settled = [{"step": float(i), "reconstruction_error": 0.5} for i in range(1, 4)]
-    several = {"layer": 5, "settled": [settled[0], *(look | {"subspace_drift": 0.1} for look in settled[1:])]}
+    several = {
+        "layer": 5,
+        "settled": [settled[0], *(look | {"subspace_drift": 0.1} for look in settled[1:])],
+    }
     shown = [
         trace
         for trace in draw_convergence_pca([{"layer": 3, "settled": settled[:1]}, several]).data
@@ -493,8 +596,16 @@ def test_the_metrics_of_one_layer_are_drawn_over_the_encodings():
     baselines.loc[0, "nmse"] = None
     figure = draw_layers(pool_seeds(baselines))
     assert figure.layout.title.text == "Metrics of layer 3"
-    assert [trace.name for trace in figure.data] == ["NMSE", "Probe R", "mAP", "Purity@16", "Coverage@0.3"]
-    assert list(figure.data[0].y) == baselines["encoding"].tolist()[1:]  # a row without NMSE has no such mark
+    assert [trace.name for trace in figure.data] == [
+        "NMSE",
+        "Probe R",
+        "mAP",
+        "Purity@16",
+        "Coverage@0.3",
+    ]
+    assert (
+        list(figure.data[0].y) == baselines["encoding"].tolist()[1:]
+    )  # a row without NMSE has no such mark
     for trace, measure in zip(figure.data, ("nmse", *METRICS), strict=True):
         assert trace.mode == "markers"
         assert (
@@ -506,16 +617,27 @@ def test_the_metrics_of_one_layer_are_drawn_over_the_encodings():
 
 
 def test_centers_reconstruct_with_one_entry_whatever_codes_are_probed():
-    """Distances to 8 centers are 8 entries a patch, and their NMSE is the nearest center's. So it is of random centers."""
+    """Distances to 8 centers are 8 entries a patch, and their NMSE is the nearest center's. So it
+    is of random centers.
+    """
     names = ["kmeans-invdist", "kmeans-distance-neg_euclidean", "kmeans-onehot"]
-    parts = [scores(3, "kmeans", name, 8) | {"l0": 1.0 if "onehot" in name else 8.0} for name in names]
-    parts += [scores(3, "floor", f"floor-{name}", 8) | {"l0": 8.0} for name in ("invdist", "topk-00008")]
+    parts = [
+        scores(3, "kmeans", name, 8) | {"l0": 1.0 if "onehot" in name else 8.0} for name in names
+    ]
+    parts += [
+        scores(3, "floor", f"floor-{name}", 8) | {"l0": 8.0} for name in ("invdist", "topk-00008")
+    ]
     parts += [scores(3, "sae-invdist", "sae-invdist", 8) | {"l0": 3.5}]
     metrics = [errors(3, name, [8]) for name in ("kmeans", "floor", "sae-invdist")]
     rows = merge_layer(*metrics, *parts, encodings=encodings_of(parts))
     pooled = pool_seeds(tabulate_baselines(rows))
     found = {row.encoding: row.l0 for row in list_reconstructions(pooled).itertuples()}
-    assert found == {"kmeans, nearest center": 1, "floor, nearest center": 1, "floor-topk-00008": 8, "sae-invdist": 3.5}
+    assert found == {
+        "kmeans, nearest center": 1,
+        "floor, nearest center": 1,
+        "floor-topk-00008": 8,
+        "sae-invdist": 3.5,
+    }
     figure = draw_nmse_against_l0(pooled)
     assert {(trace.name, *trace.x) for trace in figure.data} == {
         ("kmeans, layer 3", 1),
@@ -533,15 +655,23 @@ def test_long_curves_are_thinned_and_keep_their_ends():
 
 def test_an_nmse_that_is_rounding_does_not_stretch_the_axis():
     """With as many components as dimensions it is 1e-30 or so."""
-    layers = [[row | {"nmse": 1e-30} if row["k"] == 16 else row for row in layer] for layer in both_layers()]
+    layers = [
+        [row | {"nmse": 1e-30} if row["k"] == 16 else row for row in layer]
+        for layer in both_layers()
+    ]
     figure = drawn(layers)["nmse_against_l0"]
     assert min(value for trace in figure.data for value in trace.y) == 1e-6
     shown = {(trace.marker.symbol, trace.line.color) for trace in figure.data}
-    assert len(shown) == len(figure.data) == 4  # two methods, two layers: each has a look of its own
+    assert (
+        len(shown) == len(figure.data) == 4
+    )  # two methods, two layers: each has a look of its own
 
 
 def test_a_row_without_nmse_is_in_every_picture_but_the_one_of_nmse():
-    layers = [[row | {"nmse": None} if row["method"] == "kmeans" else row for row in layer] for layer in both_layers()]
+    layers = [
+        [row | {"nmse": None} if row["method"] == "kmeans" else row for row in layer]
+        for layer in both_layers()
+    ]
     figures = drawn(layers)
     assert {trace.name.split(",")[0] for trace in figures["nmse_against_l0"].data} == {"pca"}
     assert "kmeans-onehot" in {trace.name for trace in figures["layers"].data}
@@ -570,7 +700,9 @@ def about(planted, rows=None, **given):
         "pca": PCAParameters(),
         "probe": ProbeParameters(),
     }
-    return describe_data(rows or [{"n_train": 600, "n_val": 300}], fit, val, fit, val, **sections | given)
+    return describe_data(
+        rows or [{"n_train": 600, "n_val": 300}], fit, val, fit, val, **sections | given
+    )
 
 
 def test_what_was_read_counts_the_patches_that_were_used(planted):
@@ -584,14 +716,20 @@ def test_what_was_read_counts_the_patches_that_were_used(planted):
     }
     whole = about(planted, [{"n_train": 768, "n_val": 384}], probe=ProbeParameters(void="negative"))
     assert whole["probes judged on"] == f"{val}, 384 patches; void patches count as negatives"
-    assert about(planted, probe=ProbeParameters(void="class"))["probes judged on"].endswith("; void is a class")
+    assert about(planted, probe=ProbeParameters(void="class"))["probes judged on"].endswith(
+        "; void is a class"
+    )
 
 
 def test_what_was_read_counts_samples_and_names_what_was_given(planted):
     fit = f"shards {planted[0].name}"
-    sampled = about(planted, kmeans=KMeansParameters(max_tokens=500), pca=PCAParameters(max_tokens=10_000))
+    sampled = about(
+        planted, kmeans=KMeansParameters(max_tokens=500), pca=PCAParameters(max_tokens=10_000)
+    )
     assert sampled["k-means from"] == f"{fit}, 500 of 768 patches"
-    assert sampled["statistics, PCA from"] == f"{fit}, 768 patches"  # a sample of more than there are is all
+    assert (
+        sampled["statistics, PCA from"] == f"{fit}, 768 patches"
+    )  # a sample of more than there are is all
     given_ = about(
         planted,
         standardize=StandardizeParameters(statistics="mu_sigma.safetensors"),
@@ -605,10 +743,26 @@ def test_the_page_has_words_where_there_is_nothing_to_draw_and_names_seeds():
     rows = three_seeds()
     for row in rows:
         row["classes"] = []
-    baselines, classes = tabulate_baselines(rows, rows_of(3, [9.0] * 4)), tabulate_classes(rows, rows_of(3, [9.0] * 4))
-    one_step = {"layer": 7, "settled": [{"step": 1.0, "reconstruction_error": 0.5}], "inertia": [1.0, 0.5]}
-    drawn_here = dict(zip(FIGURES, draw_figures(baselines, classes, curves(3) | one_step), strict=True))
-    item = {"layer": 7, "encoding": "kmeans-onehot", "label": 1, "feature": 2, "average_precision": 0.5, "images": []}
+    baselines, classes = (
+        tabulate_baselines(rows, rows_of(3, [9.0] * 4)),
+        tabulate_classes(rows, rows_of(3, [9.0] * 4)),
+    )
+    one_step = {
+        "layer": 7,
+        "settled": [{"step": 1.0, "reconstruction_error": 0.5}],
+        "inertia": [1.0, 0.5],
+    }
+    drawn_here = dict(
+        zip(FIGURES, draw_figures(baselines, classes, curves(3) | one_step), strict=True)
+    )
+    item = {
+        "layer": 7,
+        "encoding": "kmeans-onehot",
+        "label": 1,
+        "feature": 2,
+        "average_precision": 0.5,
+        "images": [],
+    }
     page = write_page(
         baselines=baselines,
         paper=tabulate_paper(baselines),
@@ -626,5 +780,16 @@ def test_the_page_has_words_where_there_is_nothing_to_draw_and_names_seeds():
     assert "<h3>sae, layer 7</h3>" in page
     assert "<dd>2,375 of 12,800 patches</dd>" in page
     assert "<span>0.200</span> <span>± 0.200</span>" in page
-    heads = re.findall(r'<button type="button">([^<]*)</button>', page[page.index('<h2 id="matched">') :])
-    assert heads[:8] == ["Layer", "Encoding", "PCA Encoding", "L0", "PCA L0", "L0 / PCA L0", "NMSE", "PCA NMSE"]
+    heads = re.findall(
+        r'<button type="button">([^<]*)</button>', page[page.index('<h2 id="matched">') :]
+    )
+    assert heads[:8] == [
+        "Layer",
+        "Encoding",
+        "PCA Encoding",
+        "L0",
+        "PCA L0",
+        "L0 / PCA L0",
+        "NMSE",
+        "PCA NMSE",
+    ]

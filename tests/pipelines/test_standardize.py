@@ -1,4 +1,6 @@
-"""Statistics fitted on the tokens, or the user's own after a look at whether they can belong to them."""
+"""Statistics fitted on the tokens, or the user's own after a look at whether they can belong to
+them.
+"""
 
 import numpy as np
 import pytest
@@ -14,9 +16,13 @@ LAYERS, TOKENS, D_MODEL = (3, 5), 16, 80
 
 
 def read(path, layer):
-    """A layer's content tokens, float64, straight from the files: all are full but for zeros at the end."""
+    """A layer's content tokens, float64, straight from the files: all are full but for zeros at the
+    end.
+    """
     files = sorted(path.glob("acts*.bin"))
-    stored = np.concatenate([np.fromfile(file, "<f4") for file in files]).reshape(-1, len(LAYERS), 1 + TOKENS, D_MODEL)
+    stored = np.concatenate([np.fromfile(file, "<f4") for file in files]).reshape(
+        -1, len(LAYERS), 1 + TOKENS, D_MODEL
+    )
     n_examples = Shards(path).n_examples
     return stored[:n_examples, LAYERS.index(layer), 1:].reshape(-1, D_MODEL).astype(np.float64)
 
@@ -25,13 +31,17 @@ def read(path, layer):
 def batch_sizes(monkeypatch):
     """The batch sizes that shards are read with."""
     seen, batches = [], Shards.batches
-    monkeypatch.setattr(Shards, "batches", lambda *a, **k: (seen.append(k["batch_size"]), batches(*a, **k))[1])
+    monkeypatch.setattr(
+        Shards, "batches", lambda *a, **k: (seen.append(k["batch_size"]), batches(*a, **k))[1]
+    )
     return seen
 
 
 @pytest.fixture
 def own(planted):
-    """Statistics of the user's own, as some other tool wrote them: float32, and more than is asked for."""
+    """Statistics of the user's own, as some other tool wrote them: float32, and more than is asked
+    for.
+    """
     tokens = read(planted[0], 3)
     named = {"mean": tokens.mean(axis=0) + 0.01, "std": tokens.std(axis=0) * 1.1, "n": np.ones(1)}
     return {name: torch.from_numpy(value).float() for name, value in named.items()}
@@ -62,17 +72,27 @@ def test_batch_size_is_the_tokens_read_at_once(planted, own, batch_sizes):
 
 
 def test_statistics_is_the_parameter_that_puts_the_users_own_in_place():
-    assert [node.name for node in create_pipeline(3, given_statistics=False).nodes] == ["standardize.fit"]
+    assert [node.name for node in create_pipeline(3, given_statistics=False).nodes] == [
+        "standardize.fit"
+    ]
     (adopt,) = create_pipeline(3, given_statistics=True).nodes
     assert adopt.name == "standardize.adopt"
     assert "given_statistics" in adopt.inputs
-    assert set(StandardizeParameters.model_fields) == {"statistics", "batch_size", "max_tokens"}  # that is all of them
+    assert set(StandardizeParameters.model_fields) == {
+        "statistics",
+        "batch_size",
+        "max_tokens",
+    }  # that is all of them
 
 
 def test_max_tokens_is_a_random_sample(planted):
     shards = Shards(planted[0])
-    found = fit_statistics(shards, StandardizeParameters(max_tokens=100, batch_size=30), "cpu", layer=5)
-    sample = torch.cat(list(shards.batches(layer=5, batch_size=50, shuffle=True, max_tokens=100))).double()
+    found = fit_statistics(
+        shards, StandardizeParameters(max_tokens=100, batch_size=30), "cpu", layer=5
+    )
+    sample = torch.cat(
+        list(shards.batches(layer=5, batch_size=50, shuffle=True, max_tokens=100))
+    ).double()
     assert int(found["count"]) == len(sample) == 100
     torch.testing.assert_close(found["mean"], sample.mean(0), rtol=1e-12, atol=0)
     torch.testing.assert_close(found["std"], sample.std(0, correction=0), rtol=1e-9, atol=0)
@@ -81,7 +101,13 @@ def test_max_tokens_is_a_random_sample(planted):
 
 
 def test_dimensions_that_never_vary_are_counted(tmp_path, caplog):
-    fields = {"family": "tiny", "ckpt": "tiny", "layers": [3], "content_tokens_per_example": 2, "cls_token": True}
+    fields = {
+        "family": "tiny",
+        "ckpt": "tiny",
+        "layers": [3],
+        "content_tokens_per_example": 2,
+        "cls_token": True,
+    }
     fields |= {
         "d_model": 4,
         "n_examples": 5,
@@ -96,7 +122,8 @@ def test_dimensions_that_never_vary_are_counted(tmp_path, caplog):
     found = fit_statistics(shards, StandardizeParameters(), "cpu", layer=3)
     assert (found["std"] == 0).tolist() == [False, True, True, False]
     assert (
-        "layer 3: 2 of 4 dimensions never vary in 10 tokens; their standard deviation of 0 counts as 1" in caplog.text
+        "layer 3: 2 of 4 dimensions never vary in 10 tokens; their standard deviation of 0 counts"
+        " as 1" in caplog.text
     )
 
 
@@ -135,10 +162,18 @@ def test_statistics_of_another_layer_or_in_another_order_are_refused(planted, ow
     adopt_statistics(shards, other, StandardizeParameters(), layer=5)
     shuffled = torch.randperm(D_MODEL, generator=torch.Generator().manual_seed(0))
     with pytest.raises(ValueError, match=r"correlate by .* or in another order"):
-        adopt_statistics(shards, {"mean": own["mean"], "std": own["std"][shuffled]}, StandardizeParameters(), layer=3)
+        adopt_statistics(
+            shards,
+            {"mean": own["mean"], "std": own["std"][shuffled]},
+            StandardizeParameters(),
+            layer=3,
+        )
 
 
 def test_statistics_of_the_cls_token_are_refused(planted):
-    given = {"mean": torch.full((80,), 1e3), "std": torch.ones(80)}  # the planted CLS tokens are all 1000
+    given = {
+        "mean": torch.full((80,), 1e3),
+        "std": torch.ones(80),
+    }  # the planted CLS tokens are all 1000
     with pytest.raises(ValueError, match="std from the mean given"):
         adopt_statistics(Shards(planted[0]), given, StandardizeParameters(), layer=5)

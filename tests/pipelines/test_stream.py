@@ -16,9 +16,13 @@ LAYERS, TOKENS, D_MODEL = (3, 5), 16, 80
 
 
 def read(path, layer):
-    """A layer's content tokens, float64, straight from the files: all are full but for zeros at the end."""
+    """A layer's content tokens, float64, straight from the files: all are full but for zeros at the
+    end.
+    """
     files = sorted(path.glob("acts*.bin"))
-    stored = np.concatenate([np.fromfile(file, "<f4") for file in files]).reshape(-1, len(LAYERS), 1 + TOKENS, D_MODEL)
+    stored = np.concatenate([np.fromfile(file, "<f4") for file in files]).reshape(
+        -1, len(LAYERS), 1 + TOKENS, D_MODEL
+    )
     n_examples = Shards(path).n_examples
     return stored[:n_examples, LAYERS.index(layer), 1:].reshape(-1, D_MODEL).astype(np.float64)
 
@@ -36,7 +40,9 @@ def test_standardized_tokens_are_moved_and_scaled_and_a_std_of_0_counts_as_1(pla
     shards = Shards(planted[1])
     mean = torch.linspace(-1, 6, D_MODEL, dtype=torch.float64)
     std = torch.linspace(0, 2, D_MODEL, dtype=torch.float64)
-    found = torch.cat(list(standardized_tokens(shards, 5, {"mean": mean, "std": std}, 50, CPU, doing="test")))
+    found = torch.cat(
+        list(standardized_tokens(shards, 5, {"mean": mean, "std": std}, 50, CPU, doing="test"))
+    )
     wanted = (read(planted[1], 5) - mean.numpy()) / np.where(std.numpy() == 0, 1, std.numpy())
     assert found.dtype == torch.float32
     np.testing.assert_allclose(found.numpy(), wanted, rtol=1e-6)
@@ -47,13 +53,22 @@ def test_a_split_of_another_model_is_named_before_anything_is_made_of_it(planted
     fit, val = map(Shards, planted)
     tokens = read(planted[0], 5)
     statistics = {"mean": torch.from_numpy(tokens.mean(0)), "std": torch.from_numpy(tokens.std(0))}
-    options = {"layer": 5, "statistics": statistics, "batch_size": 50, "device": CPU, "doing": "test", "start": 20}
+    options = {
+        "layer": 5,
+        "statistics": statistics,
+        "batch_size": 50,
+        "device": CPU,
+        "doing": "test",
+        "start": 20,
+    }
     for shards in (fit, val):
         found = torch.cat(list(judged_tokens(shards, **options)))
         assert torch.equal(found, torch.cat(list(standardized_tokens(shards, **options))))
     stored = torch.cat(list(fit.batches(layer=5, batch_size=1_000)))
     turned = stored.flip(1).reshape(48, 1, TOKENS, D_MODEL)
-    metadata = Metadata.model_validate(fit.metadata.model_dump() | {"layers": [5], "cls_token": False})
+    metadata = Metadata.model_validate(
+        fit.metadata.model_dump() | {"layers": [5], "cls_token": False}
+    )
     other = Shards(write_shards(tmp_path, metadata, [turned]))
     tokens = judged_tokens(other, **options)
     with pytest.raises(
@@ -67,14 +82,18 @@ def test_a_shuffled_pass_holds_every_token_once_by_its_seed(planted):
     shards = Shards(planted[1])
 
     def one_pass(seed):
-        return torch.cat(list(raw_tokens(shards, 3, 50, CPU, doing="test", shuffle=True, seed=seed))).numpy()
+        return torch.cat(
+            list(raw_tokens(shards, 3, 50, CPU, doing="test", shuffle=True, seed=seed))
+        ).numpy()
 
     first, again, other = one_pass(1), one_pass(1), one_pass(2)
     np.testing.assert_array_equal(first, again)
     assert not np.array_equal(first, other)
     tokens = read(planted[1], 3)
     for shuffled in (first, other):
-        np.testing.assert_array_equal(shuffled[np.lexsort(shuffled.T)], tokens[np.lexsort(tokens.T)])
+        np.testing.assert_array_equal(
+            shuffled[np.lexsort(shuffled.T)], tokens[np.lexsort(tokens.T)]
+        )
 
 
 @pytest.mark.parametrize("shuffle", [False, True])
@@ -89,7 +108,9 @@ def test_a_pass_can_start_at_any_token(planted, shuffle, start):
 
 def test_statistics_of_another_width_are_refused(planted):
     statistics = {"mean": torch.zeros(79), "std": torch.ones(79)}
-    with pytest.raises(ValueError, match=r"the statistics have 79 dimensions, .* has 80: fit them again"):
+    with pytest.raises(
+        ValueError, match=r"the statistics have 79 dimensions, .* has 80: fit them again"
+    ):
         next(standardized_tokens(Shards(planted[0]), 3, statistics, 50, CPU, doing="test"))
 
 
@@ -119,7 +140,11 @@ def test_a_layer_is_held_on_a_gpu_that_has_room_where_it_is_read_several_times(
     shards = Shards(planted[0])
     need = 2 * 4 * shards.n_tokens * shards.d_model
     monkeypatch.setattr(stream, "free_bytes", lambda _: int(free * need))
-    monkeypatch.setattr(LayerActivations, "hold", lambda layer, batches, place: (layer.layer, len([*batches]), place))
+    monkeypatch.setattr(
+        LayerActivations,
+        "hold",
+        lambda layer, batches, place: (layer.layer, len([*batches]), place),
+    )
     monkeypatch.setattr(stream, "raw_tokens", lambda *given, **_: iter([given[1:]] * 7))
     place = torch.device(device)
     found = stream.hold_layer(shards, 3, 64, place, passes=passes, max_tokens=max_tokens)

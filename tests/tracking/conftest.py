@@ -26,9 +26,21 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture
 def run_params() -> dict[str, Any]:
     """What Kedro says of a run."""
-    names = ("tags", "node_names", "from_nodes", "to_nodes", "from_inputs", "load_versions", "pipeline_names")
+    names = (
+        "tags",
+        "node_names",
+        "from_nodes",
+        "to_nodes",
+        "from_inputs",
+        "load_versions",
+        "pipeline_names",
+    )
     runner = "<kedro.runner.SequentialRunner object at 0x7f00>"
-    return dict.fromkeys(names) | {"run_id": "2026-01-01T00.00.00.000Z", "env": "local", "runner": runner}
+    return dict.fromkeys(names) | {
+        "run_id": "2026-01-01T00.00.00.000Z",
+        "env": "local",
+        "runner": runner,
+    }
 
 
 @pytest.fixture
@@ -53,7 +65,9 @@ def make_context(project: Path) -> Any:
         _package_name="assay",
         _get_config_credentials=dict,
         _hook_manager=object(),
-        config_loader=OmegaConfigLoader(str(project / "conf"), base_env="base", default_run_env="local"),
+        config_loader=OmegaConfigLoader(
+            str(project / "conf"), base_env="base", default_run_env="local"
+        ),
     )
 
 
@@ -92,7 +106,9 @@ def runs(project: Path) -> Callable[[], dict[str, Any]]:
 
 @contextmanager
 def serve(answer: bytes | None) -> Iterator[tuple[str, list[str]]]:
-    """Answers every request with the same bytes; None: with nothing, while it lasts. Gives its address and what was asked."""
+    """Answers every request with the same bytes; None: with nothing, while it lasts. Gives its
+    address and what was asked.
+    """
     asked: list[str] = []
     over = threading.Event()
 

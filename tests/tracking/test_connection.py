@@ -1,4 +1,6 @@
-"""The parent run: whose it is, how it is taken up and closed, and servers that do not answer as they should."""
+"""The parent run: whose it is, how it is taken up and closed, and servers that do not answer as
+they should.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,9 @@ def test_a_run_says_whose_it_is_and_how_it_was_started(connect, runs):
 def test_its_files_lie_in_the_project_as_mlflow_reads_their_place(project, connect):
     connection = connect()
     (project / "a.txt").write_text("a")
-    connection.writer.submit("a", MlflowClient().log_artifact, connection.parent.run_id, str(project / "a.txt"))
+    connection.writer.submit(
+        "a", MlflowClient().log_artifact, connection.parent.run_id, str(project / "a.txt")
+    )
     end(connection)
     assert len(list((project / "mlruns").rglob("a.txt"))) == 1
 
@@ -52,7 +56,10 @@ def test_its_files_lie_in_the_project_as_mlflow_reads_their_place(project, conne
 def test_a_run_that_ends_badly_says_why(connect, runs):
     end(connect(), "KILLED", "InterruptedRunError: the run was interrupted")
     (run,) = runs().values()
-    assert (run.info.status, run.data.tags[FAILURE]) == ("KILLED", "InterruptedRunError: the run was interrupted")
+    assert (run.info.status, run.data.tags[FAILURE]) == (
+        "KILLED",
+        "InterruptedRunError: the run was interrupted",
+    )
 
 
 def test_the_runs_of_processes_that_are_gone_are_closed_and_no_others(connect, runs):
@@ -60,8 +67,15 @@ def test_the_runs_of_processes_that_are_gone_are_closed_and_no_others(connect, r
     client = MlflowClient()
     experiment = client.get_experiment_by_name("assay").experiment_id
     elsewhere = json.dumps(json.loads(DEAD) | {"host": "elsewhere"})
-    for name, noted in {"dead": DEAD, "live": process.own_process(), "elsewhere": elsewhere, "unknown": None}.items():
-        parent = client.create_run(experiment, run_name=name, tags={process.TAG: noted} if noted else {})
+    for name, noted in {
+        "dead": DEAD,
+        "live": process.own_process(),
+        "elsewhere": elsewhere,
+        "unknown": None,
+    }.items():
+        parent = client.create_run(
+            experiment, run_name=name, tags={process.TAG: noted} if noted else {}
+        )
         tags = {PARENT: parent.info.run_id} | ({process.TAG: noted} if noted else {})
         client.create_run(experiment, run_name=f"{name}/child", tags=tags)
     done = client.create_run(experiment, run_name="done", tags={process.TAG: DEAD})
@@ -73,29 +87,41 @@ def test_the_runs_of_processes_that_are_gone_are_closed_and_no_others(connect, r
         "dead": "KILLED",
         "dead/child": "KILLED",
         "done": "FINISHED",
-        **dict.fromkeys(("live", "live/child", "elsewhere", "elsewhere/child", "unknown", "unknown/child"), "RUNNING"),
+        **dict.fromkeys(
+            ("live", "live/child", "elsewhere", "elsewhere/child", "unknown", "unknown/child"),
+            "RUNNING",
+        ),
     }
     assert "its process ended without a word: pid" in found["dead/child"].data.tags[FAILURE]
     assert FAILURE not in found["done"].data.tags
 
 
 @pytest.mark.parametrize("where", ["environment", "active"])
-def test_a_run_that_is_taken_up_keeps_its_name_and_loses_the_reason_it_ended_for(connect, runs, monkeypatch, where):
+def test_a_run_that_is_taken_up_keeps_its_name_and_loses_the_reason_it_ended_for(
+    connect, runs, monkeypatch, where
+):
     connect(opened=False)
     client = MlflowClient()
     experiment = client.create_experiment("thesis")
-    run = client.create_run(experiment, run_name="queue's", tags={process.TAG: DEAD, FAILURE: "interrupted"})
+    run = client.create_run(
+        experiment, run_name="queue's", tags={process.TAG: DEAD, FAILURE: "interrupted"}
+    )
     client.log_param(run.info.run_id, "kmeans.seed", 0)
     client.set_terminated(run.info.run_id, "KILLED")
     if where == "environment":
         monkeypatch.setenv("MLFLOW_RUN_ID", run.info.run_id)
         connection = connect()
-        assert "MLFLOW_RUN_ID" not in os.environ  # a second session in this process has a run of its own
+        assert (
+            "MLFLOW_RUN_ID" not in os.environ
+        )  # a second session in this process has a run of its own
     else:
         mlflow.set_experiment(experiment_id=experiment)
         with mlflow.start_run(run.info.run_id):
             connection = connect()
-    assert (connection.parent.run_id, connection.parent.experiment_id) == (run.info.run_id, experiment)
+    assert (connection.parent.run_id, connection.parent.experiment_id) == (
+        run.info.run_id,
+        experiment,
+    )
     assert connection.params == {"kmeans.seed": "0"}
     end(connection)
     (found,) = runs().values()
@@ -104,7 +130,9 @@ def test_a_run_that_is_taken_up_keeps_its_name_and_loses_the_reason_it_ended_for
     assert found.data.tags[process.TAG] == process.own_process()
 
 
-def test_an_experiment_that_another_process_makes_at_the_same_time_is_used(connect, runs, monkeypatch):
+def test_an_experiment_that_another_process_makes_at_the_same_time_is_used(
+    connect, runs, monkeypatch
+):
     create, asked = MlflowClient.create_experiment, []
 
     def race(self, name, **options):
@@ -121,7 +149,9 @@ def test_an_experiment_that_another_process_makes_at_the_same_time_is_used(conne
 
 
 def test_a_pipeline_that_is_not_to_be_tracked_has_no_run(project, connect, runs):
-    (project / "conf/local/mlflow.yml").write_text("tracking: {disable_tracking: {pipelines: [__default__]}}")
+    (project / "conf/local/mlflow.yml").write_text(
+        "tracking: {disable_tracking: {pipelines: [__default__]}}"
+    )
     connection = connect()
     end(connection)
     assert connection.parent is None
@@ -133,12 +163,17 @@ def test_a_configuration_that_is_wrong_is_refused_before_any_work(project, conne
     (project / "conf/local/mlflow.yml").write_text("server: {mlflow_traking_uri: a}")
     with pytest.raises(ValueError, match="mlflow_traking_uri") as refused:
         connect()
-    told = f"mlflow.yml in {project / 'conf'}: `server.mlflow_traking_uri`: Extra inputs are not permitted"
+    told = (
+        f"mlflow.yml in {project / 'conf'}: `server.mlflow_traking_uri`: Extra inputs are not"
+        " permitted"
+    )
     assert str(refused.value) == told
 
 
 ANSWERS = {
-    "page": b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\n\r\n<html>\n<p>Log in first.</p>\n</html>",
+    "page": (
+        b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\n\r\n<html>\n<p>Log in first.</p>\n</html>"
+    ),
     "error": b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 4\r\n\r\nboom",
     "nonsense": b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n\r\n[1, 2]",
     "closed": b"",
@@ -146,9 +181,14 @@ ANSWERS = {
 
 
 @pytest.mark.parametrize("answer", [*ANSWERS, "silence"])
-def test_a_server_that_does_not_answer_as_one_costs_a_line_and_seconds(connect, server, monkeypatch, caplog, answer):
+def test_a_server_that_does_not_answer_as_one_costs_a_line_and_seconds(
+    connect, server, monkeypatch, caplog, answer
+):
     monkeypatch.setattr("assay.tracking.writer.PATIENCE", 1.0)
-    with server(ANSWERS.get(answer)) as (address, asked), caplog.at_level(logging.ERROR, logger="assay"):
+    with (
+        server(ANSWERS.get(answer)) as (address, asked),
+        caplog.at_level(logging.ERROR, logger="assay"),
+    ):
         monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
         began = time.monotonic()
         connection = connect()
@@ -168,12 +208,17 @@ def test_a_server_that_is_down_costs_a_line(connect, server, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
     connection = connect()
     end(connection)
-    assert "Connection refused" in connection.writer.failure or "Max retries" in connection.writer.failure
+    assert (
+        "Connection refused" in connection.writer.failure
+        or "Max retries" in connection.writer.failure
+    )
 
 
 @pytest.mark.parametrize("at", [1, 4, 6, 7, 8, 9, 12])
 def test_from_whichever_request_on_a_store_fails_the_run_goes_on(connect, runs, monkeypatch, at):
-    """Fails for good from the request of this number on: what was begun is closed by whoever comes next."""
+    """Fails for good from the request of this number on: what was begun is closed by whoever comes
+    next.
+    """
     count = 0
 
     def failing(original):
@@ -188,7 +233,14 @@ def test_from_whichever_request_on_a_store_fails_the_run_goes_on(connect, runs, 
 
     with monkeypatch.context() as patch:
         patch.setattr(process, "own_process", lambda: DEAD)
-        for name in ("get_experiment_by_name", "create_experiment", "create_run", "get_run", "set_tag", "search_runs"):
+        for name in (
+            "get_experiment_by_name",
+            "create_experiment",
+            "create_run",
+            "get_run",
+            "set_tag",
+            "search_runs",
+        ):
             patch.setattr(MlflowClient, name, failing(getattr(MlflowClient, name)))
         connection = connect()
         end(connection)
@@ -203,7 +255,9 @@ def test_a_database_that_is_locked_holds_nothing_up(project, connect, monkeypatc
     with closing(sqlite3.connect(project / "mlflow.db")) as other:
         other.execute("BEGIN EXCLUSIVE")
         began = time.monotonic()
-        connection.writer.submit("a metric", MlflowClient().log_metric, connection.parent.run_id, "a", 1.0)
+        connection.writer.submit(
+            "a metric", MlflowClient().log_metric, connection.parent.run_id, "a", 1.0
+        )
         end(connection)
         assert time.monotonic() - began < 3
         assert connection.writer.failure == "a metric: TimeoutError: no answer for 0 s"
@@ -218,7 +272,9 @@ def test_a_database_that_is_locked_for_a_while_gets_everything(project, connect,
     with closing(sqlite3.connect(project / "mlflow.db", isolation_level=None)) as other:
         other.execute(f"BEGIN {level}")
         other.execute("SELECT * FROM runs").fetchall()
-        connection.writer.submit("a metric", MlflowClient().log_metric, connection.parent.run_id, "a", 1.0)
+        connection.writer.submit(
+            "a metric", MlflowClient().log_metric, connection.parent.run_id, "a", 1.0
+        )
         time.sleep(0.5)
         other.execute("ROLLBACK")
     end(connection)
@@ -238,4 +294,11 @@ def test_what_is_closed_after_a_failure_says_that_it_is_not_whole(connect, runs)
 def test_a_second_run_in_one_process_has_a_parent_of_its_own(connect):
     for _ in range(2):
         end(connect())
-    assert len(MlflowClient().search_runs([MlflowClient().get_experiment_by_name("assay").experiment_id])) == 2
+    assert (
+        len(
+            MlflowClient().search_runs(
+                [MlflowClient().get_experiment_by_name("assay").experiment_id]
+            )
+        )
+        == 2
+    )

@@ -1,4 +1,6 @@
-"""MLflow's database as a file: made once, whole, by one of many; and where the files of its runs lie."""
+"""MLflow's database as a file: made once, whole, by one of many; and where the files of its runs
+lie.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +52,9 @@ def test_mlflows_tables_are_made_aside_and_appear_whole(tmp_path, monkeypatch):
     monkeypatch.chdir(path.parent)
     appeared = []
     rename = Path.replace
-    monkeypatch.setattr(Path, "replace", lambda self, to: (appeared.append(path.exists()), rename(self, to)))
+    monkeypatch.setattr(
+        Path, "replace", lambda self, to: (appeared.append(path.exists()), rename(self, to))
+    )
     prepare(path)
     assert appeared == [False]
     assert execute(path, "SELECT name FROM experiments") == [[("Default",)]]
@@ -65,9 +69,13 @@ def test_of_many_that_start_on_nothing_one_makes_the_database(tmp_path, made):
 
 
 @pytest.mark.parametrize("revision", [None, "451aebb31d03"])
-def test_what_was_left_half_made_is_made_again_with_nothing_of_the_old_taken_up(tmp_path, made, revision):
+def test_what_was_left_half_made_is_made_again_with_nothing_of_the_old_taken_up(
+    tmp_path, made, revision
+):
     path = tmp_path / "mlflow.db"
-    execute(path, "CREATE TABLE runs (run_uuid TEXT)", "CREATE TABLE _alembic_tmp_metrics (step INT)")
+    execute(
+        path, "CREATE TABLE runs (run_uuid TEXT)", "CREATE TABLE _alembic_tmp_metrics (step INT)"
+    )
     if revision:
         execute(
             path,
@@ -82,7 +90,9 @@ def test_what_was_left_half_made_is_made_again_with_nothing_of_the_old_taken_up(
     assert execute(path, "SELECT name FROM experiments") == [[("Default",)]]
 
 
-def test_a_database_that_another_program_is_just_making_is_left_to_it(tmp_path, made, empty_database):
+def test_a_database_that_another_program_is_just_making_is_left_to_it(
+    tmp_path, made, empty_database
+):
     path = tmp_path / "mlflow.db"
     execute(path, "CREATE TABLE runs (run_uuid TEXT)")
 
@@ -140,10 +150,11 @@ def add_runs(path, location, *runs):
     number = location.rpartition("/")[2]
     execute(
         path,
-        "INSERT INTO experiments (experiment_id, name, artifact_location, lifecycle_stage, workspace) "
-        f"VALUES ({number}, 'n{number}', '{location}', 'active', 'default')",
+        "INSERT INTO experiments (experiment_id, name, artifact_location, lifecycle_stage,"
+        f" workspace) VALUES ({number}, 'n{number}', '{location}', 'active', 'default')",
         *(
-            f"INSERT INTO runs (run_uuid, experiment_id, artifact_uri) VALUES ('{run}', {number}, '{location}/{run}/artifacts')"
+            f"INSERT INTO runs (run_uuid, experiment_id, artifact_uri) VALUES ('{run}', {number},"
+            f" '{location}/{run}/artifacts')"
             for run in runs
         ),
     )
@@ -158,7 +169,9 @@ def locations(path):
     return dict(experiments), dict(runs)
 
 
-def test_the_files_of_a_project_that_was_moved_are_sought_and_written_where_it_is_now(tmp_path, empty_database):
+def test_the_files_of_a_project_that_was_moved_are_sought_and_written_where_it_is_now(
+    tmp_path, empty_database
+):
     old, new = tmp_path / "old", tmp_path / "a %41 #?b"
     (new / "mlruns/1/moved/artifacts").mkdir(parents=True)
     (old / "mlruns/1/left/artifacts").mkdir(parents=True)

@@ -1,4 +1,6 @@
-"""What a run logs: its children, also those that an earlier process of the same run began, and how it ends when it is interrupted."""
+"""What a run logs: its children, also those that an earlier process of the same run began, and how
+it ends when it is interrupted.
+"""
 
 from __future__ import annotations
 
@@ -23,8 +25,13 @@ from assay.tracking.hook import InterruptedRunError
 from assay.tracking.run import Run, thinned
 from assay.tracking.writer import Writer
 
-ROWS = {row.name: row for row in (Encoding(Model("kmeans", 0), Form(kind), 8) for kind in ("onehot", "invdist"))}
-PLAN = SimpleNamespace(layers=(3,), kmeans=(Model("kmeans", 0),), rows_of=lambda _: tuple(ROWS.values()))
+ROWS = {
+    row.name: row
+    for row in (Encoding(Model("kmeans", 0), Form(kind), 8) for kind in ("onehot", "invdist"))
+}
+PLAN = SimpleNamespace(
+    layers=(3,), kmeans=(Model("kmeans", 0),), rows_of=lambda _: tuple(ROWS.values())
+)
 HISTORY = [{"inertia": 3.0}, {"inertia": 2.0}, {"inertia": 1.5}]
 
 
@@ -39,7 +46,13 @@ def row(name, layer=3):
 @pytest.fixture
 def begin(project, planted, connect, run_params):
     """Begins a run of two encodings of a layer; gives Kedro's hook that has it, and the run."""
-    shards = dict(zip(("fit", "val", "probe_train", "probe_val"), map(Shards, [*planted, *planted]), strict=True))
+    shards = dict(
+        zip(
+            ("fit", "val", "probe_train", "probe_val"),
+            map(Shards, [*planted, *planted]),
+            strict=True,
+        )
+    )
 
     def kept(name):
         return JSONDataset(filepath=str(project / f"{name}.json"))
@@ -47,8 +60,14 @@ def begin(project, planted, connect, run_params):
     (project / "layer_3.kmeans_model.json").write_text("{}")
     catalog = DataCatalog(
         {
-            **{f"shards_{split}": MemoryDataset(handle, copy_mode="assign") for split, handle in shards.items()},
-            **{f"layer_3.kmeans_{name}": kept(f"layer_3.kmeans_{name}") for name in ("model", "history", "errors")},
+            **{
+                f"shards_{split}": MemoryDataset(handle, copy_mode="assign")
+                for split, handle in shards.items()
+            },
+            **{
+                f"layer_3.kmeans_{name}": kept(f"layer_3.kmeans_{name}")
+                for name in ("model", "history", "errors")
+            },
             **{f"layer_3.scores_{name}": kept(f"layer_3.scores_{name}") for name in ROWS},
             "rows_layer_3": kept("rows_layer_3"),
         }
@@ -56,7 +75,11 @@ def begin(project, planted, connect, run_params):
     catalog.save("layer_3.kmeans_history", HISTORY)
 
     def start(seed=0):
-        parameters = {"layers": [3], "shards": dict.fromkeys(shards, ""), "kmeans": {"seed": seed, "decay": 0.1}}
+        parameters = {
+            "layers": [3],
+            "shards": dict.fromkeys(shards, ""),
+            "kmeans": {"seed": seed, "decay": 0.1},
+        }
         hook, connection = TrackingHook(), connect()
         hook._connection = connection
         hook.follow(Run(project, run_params, parameters, catalog, ROWS, connection), PLAN)
@@ -91,7 +114,13 @@ def test_a_child_has_the_record_of_its_fit_and_is_closed_with_its_row(begin, run
     hook._run._writer.wait()
     child = runs()["layer_3/kmeans-onehot"]
     assert child.info.status == "FINISHED"
-    assert child.data.metrics == {"inertia": 1.5, "nmse": 0.9, "map": 0.5, "probe_r": 0.1, "l0": 1.0}
+    assert child.data.metrics == {
+        "inertia": 1.5,
+        "nmse": 0.9,
+        "map": 0.5,
+        "probe_r": 0.1,
+        "l0": 1.0,
+    }
     assert child.data.tags[process.TAG] == process.own_process()
     finish(hook)
     assert set(runs()) == {"__default__", "layer_3/kmeans-onehot", "layer_3/kmeans-invdist"}
@@ -101,7 +130,9 @@ def test_a_child_has_the_record_of_its_fit_and_is_closed_with_its_row(begin, run
 def test_the_parent_and_the_child_count_steps_alike_and_end_alike(begin, runs):
     """A step that comes right after another is not shown at once, but the last one is not lost."""
     hook, checkpoints = begin(), Checkpoints("nowhere")
-    hook.before_node_run(SimpleNamespace(name="layer_3.kmeans.fit"), {"layer_3.kmeans_checkpoints": checkpoints})
+    hook.before_node_run(
+        SimpleNamespace(name="layer_3.kmeans.fit"), {"layer_3.kmeans_checkpoints": checkpoints}
+    )
     for step, metrics in enumerate(HISTORY, start=1):
         for observer in checkpoints.observers:
             observer(3, "kmeans", step, metrics)
@@ -126,7 +157,9 @@ def test_an_interrupt_closes_parent_and_children_as_killed_with_the_reason(begin
     save(hook, begin, "layer_3.scores_kmeans-onehot", scores("kmeans-onehot"))
     interrupt(hook)
     assert {each.info.status for each in runs().values()} == {"KILLED"}
-    assert {each.data.tags[FAILURE] for each in runs().values()} == {"InterruptedRunError: the run was interrupted"}
+    assert {each.data.tags[FAILURE] for each in runs().values()} == {
+        "InterruptedRunError: the run was interrupted"
+    }
 
 
 def once_interrupted(monkeypatch, owner, name):
@@ -140,8 +173,12 @@ def once_interrupted(monkeypatch, owner, name):
     return method
 
 
-@pytest.mark.parametrize("place", ["send_steps", "_write_curves", "_close_whole_children", "_write_manifest"])
-def test_an_interrupt_while_a_run_is_finished_leaves_nothing_open(project, begin, runs, monkeypatch, place):
+@pytest.mark.parametrize(
+    "place", ["send_steps", "_write_curves", "_close_whole_children", "_write_manifest"]
+)
+def test_an_interrupt_while_a_run_is_finished_leaves_nothing_open(
+    project, begin, runs, monkeypatch, place
+):
     hook = begin()
     save(hook, begin, "layer_3.scores_kmeans-onehot", scores("kmeans-onehot"))
     monkeypatch.setattr(Run, place, once_interrupted(monkeypatch, Run, place))
@@ -182,7 +219,9 @@ def test_a_run_that_is_taken_up_goes_on_with_the_children_that_it_has(begin, run
     before = {name: each.info.run_id for name, each in runs().items()}
     monkeypatch.setenv("MLFLOW_RUN_ID", before["__default__"])
     hook = begin()
-    save(hook, begin, "layer_3.scores_kmeans-onehot", scores("kmeans-onehot"))  # probed again, the other one not
+    save(
+        hook, begin, "layer_3.scores_kmeans-onehot", scores("kmeans-onehot")
+    )  # probed again, the other one not
     save(hook, begin, "rows_layer_3", [row(name) for name in ROWS])
     finish(hook)
     after = runs()
@@ -192,13 +231,21 @@ def test_a_run_that_is_taken_up_goes_on_with_the_children_that_it_has(begin, run
         assert FAILURE not in each.data.tags
     for name in ROWS:
         child = after[f"layer_3/{name}"]
-        assert child.data.metrics == {"inertia": 1.5, "nmse": 0.9, "map": 0.5, "probe_r": 0.1, "l0": 1.0}
+        assert child.data.metrics == {
+            "inertia": 1.5,
+            "nmse": 0.9,
+            "map": 0.5,
+            "probe_r": 0.1,
+            "l0": 1.0,
+        }
         history = MlflowClient().get_metric_history(child.info.run_id, "inertia")
         assert [point.step for point in history] == [1, 2, 3]
         assert len(MlflowClient().get_run(child.info.run_id).inputs.dataset_inputs) == 2
 
 
-def test_a_child_that_a_killed_process_did_not_come_to_make_is_made_by_the_next(begin, runs, monkeypatch):
+def test_a_child_that_a_killed_process_did_not_come_to_make_is_made_by_the_next(
+    begin, runs, monkeypatch
+):
     begin.catalog.save("layer_3.scores_kmeans-onehot", scores("kmeans-onehot"))
     interrupt(begin())
     monkeypatch.setenv("MLFLOW_RUN_ID", parent_of(runs).info.run_id)
@@ -220,7 +267,9 @@ def test_a_run_of_its_own_makes_no_children_of_what_it_did_not_probe(begin, runs
 
 
 @pytest.mark.parametrize("whole", [True, False])
-def test_of_the_children_with_nothing_left_to_do_those_that_are_whole_are_closed(begin, runs, monkeypatch, whole):
+def test_of_the_children_with_nothing_left_to_do_those_that_are_whole_are_closed(
+    begin, runs, monkeypatch, whole
+):
     hook = begin()
     save(hook, begin, "layer_3.scores_kmeans-onehot", scores("kmeans-onehot"))
     if whole:
@@ -235,7 +284,9 @@ def test_of_the_children_with_nothing_left_to_do_those_that_are_whole_are_closed
 
 
 def test_a_run_that_is_taken_up_with_nothing_left_to_do_is_finished(begin, runs, monkeypatch):
-    """Killed when all was made and not all was logged; Kedro, which has nothing to run, calls no hook."""
+    """Killed when all was made and not all was logged; Kedro, which has nothing to run, calls no
+    hook.
+    """
     hook = begin()
     save(hook, begin, "layer_3.scores_kmeans-onehot", scores("kmeans-onehot"))
     interrupt(hook)
@@ -250,7 +301,9 @@ def test_a_run_that_is_taken_up_with_nothing_left_to_do_is_finished(begin, runs,
 
     monkeypatch.setattr(hook, "before_pipeline_run", begin_again)
     finish_taken_up(hooks, {}, outputs, begin.catalog)
-    assert parent_of(runs).info.status == "KILLED", "a run of its own is begun only where there is something to do"
+    assert parent_of(runs).info.status == "KILLED", (
+        "a run of its own is begun only where there is something to do"
+    )
     monkeypatch.setenv("MLFLOW_RUN_ID", parent_of(runs).info.run_id)
     finish_taken_up(hooks, {}, outputs, begin.catalog)
     after = runs()
@@ -294,7 +347,9 @@ def test_a_child_that_mlflow_did_not_take_whole_is_not_finished(begin, runs):
 
 def test_more_parameters_than_mlflow_takes_at_once_are_logged(begin, runs):
     hook = begin()
-    hook._run._log_parameters(hook._connection.parent.run_id, flat_params({"many": {f"p{n}": n for n in range(250)}}))
+    hook._run._log_parameters(
+        hook._connection.parent.run_id, flat_params({"many": {f"p{n}": n for n in range(250)}})
+    )
     finish(hook)
     assert len([name for name in parent_of(runs).data.params if name.startswith("many.p")]) == 250
 
@@ -323,12 +378,18 @@ def test_a_child_that_was_probed_first_is_told_what_is_measured_after_it():
     """The catalog still has what an earlier run measured, with other parameters."""
 
     def errors(nmse_raw):
-        return {"layer": 3, "method": "theirs", "rows": [{"k": 7, "nmse": None, "nmse_raw": nmse_raw}]}
+        return {
+            "layer": 3,
+            "method": "theirs",
+            "rows": [{"k": 7, "nmse": None, "nmse_raw": nmse_raw}],
+        }
 
     logged = Run.__new__(Run)
     catalog = DataCatalog({"layer_3.theirs_errors": MemoryDataset(errors(5.3))})
     rows = {"theirs": Encoding(Model("theirs"), None, None)}
-    vars(logged).update(_rows=rows, _catalog=catalog, _children={}, _curves=[], _lock=threading.Lock(), _parent=None)
+    vars(logged).update(
+        _rows=rows, _catalog=catalog, _children={}, _curves=[], _lock=threading.Lock(), _parent=None
+    )
     logged._connection = SimpleNamespace(children={}, taken_up=False)
     logged.log_scores({"layer": 3, "encoding": "theirs", "k": 7, "map": 0.5})
     logged.log_errors(errors(4.8))
@@ -336,5 +397,7 @@ def test_a_child_that_was_probed_first_is_told_what_is_measured_after_it():
     assert child.known == {"map": 0.5, "nmse_raw": 4.8}
     told = [(metric.key, metric.value) for metric in child.take()]
     assert told == [("nmse_raw", 5.3), ("map", 0.5), ("nmse_raw", 4.8)]
-    logged.complete_children([{"layer": 3, "name": "theirs", "map": 0.5, "nmse_raw": 4.8, "nmse": 0.4}])
+    logged.complete_children(
+        [{"layer": 3, "name": "theirs", "map": 0.5, "nmse_raw": 4.8, "nmse": 0.4}]
+    )
     assert [(metric.key, metric.value) for metric in child.take()] == [("nmse", 0.4)]

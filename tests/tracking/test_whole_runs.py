@@ -16,11 +16,17 @@ def project(new_project):
 def children(project):
     mlflow.set_tracking_uri(f"sqlite:///{project / 'mlflow.db'}")
     runs = mlflow.search_runs(experiment_names=["assay"])
-    return runs[runs["tags.mlflow.parentRunId"].notna()] if "tags.mlflow.parentRunId" in runs else runs.iloc[:0]
+    return (
+        runs[runs["tags.mlflow.parentRunId"].notna()]
+        if "tags.mlflow.parentRunId" in runs
+        else runs.iloc[:0]
+    )
 
 
 def test_what_is_made_in_parts_has_one_whole_child_a_row(project, run_command):
-    """The fit alone has none; the probes have the fit's errors and steps also where these were made before."""
+    """The fit alone has none; the probes have the fit's errors and steps also where these were made
+    before.
+    """
     small = "--params=layers:[5],pca.topk:[4]"
     assert run_command(f"kedro run --pipeline=kmeans {small}", project).returncode == 0
     assert len(children(project)) == 0
@@ -46,11 +52,15 @@ def test_what_is_made_in_parts_has_one_whole_child_a_row(project, run_command):
 
 
 def test_artifacts_that_cannot_be_kept_cost_no_result(project, run_command):
-    """The place of MLflow's files is one that nobody can write to: the run goes on, and says so. Taken up again, it is logged."""
+    """The place of MLflow's files is one that nobody can write to: the run goes on, and says so.
+    Taken up again, it is logged.
+    """
     (project / "mlruns").write_text("a file, not a folder")
     ended = run_command("kedro run --params=layers:[5],pca.topk:[4]", project)
     assert ended.returncode == 0, ended.stderr
-    assert "MLflow does not take what this run logs" in " ".join((ended.stdout + ended.stderr).split())
+    assert "MLflow does not take what this run logs" in " ".join(
+        (ended.stdout + ended.stderr).split()
+    )
     assert (project / "data/08_reporting/baselines.csv").exists()
     manifest = max((project / "data/08_reporting/manifests").iterdir()).read_text()
     assert '"status": "FINISHED"' in manifest
@@ -58,7 +68,9 @@ def test_artifacts_that_cannot_be_kept_cost_no_result(project, run_command):
     (project / "mlruns").unlink()
     client = mlflow.MlflowClient(f"sqlite:///{project / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("assay").experiment_id
-    (parent,) = (run for run in client.search_runs([experiment]) if "mlflow.parentRunId" not in run.data.tags)
+    (parent,) = (
+        run for run in client.search_runs([experiment]) if "mlflow.parentRunId" not in run.data.tags
+    )
     assert "not_logged" in parent.data.tags
     again = f"MLFLOW_RUN_ID={parent.info.run_id} kedro run --params=layers:[5],pca.topk:[4]"
     assert "Nothing to do" in run_command(again, project).stdout
@@ -70,8 +82,14 @@ def test_artifacts_that_cannot_be_kept_cost_no_result(project, run_command):
 
 
 def test_a_server_that_fails_costs_no_result(project, run_command, server):
-    with server(b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 4\r\n\r\nboom") as (address, _):
-        ended = run_command(f"MLFLOW_TRACKING_URI={address} kedro run --pipeline=kmeans --params=layers:[5]", project)
+    with server(b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 4\r\n\r\nboom") as (
+        address,
+        _,
+    ):
+        ended = run_command(
+            f"MLFLOW_TRACKING_URI={address} kedro run --pipeline=kmeans --params=layers:[5]",
+            project,
+        )
     assert ended.returncode == 0, ended.stderr
     said = ended.stdout + ended.stderr
     assert said.count("MLflow") == 1

@@ -12,7 +12,9 @@ from assay.tracking.writer import Writer
 def test_requests_are_done_in_order_by_one_thread():
     writer, done = Writer(), []
     for number in range(50):
-        writer.submit("a", lambda n, *, by: done.append((n, by, threading.current_thread())), number, by="x")
+        writer.submit(
+            "a", lambda n, *, by: done.append((n, by, threading.current_thread())), number, by="x"
+        )
     writer.wait()
     assert [number for number, _, _ in done] == list(range(50))
     assert len({thread for _, _, thread in done} - {threading.current_thread()}) == 1
@@ -91,7 +93,9 @@ def test_a_server_that_hangs_is_waited_for_once_and_not_for_long(monkeypatch, ca
 
 
 def test_a_thread_that_computes_is_no_server_that_hangs(monkeypatch):
-    """As on a machine whose processors are shared: MLflow's own work takes longer than a server's answer."""
+    """As on a machine whose processors are shared: MLflow's own work takes longer than a server's
+    answer.
+    """
     monkeypatch.setattr("assay.tracking.writer.PATIENCE", 0.3)
     writer = Writer()
 

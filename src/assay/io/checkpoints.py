@@ -1,12 +1,13 @@
-"""Checkpoints of a fit: safetensors files that appear whole, the last two kept, and never used for another fit.
+"""Checkpoints of a fit: safetensors files that appear whole, the last two kept, and never used for
+another fit.
 
 ::
 
     <folder>/<hash of what is fitted>/step000001200.safetensors
 
-A file's header holds its schema and version, the checksum of all that is in the file, and as JSON `about`, what is being
-fitted (layer, width, shards, statistics, parameters), and `state`, JSON scalars beside the tensors such as the reader's
-cursor. Nothing is ever unpickled.
+A file's header holds its schema and version, the checksum of all that is in the file, and as JSON
+`about`, what is being fitted (layer, width, shards, statistics, parameters), and `state`, JSON
+scalars beside the tensors such as the reader's cursor. Nothing is ever unpickled.
 """
 
 from __future__ import annotations
@@ -51,22 +52,33 @@ Observer = Callable[[int, str, int, dict[str, float]], None]
 
 
 class Checkpoints:
-    """The checkpoints of one fit after another in a folder of their own, which need not exist; and who is told of the fits' steps."""
+    """The checkpoints of one fit after another in a folder of their own, which need not exist; and
+    who is told of the fits' steps.
+    """
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         self.observers: list[Observer] = []
         self._finished: list[Mapping[str, Any]] = []
 
-    def save(self, about: Mapping[str, Any], step: int, tensors: dict[str, Tensor], state: Mapping[str, Any]) -> None:
-        """Write where the fit that `about` (JSON) describes stands after `step` steps; the last two are kept.
+    def save(
+        self,
+        about: Mapping[str, Any],
+        step: int,
+        tensors: dict[str, Tensor],
+        state: Mapping[str, Any],
+    ) -> None:
+        """Write where the fit that `about` (JSON) describes stands after `step` steps; the last two
+        are kept.
 
-        Those of later steps go as well: a fit that went on from before them found them damaged, and they would take the place of
-        whole ones.
+        Those of later steps go as well: a fit that went on from before them found them damaged, and
+        they would take the place of whole ones.
         """
         folder = self._folder(about)
         path = folder / f"step{step:09d}.safetensors"
-        write_with_header(path, tensors, SCHEMA | {"about": _canonical(about), "state": json.dumps(state)})
+        write_with_header(
+            path, tensors, SCHEMA | {"about": _canonical(about), "state": json.dumps(state)}
+        )
         files = _newest_first(folder)
         kept = [each for each in files if _step_of(each) <= step][:KEPT]
         for other in files:
@@ -79,7 +91,8 @@ class Checkpoints:
         A damaged file is passed over, with a warning, for the one before it.
 
         Raises:
-            ValueError: a file in the fit's folder is of another fit: other shards, layer, width, statistics or parameters.
+            ValueError: a file in the fit's folder is of another fit: other shards, layer, width,
+                statistics or parameters.
         """
         folder = self._folder(about)
         for path in _newest_first(folder):
@@ -91,21 +104,31 @@ class Checkpoints:
                 continue
             if differences := _differences(found, json.loads(_canonical(about))):
                 raise ValueError(
-                    f"{path} is a checkpoint of another fit: {', '.join(differences)}; remove {folder} to start again"
+                    f"{path} is a checkpoint of another fit: {', '.join(differences)}; remove"
+                    f" {folder} to start again"
                 )
             return Checkpoint(tensors, state)
-        others = [said for other in self._fits() if other != folder and (said := _newest_about(other)) is not None]
+        others = [
+            said
+            for other in self._fits()
+            if other != folder and (said := _newest_about(other)) is not None
+        ]
         if others:
-            nearest = min((_differences(said, json.loads(_canonical(about))) for said in others), key=len)
+            nearest = min(
+                (_differences(said, json.loads(_canonical(about))) for said in others), key=len
+            )
             logger.warning(
-                "%s holds no whole checkpoint of this fit, but of others, and of the nearest of them %s; starting from the beginning",
+                "%s holds no whole checkpoint of this fit, but of others, and of the nearest of"
+                " them %s; starting from the beginning",
                 self.folder,
                 ", ".join(nearest),
             )
         return None
 
     def finish(self, about: Mapping[str, Any]) -> None:
-        """Note that the fit that `about` describes is done; its checkpoints stay until `clear_finished`, when what it made is saved."""
+        """Note that the fit that `about` describes is done; its checkpoints stay until
+        `clear_finished`, when what it made is saved.
+        """
         self._finished.append(about)
 
     def clear_finished(self) -> None:
@@ -114,7 +137,8 @@ class Checkpoints:
             self.clear(self._finished.pop())
 
     def clear(self, about: Mapping[str, Any]) -> None:
-        """Remove the checkpoints of the fit that `about` describes, which is done, and those that nobody has written to for 30 days.
+        """Remove the checkpoints of the fit that `about` describes, which is done, and those that
+        nobody has written to for 30 days.
 
         Other fits' are kept till then: a quick one must not cost an interrupted one that took days.
         """
@@ -128,7 +152,9 @@ class Checkpoints:
     def _fits(self) -> list[Path]:
         """The folders of fits: others' files are no concern of ours."""
         found = self.folder.iterdir() if self.folder.is_dir() else ()
-        return [path for path in found if path.is_dir() and re.fullmatch(r"[0-9a-f]{16}", path.name)]
+        return [
+            path for path in found if path.is_dir() and re.fullmatch(r"[0-9a-f]{16}", path.name)
+        ]
 
     def _folder(self, about: Mapping[str, Any]) -> Path:
         return self.folder / hashlib.sha256(_canonical(about).encode()).hexdigest()[:16]
@@ -139,7 +165,11 @@ def _canonical(about: Mapping[str, Any]) -> str:
 
 
 def _newest_first(folder: Path) -> list[Path]:
-    files = [path for path in folder.glob("step*.safetensors") if re.fullmatch(r"step\d{9,}\.safetensors", path.name)]
+    files = [
+        path
+        for path in folder.glob("step*.safetensors")
+        if re.fullmatch(r"step\d{9,}\.safetensors", path.name)
+    ]
     return sorted(files, key=_step_of, reverse=True)
 
 
@@ -148,7 +178,9 @@ def _step_of(path: Path) -> int:
 
 
 def _last_written(folder: Path) -> float:
-    """When a fit last saved anything, or made its folder; seconds since the epoch. Now, where it goes while we look."""
+    """When a fit last saved anything, or made its folder; seconds since the epoch. Now, where it
+    goes while we look.
+    """
     try:
         return max(path.stat().st_mtime for path in [folder, *folder.iterdir()])
     except OSError:
@@ -156,7 +188,9 @@ def _last_written(folder: Path) -> float:
 
 
 def _newest_about(folder: Path) -> Any:
-    """What the newest checkpoint of a folder that has a header says that it is about; None where none has."""
+    """What the newest checkpoint of a folder that has a header says that it is about; None where
+    none has.
+    """
     for path in _newest_first(folder):
         with contextlib.suppress(ValueError, KeyError):
             return parse_json(read_header(path)["about"])
@@ -170,7 +204,9 @@ def _differences(found: Any, wanted: Any, name: str = "") -> list[str]:
         return [
             each
             for key in inner
-            for each in _differences(found.get(key), wanted.get(key), f"{name}.{key}" if name else key)
+            for each in _differences(
+                found.get(key), wanted.get(key), f"{name}.{key}" if name else key
+            )
         ]
     if found == wanted:
         return []

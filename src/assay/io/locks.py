@@ -1,7 +1,8 @@
-"""Advisory locks by name (flock) that several processes share: who has one is told, and a dead process has none.
+"""Advisory locks by name (flock) that several processes share: who has one is told, and a dead
+process has none.
 
-The kernel drops a lock with its process, so a lock file that is left over blocks nobody. What is written in it says who
-took it last.
+The kernel drops a lock with its process, so a lock file that is left over blocks nobody. What is
+written in it says who took it last.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ class Locks:
         return name in self._held and (shared or not self._held[name][1])
 
     def take(self, name: str, *, shared: bool = False) -> bool:
-        """Take a lock that this does not hold, alone or ``shared``, without waiting; False where another holds it against us.
+        """Take a lock that this does not hold, alone or ``shared``, without waiting; False where
+        another holds it against us.
 
         Raises:
             PermissionError: the lock file is another user's, and cannot be opened.
@@ -50,7 +52,8 @@ class Locks:
                 if not try_flock(descriptor, fcntl.LOCK_SH if shared else fcntl.LOCK_EX, path):
                     os.close(descriptor)
                     return False
-                # Who holds a lock alone removes the file before letting go: a lock on a removed file guards nothing.
+                # Who holds a lock alone removes the file before letting go: a lock on a removed
+                # file guards nothing.
                 with suppress(FileNotFoundError):
                     if os.path.samestat(os.fstat(descriptor), os.stat(path)):
                         _sign(descriptor)
@@ -72,7 +75,9 @@ class Locks:
         for name in names or tuple(self._held):
             descriptor, shared = self._held.pop(name)
             try:
-                if not shared or try_flock(descriptor, fcntl.LOCK_EX, self._path(name)):  # nobody shares it any more
+                if not shared or try_flock(
+                    descriptor, fcntl.LOCK_EX, self._path(name)
+                ):  # nobody shares it any more
                     with suppress(OSError):  # another user's, say
                         self._path(name).unlink()
             finally:
@@ -82,7 +87,10 @@ class Locks:
         """Who took a lock last, in words."""
         try:
             said = json.loads(self._path(name).read_bytes())
-            return f"process {said['pid']} on {said['host']} (`{said['command']}`) since {said['since']}"
+            return (
+                f"process {said['pid']} on {said['host']} (`{said['command']}`) since"
+                f" {said['since']}"
+            )
         except (OSError, ValueError, KeyError, TypeError):
             return f"another process ({self._path(name)})"
 
@@ -91,16 +99,24 @@ class Locks:
 
 
 def _open(path: Path) -> int:
-    for flags in (os.O_RDWR | os.O_CREAT, os.O_RDWR, os.O_RDONLY):  # to hold a lock it is enough to read
+    for flags in (
+        os.O_RDWR | os.O_CREAT,
+        os.O_RDWR,
+        os.O_RDONLY,
+    ):  # to hold a lock it is enough to read
         with suppress(PermissionError):
             return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
     raise PermissionError(
-        errno.EACCES, "this lock of another user's cannot be opened; have it made readable, or remove it", str(path)
+        errno.EACCES,
+        "this lock of another user's cannot be opened; have it made readable, or remove it",
+        str(path),
     )
 
 
 def try_flock(descriptor: int, kind: int, path: Path) -> bool:
-    """Whether the lock of an open file, of `kind` LOCK_EX or LOCK_SH, is ours; it counts as ours where the file system has none."""
+    """Whether the lock of an open file, of `kind` LOCK_EX or LOCK_SH, is ours; it counts as ours
+    where the file system has none.
+    """
     try:
         fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -118,13 +134,19 @@ _said: set[Path] = set()
 def _say_unsupported(folder: Path, reason: str) -> None:
     if folder not in _said:
         _said.add(folder)
-        logger.warning("%s knows no locks (%s): do not start two runs at once that make the same.", folder, reason)
+        logger.warning(
+            "%s knows no locks (%s): do not start two runs at once that make the same.",
+            folder,
+            reason,
+        )
 
 
 def _sign(descriptor: int) -> None:
     command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
     since = time.strftime("%Y-%m-%d %H:%M:%S")
-    text = json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "command": command[:500], "since": since})
+    text = json.dumps(
+        {"pid": os.getpid(), "host": socket.gethostname(), "command": command[:500], "since": since}
+    )
     with suppress(OSError):  # it is another user's, or the disk is full: nobody is named then
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, text.encode(), 0)

@@ -1,4 +1,6 @@
-"""Headers of .npy files that came from elsewhere: read by one pattern, and never evaluated as numpy does."""
+"""Headers of .npy files that came from elsewhere: read by one pattern, and never evaluated as numpy
+does.
+"""
 
 from __future__ import annotations
 

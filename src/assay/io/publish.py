@@ -1,8 +1,9 @@
 """Atomic publishing: what is written appears under its name whole, or not at all.
 
-Everything is written into a sibling `.<name>.partial-<random>`, flushed to the device and renamed into place. While it
-works a writer holds an advisory lock (flock) on `.<name>.partial-lock`. The kernel drops that lock with the process, so
-whoever holds it knows that every partial of that name was left by a dead writer, and removes it, unless it can go on from it.
+Everything is written into a sibling `.<name>.partial-<random>`, flushed to the device and renamed
+into place. While it works a writer holds an advisory lock (flock) on `.<name>.partial-lock`. The
+kernel drops that lock with the process, so whoever holds it knows that every partial of that name
+was left by a dead writer, and removes it, unless it can go on from it.
 """
 
 import fcntl
@@ -30,12 +31,13 @@ def publishing_folder(
 ) -> Iterator[Path]:
     """Yield a folder that becomes `path` when the block ends, and is deleted if the block raises.
 
-    With `replace` an existing folder is swapped out: it is moved aside, the new one moved in, the old one deleted. A
-    process killed between these two renames leaves no `path`, and both folders as partials: a reader sees the old, the
-    new or nothing, never a mixture.
+    With `replace` an existing folder is swapped out: it is moved aside, the new one moved in, the
+    old one deleted. A process killed between these two renames leaves no `path`, and both folders
+    as partials: a reader sees the old, the new or nothing, never a mixture.
 
-    The folder is empty; but with `resume`, which says what is written, it holds what an interrupted block with the same `path`
-    and `resume` left in it. Such a block is one that was killed or raised one of `INTERRUPTIONS`.
+    The folder is empty; but with `resume`, which says what is written, it holds what an interrupted
+    block with the same `path` and `resume` left in it. Such a block is one that was killed or
+    raised one of `INTERRUPTIONS`.
 
     Raises:
         FileExistsError: `path` exists, and `replace` is false.
@@ -58,12 +60,14 @@ def publishing_folder(
 
 
 def resumable_folder(path: str | os.PathLike[str], resume: str) -> Path:
-    """Where `publishing_folder` keeps what it has of `path` until it is whole; it need not exist."""
+    """Where `publishing_folder` keeps `path` until it is whole; it need not exist."""
     return _partial(Path(os.path.abspath(path)), hashlib.sha256(resume.encode()).hexdigest()[:16])
 
 
 def discard_partials(path: str | os.PathLike[str]) -> None:
-    """Remove what interrupted writers of `path` left; raises ValueError if a live process is writing it."""
+    """Remove what interrupted writers of `path` left; raises ValueError if a live process is
+    writing it.
+    """
     target = Path(os.path.abspath(path))
     if target.parent.is_dir():
         with _sole_writer(target):
@@ -72,7 +76,8 @@ def discard_partials(path: str | os.PathLike[str]) -> None:
 
 @contextmanager
 def publish_file(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield the path of a file to write, which replaces `path` when the block ends, and is deleted if the block raises.
+    """Yield the path of a file to write, which replaces `path` when the block ends, and is deleted
+    if the block raises.
 
     Raises:
         FileNotFoundError: the block wrote nothing.
@@ -81,7 +86,9 @@ def publish_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     target = _target(path)
     with _sole_writer(target):
         if target.is_dir():
-            raise ValueError(f"{target} is a folder, wanted a file; choose another name or remove the folder")
+            raise ValueError(
+                f"{target} is a folder, wanted a file; choose another name or remove the folder"
+            )
         partial = _new_partial(target)
         try:
             with naming(target):
@@ -97,7 +104,9 @@ def publish_file(path: str | os.PathLike[str]) -> Iterator[Path]:
 def _target(path: str | os.PathLike[str]) -> Path:
     target = Path(os.path.abspath(path))
     if not target.name:
-        raise ValueError(f"found {str(path)!r}, wanted the path of a file or folder that has a name")
+        raise ValueError(
+            f"found {str(path)!r}, wanted the path of a file or folder that has a name"
+        )
     target.parent.mkdir(parents=True, exist_ok=True)
     return target
 
@@ -106,9 +115,14 @@ def _refuse_occupied(target: Path, replace: bool) -> None:
     if not os.path.lexists(target):
         return
     if not replace:
-        raise FileExistsError(f"{target} exists already and is not replaced; remove it or publish under another name")
+        raise FileExistsError(
+            f"{target} exists already and is not replaced; remove it or publish under another name"
+        )
     if target.is_symlink() or not target.is_dir():
-        raise ValueError(f"{target} is not a folder, so no folder can replace it; remove it or choose another name")
+        raise ValueError(
+            f"{target} is not a folder, so no folder can replace it; remove it or choose another"
+            " name"
+        )
 
 
 def _move_in(partial: Path, target: Path) -> None:
@@ -128,14 +142,18 @@ def _move_in(partial: Path, target: Path) -> None:
 
 @contextmanager
 def _sole_writer(target: Path, spared: Path | None = None) -> Iterator[None]:
-    """Hold the right to write `target`, having removed what dead writers of it left, but for `spared`."""
+    """Hold the right to write `target`, having removed what dead writers of it left, but for
+    `spared`.
+    """
     lock = target.with_name(f".{target.name}.partial-lock")
     descriptor = _acquire(lock, target)
     try:
         _remove_stale(target, spared)
         yield
     finally:
-        with suppress(PermissionError):  # another user's, in a folder where everyone removes only what is theirs
+        with suppress(
+            PermissionError
+        ):  # another user's, in a folder where everyone removes only what is theirs
             lock.unlink(missing_ok=True)
         os.close(descriptor)
 
@@ -145,8 +163,11 @@ def _acquire(lock: Path, target: Path) -> int:
         descriptor = _open_lock(lock, target)
         try:
             if not try_flock(descriptor, fcntl.LOCK_EX, lock):
-                raise ValueError(f"{target} is being written by another live process; wait for it or stop it")
-            # The previous holder unlinks the file before it lets go: a lock on an unlinked file guards nothing.
+                raise ValueError(
+                    f"{target} is being written by another live process; wait for it or stop it"
+                )
+            # The previous holder unlinks the file before it lets go: a lock on an unlinked file
+            # guards nothing.
             with suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(descriptor), os.stat(lock)):
                     return descriptor
@@ -157,7 +178,9 @@ def _acquire(lock: Path, target: Path) -> int:
 
 
 def _open_lock(lock: Path, target: Path) -> int:
-    """A descriptor to lock; raises ValueError if the file is another user's, who lets nobody look whether the writer lives."""
+    """A descriptor to lock; raises ValueError if the file is another user's, who lets nobody look
+    whether the writer lives.
+    """
     try:
         return os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
     except PermissionError:
@@ -168,8 +191,8 @@ def _open_lock(lock: Path, target: Path) -> int:
         return os.open(lock, os.O_RDONLY | os.O_NOFOLLOW)
     except PermissionError:
         raise ValueError(
-            f"{lock} belongs to user {lock.lstat().st_uid}, who is writing {target} or was killed while writing it; wait for their run,"
-            " or if there is none remove the file"
+            f"{lock} belongs to user {lock.lstat().st_uid}, who is writing {target} or was killed"
+            " while writing it; wait for their run, or if there is none remove the file"
         ) from None
 
 
@@ -196,7 +219,9 @@ def _remove_stale(target: Path, spared: Path | None) -> None:
 
 @contextmanager
 def naming(path: str | os.PathLike[str], note: str = "") -> Iterator[None]:
-    """Have an OSError that names no file, as that of a full disk does not, name `path`; `note` is added to what it says."""
+    """Have an OSError that names no file, as that of a full disk does not, name `path`; `note` is
+    added to what it says.
+    """
     try:
         yield
     except OSError as error:

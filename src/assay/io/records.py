@@ -1,4 +1,4 @@
-"""What is known of results that were made: a small file for each, by its name and its fingerprint."""
+"""What is known of results: a small file for each, by its name and its fingerprint."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ class Record(BaseModel):
         lock: which whoever makes it holds, and whoever reads it shares.
         path: the file or folder, relative to the project.
         version: where it has one.
-        content: SHA-256 (hex) of the file, or what the dataset says of a folder; None: nothing is known.
+        content: SHA-256 (hex) of the file, or what the dataset says of a folder; None: nothing is
+            known.
         size: of the file, in bytes.
         mtime_ns: when the file was written.
         inputs: the fingerprints of what it was made from.

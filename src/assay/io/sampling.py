@@ -23,15 +23,25 @@ def sample_bytes(n_files: int) -> int:
 
 
 def sampled_digest(path: Path, most: int = FOLDER_BYTES, end: int | None = None) -> str:
-    """SHA-256 (hex) of a file's bytes, or where they are more than ``most``, of pieces from the first to the last, or one in the middle.
+    """SHA-256 (hex) of a file's bytes, or where they are more than ``most``, of pieces from the
+    first to the last, or one in the middle.
 
-    ``end`` is where to stop; what comes after is not looked at. Raises ValueError if the file cannot be read.
+    ``end`` is where to stop; what comes after is not looked at. Raises ValueError if the file
+    cannot be read.
     """
     try:
         status = path.stat()
         # Read once as long as nobody has touched it: the same file is asked for again and again.
-        touched = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
-        return _digest(path, most, status.st_size if end is None else min(end, status.st_size), touched)
+        touched = (
+            status.st_dev,
+            status.st_ino,
+            status.st_size,
+            status.st_mtime_ns,
+            status.st_ctime_ns,
+        )
+        return _digest(
+            path, most, status.st_size if end is None else min(end, status.st_size), touched
+        )
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror or error}; restore it") from error
 

@@ -1,7 +1,16 @@
-"""Estimators, dictionaries, probes and metrics on tensors: no files, no pipelines, so that it also runs alone on a GPU machine."""
+"""Estimators, dictionaries, probes and metrics on tensors: no files, no pipelines, so that it also
+runs alone on a GPU machine.
+"""
 
 from assay.codes import Codes
-from assay.numerics.codes import SelectedCodes, TensorCodes, TopKCodes, densify, measure_l0, sparsify
+from assay.numerics.codes import (
+    SelectedCodes,
+    TensorCodes,
+    TopKCodes,
+    densify,
+    measure_l0,
+    sparsify,
+)
 from assay.numerics.dictionary import Centers, Components, Dictionary, open_dictionary
 from assay.numerics.errors import ErrorSums, sum_errors
 from assay.numerics.kmeans import MiniBatchKMeans, NearestCenters, kmeans_plus_plus

@@ -3,12 +3,13 @@
 A batch is a dict. By format it holds
 
 - `dense`: `values` (b, n_features) float32;
-- `sparse`: `values` (b, k) float32, by falling magnitude, and `indices` (b, k) int64; a feature that is not named is 0, and one
-  is named once, but that entries of value 0, which pad rows to one length, may name any;
+- `sparse`: `values` (b, k) float32, by falling magnitude, and `indices` (b, k) int64; a feature
+  that is not named is 0, and one is named once, but that entries of value 0, which pad rows to one
+  length, may name any;
 - `onehot`: `indices` (b,) int64, the one feature that is 1.
 
-Any other key rides along: its first dimension is the batch's. Encoders add `error` (b,) float64, each row's squared
-reconstruction error.
+Any other key rides along: its first dimension is the batch's. Encoders add `error` (b,) float64,
+each row's squared reconstruction error.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -29,13 +30,15 @@ def check_indices(indices: Tensor, n_features: int) -> None:
     """Raise ValueError for an index that is not a feature."""
     if indices.numel() and (int(indices.min()) < 0 or int(indices.max()) >= n_features):
         raise ValueError(
-            f"codes name features {int(indices.min())} to {int(indices.max())}, wanted 0 to {n_features - 1}: "
-            "were they made by another model?"
+            f"codes name features {int(indices.min())} to {int(indices.max())}, wanted 0 to"
+            f" {n_features - 1}: were they made by another model?"
         )
 
 
 @isolated()
-def densify(batch: Batch, code_format: Format, n_features: int, start: int = 0, stop: int | None = None) -> Tensor:
+def densify(
+    batch: Batch, code_format: Format, n_features: int, start: int = 0, stop: int | None = None
+) -> Tensor:
     """Features `start` to `stop` (default: all the rest) of a batch as float32 (b, stop - start).
 
     Raises ValueError for an index that is not a feature.
@@ -65,7 +68,9 @@ class TensorCodes:
 
     def __init__(self, values: Tensor) -> None:
         if values.ndim != 2:
-            raise ValueError(f"codes have shape {tuple(values.shape)}, wanted (rows, features): reshape them")
+            raise ValueError(
+                f"codes have shape {tuple(values.shape)}, wanted (rows, features): reshape them"
+            )
         self.values = values
         self.n_rows, self.n_features = values.shape
         self.k: int | None = self.n_features
@@ -82,8 +87,8 @@ class SelectedCodes:
     def __init__(self, codes: Codes, rows: Tensor) -> None:
         if rows.dtype != torch.bool or tuple(rows.shape) != (codes.n_rows,):
             raise ValueError(
-                f"rows are {rows.dtype} of shape {tuple(rows.shape)}, wanted torch.bool of shape ({codes.n_rows},): "
-                "give one flag for each row of the codes"
+                f"rows are {rows.dtype} of shape {tuple(rows.shape)}, wanted torch.bool of shape"
+                f" ({codes.n_rows},): give one flag for each row of the codes"
             )
         self.codes = codes
         self.rows = rows
@@ -95,7 +100,8 @@ class SelectedCodes:
     def batches(self, batch_size: int, start: int = 0) -> Iterator[Batch]:
         """What is left of each batch of the other codes; none is empty.
 
-        Raises ValueError for NaN and infinity, naming the row of the other codes: who reads these counts only what is left.
+        Raises ValueError for NaN and infinity, naming the row of the other codes: who reads these
+        counts only what is left.
         """
         if start >= self.n_rows:
             return
@@ -110,7 +116,9 @@ class SelectedCodes:
 
 
 class ComputedCodes:
-    """Codes made on the fly: `stream(batch_size, start)` starts a fresh pass over the rows from `start` on, in order."""
+    """Codes made on the fly: `stream(batch_size, start)` starts a fresh pass over the rows from
+    `start` on, in order.
+    """
 
     def __init__(
         self,
@@ -132,11 +140,13 @@ class ComputedCodes:
 
 
 class TopKCodes:
-    """Top-K codes for a K below that of `codes`, which are sparse, by falling magnitude: the first `k` entries of each row.
+    """Top-K codes for a K below that of `codes`, which are sparse, by falling magnitude: the first
+    `k` entries of each row.
 
-    Batch for batch PCA's equal what the encoder at `k` gives, bit for bit, `error` too: it is the other codes' plus the squares
-    that are left out, added in the encoder's order. Of a folder of rounded values they equal the folder written at `k`.
-    ValueError unless `codes` are sparse with a K of at least `k`.
+    Batch for batch PCA's equal what the encoder at `k` gives, bit for bit, `error` too: it is the
+    other codes' plus the squares that are left out, added in the encoder's order. Of a folder of
+    rounded values they equal the folder written at `k`. ValueError unless `codes` are sparse with a
+    K of at least `k`.
     """
 
     format: Format = "sparse"
@@ -144,7 +154,8 @@ class TopKCodes:
     def __init__(self, codes: Codes, k: int) -> None:
         if codes.format != "sparse" or codes.k is None or not 1 <= k <= codes.k:
             raise ValueError(
-                f"found {codes.format} codes of {codes.k} entries a row, wanted sparse ones of at least {k}: encode with a larger K"
+                f"found {codes.format} codes of {codes.k} entries a row, wanted sparse ones of at"
+                f" least {k}: encode with a larger K"
             )
         self.codes = codes
         self.n_rows = codes.n_rows
@@ -163,9 +174,12 @@ class TopKCodes:
 
 @isolated()
 def add_squares(error: Tensor, dropped: Tensor) -> Tensor:
-    """error (b,) plus the squares of dropped (b, n), float64 (b,), one after the other from the last column to the first."""
+    """error (b,) plus the squares of dropped (b, n), float64 (b,), one after the other from the
+    last column to the first.
+    """
     total = error.double().clone()
-    # One by one, so that a sum that was broken off can be resumed, on any device, and give the same bits.
+    # One by one, so that a sum that was broken off can be resumed, on any device, and give the same
+    # bits.
     for column in reversed(dropped.T.contiguous()):
         total += column.double().square()
     return total
@@ -173,9 +187,11 @@ def add_squares(error: Tensor, dropped: Tensor) -> Tensor:
 
 @isolated()
 def sparsify(batch: Batch, *, top_k: int | None = None, margin: float | None = None) -> Batch:
-    """A dense batch with the `top_k` entries of largest magnitude a row, or with those of magnitude `margin` or more.
+    """A dense batch with the `top_k` entries of largest magnitude a row, or with those of magnitude
+    `margin` or more.
 
-    Sparse, by falling magnitude, ties to the lower index; with `margin` padded to the longest row of the batch.
+    Sparse, by falling magnitude, ties to the lower index; with `margin` padded to the longest row
+    of the batch.
     """
     values = batch["values"]
     order = values.abs().argsort(dim=1, descending=True, stable=True)
@@ -185,7 +201,10 @@ def sparsify(batch: Batch, *, top_k: int | None = None, margin: float | None = N
     kept = values.gather(1, order)
     if margin is not None:
         kept = torch.where(kept.abs() >= margin, kept, 0.0)
-    return batch | {"values": kept, "indices": torch.where(kept != 0, order, 0) if margin is not None else order}
+    return batch | {
+        "values": kept,
+        "indices": torch.where(kept != 0, order, 0) if margin is not None else order,
+    }
 
 
 def as_codes(codes: Codes | Tensor) -> Codes:
@@ -202,7 +221,9 @@ def checked_batches(codes: Codes, batch_size: int) -> Iterator[tuple[slice, Batc
     for batch in codes.batches(batch_size):
         stop = start + count_rows(batch)
         if stop > codes.n_rows:
-            raise ValueError(f"codes hold {stop} rows or more, wanted {codes.n_rows}: make them again")
+            raise ValueError(
+                f"codes hold {stop} rows or more, wanted {codes.n_rows}: make them again"
+            )
         yield slice(start, stop), {name: tensor.detach() for name, tensor in batch.items()}
         start = stop
     if start != codes.n_rows:
@@ -211,19 +232,27 @@ def checked_batches(codes: Codes, batch_size: int) -> Iterator[tuple[slice, Batc
 
 @isolated()
 def check_finite(batch: Batch, first_row: int) -> None:
-    """Raise ValueError for NaN and infinity in a batch of any format, naming row, counted from `first_row`, and feature."""
+    """Raise ValueError for NaN and infinity in a batch of any format, naming row, counted from
+    `first_row`, and feature.
+    """
     values = batch.get("values")
-    if values is None or bool(values.abs().sum(dtype=torch.float64).isfinite()):  # one pass, and no tensor of flags
+    if values is None or bool(
+        values.abs().sum(dtype=torch.float64).isfinite()
+    ):  # one pass, and no tensor of flags
         return
     row, place = (~values.isfinite()).nonzero()[0].tolist()
-    raise ValueError(not_finite(first_row + row, int(batch["indices"][row, place]) if "indices" in batch else place))
+    raise ValueError(
+        not_finite(
+            first_row + row, int(batch["indices"][row, place]) if "indices" in batch else place
+        )
+    )
 
 
 def not_finite(row: int, feature: int) -> str:
     """What is said of a value that is NaN or infinity."""
     return (
-        f"row {row}, feature {feature} is NaN or infinity, wanted finite values: look for it in the codes, "
-        "and in the activations that they were made of"
+        f"row {row}, feature {feature} is NaN or infinity, wanted finite values: look for it in the"
+        " codes, and in the activations that they were made of"
     )
 
 
@@ -236,23 +265,33 @@ def gather_columns(
 ) -> list[Tensor]:
     """Some features of all rows, a feature a row, from one pass over the codes.
 
-    `wanted` has any number of (features (f,) int64, repeats and all, and k): of sparse codes the first k entries of each row
-    are looked at, all with None. Gives a float32 (f, n_rows) for each. `progress` is told of the rows that are done.
+    `wanted` has any number of (features (f,) int64, repeats and all, and k): of sparse codes the
+    first k entries of each row are looked at, all with None. Gives a float32 (f, n_rows) for each.
+    `progress` is told of the rows that are done.
 
     Raises ValueError for NaN and infinity, and for an index that is not a feature.
     """
     place = torch.device("cpu") if device is None else device
     with isolated():
         gathered = [
-            torch.empty(len(features), codes.n_rows, dtype=torch.float32, device=place) for features, _ in wanted
+            torch.empty(len(features), codes.n_rows, dtype=torch.float32, device=place)
+            for features, _ in wanted
         ]
     for rows, batch in checked_batches(codes, batch_size):
         with isolated():
-            batch = {name: tensor.to(place) for name, tensor in batch.items() if name in ("values", "indices")}
+            batch = {
+                name: tensor.to(place)
+                for name, tensor in batch.items()
+                if name in ("values", "indices")
+            }
             check_finite(batch, rows.start)
             for columns, (features, k) in zip(gathered, wanted, strict=True):
                 if len(features):
-                    part = {name: each[:, :k] for name, each in batch.items()} if codes.format == "sparse" else batch
+                    part = (
+                        {name: each[:, :k] for name, each in batch.items()}
+                        if codes.format == "sparse"
+                        else batch
+                    )
                     columns[:, rows] = _columns(part, codes, features.to(place)).T
         if progress is not None:
             progress(rows.stop)
@@ -277,7 +316,8 @@ def measure_l0(codes: Codes, batch_size: int = 1024) -> float:
 
 
 def measure_l0_by_rank(codes: Codes, batch_size: int = 1024) -> Tensor:
-    """L0 of the first 1, 2, ... entries of each row of sparse codes, float64 (k,), from one pass; of other codes it is (1,).
+    """L0 of the first 1, 2, ... entries of each row of sparse codes, float64 (k,), from one pass;
+    of other codes it is (1,).
 
     Raises ValueError where there are no rows.
     """

@@ -1,7 +1,8 @@
 """Dictionaries: what is judged. Each writes standardized tokens as codes and reconstructs them.
 
-k-means' centers, PCA's components, autoencoders and random vectors are all of one kind here, `Dictionary`; whoever measures, encodes or
-probes knows no other. Every batch of codes carries `error` (b,) float64, the squared error of the reconstruction of each token.
+k-means' centers, PCA's components, autoencoders and random vectors are all of one kind here,
+`Dictionary`; whoever measures, encodes or probes knows no other. Every batch of codes carries
+`error` (b,) float64, the squared error of the reconstruction of each token.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -40,21 +41,31 @@ class Dictionary(Protocol):
 
     @property
     def ks(self) -> tuple[int, ...]:
-        """What its reconstructions are numbered by, a row of the table each: entries that are kept, or features."""
+        """What its reconstructions are numbered by, a row of the table each: entries that are kept,
+        or features.
+        """
 
     @property
     def zero_is_far(self) -> bool:
-        """Whether a code of 0 stands for what is far away or absent, so that small entries may be left out."""
+        """Whether a code of 0 stands for what is far away or absent, so that small entries may be
+        left out.
+        """
 
     @property
     def encode_rounded(self) -> Callable[[Tensor, torch.dtype], Batch] | None:
-        """For whoever rounds values to a dtype: the same values, with the error that goes with rounded ones; None: it is the same."""
+        """For whoever rounds values to a dtype: the same values, with the error that goes with
+        rounded ones; None: it is the same.
+        """
 
     def encode(self, x: Tensor) -> Batch:
-        """Codes of standardized tokens x (b, d), float32: a batch of `format`, with `error` (b,) float64."""
+        """Codes of standardized tokens x (b, d), float32: a batch of `format`, with `error` (b,)
+        float64.
+        """
 
     def errors(self, x: Tensor, std: Tensor) -> dict[int, ErrorSums]:
-        """Errors of the reconstruction of x (b, d) for each of `ks`; std (d,) is what the tokens were divided by."""
+        """Errors of the reconstruction of x (b, d) for each of `ks`; std (d,) is what the tokens
+        were divided by.
+        """
 
 
 @isolated()
@@ -65,7 +76,9 @@ def invert(distances: Tensor) -> Tensor:
 
 @isolated()
 def unit(distances: Tensor) -> Tensor:
-    """1 - d / d_max, d_max the distance to the center that is farthest from the token; 1 where all are at 0."""
+    """1 - d / d_max, d_max the distance to the center that is farthest from the token; 1 where all
+    are at 0.
+    """
     farthest = distances.amax(1, keepdim=True)
     return 1 - distances / torch.where(farthest > 0, farthest, 1.0)
 
@@ -88,13 +101,15 @@ def _directions(vectors: Tensor) -> Tensor:
 
 
 class Centers:
-    """Centers as a dictionary: codes say which is nearest, or how near each is; a token is reconstructed as the nearest.
+    """Centers as a dictionary: codes say which is nearest, or how near each is; a token is
+    reconstructed as the nearest.
 
     Parameters
     ----------
     state: `MiniBatchKMeans.state_dict`.
-    kind: one of ``KINDS["kmeans"]``: `onehot`; `invdist`, 1 / (d + 1e-6); `distance-` and `sqeuclidean`, `neg_euclidean`, `unit`
-        (1 - d / d_max) or `cosine` (x~.c / (|x~| |c|), 0 where either is 0), float32.
+    kind: one of ``KINDS["kmeans"]``: `onehot`; `invdist`, 1 / (d + 1e-6); `distance-` and
+        `sqeuclidean`, `neg_euclidean`, `unit` (1 - d / d_max) or `cosine` (x~.c / (|x~| |c|), 0
+        where either is 0), float32.
     """
 
     encode_rounded = None
@@ -107,7 +122,9 @@ class Centers:
         self.k = 1 if kind == "onehot" else self.n_features
         self.ks = (self.n_features,)
         self.zero_is_far = kind in ("invdist", "distance-unit", "distance-cosine")
-        self._directions = _directions(self.kmeans.cluster_centers_) if kind == "distance-cosine" else None
+        self._directions = (
+            _directions(self.kmeans.cluster_centers_) if kind == "distance-cosine" else None
+        )
 
     @isolated()
     def encode(self, x: Tensor) -> Batch:
@@ -132,30 +149,39 @@ class Centers:
 
 
 class Components:
-    """Principal components, or any orthonormal basis, as a dictionary: codes are coefficients, all or the largest.
+    """Principal components, or any orthonormal basis, as a dictionary: codes are coefficients, all
+    or the largest.
 
-    The error of the k largest is what all components leave plus the squares of those that are dropped. To go with values that are rounded
-    it has the squares of rounded ones, too: then the error at a smaller k follows from the values that were kept.
+    The error of the k largest is what all components leave plus the squares of those that are
+    dropped. To go with values that are rounded it has the squares of rounded ones, too: then the
+    error at a smaller k follows from the values that were kept.
 
-    Raises ValueError unless k is 1 to the number of components, and for a k of whitened coefficients, whose squares are no errors.
+    Raises ValueError unless k is 1 to the number of components, and for a k of whitened
+    coefficients, whose squares are no errors.
 
     Parameters
     ----------
     state: `StreamingPCA.state_dict`.
-    k: the coefficients of largest magnitude that a code keeps, by falling magnitude, ties to the lower index; None: all, dense.
+    k: the coefficients of largest magnitude that a code keeps, by falling magnitude, ties to the
+        lower index; None: all, dense.
     ks: numbers of coefficients that reconstructions are measured with; by default k, or all.
     """
 
     zero_is_far = False
 
-    def __init__(self, state: Mapping[str, Tensor], k: int | None = None, ks: Sequence[int] = ()) -> None:
+    def __init__(
+        self, state: Mapping[str, Tensor], k: int | None = None, ks: Sequence[int] = ()
+    ) -> None:
         self.pca = StreamingPCA.from_state(state)
         self.n_features = len(self.pca.components_)
         if k is not None and not 1 <= k <= self.n_features:
-            raise ValueError(f"found K = {k}, wanted 1 to {self.n_features}, the number of components: change K")
+            raise ValueError(
+                f"found K = {k}, wanted 1 to {self.n_features}, the number of components: change K"
+            )
         if k is not None and self.pca.whiten:
             raise ValueError(
-                "found a PCA that whitens, wanted coefficients whose squares are errors: fit it with whiten=False"
+                "found a PCA that whitens, wanted coefficients whose squares are errors: fit it"
+                " with whiten=False"
             )
         self.format: Format = "dense" if k is None else "sparse"
         self.k = self.n_features if k is None else k
@@ -182,16 +208,23 @@ class Components:
         return {"values": values[:, : self.k], "indices": indices[:, : self.k], "error": error}
 
     def errors(self, x: Tensor, std: Tensor) -> dict[int, ErrorSums]:
-        """Errors of tokens (b, d) with each number of coefficients kept, from one projection and one sort."""
+        """Errors of tokens (b, d) with each number of coefficients kept, from one projection and
+        one sort.
+        """
         return self.pca.reconstruction_errors(x, std, self.ks)
 
 
-def open_dictionary(form: Form | str, state: Mapping[str, Tensor], ks: Sequence[int] = ()) -> Dictionary:
-    """The dictionary that a fitted state is under a form or the name of one: ``kmeans-onehot``, ``pca-topk-00064``.
+def open_dictionary(
+    form: Form | str, state: Mapping[str, Tensor], ks: Sequence[int] = ()
+) -> Dictionary:
+    """The dictionary that a fitted state is under a form or the name of one: ``kmeans-onehot``,
+    ``pca-topk-00064``.
 
     ks: numbers of coefficients that reconstructions of components are measured with.
 
     Raises ValueError for any other name, and for a K above the number of components.
     """
     found = form if isinstance(form, Form) else Form.parse_name(form)
-    return Centers(state, found.kind) if found.family == "kmeans" else Components(state, found.k, ks)
+    return (
+        Centers(state, found.kind) if found.family == "kmeans" else Components(state, found.k, ks)
+    )

@@ -1,4 +1,6 @@
-"""Reconstruction error of a dictionary: sums that merge over batches, and the normalized mean squared error (NMSE)."""
+"""Reconstruction error of a dictionary: sums that merge over batches, and the normalized mean
+squared error (NMSE).
+"""
 
 import math
 from collections.abc import Callable, Iterable
@@ -32,31 +34,44 @@ class ErrorSums:
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
             if not (math.isfinite(value) and value >= 0):
-                raise ValueError(f"found {name} = {value}, wanted a finite number of at least 0: is the input finite?")
+                raise ValueError(
+                    f"found {name} = {value}, wanted a finite number of at least 0: is the input"
+                    " finite?"
+                )
 
     def __add__(self, other: Self) -> Self:
-        return type(self)(*(a + b for a, b in zip(vars(self).values(), vars(other).values(), strict=True)))
+        return type(self)(
+            *(a + b for a, b in zip(vars(self).values(), vars(other).values(), strict=True))
+        )
 
     @property
     def nmse(self) -> float:
-        """residual / total: 0 is perfect, 1 is no better than the train mean. ValueError where total is 0."""
+        """residual / total: 0 is perfect, 1 is no better than the train mean. ValueError where
+        total is 0.
+        """
         return _ratio(self.residual, self.total, self.n_tokens)
 
     @property
     def nmse_raw(self) -> float:
-        """residual_raw / total_raw, the same after un-standardizing. ValueError where total_raw is 0."""
+        """residual_raw / total_raw, the same after un-standardizing. ValueError where total_raw is
+        0.
+        """
         return _ratio(self.residual_raw, self.total_raw, self.n_tokens)
 
 
 def _ratio(residual: float, total: float, n_tokens: int) -> float:
     if total == 0:
-        raise ValueError(f"found no variance in {n_tokens} tokens, wanted some to normalize by: is the split empty?")
+        raise ValueError(
+            f"found no variance in {n_tokens} tokens, wanted some to normalize by: is the split"
+            " empty?"
+        )
     return residual / total
 
 
 @isolated()
 def error_sums(x: Tensor, residual: Tensor, std: Tensor) -> ErrorSums:
-    """Errors of one batch: standardized tokens x~ and what is left of them, x~ - x^, both (batch, d) on one device.
+    """Errors of one batch: standardized tokens x~ and what is left of them, x~ - x^, both (batch,
+    d) on one device.
 
     std (d,) is the sigma that the tokens were divided by; 0 counts as 1.
     """
@@ -72,11 +87,14 @@ def error_sums(x: Tensor, residual: Tensor, std: Tensor) -> ErrorSums:
     )
 
 
-def sum_errors(measure: Callable[[Tensor], dict[int, ErrorSums]], batches: Iterable[Tensor]) -> dict[int, ErrorSums]:
-    """Sum what `measure` finds for each number of active latents K over batches (batch, d), in one pass.
+def sum_errors(
+    measure: Callable[[Tensor], dict[int, ErrorSums]], batches: Iterable[Tensor]
+) -> dict[int, ErrorSums]:
+    """Sum what `measure` finds for each number of active latents K over batches (batch, d), in one
+    pass.
 
-    `measure` is an estimator's `reconstruction_errors` with its std, and K where it takes them, bound. ValueError
-    when there is no token at all.
+    `measure` is an estimator's `reconstruction_errors` with its std, and K where it takes them,
+    bound. ValueError when there is no token at all.
     """
     sums: dict[int, ErrorSums] = {}
     for x in batches:

@@ -11,9 +11,13 @@ _LEAST = 2**26  # a job whose group is full still has to go on, with as little a
 
 
 def free_bytes(device: torch.device) -> int:
-    """Bytes that can be had on the device; on a CPU what the system and the control groups, as Slurm sets them, leave."""
+    """Bytes that can be had on the device; on a CPU what the system and the control groups, as
+    Slurm sets them, leave.
+    """
     if device.type == "cuda":
-        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # torch's own, to use again
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(
+            device
+        )  # torch's own, to use again
         return int(torch.cuda.mem_get_info(device)[0]) + cached
     free = 4 * 2**30  # where nothing is known
     system = _numbers(_PROC / "meminfo")
@@ -23,9 +27,15 @@ def free_bytes(device: torch.device) -> int:
 
 
 def _left_by_groups() -> Iterator[int]:
-    """What the limit of each group that this process is in leaves: of both versions of Linux' control groups."""
+    """What the limit of each group that this process is in leaves: of both versions of Linux'
+    control groups.
+    """
     groups = _PROC / "self" / "cgroup"
-    for line in groups.read_text(encoding="utf-8", errors="surrogateescape").splitlines() if groups.exists() else []:
+    for line in (
+        groups.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+        if groups.exists()
+        else []
+    ):
         number, controllers, path = line.split(":", 2)
         if number == "0" and not controllers:
             root, limit, used, inactive = _CGROUP, "memory.max", "memory.current", "inactive_file"

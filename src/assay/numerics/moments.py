@@ -1,7 +1,8 @@
 """Mean and standard deviation of a stream of activations, and standardization with them.
 
-Batches are merged with the pairwise update of Chan, Golub and LeVeque (1979, "Updating formulae and a pairwise
-algorithm for computing sample variances"), which does not lose digits when the mean is large beside the spread.
+Batches are merged with the pairwise update of Chan, Golub and LeVeque (1979, "Updating formulae and
+a pairwise algorithm for computing sample variances"), which does not lose digits when the mean is
+large beside the spread.
 """
 
 import math
@@ -14,13 +15,16 @@ from torch import Tensor
 
 from assay.numerics.isolation import isolated, snapshot
 
-# A second moment below this share of the squared mean may be rounding alone: whether the tokens differ has to be looked at.
+# A second moment below this share of the squared mean may be rounding alone: whether the tokens
+# differ has to be looked at.
 _ROUNDING = (64 * torch.finfo(torch.float64).eps) ** 2
 
 
 @dataclass(frozen=True)
 class Moments:
-    """Count, mean (d,) and second moment about it, both float64: (d,) by dimension, or (d, d) with the cross terms."""
+    """Count, mean (d,) and second moment about it, both float64: (d,) by dimension, or (d, d) with
+    the cross terms.
+    """
 
     count: int
     mean: Tensor
@@ -28,7 +32,8 @@ class Moments:
 
 
 def check_batch(x: Tensor, d: int | None = None, *, largest: float = math.inf) -> None:
-    """Raise ValueError unless x is (batch, d), of finite real numbers; without d, any width but 0 will do.
+    """Raise ValueError unless x is (batch, d), of finite real numbers; without d, any width but 0
+    will do.
 
     largest: the magnitude that a number may have at most.
     """
@@ -36,15 +41,23 @@ def check_batch(x: Tensor, d: int | None = None, *, largest: float = math.inf) -
 
 
 @isolated()
-def check_later(x: Tensor, d: int | None = None, *, largest: float = math.inf) -> Callable[[], None]:
+def check_later(
+    x: Tensor, d: int | None = None, *, largest: float = math.inf
+) -> Callable[[], None]:
     """`check_batch` in two halves: what is called checks the shape, what is returned the numbers.
 
-    They are looked through at once; a GPU is waited for only when the answer is asked for, once more work is queued behind it.
+    They are looked through at once; a GPU is waited for only when the answer is asked for, once
+    more work is queued behind it.
     """
     if x.ndim != 2 or x.shape[1] == 0:
-        raise ValueError(f"found a batch of shape {tuple(x.shape)}, wanted (batch, d): flatten all axes but the last")
+        raise ValueError(
+            f"found a batch of shape {tuple(x.shape)}, wanted (batch, d): flatten all axes but the"
+            " last"
+        )
     if d is not None and x.shape[1] != d:
-        raise ValueError(f"found a batch of {x.shape[1]} dimensions, wanted {d}: was it fitted on another layer?")
+        raise ValueError(
+            f"found a batch of {x.shape[1]} dimensions, wanted {d}: was it fitted on another layer?"
+        )
     if x.dtype == torch.bool or x.is_complex():
         raise ValueError(f"found a batch of {x.dtype}, wanted real numbers: are these activations?")
     if len(x) == 0 or x.is_meta:
@@ -63,16 +76,20 @@ def _check_numbers(x: Tensor, extremes: Tensor, largest: float) -> None:
     found = float(x[row, dimension])
     if math.isfinite(found):
         raise ValueError(
-            f"row {row}, dimension {dimension} is {found:g}, wanted at most {largest:g}: scale the activations"
+            f"row {row}, dimension {dimension} is {found:g}, wanted at most {largest:g}: scale the"
+            " activations"
         )
     raise ValueError(
-        f"row {row}, dimension {dimension} of a batch is NaN or infinity, wanted finite activations: record that example again"
+        f"row {row}, dimension {dimension} of a batch is NaN or infinity, wanted finite"
+        " activations: record that example again"
     )
 
 
 @isolated()
 def batch_moments(x: Tensor) -> Moments:
-    """Moments of each dimension of a batch (n, d), n >= 1, in float64; of one whose tokens are all equal they are exact."""
+    """Moments of each dimension of a batch (n, d), n >= 1, in float64; of one whose tokens are all
+    equal they are exact.
+    """
     x = x.double()
     mean = x.mean(0)
     second = (x - mean).square().sum(0)
@@ -85,7 +102,9 @@ def batch_moments(x: Tensor) -> Moments:
 
 @isolated()
 def merge_moments(a: Moments, b: Moments) -> Moments:
-    """Moments of two sets of tokens together (Chan et al. 1979, eq. 2.1): M = M_a + M_b + delta^2 n_a n_b / n."""
+    """Moments of two sets of tokens together (Chan et al. 1979, eq. 2.1): M = M_a + M_b + delta^2
+    n_a n_b / n.
+    """
     count = a.count + b.count
     delta = b.mean - a.mean
     square = torch.outer(delta, delta) if a.second.ndim == 2 else delta.square()
@@ -96,8 +115,8 @@ def merge_moments(a: Moments, b: Moments) -> Moments:
 class StreamingMoments:
     """Per-dimension mean and population standard deviation (ddof = 0) over a stream of batches.
 
-    Reading `mean_` or `std_`, both float64 (d,), raises ValueError before any token was seen; `count_` is then 0.
-    Sums are kept in float64 on the device of the latest batch.
+    Reading `mean_` or `std_`, both float64 (d,), raises ValueError before any token was seen;
+    `count_` is then 0. Sums are kept in float64 on the device of the latest batch.
     """
 
     def __init__(self) -> None:
@@ -115,7 +134,8 @@ class StreamingMoments:
             return self
         self._moments = batch_moments(x)
         if seen is not None:
-            # Of a state that was read from a file the sums are on the CPU: they are small, and batches are not.
+            # Of a state that was read from a file the sums are on the CPU: they are small, and
+            # batches are not.
             here = Moments(seen.count, seen.mean.to(x.device), seen.second.to(x.device))
             self._moments = merge_moments(here, self._moments)
         return self
@@ -139,7 +159,9 @@ class StreamingMoments:
 
     def _fitted(self) -> Moments:
         if self._moments is None:
-            raise ValueError("found 0 tokens, wanted at least 1: call partial_fit with a batch that is not empty")
+            raise ValueError(
+                "found 0 tokens, wanted at least 1: call partial_fit with a batch that is not empty"
+            )
         return self._moments
 
     @isolated()
@@ -151,11 +173,19 @@ class StreamingMoments:
     @classmethod
     @isolated()
     def from_state(cls, state: Mapping[str, Tensor]) -> Self:
-        """The estimator that left `state`; it can go on with partial_fit. ValueError for a state that cannot be."""
+        """The estimator that left `state`; it can go on with partial_fit. ValueError for a state
+        that cannot be.
+        """
         check_mean_std(state["mean"], state["std"])
-        mean, std, count = snapshot(state["mean"]).double(), state["std"].double(), int(state["count"])
+        mean, std, count = (
+            snapshot(state["mean"]).double(),
+            state["std"].double(),
+            int(state["count"]),
+        )
         if count < 1:
-            raise ValueError(f"found statistics over {count} tokens, wanted at least 1: compute them again")
+            raise ValueError(
+                f"found statistics over {count} tokens, wanted at least 1: compute them again"
+            )
         restored = cls()
         restored._moments = Moments(count, mean, std.square() * count)
         return restored
@@ -170,32 +200,45 @@ def scale_of(std: Tensor) -> Tensor:
 
 @isolated()
 def standardize(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """(x - mean) / std, computed in float64: (batch, d) to float32 (batch, d). A std of 0 counts as 1."""
+    """(x - mean) / std, computed in float64: (batch, d) to float32 (batch, d). A std of 0 counts as
+    1.
+    """
     return ((x.double() - mean.to(x.device, torch.float64)) / scale_of(std.to(x.device))).float()
 
 
 @isolated()
 def unstandardize(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """x std + mean, computed in float64, the inverse of `standardize`: (batch, d) to float32 (batch, d)."""
+    """x std + mean, computed in float64, the inverse of `standardize`: (batch, d) to float32
+    (batch, d).
+    """
     return (x.double() * scale_of(std.to(x.device)) + mean.to(x.device, torch.float64)).float()
 
 
 @isolated()
 def check_mean_std(mean: Tensor, std: Tensor) -> None:
-    """Raise ValueError unless mean and std are real and finite, both (d,), and no std is below 0."""
+    """Raise ValueError unless mean and std are real, finite and (d,), and no std is below 0."""
     if mean.ndim != 1 or mean.shape != std.shape:
-        raise ValueError(f"found mean {tuple(mean.shape)} and std {tuple(std.shape)}, wanted (d,) for both")
+        raise ValueError(
+            f"found mean {tuple(mean.shape)} and std {tuple(std.shape)}, wanted (d,) for both"
+        )
     for name, value in (("mean", mean), ("std", std)):
         if value.dtype == torch.bool or value.is_complex():
-            raise ValueError(f"found a {name} of {value.dtype}, wanted real numbers: compute it again")
+            raise ValueError(
+                f"found a {name} of {value.dtype}, wanted real numbers: compute it again"
+            )
         bad = int((~value.isfinite()).sum())
         if bad:
-            raise ValueError(f"found {bad} values of {name} that are not finite, wanted none: compute it again")
+            raise ValueError(
+                f"found {bad} values of {name} that are not finite, wanted none: compute it again"
+            )
     if bool((std < 0).any()):
-        raise ValueError(f"found a std of {float(std.min()):g}, wanted none below 0: is it a log or a precision?")
+        raise ValueError(
+            f"found a std of {float(std.min()):g}, wanted none below 0: is it a log or a precision?"
+        )
 
 
-# Tokens of one image are alike and a small batch may hold few images, so only a plain mismatch may trip these.
+# Tokens of one image are alike and a small batch may hold few images, so only a plain mismatch may
+# trip these.
 _MAX_SHIFT = 1.5
 _MAX_SPREAD_RATIO = 4.0
 _MIN_TOKENS_FOR_SPREAD = 32
@@ -207,7 +250,8 @@ class _Limits:
     """What a random sample of tokens must not go beyond.
 
     spread_ratio  median over dimensions of the sample's std over that given, or the inverse
-    correlation   over dimensions, of the logarithms of both, at least; it is asked of so many dimensions whose logarithm has at
+    correlation   over dimensions, of the logarithms of both, at least; it is asked of so many
+    dimensions whose logarithm has at
                   least a standard deviation of `variation`
     """
 
@@ -217,8 +261,9 @@ class _Limits:
     variation: float
 
 
-# Measured on layers 3 and 5 of a vision transformer, recorded on two splits: with the right statistics, of either split, the ratio is at
-# most 1.15 and the correlation at least 0.53; with those of the other layer 1.75 and more; permuted, the correlation is about 0.
+# Measured on layers 3 and 5 of a vision transformer, recorded on two splits: with the right
+# statistics, of either split, the ratio is at most 1.15 and the correlation at least 0.53; with
+# those of the other layer 1.75 and more; permuted, the correlation is about 0.
 _OF_THESE_TOKENS = _Limits(spread_ratio=1.5, correlation=0.25, dimensions=16, variation=0.05)
 # Another data set has other spreads, though they are large and small in the same dimensions.
 _OF_THIS_MODEL = _Limits(spread_ratio=2.7, correlation=0.1, dimensions=64, variation=0.1)
@@ -226,15 +271,18 @@ _OF_THIS_MODEL = _Limits(spread_ratio=2.7, correlation=0.1, dimensions=64, varia
 
 @isolated()
 def check_statistics(x: Tensor, mean: Tensor, std: Tensor, *, same_data: bool = True) -> None:
-    """Raise ValueError when mean and std (d,) plainly do not belong to the data that the batch x (batch, d) is from.
+    """Raise ValueError when mean and std (d,) plainly do not belong to the data that the batch x
+    (batch, d) is from.
 
-    Medians over dimensions, so that a few outlier dimensions decide nothing: the batch's mean must lie within
-    1.5 + 3 / sqrt(batch) std of `mean`; from 32 tokens on, the batch's std must be within [1/4, 4] of `std`; and a
-    std of 0 must not be claimed for more than half of the dimensions while they vary. An empty x passes these three.
+    Medians over dimensions, so that a few outlier dimensions decide nothing: the batch's mean must
+    lie within 1.5 + 3 / sqrt(batch) std of `mean`; from 32 tokens on, the batch's std must be
+    within [1/4, 4] of `std`; and a std of 0 must not be claimed for more than half of the
+    dimensions while they vary. An empty x passes these three.
 
-    From 512 tokens on, which have to be a random sample, `std` must be within a factor of 1.5, and the logarithms of both must
-    correlate over dimensions, by 0.25 or more: statistics of another layer or of permuted dimensions do not. Where `mean` and
-    `std` are of other data of the same layer and model (`same_data` false), it is a factor of 2.7, and 0.1.
+    From 512 tokens on, which have to be a random sample, `std` must be within a factor of 1.5, and
+    the logarithms of both must correlate over dimensions, by 0.25 or more: statistics of another
+    layer or of permuted dimensions do not. Where `mean` and `std` are of other data of the same
+    layer and model (`same_data` false), it is a factor of 2.7, and 0.1.
     """
     check_mean_std(mean, std)
     check_batch(x, mean.shape[0])
@@ -247,8 +295,8 @@ def check_statistics(x: Tensor, mean: Tensor, std: Tensor, *, same_data: bool = 
     wrongly_constant = int(((std == 0) & (batch_std > 0)).sum())
     if 2 * wrongly_constant > x.shape[1]:
         raise ValueError(
-            f"found std 0 for {wrongly_constant} of {x.shape[1]} dimensions that vary in the first {n} tokens, wanted "
-            "their spread: are these statistics of the same layer and model?"
+            f"found std 0 for {wrongly_constant} of {x.shape[1]} dimensions that vary in the first"
+            f" {n} tokens, wanted their spread: are these statistics of the same layer and model?"
         )
     live = std > 0
     if not bool(live.any()):
@@ -257,8 +305,8 @@ def check_statistics(x: Tensor, mean: Tensor, std: Tensor, *, same_data: bool = 
     bound = _MAX_SHIFT + 3 / n**0.5
     if not shift <= bound:
         raise ValueError(
-            f"found the first {n} tokens a median of {shift:.3g} std from the mean given, wanted at most {bound:.3g}: "
-            "are these statistics of the same layer, model and preprocessing?"
+            f"found the first {n} tokens a median of {shift:.3g} std from the mean given, wanted at"
+            f" most {bound:.3g}: are these statistics of the same layer, model and preprocessing?"
         )
     _check_spread(batch_std[live], std[live], n, _OF_THESE_TOKENS if same_data else _OF_THIS_MODEL)
 
@@ -271,16 +319,22 @@ def _check_spread(found: Tensor, given: Tensor, n: int, limits: _Limits) -> None
     most = limits.spread_ratio if n >= _MIN_TOKENS_FOR_LIMITS else _MAX_SPREAD_RATIO
     if not 1 / most <= spread <= most:
         raise ValueError(
-            f"found a spread in the first {n} tokens that is a median of {spread:.3g} times the std given, wanted "
-            f"{1 / most:.3g} to {most:g} times: is it a variance, or of another layer?"
+            f"found a spread in the first {n} tokens that is a median of {spread:.3g} times the std"
+            f" given, wanted {1 / most:.3g} to {most:g} times: is it a variance, or of another"
+            " layer?"
         )
     logarithms = torch.stack([found, given])[:, found > 0].log()
     dimensions = logarithms.shape[1]
-    if n < _MIN_TOKENS_FOR_LIMITS or dimensions < limits.dimensions or float(logarithms[1].std()) < limits.variation:
+    if (
+        n < _MIN_TOKENS_FOR_LIMITS
+        or dimensions < limits.dimensions
+        or float(logarithms[1].std()) < limits.variation
+    ):
         return
     correlation = float(torch.corrcoef(logarithms)[0, 1])
     if correlation < limits.correlation:
         raise ValueError(
-            f"found the spreads of {dimensions} dimensions in the first {n} tokens to correlate by {correlation:.2f} with the std "
-            f"given (logarithms), wanted at least {limits.correlation}: is it of another layer or model, or in another order?"
+            f"found the spreads of {dimensions} dimensions in the first {n} tokens to correlate by"
+            f" {correlation:.2f} with the std given (logarithms), wanted at least"
+            f" {limits.correlation}: is it of another layer or model, or in another order?"
         )

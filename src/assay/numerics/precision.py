@@ -1,4 +1,6 @@
-"""What products are rounded to: which low precisions a device multiplies faster, and whether float32 is float32."""
+"""What products are rounded to: which low precisions a device multiplies faster, and whether
+float32 is float32.
+"""
 
 import os
 import threading
@@ -13,16 +15,22 @@ from torch import Tensor
 def fast_dtypes(device: torch.device) -> tuple[torch.dtype, ...]:
     """What the hardware multiplies faster than float32, in the order in which it is worth a try.
 
-    Tensor cores take float16 and bfloat16 at one rate, and float16 leaves fewer candidates; where it overflows, bfloat16 does not.
+    Tensor cores take float16 and bfloat16 at one rate, and float16 leaves fewer candidates; where
+    it overflows, bfloat16 does not.
     """
     if device.type == "cuda":
-        return (torch.float16, torch.bfloat16) if torch.cuda.get_device_capability(device) >= (8, 0) else ()
+        return (
+            (torch.float16, torch.bfloat16)
+            if torch.cuda.get_device_capability(device) >= (8, 0)
+            else ()
+        )
     return (torch.bfloat16,) if device.type == "cpu" and _cpu_multiplies_bfloat16() else ()
 
 
 @cache
 def _cpu_multiplies_bfloat16() -> bool:
-    # oneDNN takes bfloat16 wherever there is AVX-512, and multiplies it faster only with instructions of its own: ask the clock.
+    # oneDNN takes bfloat16 wherever there is AVX-512, and multiplies it faster only with
+    # instructions of its own: ask the clock.
     try:
         if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
             return False
@@ -42,22 +50,29 @@ def _cpu_multiplies_bfloat16() -> bool:
 
 
 def float32_is_exact() -> bool:
-    """Whether torch multiplies float32 as float32: the user may have let it round to TF32 or bfloat16 first, where no bound holds."""
+    """Whether torch multiplies float32 as float32: the user may have let it round to TF32 or
+    bfloat16 first, where no bound holds.
+    """
     try:
         exact = torch.get_float32_matmul_precision() == "highest"
     except RuntimeError:  # one of torch's newer settings, by backend, is not the default
         return False
     # oneDNN's own, which torch does not see.
-    mode = os.environ.get("ONEDNN_DEFAULT_FPMATH_MODE", os.environ.get("DNNL_DEFAULT_FPMATH_MODE", "strict"))
+    mode = os.environ.get(
+        "ONEDNN_DEFAULT_FPMATH_MODE", os.environ.get("DNNL_DEFAULT_FPMATH_MODE", "strict")
+    )
     return exact and mode.lower() == "strict"
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:
-    """a @ b of float32 matrices (n, d) and (d, m), to float32's rounding whatever the process lets torch round: float32 (n, m)."""
+    """a @ b of float32 matrices (n, d) and (d, m), to float32's rounding whatever the process lets
+    torch round: float32 (n, m).
+    """
     return a @ b if float32_is_exact() else (a.double() @ b.double()).float()
 
 
-# Whether cuBLAS may round partial sums, by the dtype of a product; and whether it may keep them in float16 all along.
+# Whether cuBLAS may round partial sums, by the dtype of a product; and whether it may keep them in
+# float16 all along.
 _ROUNDING = (
     "allow_bf16_reduced_precision_reduction",
     "allow_fp16_reduced_precision_reduction",
@@ -73,7 +88,8 @@ _before: dict[str, bool | tuple[bool, bool]] = {}
 
 @contextmanager
 def sums_in_float32() -> Iterator[None]:
-    """Within the block cuBLAS keeps the partial sums of bfloat16 and float16 products in float32, which torch by default lets it round.
+    """Within the block cuBLAS keeps the partial sums of bfloat16 and float16 products in float32,
+    which torch by default lets it round.
 
     The settings are the process's: the last thread to leave the block puts them back.
     """
@@ -82,8 +98,12 @@ def sums_in_float32() -> Iterator[None]:
     with _rounding_lock:
         if _within == 0:
             for name in _ROUNDING:
-                split = getattr(settings, f"{name}_split_k", None)  # set together in newer versions of torch
-                _before[name] = getattr(settings, name) if split is None else (getattr(settings, name), split)
+                split = getattr(
+                    settings, f"{name}_split_k", None
+                )  # set together in newer versions of torch
+                _before[name] = (
+                    getattr(settings, name) if split is None else (getattr(settings, name), split)
+                )
                 setattr(settings, name, False if split is None else (False, split))
         _within += 1
     try:

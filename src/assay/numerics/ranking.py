@@ -1,34 +1,40 @@
-"""What the order of a feature's values says of the classes: average precision, and purity of the highest rows."""
+"""What the order of a feature's values says of the classes: average precision, and purity of the
+highest rows.
+"""
 
 import torch
 from torch import Tensor
 
 from assay.numerics.isolation import isolated
 
-# Values sorted at once: about ten int64 temporaries of this size are alive, 2.7 GB on a GPU, which fewer would not keep busy.
+# Values sorted at once: about ten int64 temporaries of this size are alive, 2.7 GB on a GPU, which
+# fewer would not keep busy.
 _BLOCK = {"cpu": 1 << 20, "cuda": 1 << 25}
 
 
 def check_labels(labels: Tensor, n_rows: int, n_classes: int) -> None:
-    """Raise ValueError unless labels are int64 (n_rows,) in -1..n_classes-1, where -1 is a row of no class."""
+    """Raise ValueError unless labels are int64 (n_rows,) in -1..n_classes-1, where -1 is a row of
+    no class.
+    """
     if labels.dtype != torch.int64 or tuple(labels.shape) != (n_rows,):
         raise ValueError(
-            f"labels are {labels.dtype} of shape {tuple(labels.shape)}, wanted torch.int64 of shape ({n_rows},): "
-            "give one label for each row"
+            f"labels are {labels.dtype} of shape {tuple(labels.shape)}, wanted torch.int64 of shape"
+            f" ({n_rows},): give one label for each row"
         )
     if n_rows == 0:
         raise ValueError("there are 0 rows, wanted at least 1: is every row void?")
     low, high = int(labels.min()), int(labels.max())
     if low < -1 or high >= n_classes:
         raise ValueError(
-            f"labels run from {low} to {high}, wanted 0 to {n_classes - 1}, or -1 for a row of no class: "
-            f"map them, or give more classes than {n_classes}"
+            f"labels run from {low} to {high}, wanted 0 to {n_classes - 1}, or -1 for a row of no"
+            f" class: map them, or give more classes than {n_classes}"
         )
 
 
 @isolated()
 def count_classes(labels: Tensor, n_classes: int) -> Tensor:
-    """Rows of each class, or of whatever labels (rows,) int64 number, int64 (n_classes,); those labeled -1 are in none.
+    """Rows of each class, or of whatever labels (rows,) int64 number, int64 (n_classes,); those
+    labeled -1 are in none.
 
     The host does not wait for a GPU, as for `bincount` it does twice.
     """
@@ -38,36 +44,45 @@ def count_classes(labels: Tensor, n_classes: int) -> Tensor:
 
 @isolated()
 def rank_features(values: Tensor, labels: Tensor, n_classes: int, thresholds: Tensor) -> Tensor:
-    """What the order of each feature's values says of every class: float64 (3, 2, features, n_classes).
+    """What the order of each feature's values says of every class: float64 (3, 2, features,
+    n_classes).
 
-    Along the first dimension the average precision of the values as scores, AP = sum over thresholds t of
-    (R_t - R_{t-1}) P_t, where equal scores are one threshold, as in scikit-learn's `average_precision_score`; and of the
-    rows on `thresholds` (features, n_classes) float64 or beyond, those of the class, and all. Along the second both
-    directions: the highest values first and rows of the threshold or more, and the lowest first and rows of the
-    threshold or less.
+    Along the first dimension the average precision of the values as scores, AP = sum over
+    thresholds t of (R_t - R_{t-1}) P_t, where equal scores are one threshold, as in scikit-learn's
+    `average_precision_score`; and of the rows on `thresholds` (features, n_classes) float64 or
+    beyond, those of the class, and all. Along the second both directions: the highest values first
+    and rows of the threshold or more, and the lowest first and rows of the threshold or less.
 
-    `values` (features, rows), `labels` (rows,) int64, -1 a row of no class. All is from one sort a feature, O(rows log rows)
-    for all classes. NaN for the average precision of a class without rows. Raises ValueError for NaN values and bad labels.
+    `values` (features, rows), `labels` (rows,) int64, -1 a row of no class. All is from one sort a
+    feature, O(rows log rows) for all classes. NaN for the average precision of a class without
+    rows. Raises ValueError for NaN values and bad labels.
     """
     n_features, n_rows = values.shape
     check_labels(labels, n_rows, n_classes)
     if values.isnan().any():
-        raise ValueError("values hold NaN, wanted numbers that can be ranked: look for it in the codes")
-    classes = torch.where(labels < 0, n_classes, labels)  # the rows of no class: one class more, left out below
+        raise ValueError(
+            "values hold NaN, wanted numbers that can be ranked: look for it in the codes"
+        )
+    classes = torch.where(
+        labels < 0, n_classes, labels
+    )  # the rows of no class: one class more, left out below
     counts = count_classes(classes, n_classes + 1)
     ranks = torch.empty(3, 2, n_features, n_classes, dtype=torch.float64, device=values.device)
     width = max(1, _BLOCK[values.device.type] // n_rows)
     for start in range(0, n_features, width):
         block = slice(start, start + width)
-        ranks[:, :, block] = _rank_block(values[block], classes, counts, thresholds[block].nan_to_num())
+        ranks[:, :, block] = _rank_block(
+            values[block], classes, counts, thresholds[block].nan_to_num()
+        )
     return ranks
 
 
 def _rank_block(values: Tensor, classes: Tensor, counts: Tensor, thresholds: Tensor) -> Tensor:
     """As `rank_features`, of (f, rows) values, for every class in `counts` but the last.
 
-    The sum over thresholds is a mean over the class's own rows of the precision at each row's threshold. After a
-    second, stable sort by class, a row's place in its class's segment is its count of hits.
+    The sum over thresholds is a mean over the class's own rows of the precision at each row's
+    threshold. After a second, stable sort by class, a row's place in its class's segment is its
+    count of hits.
     """
     n_features, n_rows = values.shape
     ordered, order = values.sort(dim=1, descending=True)
@@ -76,7 +91,9 @@ def _rank_block(values: Tensor, classes: Tensor, counts: Tensor, thresholds: Ten
     by_class = classes[order].argsort(dim=1, stable=True)
     first, last = first.gather(1, by_class), last.gather(1, by_class)
     segment = classes.sort().values
-    hit_first, hit_last = _run_bounds((first[:, 1:] != first[:, :-1]) | (segment[1:] != segment[:-1]))
+    hit_first, hit_last = _run_bounds(
+        (first[:, 1:] != first[:, :-1]) | (segment[1:] != segment[:-1])
+    )
 
     begins = counts.cumsum(0) - counts
     begin, end = begins[segment], counts.cumsum(0)[segment]
@@ -96,14 +113,18 @@ def _rank_block(values: Tensor, classes: Tensor, counts: Tensor, thresholds: Ten
     )  # rows >= and > the threshold
     places = segment * n_rows + by_class
     base = torch.arange(len(counts) - 1, device=values.device) * n_rows
-    hits = torch.stack([torch.searchsorted(places, base + above[0]), torch.searchsorted(places, base + above[1])])
+    hits = torch.stack(
+        [torch.searchsorted(places, base + above[0]), torch.searchsorted(places, base + above[1])]
+    )
     hits = hits - begins[:-1]
     hits[1], above[1] = counts[:-1] - hits[1], n_rows - above[1]
     return torch.stack([precision, hits.double(), above.double()])
 
 
 def _run_bounds(changes: Tensor) -> tuple[Tensor, Tensor]:
-    """First and last index of the run that each position is in; `changes` (f, n - 1) is True between two runs."""
+    """First and last index of the run that each position is in; `changes` (f, n - 1) is True
+    between two runs.
+    """
     n = changes.shape[1] + 1
     index = torch.arange(n, device=changes.device)
     edge = changes.new_ones(changes.shape[0], 1)
@@ -114,45 +135,62 @@ def _run_bounds(changes: Tensor) -> tuple[Tensor, Tensor]:
 
 @isolated()
 def rank_table(table: Tensor, class_counts: Tensor, n_rows: int, thresholds: Tensor) -> Tensor:
-    """As `rank_features`, for features that are 0 or 1, from counts: float64 (3, 2, features, classes).
+    """As `rank_features`, for features that are 0 or 1, from counts: float64 (3, 2, features,
+    classes).
 
-    `table` (features, classes + 1) counts the rows of a class where the feature is 1, and its last column those of no
-    class; `class_counts` (classes,) is without that column. Two thresholds: the rows that rank first, then all.
+    `table` (features, classes + 1) counts the rows of a class where the feature is 1, and its last
+    column those of no class; `class_counts` (classes,) is without that column. Two thresholds: the
+    rows that rank first, then all.
     """
     hits, class_counts = table[:, :-1].double(), class_counts.double()
     ones = table.sum(1, keepdim=True).double()
     hits = torch.stack([hits, class_counts - hits])
     first = torch.stack([ones, n_rows - ones])
     recall = hits / class_counts
-    average_precision = recall * (hits / first.clamp(min=1)) + (1 - recall) * (class_counts / n_rows)
-    # The rows that rank first are beyond the threshold unless it is beyond them, and the others where all are.
-    high, low = torch.stack([thresholds <= 1, thresholds >= 0]), torch.stack([thresholds <= 0, thresholds >= 1])
+    average_precision = recall * (hits / first.clamp(min=1)) + (1 - recall) * (
+        class_counts / n_rows
+    )
+    # The rows that rank first are beyond the threshold unless it is beyond them, and the others
+    # where all are.
+    high, low = (
+        torch.stack([thresholds <= 1, thresholds >= 0]),
+        torch.stack([thresholds <= 0, thresholds >= 1]),
+    )
     of_class = high * hits + low * (class_counts - hits)
-    return torch.stack([average_precision, of_class, (high * first + low * (n_rows - first)).expand_as(of_class)])
+    return torch.stack(
+        [average_precision, of_class, (high * first + low * (n_rows - first)).expand_as(of_class)]
+    )
 
 
 @isolated()
 def top_rows(values: Tensor, k: int) -> Tensor:
-    """The k rows (all, if there are fewer) with the highest of values (rows,), highest first, ties to the lower row."""
+    """The k rows (all, if there are fewer) with the highest of values (rows,), highest first, ties
+    to the lower row.
+    """
     if k < len(values):
-        candidates = (values >= values.topk(k).values[-1]).nonzero().flatten()  # sorting them all takes far longer
+        candidates = (
+            (values >= values.topk(k).values[-1]).nonzero().flatten()
+        )  # sorting them all takes far longer
         return candidates[values[candidates].argsort(descending=True, stable=True)][:k]
     return values.argsort(descending=True, stable=True)
 
 
 @isolated()
 def strongest_examples(values: Tensor, counted: Tensor, patches: int, k: int) -> dict[str, Tensor]:
-    """The k examples (all, if there are fewer) whose strongest patch is strongest, by falling strength, for each feature.
+    """The k examples (all, if there are fewer) whose strongest patch is strongest, by falling
+    strength, for each feature.
 
     Args:
-        values: (features, rows), float; the rows are examples of so many `patches`, one after the other.
+        values: (features, rows), float; the rows are examples of so many `patches`, one after the
+            other.
         counted: (rows,), bool: the patches that can be the strongest.
         patches: rows an example.
         k: examples.
 
     Returns:
-        `example` and `patch` int64 (features, k), ties to the lower; and `strength` (features, k, patches), the values of all their
-        patches. An example without a patch that counts comes last, with patch -1.
+        `example` and `patch` int64 (features, k), ties to the lower; and `strength` (features, k,
+        patches), the values of all their patches. An example without a patch that counts comes
+        last, with patch -1.
     """
     maps = values.view(len(values), -1, patches)
     ranked = maps.masked_fill(~counted.view(-1, patches), -torch.inf)
@@ -166,13 +204,16 @@ def strongest_examples(values: Tensor, counted: Tensor, patches: int, k: int) ->
 
 @isolated()
 def purity_at_k(values: Tensor, labels: Tensor, k: int = 16) -> float:
-    """Share of the commonest class among the k rows with the highest values; over all rows, where there are fewer.
+    """Share of the commonest class among the k rows with the highest values; over all rows, where
+    there are fewer.
 
-    `values` (rows,), `labels` (rows,) int64. A row labeled -1 has no class: it counts in the k and for no class.
-    Raises ValueError where there are no rows or k is not positive.
+    `values` (rows,), `labels` (rows,) int64. A row labeled -1 has no class: it counts in the k and
+    for no class. Raises ValueError where there are no rows or k is not positive.
     """
     if k < 1 or len(values) == 0:
-        raise ValueError(f"purity of the {k} highest of {len(values)} rows, wanted at least 1 of at least 1")
+        raise ValueError(
+            f"purity of the {k} highest of {len(values)} rows, wanted at least 1 of at least 1"
+        )
     top = labels[top_rows(values, k)]
     classes = top[top >= 0]
     return int(classes.bincount(minlength=1).max()) / len(top)

@@ -1,13 +1,18 @@
-"""Sparse autoencoders as others trained them: their weights by any of the usual names, their codes, their reconstruction.
+"""Sparse autoencoders as others trained them: their weights by any of the usual names, their codes,
+their reconstruction.
 
-With pre = (x - b_dec) W_enc + b_enc (b_dec is taken off only where the autoencoder was trained so), the code a of a token x is
+With pre = (x - b_dec) W_enc + b_enc (b_dec is taken off only where the autoencoder was trained so),
+the code a of a token x is
 
 - `relu`: max(pre, 0)
 - `topk` (Gao et al. 2024): max(pre, 0) of the K largest, ties to the lower index, 0 elsewhere
-- `jumprelu` (Rajamanoharan et al. 2024): max(pre, 0) where pre is above the feature's threshold, 0 elsewhere
-- `batchtopk` (Bussmann et al. 2024): as `jumprelu` with the threshold that training left, the same for all features or not
+- `jumprelu` (Rajamanoharan et al. 2024): max(pre, 0) where pre is above the feature's threshold, 0
+  elsewhere
+- `batchtopk` (Bussmann et al. 2024): as `jumprelu` with the threshold that training left, the same
+  for all features or not
 
-and the reconstruction a W_dec + b_dec. All is computed in float32, as these models are trained, whatever the process lets torch round.
+and the reconstruction a W_dec + b_dec. All is computed in float32, as these models are trained,
+whatever the process lets torch round.
 """
 
 from __future__ import annotations
@@ -44,38 +49,42 @@ NAMES: dict[str, dict[str, Callable[[Tensor], Tensor]]] = {
     "b_dec": {"b_dec": _as_is, "decoder.bias": _as_is, "bias": _as_is},
     "threshold": {"threshold": _as_is, "activation.threshold": _as_is, "log_threshold": Tensor.exp},
 }
-"""saev's and SAELens' names, (d, n) encoders and (n, d) decoders; and those of torch's linear layers, which are the other way round."""
+"""saev's and SAELens' names, (d, n) encoders and (n, d) decoders; and those of torch's linear
+layers, which are the other way round.
+"""
 
 
 def check_names(shapes: Mapping[str, Sequence[int]]) -> None:
     """Check that all tensors are under one of `NAMES`, single numbers (`k`, say) left out.
 
     Raises:
-        ValueError: some are of another formula, with gates or a skip connection: without them the codes would be another autoencoder's.
+        ValueError: some are of another formula, with gates or a skip connection: without them the
+            codes would be another autoencoder's.
     """
     known = {alias for aliases in NAMES.values() for alias in aliases}
     strange = sorted(name for name, shape in shapes.items() if name not in known and len(shape) > 0)
     if strange:
         raise ValueError(
-            f"found {', '.join(strange)} as well: an autoencoder of another kind; wanted one encoder and one decoder under relu,"
-            " topk, batchtopk or jumprelu"
+            f"found {', '.join(strange)} as well: an autoencoder of another kind; wanted one"
+            " encoder and one decoder under relu, topk, batchtopk or jumprelu"
         )
 
 
 class SparseAutoencoder:
     """An autoencoder of n features on tokens of d dimensions.
 
-    Raises ValueError for tensors that are missing, unknown or disagree, that stand there twice and differ, that are no floating-point
-    numbers, or hold NaN or infinity.
+    Raises ValueError for tensors that are missing, unknown or disagree, that stand there twice and
+    differ, that are no floating-point numbers, or hold NaN or infinity.
 
     Parameters
     ----------
-    tensors: under any of `NAMES`; `b_enc` may be missing, and `threshold` but where the activation needs it.
+    tensors: under any of `NAMES`; `b_enc` may be missing, and `threshold` but where the activation
+        needs it.
     activation: `relu`, `topk`, `batchtopk` or `jumprelu`.
     k: entries a token, for `topk` and for nothing else.
     input_bias: `b_dec`, taken off the tokens before they are encoded, or `none`.
-    mean, std: (d,), where it was trained on raw activations: tokens are taken back to them, x = x~ std + mean, and the
-        reconstruction is standardized again.
+    mean, std: (d,), where it was trained on raw activations: tokens are taken back to them, x = x~
+        std + mean, and the reconstruction is standardized again.
     """
 
     format: Format = "sparse"
@@ -94,12 +103,15 @@ class SparseAutoencoder:
         std: Tensor | None = None,
     ) -> None:
         has_threshold = activation in ("jumprelu", "batchtopk")
-        found = {name: _find(tensors, name) for name in NAMES if name != "threshold" or has_threshold}
+        found = {
+            name: _find(tensors, name) for name in NAMES if name != "threshold" or has_threshold
+        }
         missing = [name for name, tensor in found.items() if tensor is None and name != "b_enc"]
         if missing:
             wanted = "; ".join(f"{name} ({' or '.join(NAMES[name])})" for name in missing)
             raise ValueError(
-                f"found tensors {', '.join(sorted(tensors))}, wanted {wanted} for {activation}: save it too"
+                f"found tensors {', '.join(sorted(tensors))}, wanted {wanted} for {activation}:"
+                " save it too"
             )
         check_names({name: tensor.shape for name, tensor in tensors.items()})
         encoder, decoder, bias = found["W_enc"], found["W_dec"], found["b_dec"]
@@ -107,23 +119,29 @@ class SparseAutoencoder:
         assert decoder is not None
         assert bias is not None
         if encoder.ndim != 2:
-            raise ValueError(f"found W_enc of shape {tuple(encoder.shape)}, wanted (d, n_features): is it one model's?")
+            raise ValueError(
+                f"found W_enc of shape {tuple(encoder.shape)}, wanted (d, n_features): is it one"
+                " model's?"
+            )
         d, n = encoder.shape
         self.W_enc, self.W_dec, self.b_dec = encoder, decoder, bias
         self.b_enc = encoder.new_zeros(n) if found["b_enc"] is None else found["b_enc"]
         self.threshold = found.get("threshold")
         if self.threshold is not None and tuple(self.threshold.shape) not in ((), (1,), (n,)):
             raise ValueError(
-                f"found W_enc {d} x {n} and threshold {tuple(self.threshold.shape)}, wanted ({n},) or one number: are they of one model?"
+                f"found W_enc {d} x {n} and threshold {tuple(self.threshold.shape)}, wanted ({n},)"
+                " or one number: are they of one model?"
             )
         for name, shape in {"W_dec": (n, d), "b_enc": (n,), "b_dec": (d,)}.items():
             if tuple(getattr(self, name).shape) != shape:
                 raise ValueError(
-                    f"found W_enc {d} x {n} and {name} {tuple(getattr(self, name).shape)}, wanted {shape}: are they of one model?"
+                    f"found W_enc {d} x {n} and {name} {tuple(getattr(self, name).shape)}, wanted"
+                    f" {shape}: are they of one model?"
                 )
         if (k is None) == (activation == "topk") or not 1 <= (1 if k is None else k) <= n:
             raise ValueError(
-                f"found k = {k} for {activation} of {n} features, wanted 1 to {n} for topk, and none for others"
+                f"found k = {k} for {activation} of {n} features, wanted 1 to {n} for topk, and"
+                " none for others"
             )
         self.activation = activation
         self.k = k
@@ -132,20 +150,24 @@ class SparseAutoencoder:
         self.input_bias = input_bias
         if (mean is None) != (std is None):
             raise ValueError(
-                "found a mean or a std alone, wanted both, or none for an autoencoder of standardized tokens"
+                "found a mean or a std alone, wanted both, or none for an autoencoder of"
+                " standardized tokens"
             )
         if mean is not None and std is not None:
             check_mean_std(mean, std)
             if tuple(mean.shape) != (d,):
                 raise ValueError(
-                    f"found W_enc {d} x {n} and mean {tuple(mean.shape)}, wanted ({d},): are they of one layer?"
+                    f"found W_enc {d} x {n} and mean {tuple(mean.shape)}, wanted ({d},): are they"
+                    " of one layer?"
                 )
         self.mean, self.std = mean, None if std is None else scale_of(std)
 
     @isolated()
     def encode(self, x: Tensor) -> Batch:
-        """Codes of standardized tokens (b, d), sparse: `values` float32 and `indices` (b, longest row), by falling value, and
-        `error` float64 (b,), the squared error of the reconstruction in the standardized space. ValueError for NaN and infinity."""
+        """Codes of standardized tokens (b, d), sparse: `values` float32 and `indices` (b, longest
+        row), by falling value, and `error` float64 (b,), the squared error of the reconstruction in
+        the standardized space. ValueError for NaN and infinity.
+        """
         parts = [self._encode(part) for part in self._parts(x)]
         width = max((part["values"].shape[1] for part in parts), default=0)
         for part in parts:
@@ -160,7 +182,9 @@ class SparseAutoencoder:
 
     @isolated()
     def errors(self, x: Tensor, std: Tensor) -> dict[int, ErrorSums]:
-        """Errors of a batch of standardized tokens, under the entries a token, or the features where they vary."""
+        """Errors of a batch of standardized tokens, under the entries a token, or the features
+        where they vary.
+        """
         return {self.ks[0]: error_sums(x, self.residual(x), std)}
 
     def _parts(self, x: Tensor) -> tuple[Tensor, ...]:
@@ -185,7 +209,9 @@ class SparseAutoencoder:
         pre = product(x, self.W_enc) + self.b_enc
         if self.activation == "topk":
             values, indices = pre.sort(dim=1, descending=True, stable=True)
-            return torch.zeros_like(pre).scatter_(1, indices[:, : self.k], values[:, : self.k].clamp(min=0))
+            return torch.zeros_like(pre).scatter_(
+                1, indices[:, : self.k], values[:, : self.k].clamp(min=0)
+            )
         if self.activation == "relu":
             return pre.clamp(min=0)
         assert self.threshold is not None
@@ -200,8 +226,14 @@ class SparseAutoencoder:
 
 
 def _find(tensors: Mapping[str, Tensor], name: str) -> Tensor | None:
-    """The tensor of a name, by any that it goes by, float32; of those that stand there, all must say the same."""
-    found = {alias: _weights(tensors, alias, change) for alias, change in NAMES[name].items() if alias in tensors}
+    """The tensor of a name, by any that it goes by, float32; of those that stand there, all must
+    say the same.
+    """
+    found = {
+        alias: _weights(tensors, alias, change)
+        for alias, change in NAMES[name].items()
+        if alias in tensors
+    }
     if not found:
         return None
     (first, tensor), *others = found.items()
@@ -209,19 +241,24 @@ def _find(tensors: Mapping[str, Tensor], name: str) -> Tensor | None:
         # Not bit for bit: the logarithm of a threshold is rounded.
         if other.shape != tensor.shape or not torch.allclose(other, tensor, rtol=1e-6, atol=0):
             raise ValueError(
-                f"found {first} and another {alias}, wanted one {name}: save the one that it was trained with"
+                f"found {first} and another {alias}, wanted one {name}: save the one that it was"
+                " trained with"
             )
     return tensor
 
 
-def _weights(tensors: Mapping[str, Tensor], alias: str, change: Callable[[Tensor], Tensor]) -> Tensor:
+def _weights(
+    tensors: Mapping[str, Tensor], alias: str, change: Callable[[Tensor], Tensor]
+) -> Tensor:
     if not tensors[alias].is_floating_point():
         raise ValueError(
-            f"found {alias} of {tensors[alias].dtype}, wanted floating-point numbers: save it as it was trained"
+            f"found {alias} of {tensors[alias].dtype}, wanted floating-point numbers: save it as it"
+            " was trained"
         )
     tensor = change(tensors[alias].detach().float()).contiguous()
     if tensor.numel() and not all(limit.isfinite() for limit in tensor.aminmax()):
         raise ValueError(
-            f"found {alias} with NaN or infinity, wanted finite numbers: save it again, from before it diverged"
+            f"found {alias} with NaN or infinity, wanted finite numbers: save it again, from before"
+            " it diverged"
         )
     return tensor

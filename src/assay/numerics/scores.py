@@ -14,7 +14,8 @@ PURITY = (16, 64, 256)
 
 @dataclass(frozen=True)
 class Judgment:
-    """What probes do on some rows, float64 (features, classes); NaN for classes that are not fitted.
+    """What probes do on some rows, float64 (features, classes); NaN for classes that are not
+    fitted.
 
     - `loss`: mean CE, nats, without the ridge; with class weights the weighted mean
     - `average_precision`: NaN too for classes without rows
@@ -58,11 +59,13 @@ class Judgment:
 
 @dataclass(frozen=True)
 class ClassScores:
-    """A class's best feature, picked on train CE and, as the `_by_val` fields say, on validation CE. CE in nats.
+    """A class's best feature, picked on train CE and, as the `_by_val` fields say, on validation
+    CE. CE in nats.
 
-    `margin` is how much lower its train CE is than the second best feature's, None where there is one feature. Precision,
-    recall and F1 are on validation, at p >= 0.5. `mean_feature_ce` and `median_feature_ce` are of the validation CE over all features: a
-    single one that is confident and wrong can ruin the mean. `top_features` are those of the highest validation AP, best first.
+    `margin` is how much lower its train CE is than the second best feature's, None where there is
+    one feature. Precision, recall and F1 are on validation, at p >= 0.5. `mean_feature_ce` and
+    `median_feature_ce` are of the validation CE over all features: a single one that is confident
+    and wrong can ruin the mean. `top_features` are those of the highest validation AP, best first.
     `n_train` and `n_val` count the class's rows.
     """
 
@@ -102,17 +105,21 @@ class ClassScores:
 
 @dataclass(frozen=True)
 class Scores:
-    """An encoding's scores, means over `classes`: those present in validation and fitted in train. CE in nats.
+    """An encoding's scores, means over `classes`: those present in validation and fitted in train.
+    CE in nats.
 
     - `probe_r` = 1 - mean_c CE_val[best_c, c] / mean_c CE_base_val[c], best_c picked on train CE
     - `map`, `purity_at_16`: means over classes of the best feature's validation AP and purity
     - `coverage`: the share of classes whose best feature has AP of at least `coverage_threshold`
     - `mean_train_ce`: mean train CE of the best features, by which the best layer is picked
-    - `mean_feature_ce`, `median_feature_ce`: means over classes of a class's mean and median validation CE over all features
-    - `mean_margin`, `f1`: means over classes of the best feature's; no margin where there is one feature
+    - `mean_feature_ce`, `median_feature_ce`: means over classes of a class's mean and median
+      validation CE over all features
+    - `mean_margin`, `f1`: means over classes of the best feature's; no margin where there is one
+      feature
     - `negative_weights`: the share of w below 0, over all features and classes
 
-    `absent_in_val` and `absent_in_train` name the classes left out. Raises ValueError for values that cannot be.
+    `absent_in_val` and `absent_in_train` name the classes left out. Raises ValueError for values
+    that cannot be.
     """
 
     probe_r: float
@@ -135,11 +142,23 @@ class Scores:
     absent_in_train: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        for name in ("mean_train_ce", "mean_val_ce", "mean_base_ce", "mean_feature_ce", "median_feature_ce"):
+        for name in (
+            "mean_train_ce",
+            "mean_val_ce",
+            "mean_base_ce",
+            "mean_feature_ce",
+            "median_feature_ce",
+        ):
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):
                 raise ValueError(f"{name} is {value}, wanted a finite number of nats, at least 0")
-        for name in ("map", "f1", *(f"purity_at_{k}" for k in PURITY), "coverage", "negative_weights"):
+        for name in (
+            "map",
+            "f1",
+            *(f"purity_at_{k}" for k in PURITY),
+            "coverage",
+            "negative_weights",
+        ):
             value = getattr(self, name)
             if not 0 <= value <= 1:
                 raise ValueError(f"{name} is {value}, wanted a share from 0 to 1")
@@ -149,19 +168,25 @@ class Scores:
             raise ValueError("there are scores of 0 classes, wanted at least 1")
         both = {row.class_id for row in self.classes} & {*self.absent_in_val, *self.absent_in_train}
         if both:
-            raise ValueError(f"classes {sorted(both)} are both scored and absent, wanted one or the other")
+            raise ValueError(
+                f"classes {sorted(both)} are both scored and absent, wanted one or the other"
+            )
 
 
 @isolated()
 def best_features(ce: Tensor) -> Tensor:
-    """Each class's feature of least CE, ties to the lower: int64 (classes,) from (features, classes).
+    """Each class's feature of least CE, ties to the lower: int64 (classes,) from (features,
+    classes).
 
-    -1 for a class without a probe, all of whose CE is NaN. Raises ValueError where only some of it is.
+    -1 for a class without a probe, all of whose CE is NaN. Raises ValueError where only some of it
+    is.
     """
     missing = ce.isnan()
     partly = missing.any(0) & ~missing.all(0)
     if partly.any():
-        raise ValueError(f"CE of class {int(partly.int().argmax())} is NaN for some features, wanted all or none")
+        raise ValueError(
+            f"CE of class {int(partly.int().argmax())} is NaN for some features, wanted all or none"
+        )
     return torch.where(missing.all(0), -1, ce.argmin(0))
 
 
@@ -180,14 +205,21 @@ def score_encoding(
 ) -> Scores:
     """Score an encoding.
 
-    `train_ce` (nats) and `coef` are float64 (features, classes), `val` is of the validation rows. `base_ce` (classes,) is
-    the intercept-only CE on validation; `purity` (classes, 3) the purity on validation of `best_features(train_ce)` at the
-    k of `PURITY`; `train_counts` (classes,) int64 the train rows of each class, and `fitted` (classes,) bool. Entries of
-    classes that are absent from either split are not looked at. Raises ValueError for shapes that disagree, where no class
+    `train_ce` (nats) and `coef` are float64 (features, classes), `val` is of the validation rows.
+    `base_ce` (classes,) is the intercept-only CE on validation; `purity` (classes, 3) the purity on
+    validation of `best_features(train_ce)` at the k of `PURITY`; `train_counts` (classes,) int64
+    the train rows of each class, and `fitted` (classes,) bool. Entries of classes that are absent
+    from either split are not looked at. Raises ValueError for shapes that disagree, where no class
     is left, and for values that cannot be.
     """
     _check_shapes(train_ce, coef=coef, loss=val.loss, average_precision=val.average_precision)
-    _check_shapes(train_ce[0], base_ce=base_ce, positives=val.positives, fitted=fitted, train_counts=train_counts)
+    _check_shapes(
+        train_ce[0],
+        base_ce=base_ce,
+        positives=val.positives,
+        fitted=fitted,
+        train_counts=train_counts,
+    )
     _check_shapes(train_ce.new_empty(len(fitted), len(PURITY)), purity=purity)
     present = val.positives > 0
     absent_in_val = tuple(torch.nonzero(~present).flatten().tolist())
@@ -195,14 +227,20 @@ def score_encoding(
     scored = torch.nonzero(present & fitted).flatten()
     if len(scored) == 0:
         raise ValueError(
-            f"none of {len(fitted)} classes is both fitted in train and present in validation, wanted at least 1: "
-            f"{len(absent_in_train)} have no rows in train or no others beside them, {len(absent_in_val)} none in "
-            "validation: label more, or count void rows as negatives"
+            f"none of {len(fitted)} classes is both fitted in train and present in validation,"
+            f" wanted at least 1: {len(absent_in_train)} have no rows in train or no others beside"
+            f" them, {len(absent_in_val)} none in validation: label more, or count void rows as"
+            " negatives"
         )
-    train_ce, val_ce, val_ap = (each[:, scored] for each in (train_ce, val.loss, val.average_precision))
+    train_ce, val_ce, val_ap = (
+        each[:, scored] for each in (train_ce, val.loss, val.average_precision)
+    )
     best, best_by_val = best_features(train_ce), best_features(val_ce)
     if min(int(best.min()), int(best_by_val.min())) < 0:
-        raise ValueError("CE of a class that is marked as fitted is NaN, wanted numbers: give the mask of the probes")
+        raise ValueError(
+            "CE of a class that is marked as fitted is NaN, wanted numbers: give the mask of the"
+            " probes"
+        )
     n_features = len(train_ce)
     lowest = train_ce.topk(min(2, n_features), dim=0, largest=False).values
     margins = (lowest[1] - lowest[0]).tolist() if n_features > 1 else [None] * len(scored)
@@ -235,7 +273,9 @@ def score_encoding(
             top_features=tuple(top[:, i].tolist()),
             top_average_precisions=tuple(val_ap[top[:, i], i].tolist()),
         )
-        for i, (c, j, j_val) in enumerate(zip(scored.tolist(), best.tolist(), best_by_val.tolist(), strict=True))
+        for i, (c, j, j_val) in enumerate(
+            zip(scored.tolist(), best.tolist(), best_by_val.tolist(), strict=True)
+        )
     )
 
     def mean(name: str) -> float:
@@ -266,4 +306,6 @@ def score_encoding(
 def _check_shapes(like: Tensor, **tensors: Tensor) -> None:
     for name, tensor in tensors.items():
         if tensor.shape != like.shape:
-            raise ValueError(f"{name} has shape {tuple(tensor.shape)}, wanted {tuple(like.shape)} as of train_ce")
+            raise ValueError(
+                f"{name} has shape {tuple(tensor.shape)}, wanted {tuple(like.shape)} as of train_ce"
+            )

@@ -1,4 +1,4 @@
-"""Every parameter of a run: its unit, its default, what it may be, and what a change of it changes."""
+"""Every parameter of a run: its unit, its default, what it may be, and what it changes."""
 
 from assay.parameters.dictionaries import DictionaryParameters
 from assay.parameters.digits import DigitsParameters

@@ -11,16 +11,21 @@ from assay.parameters.fields import Choices, Layer, Section, Seed
 
 
 class DictionaryParameters(Section):
-    """Another dictionary for the same table, judged by the same code: one of `weights`, `saev_run` and `random`.
+    """Another dictionary for the same table, judged by the same code: one of `weights`, `saev_run`
+    and `random`.
 
     In paths `{layer}` is replaced, as in layer_23, and `{seed}`.
     """
 
     weights: str | None = Field(
-        None, description="an autoencoder's weights, a safetensors file under saev's, SAELens' or torch's names"
+        None,
+        description=(
+            "an autoencoder's weights, a safetensors file under saev's, SAELens' or torch's names"
+        ),
     )
     activation: Literal["relu", "topk", "batchtopk", "jumprelu"] | None = Field(
-        None, description="of the autoencoder; batchtopk and jumprelu want `threshold` among its tensors"
+        None,
+        description="of the autoencoder; batchtopk and jumprelu want `threshold` among its tensors",
     )
     k: PositiveInt | None = Field(None, description="entries a patch of an autoencoder with `topk`")
     trained_on: Literal["standardized", "raw"] = Field(
@@ -31,29 +36,51 @@ class DictionaryParameters(Section):
     )
     saev_run: str | None = Field(
         None,
-        description="a folder of saev's with inference/<shard hash>/token_acts.npz, and metrics.json for shards.val",
+        description=(
+            "a folder of saev's with inference/<shard hash>/token_acts.npz, and metrics.json for"
+            " shards.val"
+        ),
     )
     random: Literal["centres", "directions"] | None = Field(
-        None, description="the floor: tokens drawn as centers and coded as k-means, or random directions coded as PCA"
+        None,
+        description=(
+            "the floor: tokens drawn as centers and coded as k-means, or random directions coded"
+            " as PCA"
+        ),
     )
     seeds: Choices[Seed] = Field(
         (0,),
-        description="of the random centers or directions, or what stands for `{seed}` in the path: a row each, pooled for the paper",
+        description=(
+            "of the random centers or directions, or what stands for `{seed}` in the path: a row"
+            " each, pooled for the paper"
+        ),
     )
     layers: Choices[Layer] | None = Field(None, description="layers that it is of; null: all")
-    batch_size: PositiveInt = Field(8_192, description="tokens a batch, where its reconstruction is measured")
+    batch_size: PositiveInt = Field(
+        8_192, description="tokens a batch, where its reconstruction is measured"
+    )
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
-        given = [name for name in ("weights", "saev_run", "random") if getattr(self, name) is not None]
+        given = [
+            name for name in ("weights", "saev_run", "random") if getattr(self, name) is not None
+        ]
         if len(given) != 1:
-            raise ValueError(f"found {' and '.join(given) or 'none'}, want one of weights, saev_run and random")
+            raise ValueError(
+                f"found {' and '.join(given) or 'none'}, want one of weights, saev_run and random"
+            )
         if (self.activation is None) != (self.weights is None):
             raise ValueError("want an activation where weights are given, and only there")
         if (self.k is None) == (self.activation == "topk"):
-            raise ValueError(f"found k {self.k} and activation {self.activation}, want k for topk, and only for that")
+            raise ValueError(
+                f"found k {self.k} and activation {self.activation}, want k for topk, and only for"
+                " that"
+            )
         if len(self.seeds) > 1 and not self.has_seeds:
-            raise ValueError(f"found seeds {list(self.seeds)} and no {{seed}} in the path, want it there, or one seed")
+            raise ValueError(
+                f"found seeds {list(self.seeds)} and no {{seed}} in the path, want it there, or one"
+                " seed"
+            )
         return self
 
     @property
@@ -62,7 +89,9 @@ class DictionaryParameters(Section):
         return self.random is not None or "{seed}" in (self.weights or self.saev_run or "")
 
     def models(self, name: str) -> tuple[Model, ...]:
-        """The models of its seeds: of its own ``name`` alone where there is one seed, which is None where it is unknown."""
+        """The models of its seeds: of its own ``name`` alone where there is one seed, which is None
+        where it is unknown.
+        """
         if len(self.seeds) == 1:
             return (Model(name, self.seeds[0] if self.has_seeds else None),)
         return tuple(Model(name, seed, is_of_several=True) for seed in self.seeds)

@@ -17,7 +17,8 @@ def parse_parameters(raw: Mapping[str, Any]) -> Parameters:
     """The typed parameters of a configuration.
 
     Raises:
-        ValueError: one line a fault, naming the parameter, what was found, and what there is or was wanted.
+        ValueError: one line a fault, naming the parameter, what was found, and what there is or was
+            wanted.
     """
     try:
         return Parameters.model_validate(raw)
@@ -36,7 +37,10 @@ def _explain(fault: Any) -> str:
         hint = f"did you mean `{'.'.join((*location[:-1], near[0]))}`? " if near else ""
         return f"Unknown parameter `{name}`: {hint}There are {', '.join(known)}."
     if fault["type"] == "missing":
-        return f"Parameter `{name}` is missing: {_section(location[:-1]).model_fields[location[-1]].description}."
+        return (
+            f"Parameter `{name}` is missing:"
+            f" {_section(location[:-1]).model_fields[location[-1]].description}."
+        )
     if fault["type"] == "value_error":
         return f"Parameter `{name}`: {fault['ctx']['error']}."
     return f"Parameter `{name}` is {fault['input']!r}: {fault['msg']}.{_help(name, fault)}"
@@ -48,14 +52,19 @@ def _help(name: str, fault: Any) -> str:
     if fault["type"] == "tuple_type" and isinstance(value, int | str):
         return f" Several may be given, so write brackets: {name}:[{value}]."
     if isinstance(value, list) and fault["type"] in ("int_type", "float_type") and value:
-        return f" It is one value a run: run {name}:{value[0]} first, then the others, each with its own `kedro run`."
+        return (
+            f" It is one value a run: run {name}:{value[0]} first, then the others, each with its"
+            " own `kedro run`."
+        )
     if fault["type"] == "string_type" and isinstance(value, int | float):
         return " It is text: put it in quotes in the YAML."
     return ""
 
 
 def text_or_null(path: tuple[str, ...]) -> tuple[bool, bool]:
-    """Whether the parameter of this name is text, and whether it may be null; neither where there is no such parameter."""
+    """Whether the parameter of this name is text, and whether it may be null; neither where there
+    is no such parameter.
+    """
     try:
         types = types_of(_section(path[:-1]).model_fields[path[-1]].annotation)
     except KeyError:
@@ -75,7 +84,12 @@ def _section(location: tuple[str, ...]) -> type[BaseModel]:
     for part in location:
         annotation = section.model_fields[part].annotation
         inner = next(
-            (each for each in types_of(annotation) if isinstance(each, type) and issubclass(each, BaseModel)), None
+            (
+                each
+                for each in types_of(annotation)
+                if isinstance(each, type) and issubclass(each, BaseModel)
+            ),
+            None,
         )
         if inner is None:
             raise KeyError(part)

@@ -1,4 +1,6 @@
-"""What sections of parameters are made of: kinds of values, how they are read, and what a change of them changes."""
+"""What sections of parameters are made of: kinds of values, how they are read, and what a change of
+them changes.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,9 @@ from pydantic.config import JsonDict
 T = TypeVar("T")
 
 NUMBER = re.compile(r"[-+]?(?:(?:0|[1-9][0-9]*)(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]+)?")
-"""A number as it is written where text is read as one: no leading zeros, which YAML takes for octal, no 1:30, no 1_000."""
+"""A number as it is written where text is read as one: no leading zeros, which YAML takes for
+octal, no 1:30, no 1_000.
+"""
 
 
 def _check_name(name: str) -> str:
@@ -22,8 +26,8 @@ def _check_name(name: str) -> str:
     ):
         return name
     raise ValueError(
-        f"found {name!r}, want lower-case letters, digits and hyphens, 80 at the most, another start than kmeans and pca, and no"
-        " -seed-N, which `seeds` adds"
+        f"found {name!r}, want lower-case letters, digits and hyphens, 80 at the most, another"
+        " start than kmeans and pca, and no -seed-N, which `seeds` adds"
     )
 
 
@@ -41,7 +45,9 @@ Choices = Annotated[tuple[T, ...], AfterValidator(_check_choices)]
 """At least one value, and none twice."""
 
 Layer = Annotated[int, Field(ge=-(2**16), le=2**16)]
-"""A block's number as it was recorded: saev counts from the end as well, and -2 is then the layer's name."""
+"""A block's number as it was recorded: saev counts from the end as well, and -2 is then the layer's
+name.
+"""
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
@@ -52,13 +58,19 @@ OPERATIONAL: JsonDict = {"changes": "how the work is done"}
 """Of a field that changes no result: how often to save, or what is held in memory together."""
 
 SELECTS: JsonDict = {"changes": "which nodes there are"}
-"""Of a field that only selects which nodes there are: a change of it leaves the results that are there as they are."""
+"""Of a field that only selects which nodes there are: a change of it leaves the results that are
+there as they are.
+"""
 
 
 def changing_no_result(section: type[BaseModel]) -> frozenset[str]:
-    """The fields of a section that are marked as one of these; every other changes results, which are then made again."""
+    """The fields of a section that are marked as one of these; every other changes results, which
+    are then made again.
+    """
     fields = section.model_fields.items()
-    return frozenset(name for name, field in fields if field.json_schema_extra in (OPERATIONAL, SELECTS))
+    return frozenset(
+        name for name, field in fields if field.json_schema_extra in (OPERATIONAL, SELECTS)
+    )
 
 
 class Section(BaseModel):
@@ -72,9 +84,15 @@ class Section(BaseModel):
         values = value if isinstance(value, list | tuple) else [value]
         if any(isinstance(each, bool) for each in values):
             raise ValueError(f"found {value}: no parameter is a boolean")
-        if info.field_name is not None and str not in types_of(cls.model_fields[info.field_name].annotation):
+        if info.field_name is not None and str not in types_of(
+            cls.model_fields[info.field_name].annotation
+        ):
             for each in values:
-                if isinstance(each, str) and re.match(r"\s*[-+.]?[0-9]", each) and not NUMBER.fullmatch(each):
+                if (
+                    isinstance(each, str)
+                    and re.match(r"\s*[-+.]?[0-9]", each)
+                    and not NUMBER.fullmatch(each)
+                ):
                     raise ValueError(f"found {each!r}, want a number, written as 10, 0.1 or 1e-3")
         return value
 
@@ -82,7 +100,9 @@ class Section(BaseModel):
 def check_braces(path: str | None) -> str | None:
     if path is None or not {"{", "}"} & set(path.replace("{layer}", "")):
         return path
-    raise ValueError(f"found {path!r}, want a path without braces, which Kedro would replace: name it by a link")
+    raise ValueError(
+        f"found {path!r}, want a path without braces, which Kedro would replace: name it by a link"
+    )
 
 
 def types_of(annotation: Any) -> tuple[Any, ...]:

@@ -1,7 +1,8 @@
 """Every parameter of a run: its unit, its default and what it may be, in one place.
 
-The YAML in ``conf/`` and ``--params`` on the command line only override what stands here. Everything is checked before any
-work starts; an unknown name is an error that says which names there are.
+The YAML in ``conf/`` and ``--params`` on the command line only override what stands here.
+Everything is checked before any work starts; an unknown name is an error that says which names
+there are.
 """
 
 from __future__ import annotations
@@ -26,14 +27,20 @@ from assay.parameters.stages import (
 class Parameters(Section):
     """All parameters of a run."""
 
-    layers: Choices[Layer] = Field(description="block numbers, as the shards name them: -2 if they say -2")
+    layers: Choices[Layer] = Field(
+        description="block numbers, as the shards name them: -2 if they say -2"
+    )
     latent_topk: PositiveInt | None = Field(
         None, description="K of the codes that the `pca` pipeline leaves; null: dense codes"
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
-        "auto", description="where tensors live; auto: cuda where there is one", json_schema_extra=OPERATIONAL
+        "auto",
+        description="where tensors live; auto: cuda where there is one",
+        json_schema_extra=OPERATIONAL,
     )
-    shards: ShardsParameters = Field(description="fit, val, probe_train and probe_val, the four shard folders")
+    shards: ShardsParameters = Field(
+        description="fit, val, probe_train and probe_val, the four shard folders"
+    )
     standardize: StandardizeParameters = StandardizeParameters()
     kmeans: KMeansParameters = KMeansParameters()
     pca: PCAParameters = PCAParameters()

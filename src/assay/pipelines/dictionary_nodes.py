@@ -1,4 +1,6 @@
-"""What every dictionary goes through, whoever trained it: its reconstruction is measured, and its codes are made."""
+"""What every dictionary goes through, whoever trained it: its reconstruction is measured, and its
+codes are made.
+"""
 
 from __future__ import annotations
 
@@ -25,14 +27,20 @@ from assay.pipelines.fitting import CHANGING_NO_RESULT
 from assay.pipelines.stream import bind, judged_tokens, pick_device
 
 FORMAT = 2
-"""Raised whenever the same tokens and model would give other codes: what was begun of older ones is not resumed."""
+"""Raised whenever the same tokens and model would give other codes: what was begun of older ones is
+not resumed.
+"""
 
 OpenedAs = Form | DictionaryParameters
-"""How a model's tensors are opened: as centers or components of a form, or as an autoencoder with these options."""
+"""How a model's tensors are opened: as centers or components of a form, or as an autoencoder with
+these options.
+"""
 
 
 class SourcedCodes(ComputedCodes):
-    """Computed codes that know where they come from, for whoever writes them down: see `assay.io.codes.layout.SourcedCodes`."""
+    """Computed codes that know where they come from, for whoever writes them down: see
+    `assay.io.codes.layout.SourcedCodes`.
+    """
 
     def __init__(
         self,
@@ -66,20 +74,29 @@ def measure(
     kind: OpenedAs,
     ks: tuple[int, ...] = (),
 ) -> dict[str, Any]:
-    """NMSE of a dictionary on the validation tokens, in the standardized space and raw, in one pass.
+    """NMSE of a dictionary on the validation tokens, in the standardized space and raw, in one
+    pass.
 
     Args:
-        parameters: of the method, which say how many tokens a batch has; an autoencoder's are its ``kind``.
+        parameters: of the method, which say how many tokens a batch has; an autoencoder's are its
+            ``kind``.
         name: the model's, which the result goes by.
         ks: numbers of coefficients that components are measured with.
     """
     place = pick_device(device)
     dictionary = _open(model, statistics, kind, place, ks)
-    batch_size = kind.batch_size if isinstance(kind, DictionaryParameters) else parameters.batch_size
+    batch_size = (
+        kind.batch_size if isinstance(kind, DictionaryParameters) else parameters.batch_size
+    )
     batches = judged_tokens(shards, layer, statistics, batch_size, place, doing=f"{name}, NMSE")
     sums = sum_errors(lambda x: dictionary.errors(x, statistics["std"]), batches)
     rows = [{"k": k, "nmse": sums[k].nmse, "nmse_raw": sums[k].nmse_raw} for k in dictionary.ks]
-    return {"layer": layer, "method": name, "n_tokens": sums[dictionary.ks[0]].n_tokens, "rows": rows}
+    return {
+        "layer": layer,
+        "method": name,
+        "n_tokens": sums[dictionary.ks[0]].n_tokens,
+        "rows": rows,
+    }
 
 
 def encode(
@@ -95,21 +112,27 @@ def encode(
     seed: int | None = None,
     sparsity: SparsityParameters | None = None,
 ) -> SourcedCodes:
-    """Codes of every content token of a layer, in order, computed as they are read: nothing is done yet when this returns.
+    """Codes of every content token of a layer, in order, computed as they are read: nothing is done
+    yet when this returns.
 
-    Where the catalog gives the codes a folder they are written there, on a disk that is too small with `sparsity`; where it gives them
-    memory, each reader computes them.
+    Where the catalog gives the codes a folder they are written there, on a disk that is too small
+    with `sparsity`; where it gives them memory, each reader computes them.
 
     Args:
-        parameters: what the method was fitted with, for the record; an autoencoder's are its ``kind``.
+        parameters: what the method was fitted with, for the record; an autoencoder's are its
+            ``kind``.
         name: the encoding's.
         seed: the model's, for the record.
     """
     place = pick_device(device)
     dictionary = _open(model, statistics, kind, place)
 
-    def stream(batch_size: int, start: int, encode: Callable[[Tensor], Batch] = dictionary.encode) -> Iterator[Batch]:
-        for tokens in judged_tokens(shards, layer, statistics, batch_size, place, doing=name, start=start):
+    def stream(
+        batch_size: int, start: int, encode: Callable[[Tensor], Batch] = dictionary.encode
+    ) -> Iterator[Batch]:
+        for tokens in judged_tokens(
+            shards, layer, statistics, batch_size, place, doing=name, start=start
+        ):
             yield encode(tokens)
 
     provenance = {
@@ -122,28 +145,41 @@ def encode(
         "seed": seed,
     }
     codes = functools.partial(
-        SourcedCodes, n_rows=shards.n_tokens, n_features=dictionary.n_features, made_from=made_from(shards)
+        SourcedCodes,
+        n_rows=shards.n_tokens,
+        n_features=dictionary.n_features,
+        made_from=made_from(shards),
     )
     whole = functools.partial(codes, dictionary.format, k=dictionary.k, provenance=provenance)
     encode_rounded = dictionary.encode_rounded
 
     def rounded(dtype: torch.dtype) -> SourcedCodes:
         assert encode_rounded is not None
-        return whole(stream=functools.partial(stream, encode=lambda tokens: encode_rounded(tokens, dtype)))
+        return whole(
+            stream=functools.partial(stream, encode=lambda tokens: encode_rounded(tokens, dtype))
+        )
 
     return whole(
         stream=stream,
-        fallback=_sparser(codes, stream, sparsity, provenance) if sparsity and dictionary.zero_is_far else None,
+        fallback=(
+            _sparser(codes, stream, sparsity, provenance)
+            if sparsity and dictionary.zero_is_far
+            else None
+        ),
         rounded=rounded if encode_rounded else None,
     )
 
 
 def made_from(shards: Shards) -> str:
-    """What codes of these shards are made of, beside their provenance: a shard that was recorded again has its old name."""
+    """What codes of these shards are made of, beside their provenance: a shard that was recorded
+    again has its old name.
+    """
     return f"{FORMAT} {shards.fingerprint()}"
 
 
-def measuring_node(stage: str, model: str, *, layer: int, name: str, kind: OpenedAs, ks: tuple[int, ...] = ()) -> Node:
+def measuring_node(
+    stage: str, model: str, *, layer: int, name: str, kind: OpenedAs, ks: tuple[int, ...] = ()
+) -> Node:
     """The node that measures the dictionary ``name``, whose tensors are the dataset ``model``."""
     return node(
         bind(measure, layer=layer, name=name, kind=kind, ks=ks),
@@ -163,9 +199,13 @@ def encoding_nodes(
     seed: int | None = None,
     sparsity: SparsityParameters | None = None,
 ) -> list[Node]:
-    """The nodes that leave the encoding ``name`` of both probe splits, by the dictionary whose tensors are the dataset ``model``."""
+    """The nodes that leave the encoding ``name`` of both probe splits, by the dictionary whose
+    tensors are the dataset ``model``.
+    """
     # Bound, it is part of these nodes' fingerprints alone: a fit stays up to date when it changes.
-    options = {"sparsity": sparsity} if sparsity and isinstance(kind, Form) and kind.is_by_center else {}
+    options = (
+        {"sparsity": sparsity} if sparsity and isinstance(kind, Form) and kind.is_by_center else {}
+    )
     return [
         node(
             bind(encode, layer=layer, name=name, kind=kind, seed=seed, **options),
@@ -207,7 +247,9 @@ def _open(
 def _made_with(kind: OpenedAs, parameters: Any) -> dict[str, Any]:
     if isinstance(kind, DictionaryParameters):
         return kind.model_dump(mode="json")
-    made_with: dict[str, Any] = parameters.model_dump(mode="json", exclude=set(CHANGING_NO_RESULT[kind.family]))
+    made_with: dict[str, Any] = parameters.model_dump(
+        mode="json", exclude=set(CHANGING_NO_RESULT[kind.family])
+    )
     return made_with
 
 
@@ -225,4 +267,6 @@ def _sparser(
             yield sparsify(batch, **kept)
 
     about = provenance | {"sparsity": json.dumps(kept)}
-    return functools.partial(codes, "sparse", k=sparsity.top_k, stream=sparse_stream, provenance=about)
+    return functools.partial(
+        codes, "sparse", k=sparsity.top_k, stream=sparse_stream, provenance=about
+    )

@@ -1,4 +1,6 @@
-"""What long fits share: they are watched step by step, saved every so many steps and minutes and on a signal, and resumed."""
+"""What long fits share: they are watched step by step, saved every so many steps and minutes and on
+a signal, and resumed.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,10 @@ logger = logging.getLogger(__name__)
 FORMAT = 3
 """Raised whenever a fit would go on otherwise than the one that saved the checkpoint."""
 
-CHANGING_NO_RESULT = {"kmeans": changing_no_result(KMeansParameters), "pca": changing_no_result(PCAParameters)}
+CHANGING_NO_RESULT = {
+    "kmeans": changing_no_result(KMeansParameters),
+    "pca": changing_no_result(PCAParameters),
+}
 """Parameters of a method that do not change its fit; its seed is bound to its node."""
 
 clock = time.monotonic
@@ -42,7 +47,8 @@ class Fit:
         estimator: that is fitted.
         checkpoints: the folder of the fit's checkpoints.
         every: steps from one checkpoint to the next.
-        minutes: the most that pass from one checkpoint to the next step, or the next `save_if_due`, that is saved whatever its number.
+        minutes: the most that pass from one checkpoint to the next step, or the next `save_if_due`,
+            that is saved whatever its number.
         method: `kmeans` or `pca`.
         shards, layer, statistics: what it is fitted to.
         parameters: JSON; what changes the result.
@@ -88,7 +94,9 @@ class Fit:
         return self._step
 
     def resume(self) -> int:
-        """Take up the last checkpoint of this very fit; the steps that it has seen, 0 if there is none."""
+        """Take up the last checkpoint of this very fit; the steps that it has seen, 0 if there is
+        none.
+        """
         found = self._checkpoints.load(self._about)
         if found is not None:
             self._estimator.resume(found.tensors, found.state["estimator"])
@@ -100,7 +108,11 @@ class Fit:
     def watch(self, batches: Iterable[Tensor]) -> Iterator[Tensor]:
         """The batches, with an eye on how long they let the fit wait."""
         iterator = iter(batches)
-        self._tokens, self._waited, self._began = 0, 0.0, time.perf_counter()  # whatever came before was no step
+        self._tokens, self._waited, self._began = (
+            0,
+            0.0,
+            time.perf_counter(),
+        )  # whatever came before was no step
         while True:
             asked = time.perf_counter()
             batch = next(iterator, None)
@@ -110,8 +122,11 @@ class Fit:
             self._tokens += len(batch)
             yield batch
 
-    def step(self, metrics: Mapping[str, float], more: Callable[[int], Mapping[str, float]] | None = None) -> None:
-        """Note a step with its `metrics`; `more`, called with its number, takes a while, and is left for later where the fit has to stop.
+    def step(
+        self, metrics: Mapping[str, float], more: Callable[[int], Mapping[str, float]] | None = None
+    ) -> None:
+        """Note a step with its `metrics`; `more`, called with its number, takes a while, and is
+        left for later where the fit has to stop.
 
         Raises:
             KeyboardInterrupt: the run is asked to stop; the step is saved.
@@ -134,7 +149,8 @@ class Fit:
             raise KeyboardInterrupt
 
     def save_if_due(self) -> None:
-        """Save where it is time to, and stop where that is asked for: between two pieces of work that are not yet a step.
+        """Save where it is time to, and stop where that is asked for: between two pieces of work
+        that are not yet a step.
 
         Raises:
             KeyboardInterrupt: the run is asked to stop; what there is is saved.
@@ -148,7 +164,9 @@ class Fit:
     def save(self) -> None:
         """Save where the estimator stands."""
         tensors, state = self._estimator.checkpoint()
-        self._checkpoints.save(self._about, self._step, tensors, {"step": self._step, "estimator": state})
+        self._checkpoints.save(
+            self._about, self._step, tensors, {"step": self._step, "estimator": state}
+        )
         self._saved = clock()
 
     def _is_due(self) -> bool:
@@ -156,9 +174,11 @@ class Fit:
 
     @contextmanager
     def in_progress(self) -> Iterator[None]:
-        """The block in which the fit is made, with `step` after every step, and `save_if_due` in between.
+        """The block in which the fit is made, with `step` after every step, and `save_if_due` in
+        between.
 
-        Its checkpoints are kept until what it made is saved and recorded: a save that fails does not cost the fit.
+        Its checkpoints are kept until what it made is saved and recorded: a save that fails does
+        not cost the fit.
 
         Raises:
             KeyboardInterrupt: the run is asked to stop.

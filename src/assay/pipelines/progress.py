@@ -1,4 +1,6 @@
-"""Signs of life: bars on a terminal, lines in a log. Imports without kedro, for the commands that need no project."""
+"""Signs of life: bars on a terminal, lines in a log. Imports without kedro, for the commands that
+need no project.
+"""
 
 from __future__ import annotations
 
@@ -23,11 +25,15 @@ _open: list[Bar] = []
 
 
 class Bar(tqdm):  # type: ignore[type-arg] # which it has for the type checker alone
-    """How much of a piece of work is done. It is drawn on a terminal; without one it only counts, for `Lines` to say now and then."""
+    """How much of a piece of work is done. It is drawn on a terminal; without one it only counts,
+    for `Lines` to say now and then.
+    """
 
     monitor_interval = 0
 
-    def __init__(self, *, desc: str, total: int | None = None, unit: str = "it", **options: Any) -> None:
+    def __init__(
+        self, *, desc: str, total: int | None = None, unit: str = "it", **options: Any
+    ) -> None:
         super().__init__(desc=desc, total=total, unit=unit, unit_scale=True, leave=False, **options)
         _open.append(self)
 
@@ -35,7 +41,8 @@ class Bar(tqdm):  # type: ignore[type-arg] # which it has for the type checker a
         return super().display(msg, pos) if on_terminal() else False
 
     def clear(self, *arguments: Any, **options: Any) -> None:
-        if on_terminal():  # else a line that is logged beside two bars would bring blank lines and escape sequences
+        # else a line that is logged beside two bars would bring blank lines and escape sequences
+        if on_terminal():
             super().clear(*arguments, **options)
 
     def close(self) -> None:
@@ -45,7 +52,11 @@ class Bar(tqdm):  # type: ignore[type-arg] # which it has for the type checker a
 
     def line(self) -> str:
         """What there is to say of it in a log."""
-        return self.desc if not self.total else str(self.format_meter(**{**self.format_dict, "bar_format": LINE}))
+        return (
+            self.desc
+            if not self.total
+            else str(self.format_meter(**{**self.format_dict, "bar_format": LINE}))
+        )
 
 
 def on_terminal() -> bool:
@@ -55,7 +66,9 @@ def on_terminal() -> bool:
 
 @contextmanager
 def staged_bar(doing: str) -> Iterator[Callable[[str, int, int], None]]:
-    """A bar for work in several stages; what it gives is called with the stage, how much of it is done, and of how much."""
+    """A bar for work in several stages; what it gives is called with the stage, how much of it is
+    done, and of how much.
+    """
     with Bar(desc=doing) as bar:
         last = ""
 
@@ -87,7 +100,9 @@ class Lines:
         self._say(f"{time.strftime('%H:%M:%S')} {line}")
 
     def show(self, otherwise: Iterable[str] = ()) -> None:
-        """Say how far the open bars have come, or ``otherwise`` where there is none, if nothing was said for a while."""
+        """Say how far the open bars have come, or ``otherwise`` where there is none, if nothing was
+        said for a while.
+        """
         if clock() - self._said >= EVERY:
             for line in [bar.line() for bar in list(_open)] or otherwise:
                 self.tell(line)

@@ -1,6 +1,8 @@
-"""Signals that ask a run to stop: a fit in progress saves where it stands at its next step and then stops, everything else stops at once.
+"""Signals that ask a run to stop: a fit in progress saves where it stands at its next step and then
+stops, everything else stops at once.
 
-SIGTERM comes from a queue, SIGINT from Ctrl-C, SIGHUP from a terminal that is closed. A second one stops a fit at once.
+SIGTERM comes from a queue, SIGINT from Ctrl-C, SIGHUP from a terminal that is closed. A second one
+stops a fit at once.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ _came: int | None = None
 
 @contextmanager
 def signals_stop() -> Iterator[None]:
-    """Within the block `SIGNALS` raise KeyboardInterrupt, or let a fit in progress do so. In other threads than the main one: no change.
+    """Within the block `SIGNALS` raise KeyboardInterrupt, or let a fit in progress do so. In other
+    threads than the main one: no change.
 
     A signal that is ignored, as nohup and shells have it, stays so.
     """
@@ -45,7 +48,9 @@ def signals_stop() -> Iterator[None]:
 
 
 def exit_code() -> int | None:
-    """What a process that a signal came to exits with, as shells have it: 128 and the signal's number; None where none came."""
+    """What a process that a signal came to exits with, as shells have it: 128 and the signal's
+    number; None where none came.
+    """
     return None if _came is None else 128 + _came
 
 
@@ -58,11 +63,14 @@ def _on_signal(number: int, frame: FrameType | None) -> None:
     if at_once:
         raise KeyboardInterrupt
     # Not by print, whose buffer the signal may have come into.
-    os.write(2, b"\nStopping: the fit in progress saves itself first. Once more stops it at once.\n")
+    os.write(
+        2, b"\nStopping: the fit in progress saves itself first. Once more stops it at once.\n"
+    )
 
 
 def stop_if_asked() -> None:
-    """Stop between two steps of a run where a signal has come: library code in which it came may have dropped the interrupt.
+    """Stop between two steps of a run where a signal has come: library code in which it came may
+    have dropped the interrupt.
 
     Raises:
         KeyboardInterrupt: one has.

@@ -1,4 +1,6 @@
-"""The one loop over tokens: a layer's batches, on the device, with a progress bar; and the nodes' small common ground."""
+"""The one loop over tokens: a layer's batches, on the device, with a progress bar; and the nodes'
+small common ground.
+"""
 
 from __future__ import annotations
 
@@ -42,17 +44,24 @@ def raw_tokens(
     held: Tensor | None = None,
     **order: Unpack[OrderOptions],
 ) -> Iterator[Tensor]:
-    """Yield one layer's content tokens, float32 (batch, d_model), on the device, under a progress bar that says ``doing``.
+    """Yield one layer's content tokens, float32 (batch, d_model), on the device, under a progress
+    bar that says ``doing``.
 
-    ``order`` says which, as `OrderOptions`; with ``start``, only those from that place in the order on, in the batches of a whole pass.
-    Where the layer is ``held`` they are taken from there.
+    ``order`` says which, as `OrderOptions`; with ``start``, only those from that place in the order
+    on, in the batches of a whole pass. Where the layer is ``held`` they are taken from there.
     """
-    open_pass = functools.partial(shards.batches, layer=layer, batch_size=batch_size, device=device, held=held, **order)
+    open_pass = functools.partial(
+        shards.batches, layer=layer, batch_size=batch_size, device=device, held=held, **order
+    )
     before, cut = divmod(start, batch_size)
-    batches = open_pass() if before == 0 else open_pass(cursor={**open_pass().state(), "batch": before})
+    batches = (
+        open_pass() if before == 0 else open_pass(cursor={**open_pass().state(), "batch": before})
+    )
     with (
         batches,
-        Bar(desc=f"layer {layer}: {doing}", total=batches.n_tokens, unit=" tokens", initial=start) as bar,
+        Bar(
+            desc=f"layer {layer}: {doing}", total=batches.n_tokens, unit=" tokens", initial=start
+        ) as bar,
     ):
         for batch in batches:
             if cut < len(batch):
@@ -62,11 +71,19 @@ def raw_tokens(
 
 
 def hold_layer(
-    shards: Shards, layer: int, batch_size: int, device: torch.device, *, passes: int, max_tokens: int | None
+    shards: Shards,
+    layer: int,
+    batch_size: int,
+    device: torch.device,
+    *,
+    passes: int,
+    max_tokens: int | None,
 ) -> Tensor | None:
-    """The layer on a GPU, where half of its free memory takes it and so many passes would read more than that; else None.
+    """The layer on a GPU, where half of its free memory takes it and so many passes would read more
+    than that; else None.
 
-    Float32 (n_tokens, d_model), as it was recorded, so that batches taken from it are those that would be read.
+    Float32 (n_tokens, d_model), as it was recorded, so that batches taken from it are those that
+    would be read.
     """
     wanted = passes * min(shards.n_tokens, max_tokens or shards.n_tokens)
     if device.type != "cuda" or wanted <= shards.n_tokens:
@@ -97,9 +114,12 @@ def standardized_tokens(
     mean, std = statistics["mean"].to(device), statistics["std"].to(device)
     if len(mean) != shards.d_model:
         raise ValueError(
-            f"the statistics have {len(mean)} dimensions, {shards.path} has {shards.d_model}: fit them again"
+            f"the statistics have {len(mean)} dimensions, {shards.path} has {shards.d_model}: fit"
+            " them again"
         )
-    for batch in raw_tokens(shards, layer, batch_size, device, doing=doing, start=start, held=held, **order):
+    for batch in raw_tokens(
+        shards, layer, batch_size, device, doing=doing, start=start, held=held, **order
+    ):
         yield standardize(batch, mean, std)
 
 
@@ -126,11 +146,16 @@ def judged_tokens(
         check_statistics(sample, statistics["mean"], statistics["std"], same_data=False)
     except ValueError as error:
         raise ValueError(
-            f"{shards.path}, layer {layer}, does not go with the statistics of shards.fit: {error} Name shards of one model"
+            f"{shards.path}, layer {layer}, does not go with the statistics of shards.fit: {error}"
+            " Name shards of one model"
         ) from None
-    yield from standardized_tokens(shards, layer, statistics, batch_size, device, doing=doing, start=start)
+    yield from standardized_tokens(
+        shards, layer, statistics, batch_size, device, doing=doing, start=start
+    )
 
 
 def bind(function: Callable[..., Any], **values: Any) -> Callable[..., Any]:
-    """``function`` with some arguments settled, under its own name and signature, so that Kedro still sees its types."""
+    """``function`` with some arguments settled, under its own name and signature, so that Kedro
+    still sees its types.
+    """
     return functools.update_wrapper(functools.partial(function, **values), function)

@@ -1,4 +1,6 @@
-"""What a run shows of itself: which step it is at, which are done, and how far those that take long have come."""
+"""What a run shows of itself: which step it is at, which are done, and how far those that take long
+have come.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,8 @@ logger = logging.getLogger(__name__)
 
 
 class Watch:
-    """A Kedro hook that knows which steps of a run are being done, and says without a terminal when one is done.
+    """A Kedro hook that knows which steps of a run are being done, and says without a terminal when
+    one is done.
 
     Args:
         steps: of the run.
@@ -52,11 +55,16 @@ class Watch:
 
     def show(self) -> None:
         """Say how far the steps that take long have come, where nothing was said for a while."""
-        self._lines.show([f"{name}: for {self._since(began)}" for name, began in list(self._began.items())])
+        self._lines.show(
+            [f"{name}: for {self._since(began)}" for name, began in list(self._began.items())]
+        )
 
     def head(self) -> str:
         """The steps that are being done, for a terminal."""
-        return f"step {min(self._done + 1, self._steps)} of {self._steps}: {', '.join(list(self._began))}"
+        return (
+            f"step {min(self._done + 1, self._steps)} of {self._steps}:"
+            f" {', '.join(list(self._began))}"
+        )
 
     def _since(self, began: float) -> str:
         return tqdm.format_interval(progress.clock() - began)

@@ -22,7 +22,9 @@ from assay.tracking.describe import describe, lineage, params_of
 class ChildRuns(Curves):
     """Writes the children of a run."""
 
-    def __init__(self, project: Path, catalog: DataCatalog, splits: Mapping[str, Any], connection: Connection) -> None:
+    def __init__(
+        self, project: Path, catalog: DataCatalog, splits: Mapping[str, Any], connection: Connection
+    ) -> None:
         super().__init__(connection)
         self._project = project
         self._catalog = catalog
@@ -44,7 +46,9 @@ class ChildRuns(Curves):
         self._submit(child.name, self._send, child, metrics, status, reason)
 
     def _begin(self, child: Child, tags: dict[str, str], params: list[Param]) -> None:
-        """In the thread that writes: make a child, or take up that of an earlier process with the same parameters."""
+        """In the thread that writes: make a child, or take up that of an earlier process with the
+        same parameters.
+        """
         begun = self._connection.children.get(child.name)
         if begun is not None and begun.data.params == {each.key: each.value for each in params}:
             self._take_up(begun, tags)
@@ -59,7 +63,9 @@ class ChildRuns(Curves):
         self._client.log_inputs(child.run_id, inputs)
         self._client.log_batch(child.run_id, params=params)
 
-    def _send(self, child: Child, metrics: list[Metric], status: str | None, reason: str | None) -> None:
+    def _send(
+        self, child: Child, metrics: list[Metric], status: str | None, reason: str | None
+    ) -> None:
         """In the thread that writes: log to a child, and close it where there is a status."""
         metrics = unlogged(metrics, child.had)
         for start in range(0, len(metrics), BATCH):
@@ -72,7 +78,9 @@ class ChildRuns(Curves):
 
     def _take_up(self, begun: MlflowRun, tags: dict[str, str]) -> None:
         """Go on with a child of an earlier process of the same parent."""
-        self._client.log_batch(begun.info.run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+        self._client.log_batch(
+            begun.info.run_id, tags=[RunTag(key, value) for key, value in tags.items()]
+        )
         self._client.update_run(begun.info.run_id, status="RUNNING")
         forget_failure(begun)
 
@@ -89,10 +97,17 @@ class ChildRuns(Curves):
         }
 
     def _source_of(self, layer: int, method: str) -> str:
-        """Where a dictionary lies: the version of the fitted model, the weights, or saev's folder; relative where it is the project's."""
+        """Where a dictionary lies: the version of the fitted model, the weights, or saev's folder;
+        relative where it is the project's.
+        """
         kept = self._catalog.keys()
         name = next(
-            (name for kind in ("weights", "metrics") if (name := f"{layer_name(layer)}.{kind}_{method}") in kept), None
+            (
+                name
+                for kind in ("weights", "metrics")
+                if (name := f"{layer_name(layer)}.{kind}_{method}") in kept
+            ),
+            None,
         )
         dataset: Any = self._catalog.get(name or f"{layer_name(layer)}.{method}_model")
         path = dataset.folder if hasattr(dataset, "folder") else Path(str(dataset._get_load_path()))

@@ -31,7 +31,9 @@ DETAILS = (
 
 
 class Child:
-    """What one run of MLflow is to say of an encoding of a layer: gathered here, and written now and then."""
+    """What one run of MLflow is to say of an encoding of a layer: gathered here, and written now
+    and then.
+    """
 
     def __init__(self, layer: int, row: Encoding, k: int) -> None:
         self.layer = layer
@@ -67,7 +69,9 @@ def thinned(n: int, most: int) -> list[int]:
 
 def known_metrics(values: Mapping[str, Any]) -> dict[str, float]:
     """Those of the metrics that there are."""
-    return {name: float(values[name]) for name in MEASURES + DETAILS if values.get(name) is not None}
+    return {
+        name: float(values[name]) for name in MEASURES + DETAILS if values.get(name) is not None
+    }
 
 
 def unlogged(metrics: list[Metric], had: Mapping[str, float]) -> list[Metric]:
@@ -77,7 +81,9 @@ def unlogged(metrics: list[Metric], had: Mapping[str, float]) -> list[Metric]:
 
 
 def errors_of(errors: Mapping[str, Any], k: int | None) -> Mapping[str, Any]:
-    """The row of this k. All dictionaries except PCA have one row, whose k may differ where `--load-versions` asked for an older result."""
+    """The row of this k. All dictionaries except PCA have one row, whose k may differ where
+    `--load-versions` asked for an older result.
+    """
     found = {row["k"]: row for row in errors["rows"]}
     return found[k] if k in found else next(iter(found.values()))
 

@@ -1,4 +1,6 @@
-"""What a session has of MLflow: its experiment and its parent run, opened by kedro-mlflow in the thread that writes."""
+"""What a session has of MLflow: its experiment and its parent run, opened by kedro-mlflow in the
+thread that writes.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,8 @@ from assay.tracking import process
 from assay.tracking.database import file_of, prepare, settle
 from assay.tracking.writer import Writer
 
-# Where kedro-mlflow defines its classes MLflow and pydantic warn, the first whatever the filters say: unheard here.
+# Where kedro-mlflow defines its classes MLflow and pydantic warn, the first whatever the filters
+# say: unheard here.
 with warnings.catch_warnings(record=True):
     warnings.simplefilter("always")
     from kedro_mlflow.config.kedro_mlflow_config import KedroMlflowConfig
@@ -41,8 +44,9 @@ PARENT = "mlflow.parentRunId"
 
 
 class Connection:
-    """A session's MLflow. Its requests, those of kedro-mlflow's hook too, are made by the `writer`'s thread, which the work waits for
-    as long as its patience lasts: no server, and no database that is locked, ends a run or holds it up.
+    """A session's MLflow. Its requests, those of kedro-mlflow's hook too, are made by the
+    `writer`'s thread, which the work waits for as long as its patience lasts: no server, and no
+    database that is locked, ends a run or holds it up.
 
     So the parent is the active run of no thread of Kedro's.
 
@@ -69,7 +73,9 @@ class Connection:
         self.writer.wait()
 
     def lend(self, context: KedroContext) -> None:
-        """Give another context of the session kedro-mlflow's configuration, which the first one has."""
+        """Give another context of the session kedro-mlflow's configuration, which the first one
+        has.
+        """
         if hasattr(self._hook, "mlflow_config"):
             context.__setattr__("mlflow", self._hook.mlflow_config)
 
@@ -97,7 +103,9 @@ class Connection:
         except MissingConfigException:
             config = KedroMlflowConfig()
         except ValidationError as error:
-            faults = [f"`{'.'.join(map(str, fault['loc']))}`: {fault['msg']}" for fault in error.errors()]
+            faults = [
+                f"`{'.'.join(map(str, fault['loc']))}`: {fault['msg']}" for fault in error.errors()
+            ]
             raise ValueError(f"mlflow.yml in {project / 'conf'}: {'; '.join(faults)}") from None
         uri = config.server.mlflow_tracking_uri or os.environ.get("MLFLOW_TRACKING_URI", "")
         path = file_of(uri)
@@ -116,12 +124,18 @@ class Connection:
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
-            self._hook.after_context_created(context)  # another process has made the experiment in the meantime
-        close_runs_of_the_dead(self._hook.mlflow_config.tracking.experiment._experiment.experiment_id)
+            self._hook.after_context_created(
+                context
+            )  # another process has made the experiment in the meantime
+        close_runs_of_the_dead(
+            self._hook.mlflow_config.tracking.experiment._experiment.experiment_id
+        )
 
     def _open(self, run_params: dict[str, Any], pipeline: Pipeline, catalog: DataCatalog) -> None:
         config = self._hook.mlflow_config.tracking
-        if not set(run_params["pipeline_names"] or ["__default__"]) <= set(config.disable_tracking.pipelines):
+        if not set(run_params["pipeline_names"] or ["__default__"]) <= set(
+            config.disable_tracking.pipelines
+        ):
             given = config.run.id or self._given
             config.run.id = self._run_id = self._take_up(given) if given else self._create()
         self._hook.before_pipeline_run(run_params, pipeline, catalog)
@@ -145,11 +159,15 @@ class Connection:
     def _create(self) -> str:
         """A run that says from its first moment whose it is."""
         experiment = self._hook.mlflow_config.tracking.experiment._experiment.experiment_id
-        created = MlflowClient().create_run(experiment, tags=resolve_tags({process.TAG: process.own_process()}))
+        created = MlflowClient().create_run(
+            experiment, tags=resolve_tags({process.TAG: process.own_process()})
+        )
         return str(created.info.run_id)
 
     def _take_up(self, given: str) -> str:
-        """Make another run's record this process's, with the name it has and without the reasons for which it ended before."""
+        """Make another run's record this process's, with the name it has and without the reasons
+        for which it ended before.
+        """
         client = MlflowClient()
         run = client.get_run(given)
         client.set_tag(given, process.TAG, process.own_process())
@@ -163,12 +181,18 @@ class Connection:
 
 
 def close_runs_of_the_dead(experiment: str) -> None:
-    """Mark the runs of an experiment whose process has ended without closing them, as `kill -9` has it, as killed."""
+    """Mark the runs of an experiment whose process has ended without closing them, as `kill -9` has
+    it, as killed.
+    """
     client = MlflowClient()
     for run in client.search_runs([experiment], "attributes.status = 'RUNNING'"):
         noted = run.data.tags.get(process.TAG)
         if noted is not None and process.is_gone(noted):
-            end_with_reason(run.info.run_id, "KILLED", f"its process ended without a word: {process.describe(noted)}")
+            end_with_reason(
+                run.info.run_id,
+                "KILLED",
+                f"its process ended without a word: {process.describe(noted)}",
+            )
 
 
 def end_with_reason(run: str, status: str, reason: str) -> None:

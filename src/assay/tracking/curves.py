@@ -1,4 +1,4 @@
-"""The curves of one run: a fit's steps while it runs, and the metrics of the table over the layers."""
+"""The curves of one run: a fit's steps while it runs, the table's metrics over the layers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from assay.tracking.connection import Connection
 
 BATCH = 1000  # MLflow takes so many metrics in one request
 LIVE_SECONDS = 5.0  # between two batches of a fit's steps
-STEP_SECONDS = 0.5  # between two steps that are shown live: a database takes a quarter of a millisecond for each number
+# between two steps that are shown live: a database takes a quarter of a millisecond for each number
+STEP_SECONDS = 0.5
 
 
 class Curves:
@@ -35,7 +36,9 @@ class Curves:
         self._sent = time.time()
 
     def watch_step(self, layer: int, method: str, step: int, metrics: Mapping[str, float]) -> None:
-        """Take a step of a fit for the parent's live curves, two a second at the most; they are sent now and then, beside the fit."""
+        """Take a step of a fit for the parent's live curves, two a second at the most; they are
+        sent now and then, beside the fit.
+        """
         now = time.time()
         found = [
             Metric(f"{child_name(layer, method)}/{name}", value, int(now * 1000), step)
@@ -60,11 +63,15 @@ class Curves:
         self._log_to_parent("the live curves", steps)
 
     def _add_to_curves(self, layer: int, row: Encoding, values: Mapping[str, Any]) -> None:
-        """Note the table's metrics for the parent, under the encoding's name with step = layer: a curve over layers."""
+        """Note the table's metrics for the parent, under the encoding's name with step = layer: a
+        curve over layers.
+        """
         now = int(time.time() * 1000)
         found = {name: value for name, value in known_metrics(values).items() if name in MEASURES}
         with self._lock:
-            self._curves += [Metric(f"{row.name}/{name}", value, now, layer) for name, value in found.items()]
+            self._curves += [
+                Metric(f"{row.name}/{name}", value, now, layer) for name, value in found.items()
+            ]
 
     def _write_curves(self) -> None:
         with self._lock:
@@ -77,6 +84,8 @@ class Curves:
                 part = metrics[start : start + BATCH]
                 self._submit(what, self._client.log_batch, self._parent.run_id, metrics=part)
 
-    def _submit(self, what: str, request: Callable[..., Any], *arguments: Any, **options: Any) -> None:
+    def _submit(
+        self, what: str, request: Callable[..., Any], *arguments: Any, **options: Any
+    ) -> None:
         if self._parent is not None:
             self._writer.submit(what, request, *arguments, **options)

@@ -1,4 +1,6 @@
-"""MLflow's database where it is a file: it appears whole or not at all, and what it says of the project's folder is kept true."""
+"""MLflow's database where it is a file: it appears whole or not at all, and what it says of the
+project's folder is kept true.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,8 @@ from sqlalchemy import Engine, event
 
 SCHEME = "sqlite:///"
 LOCKED = 20.0
-"""Seconds that a statement waits for a database that another process has locked, as MLflow has it."""
+"""Seconds that a statement waits for a database that another process has locked, as MLflow has it.
+"""
 
 SETTLED = 5.0
 """Seconds without a change after which nobody else, `mlflow ui` say, is still making a database."""
@@ -31,14 +34,18 @@ def file_of(uri: str) -> Path | None:
 
 
 def prepare(path: Path) -> None:
-    """Have MLflow's tables in a file. One process makes them, in another file that is renamed when it is whole; others wait for it.
+    """Have MLflow's tables in a file. One process makes them, in another file that is renamed when
+    it is whole; others wait for it.
 
     What an earlier process left half made is made again where it holds no runs.
 
     Raises:
-        ValueError: it is no database, or one with runs and other tables than this version of MLflow wants.
+        ValueError: it is no database, or one with runs and other tables than this version of MLflow
+            wants.
     """
-    newest = ScriptDirectory(str(Path(mlflow.__file__).parent / "store" / "db_migrations")).get_current_head()
+    newest = ScriptDirectory(
+        str(Path(mlflow.__file__).parent / "store" / "db_migrations")
+    ).get_current_head()
     if _revision(path) == newest:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -49,36 +56,55 @@ def prepare(path: Path) -> None:
             return
         if _has_runs(path):
             raise ValueError(
-                f"{path} holds runs, but its tables are those of another version of MLflow or were left half made (found {revision}, "
-                f"wanted {newest}).\nCopy it, then try `mlflow db upgrade {SCHEME}{path}`; if that fails, begin a new one: "
-                f"`mv {path.name} {path.name}.old`."
+                f"{path} holds runs, but its tables are those of another version of MLflow or were"
+                f" left half made (found {revision}, wanted {newest}).\nCopy it, then try `mlflow"
+                f" db upgrade {SCHEME}{path}`; if that fails, begin a new one: `mv {path.name}"
+                f" {path.name}.old`."
             )
         _make(path)
 
 
 def settle(path: Path, artifacts: Path) -> None:
-    """Have the runs' files in the folder `artifacts` beside the database, which may have been moved or copied with it since.
+    """Have the runs' files in the folder `artifacts` beside the database, which may have been moved
+    or copied with it since.
 
-    MLflow notes for each experiment and run where its files lie, absolutely. An experiment that has them in a folder of this name and
-    its own number, as MLflow chooses it, has them here from now on; so have its runs, but for those whose files were left where they are.
+    MLflow notes for each experiment and run where its files lie, absolutely. An experiment that has
+    them in a folder of this name and its own number, as MLflow chooses it, has them here from now
+    on; so have its runs, but for those whose files were left where they are.
     """
     with closing(sqlite3.connect(path, timeout=5)) as database, database:
-        for number, noted in database.execute("SELECT experiment_id, artifact_location FROM experiments").fetchall():
+        for number, noted in database.execute(
+            "SELECT experiment_id, artifact_location FROM experiments"
+        ).fetchall():
             wanted = f"{artifacts.as_uri()}/{number}"
             found = _folder_of(noted or "")
-            if noted == wanted or found is None or found.parts[-2:] != (artifacts.name, str(number)):
+            if (
+                noted == wanted
+                or found is None
+                or found.parts[-2:] != (artifacts.name, str(number))
+            ):
                 continue
-            database.execute("UPDATE experiments SET artifact_location = ? WHERE experiment_id = ?", (wanted, number))
-            runs = database.execute("SELECT run_uuid, artifact_uri FROM runs WHERE experiment_id = ?", (number,))
+            database.execute(
+                "UPDATE experiments SET artifact_location = ? WHERE experiment_id = ?",
+                (wanted, number),
+            )
+            runs = database.execute(
+                "SELECT run_uuid, artifact_uri FROM runs WHERE experiment_id = ?", (number,)
+            )
             for run, uri in runs.fetchall():
                 rest = (uri or "").removeprefix(f"{noted}/")
                 left = not (artifacts / str(number) / rest).exists() and (found / rest).exists()
                 if rest != uri and not left:
-                    database.execute("UPDATE runs SET artifact_uri = ? WHERE run_uuid = ?", (f"{wanted}/{rest}", run))
+                    database.execute(
+                        "UPDATE runs SET artifact_uri = ? WHERE run_uuid = ?",
+                        (f"{wanted}/{rest}", run),
+                    )
 
 
 def _folder_of(location: str) -> Path | None:
-    """The folder of an artifact location as MLflow means it, a path or a file's URI; None where it is elsewhere."""
+    """The folder of an artifact location as MLflow means it, a path or a file's URI; None where it
+    is elsewhere.
+    """
     if location.startswith("file:"):
         location = urlsplit(location).path
     return Path(unquote(location)) if location.startswith("/") else None
@@ -97,7 +123,9 @@ def _make(path: Path) -> None:
 
     partial = path.with_name(f".{path.name}.partial")
     _remove(partial)
-    uri = f"{SCHEME}{os.path.relpath(partial)}"  # which cannot hold a question mark: one above the project is not in it
+    uri = (  # which cannot hold a question mark: one above the project is not in it
+        f"{SCHEME}{os.path.relpath(partial)}"
+    )
     store: Any = SqlAlchemyStore(uri, os.environ.get("_MLFLOW_SERVER_ARTIFACT_ROOT", "./mlruns"))  # type: ignore[no-untyped-call]
     store.engine.dispose()
     _remove(path)
@@ -130,13 +158,16 @@ def _ask(path: Path, question: str) -> list[tuple[str]]:
     if not path.exists():
         return []
     try:
-        with closing(sqlite3.connect(f"file:{quote(str(path))}?mode=rw", uri=True, timeout=5)) as database:
+        with closing(
+            sqlite3.connect(f"file:{quote(str(path))}?mode=rw", uri=True, timeout=5)
+        ) as database:
             return database.execute(question).fetchall()
     except sqlite3.OperationalError:  # locked, say
         raise
     except sqlite3.DatabaseError as error:
         raise ValueError(
-            f"{path} is no database that SQLite can read ({error}).\nBegin a new one: `mv {path.name} {path.name}.old`."
+            f"{path} is no database that SQLite can read ({error}).\nBegin a new one: `mv"
+            f" {path.name} {path.name}.old`."
         ) from error
 
 
@@ -147,7 +178,9 @@ def _changed(path: Path) -> float:
 
 
 def _patiently(ask: Callable[..., Any], *arguments: Any) -> Any:
-    """Ask a locked database again and again from here: a thread that SQLite has waiting cannot be left behind when a process ends."""
+    """Ask a locked database again and again from here: a thread that SQLite has waiting cannot be
+    left behind when a process ends.
+    """
     until, pause = time.monotonic() + LOCKED, 0.01
     while True:
         try:

@@ -23,14 +23,16 @@ def describe(layer: int, row: Encoding, shards: Mapping[str, Shards]) -> str:
     k = "" if row.k is None else f", k = {row.k}"
     seed = "" if row.model.seed is None else f", seed {row.model.seed}"
     return (
-        f"**{row.shown}**{k}{seed}: codes of layer {layer} of {shards['fit'].metadata.family} {shards['fit'].metadata.ckpt}. "
-        f"Reconstruction on shards `{shards['val'].name}`; probes fitted on `{shards['probe_train'].name}` and judged on "
-        f"`{shards['probe_val'].name}`."
+        f"**{row.shown}**{k}{seed}: codes of layer {layer} of {shards['fit'].metadata.family}"
+        f" {shards['fit'].metadata.ckpt}. Reconstruction on shards `{shards['val'].name}`; probes"
+        f" fitted on `{shards['probe_train'].name}` and judged on `{shards['probe_val'].name}`."
     )
 
 
 def params_of(layer: int, row: Encoding, k: int) -> list[Param]:
-    """The parameters of a child, `k` among them whatever the method calls it, so that methods share an axis."""
+    """The parameters of a child, `k` among them whatever the method calls it, so that methods share
+    an axis.
+    """
     method = row.model.method
     params = {"layer": layer, "method": method, "encoding": row.shown, "k": k}
     if method in ("kmeans", "pca"):
@@ -41,14 +43,20 @@ def params_of(layer: int, row: Encoding, k: int) -> list[Param]:
 
 
 def lineage(shards: Mapping[str, Shards]) -> list[DatasetInput]:
-    """The splits' shards as MLflow's datasets: one that serves several splits is one of them, in the context of all."""
+    """The splits' shards as MLflow's datasets: one that serves several splits is one of them, in
+    the context of all.
+    """
     splits: dict[str, list[str]] = {}
     for split, handle in shards.items():
         splits.setdefault(handle.fingerprint(), []).append(split)
     found = []
     for fingerprint, serves in splits.items():
         handle = shards[serves[0]]
-        profile = {"tokens": handle.n_tokens, "examples": handle.n_examples, "d_model": handle.d_model}
+        profile = {
+            "tokens": handle.n_tokens,
+            "examples": handle.n_examples,
+            "d_model": handle.d_model,
+        }
         dataset = Dataset(
             name=f"shards {handle.name}",
             digest=fingerprint[:8],
@@ -61,7 +69,9 @@ def lineage(shards: Mapping[str, Shards]) -> list[DatasetInput]:
 
 
 def sum_by_stage(seconds: Mapping[str, float]) -> dict[str, float]:
-    """The sum over the nodes of each stage; a node is named ``layer_23.pca.fit`` or ``report.page``."""
+    """The sum over the nodes of each stage; a node is named ``layer_23.pca.fit`` or
+    ``report.page``.
+    """
     found: dict[str, float] = {}
     for name, value in seconds.items():
         stage = Model.parse(re.sub(r"^layer_-?\d+\.", "", name).partition(".")[0]).method
@@ -82,7 +92,9 @@ def flat_params(parameters: Mapping[str, Any], prefix: str = "") -> list[Param]:
 
 def versions() -> dict[str, str]:
     """Of what decides the results."""
-    others = {name: importlib.metadata.version(name) for name in ("torch", "numpy", "kedro", "mlflow")}
+    others = {
+        name: importlib.metadata.version(name) for name in ("torch", "numpy", "kedro", "mlflow")
+    }
     return {"python": platform.python_version(), "assay-baselines": assay.__version__, **others}
 
 
@@ -90,7 +102,9 @@ def git_state(project: Path) -> dict[str, Any] | None:
     """The commit and whether files differ from it; None outside a git checkout."""
 
     def ask(*words: str) -> str:
-        done = subprocess.run(["git", "-C", str(project), *words], capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            ["git", "-C", str(project), *words], capture_output=True, text=True, check=True
+        )
         return done.stdout.strip()
 
     try:

@@ -23,7 +23,15 @@ from assay.preflight import find_d_model
 from assay.tracking.connection import Connection
 from assay.tracking.run import Run
 
-REPORT = ("paper", "paper_markdown", "paper_latex", "matched", "agreement", "classes", "report_page")
+REPORT = (
+    "paper",
+    "paper_markdown",
+    "paper_latex",
+    "matched",
+    "agreement",
+    "classes",
+    "report_page",
+)
 
 
 class InterruptedRunError(Exception):
@@ -36,17 +44,23 @@ def close_interrupted_runs(hooks: Any, pipeline: Pipeline, catalog: DataCatalog)
     hooks.hook.on_pipeline_error(error=error, run_params={}, pipeline=pipeline, catalog=catalog)
 
 
-def finish_taken_up(hooks: Any, run_params: dict[str, Any], pipeline: Pipeline, catalog: DataCatalog) -> None:
-    """Finish the run of MLflow that MLFLOW_RUN_ID names, if any, where nothing of ``pipeline`` is left to do: Kedro calls no hook then."""
+def finish_taken_up(
+    hooks: Any, run_params: dict[str, Any], pipeline: Pipeline, catalog: DataCatalog
+) -> None:
+    """Finish the run of MLflow that MLFLOW_RUN_ID names, if any, where nothing of ``pipeline`` is
+    left to do: Kedro calls no hook then.
+    """
     if os.environ.get("MLFLOW_RUN_ID"):
         hook = next(each for each in hooks.get_plugins() if isinstance(each, TrackingHook))
         hook.finish_taken_up(run_params, pipeline, catalog)
 
 
 class TrackingHook:
-    """Logs the parent's manifest, and every layer's results to children named like ``layer_23/pca-topk-00064``.
+    """Logs the parent's manifest, and every layer's results to children named like
+    ``layer_23/pca-topk-00064``.
 
-    It takes the place of kedro-mlflow's own hook, which it has called where that can break no run (`connection.py`).
+    It takes the place of kedro-mlflow's own hook, which it has called where that can break no run
+    (`connection.py`).
     """
 
     def __init__(self) -> None:
@@ -69,12 +83,21 @@ class TrackingHook:
             self._connection.adjust(catalog)
 
     @hook_impl(trylast=True)
-    def before_pipeline_run(self, run_params: dict[str, Any], pipeline: Pipeline, catalog: DataCatalog) -> None:
+    def before_pipeline_run(
+        self, run_params: dict[str, Any], pipeline: Pipeline, catalog: DataCatalog
+    ) -> None:
         assert self._connection is not None
         project, parameters = current_configuration()
         plan = make_plan(parameters, find_d_model(parameters, project))
         self._connection.open(run_params, pipeline, catalog)
-        run = Run(project, run_params, parameters.model_dump(mode="json"), catalog, plan.rows, self._connection)
+        run = Run(
+            project,
+            run_params,
+            parameters.model_dump(mode="json"),
+            catalog,
+            plan.rows,
+            self._connection,
+        )
         self.follow(run, plan)
 
     def follow(self, run: Run, plan: Plan) -> None:
@@ -104,8 +127,12 @@ class TrackingHook:
             self._run.finish("FINISHED", kept=_kept(pipeline, catalog))
         self._end()
 
-    def finish_taken_up(self, run_params: dict[str, Any], pipeline: Pipeline, catalog: DataCatalog) -> None:
-        """Open a run that an earlier process began and close it, with what that did not come to log."""
+    def finish_taken_up(
+        self, run_params: dict[str, Any], pipeline: Pipeline, catalog: DataCatalog
+    ) -> None:
+        """Open a run that an earlier process began and close it, with what that did not come to
+        log.
+        """
         self.before_pipeline_run(run_params, pipeline, catalog)
         assert self._run is not None
         for name in sorted(pipeline.all_outputs()):
@@ -135,7 +162,8 @@ def logged_results(plan: Plan, run: Run) -> dict[str, Callable[[Any], None]]:
     for layer in plan.layers:
         at, rows = layer_name(layer), plan.rows_of(layer)
         found |= {
-            f"{at}.{model.name}_model": functools.partial(run.log_utilization, at, model.name) for model in plan.kmeans
+            f"{at}.{model.name}_model": functools.partial(run.log_utilization, at, model.name)
+            for model in plan.kmeans
         }
         found |= {f"{at}.{model.name}_agreement": run.log_agreement for model in plan.kmeans}
         found |= {f"{at}.{row.model.name}_errors": run.log_errors for row in rows}
@@ -148,9 +176,15 @@ def _kept(pipeline: Pipeline, catalog: DataCatalog) -> list[Path]:
     """The files of the report that this run made: the tables, the figures and the page."""
     made = pipeline.all_outputs()
     found = []
-    for name in ("baselines", *REPORT, *sorted(each for each in made if each.startswith("figure_"))):
+    for name in (
+        "baselines",
+        *REPORT,
+        *sorted(each for each in made if each.startswith("figure_")),
+    ):
         if name in made:
             dataset: Any = catalog.get(name)
-            versioned = isinstance(dataset, AbstractVersionedDataset) and dataset._version is not None
+            versioned = (
+                isinstance(dataset, AbstractVersionedDataset) and dataset._version is not None
+            )
             found.append(Path(str(dataset._get_load_path() if versioned else dataset._filepath)))
     return found

@@ -1,4 +1,6 @@
-"""Whose a run of MLflow is: the process that writes it, as a tag, so that another can tell when it is gone."""
+"""Whose a run of MLflow is: the process that writes it, as a tag, so that another can tell when it
+is gone.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,9 @@ TAG = "process"
 
 
 def own_process() -> str:
-    """This process, as JSON: the name of its host, that host's boot, its pid, the namespace in which the pid is its, and when it began."""
+    """This process, as JSON: the name of its host, that host's boot, its pid, the namespace in
+    which the pid is its, and when it began.
+    """
     return json.dumps(
         {
             "host": platform.node(),
@@ -25,7 +29,8 @@ def own_process() -> str:
 
 
 def is_gone(process: str) -> bool:
-    """Whether it is certain that a process that was noted so has ended: on this host, which was started anew or has no such process.
+    """Whether it is certain that a process that was noted so has ended: on this host, which was
+    started anew or has no such process.
 
     One of another host, of another container or of unknown origin is never gone.
     """
@@ -36,7 +41,9 @@ def is_gone(process: str) -> bool:
             return False
         if noted["boot"] != here["boot"]:
             return True
-        return bool(noted["namespace"] == here["namespace"] and _began(int(noted["pid"])) != noted["began"])
+        return bool(
+            noted["namespace"] == here["namespace"] and _began(int(noted["pid"])) != noted["began"]
+        )
     except (ValueError, TypeError, KeyError):
         return False
 
@@ -48,7 +55,9 @@ def describe(process: str) -> str:
 
 
 def _began(pid: int) -> int | None:
-    """When a process began, in the kernel's ticks since its boot; None where there is none, or only what its parent has yet to reap."""
+    """When a process began, in the kernel's ticks since its boot; None where there is none, or only
+    what its parent has yet to reap.
+    """
     text = _read(f"/proc/{pid}/stat")
     if text is None:
         return None

@@ -44,7 +44,11 @@ class Run(ChildRuns):
         self._parameters = parameters
         self._rows = rows
         self._children: dict[tuple[int, str], Child] = {}
-        self._told = {child_name(layer, name): (layer, name) for layer in parameters["layers"] for name in rows}
+        self._told = {
+            child_name(layer, name): (layer, name)
+            for layer in parameters["layers"]
+            for name in rows
+        }
         self._began = time.perf_counter()
         self._manifest = {
             "run_id": run_params["run_id"],
@@ -58,7 +62,9 @@ class Run(ChildRuns):
             self._log_parameters(self._parent.run_id, flat_params(parameters))
 
     def _log_parameters(self, parent: str, params: list[Param]) -> None:
-        """Log what is new; a run that is taken up keeps in MLflow the parameters that it had, and a tag says which are others now."""
+        """Log what is new; a run that is taken up keeps in MLflow the parameters that it had, and a
+        tag says which are others now.
+        """
         had = self._connection.params
         tags = [RunTag("command", " ".join(["kedro", *sys.argv[1:]]))]
         changed = [
@@ -70,40 +76,61 @@ class Run(ChildRuns):
             tags.append(RunTag("changed_params", "\n".join(changed)[:5000]))
         new = [each for each in params if each.key not in had]
         for start in range(0, len(new), PARAMS):
-            self._submit("the parameters", self._client.log_batch, parent, params=new[start : start + PARAMS])
+            self._submit(
+                "the parameters", self._client.log_batch, parent, params=new[start : start + PARAMS]
+            )
         self._submit("the command", self._client.log_batch, parent, tags=tags)
 
     def log_utilization(self, layer: str, method: str, model: Mapping[str, Any]) -> None:
-        """Log how many clusters of a fit hold 0, 1, 2-3, 4-7, ... tokens of the counts that it ended with."""
+        """Log how many clusters of a fit hold 0, 1, 2-3, 4-7, ... tokens of the counts that it
+        ended with.
+        """
         if self._parent is None:
             return
         octaves = Counter(int(count).bit_length() for count in model["counts"].tolist())
         histogram = {
-            "counts": "tokens of a cluster, multiplied by the decay before each further pass and rounded up: late ones weigh more",
+            "counts": (
+                "tokens of a cluster, multiplied by the decay before each further pass and rounded"
+                " up: late ones weigh more"
+            ),
             "decay": self._parameters["kmeans"]["decay"],
-            "clusters": {str(2**octave // 2): octaves[octave] for octave in range(max(octaves) + 1)},
+            "clusters": {
+                str(2**octave // 2): octaves[octave] for octave in range(max(octaves) + 1)
+            },
         }
         name = f"{layer}/{method}-utilisation.json"
         self._submit(name, self._client.log_dict, self._parent.run_id, histogram, name)
 
     def log_errors(self, errors: Mapping[str, Any]) -> None:
-        """Log the NMSE of every K to the parent; the children, which are made when they are probed, find it in the catalog."""
+        """Log the NMSE of every K to the parent; the children, which are made when they are probed,
+        find it in the catalog.
+        """
         for row in self._rows.values():
             if row.model.name == errors["method"]:
                 self._add_to_curves(errors["layer"], row, errors_of(errors, row.k))
                 child = self._children.get((errors["layer"], row.name))
-                if child is not None:  # it was probed first, and found what an earlier run had measured, if anything
+                if (
+                    child is not None
+                ):  # it was probed first, and found what an earlier run had measured, if anything
                     child.add(known_metrics(errors_of(errors, row.k)))
 
     def log_agreement(self, agreement: Mapping[str, Any]) -> None:
-        """Log how far a seed's fit agrees with the first to those of its children that are there already."""
+        """Log how far a seed's fit agrees with the first to those of its children that are there
+        already.
+        """
         for child in self._children.values():
             of = child.row.model
-            if (child.layer, of.method, of.seed) == (agreement["layer"], "kmeans", agreement["seed"]):
+            if (child.layer, of.method, of.seed) == (
+                agreement["layer"],
+                "kmeans",
+                agreement["seed"],
+            ):
                 child.add(agreement_metrics(agreement))
 
     def log_scores(self, scores: Mapping[str, Any]) -> None:
-        """Make the child of an encoding that was probed: what the probes say, and the fit's steps, errors and agreement."""
+        """Make the child of an encoding that was probed: what the probes say, and the fit's steps,
+        errors and agreement.
+        """
         self._add_to_curves(scores["layer"], self._rows[scores["encoding"]], scores)
         self._write(self._gather(scores))
 
@@ -114,7 +141,9 @@ class Run(ChildRuns):
         history = self._load(layer, f"{row.model.name}_history") or []
         for number in thinned(len(history), STEPS):
             known = dict(history[number])
-            child.add(known, int(known.pop("step", number + 1)))  # PCA's record is of some steps only, and says which
+            child.add(
+                known, int(known.pop("step", number + 1))
+            )  # PCA's record is of some steps only, and says which
         errors = self._load(layer, f"{row.model.name}_errors")
         if errors is not None:
             child.add(known_metrics(errors_of(errors, row.k)))
@@ -131,12 +160,20 @@ class Run(ChildRuns):
         for row in rows:
             child = self._children.get((row["layer"], row["name"])) or self._find_begun(row)
             if child is not None:
-                child.add({name: value for name, value in known_metrics(row).items() if child.known.get(name) != value})
+                child.add(
+                    {
+                        name: value
+                        for name, value in known_metrics(row).items()
+                        if child.known.get(name) != value
+                    }
+                )
                 self._write(child, status="FINISHED")
         self._write_curves()
 
     def _find_begun(self, row: Mapping[str, Any]) -> Child | None:
-        """The child of a row that an earlier process of the same parent probed, and did not come to make or to close."""
+        """The child of a row that an earlier process of the same parent probed, and did not come to
+        make or to close.
+        """
         begun = self._connection.children.get(child_name(row["layer"], row["name"]))
         if not self._connection.taken_up or (begun is not None and begun.info.status == "FINISHED"):
             return None
@@ -147,10 +184,14 @@ class Run(ChildRuns):
         self._add_to_curves(child.layer, child.row, row)
         return child
 
-    def finish(self, status: str, *, kept: Sequence[Path] = (), error: Exception | None = None) -> None:
-        """Close the children and write the manifest, also as an artifact of the parent beside the table.
+    def finish(
+        self, status: str, *, kept: Sequence[Path] = (), error: Exception | None = None
+    ) -> None:
+        """Close the children and write the manifest, also as an artifact of the parent beside the
+        table.
 
-        A run that was interrupted as it finished is finished once more, as one that was interrupted.
+        A run that was interrupted as it finished is finished once more, as one that was
+        interrupted.
         """
         self.send_steps()
         self._write_curves()
@@ -165,9 +206,13 @@ class Run(ChildRuns):
             parent = self._parent.run_id
             for each in kept:
                 self._submit(each.name, self._client.log_artifact, parent, str(each))
-                if each.suffix == ".md":  # the table for a paper, where MLflow shows a run's description
+                if (
+                    each.suffix == ".md"
+                ):  # the table for a paper, where MLflow shows a run's description
                     note = each.read_text(encoding="utf-8")
-                    self._submit(each.name, self._client.set_tag, parent, "mlflow.note.content", note)
+                    self._submit(
+                        each.name, self._client.set_tag, parent, "mlflow.note.content", note
+                    )
             path = self._write_manifest(status, trace)
             self._submit(path.name, self._client.log_artifact, parent, str(path))
         self._writer.submit_always("the end of the children", self._end_children, reason)
@@ -177,7 +222,9 @@ class Run(ChildRuns):
         self._write_manifest(status, trace)
 
     def _close_whole_children(self) -> None:
-        """Close those children that an earlier process of the same parent had nothing more to tell, but did not come to close."""
+        """Close those children that an earlier process of the same parent had nothing more to tell,
+        but did not come to close.
+        """
         for name, begun in self._connection.children.items():
             if (
                 begun.info.status not in ("KILLED", "FAILED")
@@ -197,26 +244,40 @@ class Run(ChildRuns):
         """In the thread that writes: close the children that MLflow did not take whole."""
         for child in self._children.values():
             if child.run_id and not child.ended:
-                end_with_reason(child.run_id, "KILLED", reason or f"not logged: {self._writer.failure}")
+                end_with_reason(
+                    child.run_id, "KILLED", reason or f"not logged: {self._writer.failure}"
+                )
                 child.ended = True
 
     def _load(self, layer: int, name: str) -> Any:
         """A result of a layer, made in this run or before; None where there is none."""
         name = f"{layer_name(layer)}.{name}"
-        return self._catalog.load(name) if name in self._catalog and self._catalog.exists(name) else None
+        return (
+            self._catalog.load(name)
+            if name in self._catalog and self._catalog.exists(name)
+            else None
+        )
 
     def _write_manifest(self, status: str, reason: str | None) -> Path:
-        shards = {split: dataset.load() for split, dataset in self._shards.items() if dataset.exists()}
+        shards = {
+            split: dataset.load() for split, dataset in self._shards.items() if dataset.exists()
+        }
         manifest = self._manifest | {
             "status": status,
             "failure": reason,
             "not_logged": self._writer.failure,
             "shards": {
-                split: {"name": handle.name, "fingerprint": handle.fingerprint(), "ckpt": handle.metadata.ckpt}
+                split: {
+                    "name": handle.name,
+                    "fingerprint": handle.fingerprint(),
+                    "ckpt": handle.metadata.ckpt,
+                }
                 for split, handle in shards.items()
             },
             "seconds": {name: round(value, 3) for name, value in self.seconds.items()},
-            "seconds_by_stage": {name: round(value, 3) for name, value in sum_by_stage(self.seconds).items()},
+            "seconds_by_stage": {
+                name: round(value, 3) for name, value in sum_by_stage(self.seconds).items()
+            },
             "seconds_in_all": round(time.perf_counter() - self._began, 3),
         }
         path = self._project / MANIFESTS / f"{self._manifest['run_id']}.json"

@@ -12,11 +12,14 @@ from typing import Any
 logger = logging.getLogger(__name__)
 
 PATIENCE = 8.0
-"""Seconds of a server's silence that the work waits through, in all: when it begins, when it ends."""
+"""Seconds of a server's silence that the work waits through, in all: when it begins, when it ends.
+"""
 
 
 COMPUTES = 0.05
-"""Seconds of a processor's time after which a thread has done more than ask whether there is an answer."""
+"""Seconds of a processor's time after which a thread has done more than ask whether there is an
+answer.
+"""
 
 LOOK = 0.1
 """Seconds from one look at the thread to the next."""
@@ -28,16 +31,19 @@ RETRY = 1.0
 class Writer:
     """Does one request after the other in a thread of its own, and never stands in the work's way.
 
-    A request that fails is reported once, and everything after it is left out: the results are on disk, and a server that is down
-    would hold the run up with every further request. So is a server that is waited for and says nothing. The thread is a daemon's: one
-    that hangs is left behind when the process ends. A database that another process has locked is asked again for as long as nobody waits:
-    a request has to bear being made twice.
+    A request that fails is reported once, and everything after it is left out: the results are on
+    disk, and a server that is down would hold the run up with every further request. So is a server
+    that is waited for and says nothing. The thread is a daemon's: one that hangs is left behind
+    when the process ends. A database that another process has locked is asked again for as long as
+    nobody waits: a request has to bear being made twice.
     """
 
     def __init__(self) -> None:
         self.failure: str | None = None
         """What went wrong; None: nothing has."""
-        self._requests: queue.SimpleQueue[tuple[str, Callable[[], Any], bool] | None] = queue.SimpleQueue()
+        self._requests: queue.SimpleQueue[tuple[str, Callable[[], Any], bool] | None] = (
+            queue.SimpleQueue()
+        )
         self._changed = threading.Condition()
         self._pending = 0
         self._doing = ""
@@ -49,18 +55,26 @@ class Writer:
         self._thread.start()
         self._clock = time.pthread_getcpuclockid(self._thread.ident or 0)
 
-    def submit(self, what: str, request: Callable[..., Any], *arguments: Any, **options: Any) -> None:
+    def submit(
+        self, what: str, request: Callable[..., Any], *arguments: Any, **options: Any
+    ) -> None:
         """Have a request done, after those before it; `what` names to people what it logs."""
         self._put(what, lambda: request(*arguments, **options), False)
 
-    def submit_always(self, what: str, request: Callable[..., Any], *arguments: Any, **options: Any) -> None:
-        """Have a request tried even where one before it failed, unless such a one has failed as well."""
+    def submit_always(
+        self, what: str, request: Callable[..., Any], *arguments: Any, **options: Any
+    ) -> None:
+        """Have a request tried even where one before it failed, unless such a one has failed as
+        well.
+        """
         self._put(what, lambda: request(*arguments, **options), True)
 
     def wait(self) -> None:
-        """Await what was submitted, for as long as it gets on; give it up when nothing has been heard for too long.
+        """Await what was submitted, for as long as it gets on; give it up when nothing has been
+        heard for too long.
 
-        A thread that computes gets on, however few of a processor's turns it is given: it waits for nobody.
+        A thread that computes gets on, however few of a processor's turns it is given: it waits for
+        nobody.
         """
         worked = time.monotonic()
         used = time.clock_gettime(self._clock)
@@ -75,7 +89,9 @@ class Writer:
                     self._fail(self._doing, TimeoutError(f"no answer for {PATIENCE:.0f} s"))
                 else:
                     self._changed.wait(LOOK)
-            self._patience = max(0.0, self._patience - (time.monotonic() - max(worked, self._heard)))
+            self._patience = max(
+                0.0, self._patience - (time.monotonic() - max(worked, self._heard))
+            )
         self._awaited.clear()
 
     def stop(self) -> None:
@@ -122,10 +138,12 @@ class Writer:
     def _fail(self, what: str, error: Exception) -> None:
         if self.failure is not None:
             return
-        said = " ".join(f"{type(error).__name__}: {error}".split())  # a server may answer with a page
+        said = " ".join(
+            f"{type(error).__name__}: {error}".split()
+        )  # a server may answer with a page
         self.failure = f"{what}: {said if len(said) <= 300 else f'{said[:150]} ... {said[-150:]}'}"
         logger.error(
-            "MLflow does not take what this run logs, which goes on without, from %s. The results are in data/; "
-            "`kedro run --force` logs them again.",
+            "MLflow does not take what this run logs, which goes on without, from %s. The results"
+            " are in data/; `kedro run --force` logs them again.",
             self.failure,
         )

@@ -99,7 +99,9 @@ def test_examples_can_be_read_again(model, parameters):
 
 def test_labels_belong_to_the_images(model, parameters):
     recording = record_split(model, parameters, "fit")
-    brightest = recording.images.reshape(-1, 4, 4, 4, 4).max(axis=(2, 4)).reshape(len(recording.images), -1)
+    brightest = (
+        recording.images.reshape(-1, 4, 4, 4, 4).max(axis=(2, 4)).reshape(len(recording.images), -1)
+    )
     np.testing.assert_array_equal(recording.labels > 0, brightest > 0.25)
 
 
@@ -117,7 +119,10 @@ def test_same_parameters_give_the_same_bytes_whatever_the_global_seed(model, par
     retrained = train_vit(again)
     assert torch.equal(torch.get_rng_state(), before)
     for split in SOURCE_SHARES:
-        first, second = record_split(model, parameters, split), record_split(retrained, again, split)
+        first, second = (
+            record_split(model, parameters, split),
+            record_split(retrained, again, split),
+        )
         assert first.metadata == second.metadata
         assert first.labels.tobytes() == second.labels.tobytes()
         assert activations(first).numpy().tobytes() == activations(second).numpy().tobytes()
@@ -131,7 +136,10 @@ def test_every_parameter_has_a_change_here():
 def test_every_parameter_changes_the_checkpoint_and_the_data(model, parameters, name):
     changed = DigitsParameters(**{**TINY, name: CHANGES[name]})
     split = SPLIT_OF_SIZE.get(name, "fit")
-    first, second = record_split(model, parameters, split), record_split(train_vit(changed), changed, split)
+    first, second = (
+        record_split(model, parameters, split),
+        record_split(train_vit(changed), changed, split),
+    )
     assert first.metadata["ckpt"] != second.metadata["ckpt"]
     if name == "max_tokens_per_shard":
         assert second.metadata[name] == 1000
@@ -149,12 +157,17 @@ def test_no_source_digit_is_in_two_splits():
 
 
 def test_streams_of_one_seed_differ(parameters):
-    drawn = [draw_split(parameters, "fit", n_images=3, stream=stream).images.tobytes() for stream in (0, 0, 1)]
+    drawn = [
+        draw_split(parameters, "fit", n_images=3, stream=stream).images.tobytes()
+        for stream in (0, 0, 1)
+    ]
     assert drawn[0] == drawn[1] != drawn[2]
 
 
 def test_unknown_split_is_refused(model, parameters):
-    with pytest.raises(ValueError, match="found split 'test', want one of fit, val, probe_train, probe_val"):
+    with pytest.raises(
+        ValueError, match="found split 'test', want one of fit, val, probe_train, probe_val"
+    ):
         record_split(model, parameters, "test")
 
 
@@ -173,7 +186,10 @@ def test_defaults_are_valid_and_truncate_at_64():
         ({"layers": (1, 1)}, r"found layers \[1, 1\], want at least one, and none twice"),
         ({"layers": (0, 4)}, r"found layers \[0, 4\], want block numbers from 0 to 3"),
         ({"layers": (-1,)}, r"found layers \[-1\], want block numbers from 0 to 3"),
-        ({"max_tokens_per_shard": 194}, "found max_tokens_per_shard 194, want at least 195, one image's tokens"),
+        (
+            {"max_tokens_per_shard": 194},
+            "found max_tokens_per_shard 194, want at least 195, one image's tokens",
+        ),
         ({"learning_rate": float("inf")}, "learning_rate"),
         ({"learning_rate": 0.0}, "learning_rate"),
         ({"seed": -1}, "seed"),

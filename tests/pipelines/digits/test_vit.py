@@ -10,7 +10,9 @@ N_PATCHES = 16
 
 def make_model(seed=0):
     torch.manual_seed(seed)
-    return VisionTransformer(image_size=16, patch_size=4, d_model=12, n_blocks=3, n_heads=3, n_classes=11)
+    return VisionTransformer(
+        image_size=16, patch_size=4, d_model=12, n_blocks=3, n_heads=3, n_classes=11
+    )
 
 
 @pytest.fixture
@@ -46,7 +48,9 @@ def test_recorded_residual_equals_a_run_by_hand(images):
         for block in model.blocks:
             x = run_block_slowly(block, x)
             after.append(x)
-        torch.testing.assert_close(example.double(), torch.stack([after[2], after[0]]), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            example.double(), torch.stack([after[2], after[0]]), atol=1e-5, rtol=1e-5
+        )
 
 
 def test_forward_reads_the_last_residual_of_the_patches(images):
@@ -72,7 +76,9 @@ def test_record_leaves_gradients_on_outside(images):
 
 def test_training_lowers_the_loss_and_leaves_random_state_alone():
     # A patch's class can be read off its brightness.
-    labels = torch.randint(11, (64, N_PATCHES), generator=torch.Generator().manual_seed(1)).to(torch.uint8)
+    labels = torch.randint(11, (64, N_PATCHES), generator=torch.Generator().manual_seed(1)).to(
+        torch.uint8
+    )
     images = (labels / 10).reshape(64, 4, 4).repeat_interleave(4, 1).repeat_interleave(4, 2)
     model = make_model()
     state = torch.get_rng_state()

@@ -3,15 +3,18 @@
 ::
 
     <inference>/<shard hash>/<encoding>/<layer>/
-        metadata.json          schema and version, format, shapes, dtype, and where the codes come from
-        shards.json            a row a shard: rows, entries, bytes, SHA-256 of each file, and how many features are used how often
-        values000000.bin       float32, float16 or bfloat16 (its 16 bits): (rows, n_features) dense, (entries,) sparse, none for one-hot
+        metadata.json          schema and version, format, shapes, dtype, and where the codes come
+        from shards.json            a row a shard: rows, entries, bytes, SHA-256 of each file, and
+        how many features are used how often values000000.bin       float32, float16 or bfloat16
+        (its 16 bits): (rows, n_features) dense, (entries,) sparse, none for one-hot
         indices000000.bin      int32: (entries,) sparse, (rows,) one-hot, none for dense
-        lengths000000.bin      int32, (rows,): entries of each row, for sparse codes whose rows vary in length
-        error000000.bin        float64, (rows,): squared reconstruction error of each row, standardized space
+        lengths000000.bin      int32, (rows,): entries of each row, for sparse codes whose rows vary
+        in length error000000.bin        float64, (rows,): squared reconstruction error of each row,
+        standardized space
 
-All numbers are little-endian. ``format`` is ``dense``, ``sparse`` (entries by falling magnitude; ``k`` a row, or ``k`` is null and
-rows vary) or ``onehot``. So the first K entries of the rows of top-K codes are top-K codes for every smaller K.
+All numbers are little-endian. ``format`` is ``dense``, ``sparse`` (entries by falling magnitude;
+``k`` a row, or ``k`` is null and rows vary) or ``onehot``. So the first K entries of the rows of
+top-K codes are top-K codes for every smaller K.
 """
 
 from __future__ import annotations
@@ -65,9 +68,10 @@ TORCH_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": 
 class SourcedCodes(Codes, Protocol):
     """What is written: codes, and where they come from (JSON scalars).
 
-    ``made_from`` tells the codes from others of the same provenance, those of files that have changed since, say; it is never written
-    down. ``fallback`` makes a sparser form of the codes, for a disk that is too small for them. ``rounded`` makes the codes with the
-    error that goes with values rounded to a dtype; None: it is the same.
+    ``made_from`` tells the codes from others of the same provenance, those of files that have
+    changed since, say; it is never written down. ``fallback`` makes a sparser form of the codes,
+    for a disk that is too small for them. ``rounded`` makes the codes with the error that goes with
+    values rounded to a dtype; None: it is the same.
     """
 
     @property
@@ -82,7 +86,8 @@ class SourcedCodes(Codes, Protocol):
 
 REMEDY = "encode the patches again"
 
-# int32 holds every index and every number of entries; more rows than this are a mistake, and numbers of any size are costly.
+# int32 holds every index and every number of entries; more rows than this are a mistake, and
+# numbers of any size are costly.
 Width = Annotated[int, Field(ge=1, le=2**31 - 1)]
 Rows = Annotated[int, Field(ge=0, le=2**40)]
 
@@ -97,10 +102,14 @@ class CodesMetadata(BaseModel):
     format: Format
     n_rows: Rows
     n_features: Width
-    k: Width | None = Field(description="entries a row: n_features dense, 1 one-hot; null: sparse rows vary")
+    k: Width | None = Field(
+        description="entries a row: n_features dense, 1 one-hot; null: sparse rows vary"
+    )
     dtype: Dtype = Field(description="of the values")
     provenance: dict[str, str | int | FiniteFloat | bool | None] = Field(
-        description="encoding, layer, shard hash, fingerprints of model and statistics, parameters, seed"
+        description=(
+            "encoding, layer, shard hash, fingerprints of model and statistics, parameters, seed"
+        )
     )
 
     @model_validator(mode="after")
@@ -111,7 +120,8 @@ class CodesMetadata(BaseModel):
             return self
         if self.k is None or not least <= self.k <= most:
             raise ValueError(
-                f"k is {self.k}; wanted {least} to {most}: {self.format} codes, {self.n_features} features"
+                f"k is {self.k}; wanted {least} to {most}: {self.format} codes, {self.n_features}"
+                " features"
             )
         return self
 
@@ -122,21 +132,27 @@ class CodesMetadata(BaseModel):
             return ("values", "error")
         if self.format == "onehot":
             return ("indices", "error")
-        return ("values", "indices", "error") if self.k is not None else ("lengths", "values", "indices", "error")
+        return (
+            ("values", "indices", "error")
+            if self.k is not None
+            else ("lengths", "values", "indices", "error")
+        )
 
     def stored_dtype(self, name: str) -> np.dtype[Any]:
         """Of an array on disk."""
         return VALUES_DTYPES[self.dtype] if name == "values" else FIXED_DTYPES[name]
 
     def shape(self, name: str, rows: int) -> tuple[int, ...]:
-        """Of ``rows`` rows of an array in a batch; where rows vary in length, -1 for the longest."""
+        """Of ``rows`` rows of an array in a batch; -1 for the longest where lengths vary."""
         if name in ("error", "lengths") or self.format == "onehot":
             return (rows,)
         return (rows, -1 if self.k is None else self.k)
 
     def n_bytes(self, name: str, rows: int, entries: int) -> int:
         """Of an array's file that holds so many rows and entries."""
-        return (rows if name in ("error", "lengths") else entries) * self.stored_dtype(name).itemsize
+        return (rows if name in ("error", "lengths") else entries) * self.stored_dtype(
+            name
+        ).itemsize
 
     def predict_bytes(self, mean_entries: float) -> int:
         """Of all files of arrays, were rows to have so many entries in the mean."""
@@ -150,7 +166,9 @@ class CodesShard(BaseModel):
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
 
     rows: Annotated[Rows, Field(ge=1)]
-    entries: NonNegativeInt = Field(description="stored values, or indices where there are no values")
+    entries: NonNegativeInt = Field(
+        description="stored values, or indices where there are no values"
+    )
     bytes: PositiveInt
     sha256: dict[str, str]
     # Codes written before the key was spelled so are as good, and take days to write again.
@@ -175,7 +193,9 @@ def read_json(folder: Path, name: str) -> Any:
         FileNotFoundError: there is no such file.
         ValueError: it is too large, no JSON, or lies elsewhere.
     """
-    raw = read_json_bytes(folder, name, f"wanted a folder of codes, as the `encode` pipeline leaves it: {REMEDY}")
+    raw = read_json_bytes(
+        folder, name, f"wanted a folder of codes, as the `encode` pipeline leaves it: {REMEDY}"
+    )
     try:
         return parse_json(raw)
     except ValueError as error:
@@ -191,7 +211,8 @@ def validated(path: Path, wanted: TypeAdapter[T], raw: Any) -> T:
 
 
 def check_shard(folder: Path, metadata: CodesMetadata, number: int, shard: CodesShard) -> None:
-    """Check that a shard's files are there, inside the folder and as long as its row says, and that the row agrees with itself.
+    """Check that a shard's files are there, inside the folder and as long as its row says, and that
+    the row agrees with itself.
 
     Raises:
         FileNotFoundError: one is missing.
@@ -201,20 +222,31 @@ def check_shard(folder: Path, metadata: CodesMetadata, number: int, shard: Codes
     k = metadata.n_features if metadata.k is None else metadata.k
     if not (0 if metadata.k is None else shard.rows * k) <= shard.entries <= shard.rows * k:
         most = "at most " if metadata.k is None else ""
-        raise ValueError(f"{where} has {shard.entries} entries, wanted {most}{shard.rows} rows x {k}: {REMEDY}")
+        raise ValueError(
+            f"{where} has {shard.entries} entries, wanted {most}{shard.rows} rows x {k}: {REMEDY}"
+        )
     if set(shard.sha256) != set(metadata.arrays):
-        raise ValueError(f"{where} has checksums of {sorted(shard.sha256)}, wanted {sorted(metadata.arrays)}: {REMEDY}")
+        raise ValueError(
+            f"{where} has checksums of {sorted(shard.sha256)}, wanted {sorted(metadata.arrays)}:"
+            f" {REMEDY}"
+        )
     for name in metadata.arrays:
         wanted = sizes[name] = metadata.n_bytes(name, shard.rows, shard.entries)
-        file, info = contained_file(folder, file_name(name, number), f"shards.json lists it: {REMEDY}")
+        file, info = contained_file(
+            folder, file_name(name, number), f"shards.json lists it: {REMEDY}"
+        )
         if info.st_size != wanted:
             raise ValueError(f"{file} has {info.st_size} bytes; wanted {wanted}: {REMEDY}")
     if shard.bytes != sum(sizes.values()):
         raise ValueError(f"{where} has bytes {shard.bytes}, wanted {sum(sizes.values())}: {REMEDY}")
-    if sum(shard.utilization) != metadata.n_features or len(shard.utilization) > shard.rows.bit_length() + 1:
+    if (
+        sum(shard.utilization) != metadata.n_features
+        or len(shard.utilization) > shard.rows.bit_length() + 1
+    ):
         raise ValueError(
-            f"{where} has a utilization of {sum(shard.utilization)} features in {len(shard.utilization)} classes, wanted"
-            f" {metadata.n_features} in at most {shard.rows.bit_length() + 1}: {REMEDY}"
+            f"{where} has a utilization of {sum(shard.utilization)} features in"
+            f" {len(shard.utilization)} classes, wanted {metadata.n_features} in at most"
+            f" {shard.rows.bit_length() + 1}: {REMEDY}"
         )
 
 
@@ -222,7 +254,11 @@ def check_numbers(name: str, tensor: Tensor, n_features: int, where: str) -> Non
     """Raise ValueError for an index that is no feature, or a value that is not finite."""
     if name != "indices":
         if not tensor.isfinite().all():
-            raise ValueError(f"{where}: {name} holds a NaN or an infinity; wanted finite numbers: encode again")
+            raise ValueError(
+                f"{where}: {name} holds a NaN or an infinity; wanted finite numbers: encode again"
+            )
     elif ((tensor < 0) | (tensor >= n_features)).any():
         low, high = int(tensor.min()), int(tensor.max())
-        raise ValueError(f"{where}: indices are {low} to {high}; wanted 0 to {n_features - 1}: encode again")
+        raise ValueError(
+            f"{where}: indices are {low} to {high}; wanted 0 to {n_features - 1}: encode again"
+        )

@@ -1,4 +1,6 @@
-"""Codes read back from a folder of `io/codes/layout.py`, a batch at a time, checked as they are read."""
+"""Codes read back from a folder of `io/codes/layout.py`, a batch at a time, checked as they are
+read.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,8 @@ LESS = "read fewer rows at once, or encode the patches again"
 
 
 class StoredCodes:
-    """Codes in a folder that `write_codes` left. Opening reads the two JSON files and the sizes of the others.
+    """Codes in a folder that `write_codes` left. Opening reads the two JSON files and the sizes of
+    the others.
 
     Args:
         path: the folder.
@@ -52,11 +55,16 @@ class StoredCodes:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         raw = read_json(self.path, "metadata.json")
-        found = (raw.get("schema_name"), raw.get("version")) if isinstance(raw, dict) else (type(raw).__name__, None)
+        found = (
+            (raw.get("schema_name"), raw.get("version"))
+            if isinstance(raw, dict)
+            else (type(raw).__name__, None)
+        )
         if found != (SCHEMA, VERSION):
             raise ValueError(
-                f"{self.path} holds {shown(found[0])} version {shown(found[1])}; this reader wants {SCHEMA} version {VERSION}: encode the"
-                " patches again with this version, or read them with the one that wrote them"
+                f"{self.path} holds {shown(found[0])} version {shown(found[1])}; this reader wants"
+                f" {SCHEMA} version {VERSION}: encode the patches again with this version, or read"
+                " them with the one that wrote them"
             )
         self.metadata = validated(self.path / "metadata.json", TypeAdapter(CodesMetadata), raw)
         index = self.path / "shards.json"
@@ -64,7 +72,8 @@ class StoredCodes:
         rows = sum(shard.rows for shard in self.shards)
         if rows != self.n_rows:
             raise ValueError(
-                f"{self.path}: shards.json has {rows} rows, metadata.json {self.n_rows}: encode the patches again"
+                f"{self.path}: shards.json has {rows} rows, metadata.json {self.n_rows}: encode the"
+                " patches again"
             )
         for number, shard in enumerate(self.shards):
             check_shard(self.path, self.metadata, number, shard)
@@ -101,16 +110,18 @@ class StoredCodes:
         return json.dumps([shard.sha256 for shard in self.shards], sort_keys=True)
 
     def batches(self, batch_size: int, start: int = 0) -> Iterator[dict[str, Tensor]]:
-        """Yield the rows from ``start`` on, in order, ``batch_size`` at a time (fewer at a shard's end).
+        """Yield the rows from ``start`` on, in order, ``batch_size`` at a time (fewer at a shard's
+        end).
 
-        Values are float32, indices int64, error float64. Rows that vary in length are padded with value 0 and index 0 to the
-        longest of the batch. Every shard that is read to its last row is checked against its SHA-256 before its last batch is given
-        out, that which ``start`` lies in as well: what comes before is read, and dropped.
+        Values are float32, indices int64, error float64. Rows that vary in length are padded with
+        value 0 and index 0 to the longest of the batch. Every shard that is read to its last row is
+        checked against its SHA-256 before its last batch is given out, that which ``start`` lies in
+        as well: what comes before is read, and dropped.
 
         Raises:
             FileNotFoundError: a file has gone since the folder was opened.
-            ValueError: one has been cut or changed since it was written, or holds a number that is not finite or an index
-                that is no feature.
+            ValueError: one has been cut or changed since it was written, or holds a number that is
+                not finite or an index that is no feature.
         """
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}: wanted at least 1")
@@ -139,17 +150,24 @@ def _open(path: Path) -> BufferedReader:
 class _ShardReader:
     """The open files of one shard, hashed as they are read."""
 
-    def __init__(self, folder: Path, metadata: CodesMetadata, number: int, shard: CodesShard, start: int) -> None:
+    def __init__(
+        self, folder: Path, metadata: CodesMetadata, number: int, shard: CodesShard, start: int
+    ) -> None:
         self._metadata = metadata
         self._shard = shard
         self._row = start
         self._digests = {name: hashlib.sha256() for name in metadata.arrays}
         with ExitStack() as opened:
             self._files: dict[str, BufferedReader] = {
-                name: opened.enter_context(_open(folder / file_name(name, number))) for name in metadata.arrays
+                name: opened.enter_context(_open(folder / file_name(name, number)))
+                for name in metadata.arrays
             }
             self._lengths = self._read_lengths() if metadata.k is None else None
-            entries = start * metadata.k if metadata.k is not None else int(self._entries_of(0, start).sum())
+            entries = (
+                start * metadata.k
+                if metadata.k is not None
+                else int(self._entries_of(0, start).sum())
+            )
             for name in self._files:
                 if name != "lengths":
                     self._pass_over(name, metadata.n_bytes(name, start, entries))
@@ -166,16 +184,25 @@ class _ShardReader:
         lengths = None if self._lengths is None else self._entries_of(self._row, rows)
         entries = rows * (self._metadata.k or 0) if lengths is None else int(lengths.sum())
         where = f", rows {self._row} to {self._row + rows - 1}"
-        batch = {name: self._take(name, rows, entries, where) for name in self._metadata.arrays if name != "lengths"}
+        batch = {
+            name: self._take(name, rows, entries, where)
+            for name in self._metadata.arrays
+            if name != "lengths"
+        }
         self._row += rows
         if self._row == self._shard.rows:
             for name in self._digests:
                 self._check_sum(name)
         if lengths is None:
-            return {name: tensor.reshape(self._metadata.shape(name, rows)) for name, tensor in batch.items()}
+            return {
+                name: tensor.reshape(self._metadata.shape(name, rows))
+                for name, tensor in batch.items()
+            }
         filled = torch.arange(int(lengths.max())) < lengths[:, None]
         for name in ("values", "indices"):
-            batch[name] = torch.zeros(filled.shape, dtype=batch[name].dtype).masked_scatter_(filled, batch[name])
+            batch[name] = torch.zeros(filled.shape, dtype=batch[name].dtype).masked_scatter_(
+                filled, batch[name]
+            )
         return batch
 
     def _entries_of(self, row: int, rows: int) -> Tensor:
@@ -187,16 +214,23 @@ class _ShardReader:
         lengths = self._load("lengths", self._shard.rows, 0).long()
         self._check_sum("lengths")
         n_features = self._metadata.n_features
-        if (lengths < 0).any() or (lengths > n_features).any() or int(lengths.sum()) != self._shard.entries:
+        if (
+            (lengths < 0).any()
+            or (lengths > n_features).any()
+            or int(lengths.sum()) != self._shard.entries
+        ):
             raise ValueError(
-                f"{self._files['lengths'].name}: lengths {int(lengths.min())} to {int(lengths.max())}, in all {int(lengths.sum())};"
-                f" wanted 0 to {n_features}, in all {self._shard.entries}: encode the patches again"
+                f"{self._files['lengths'].name}: lengths {int(lengths.min())} to"
+                f" {int(lengths.max())}, in all {int(lengths.sum())}; wanted 0 to {n_features}, in"
+                f" all {self._shard.entries}: encode the patches again"
             )
         return lengths
 
     def _take(self, name: str, rows: int, entries: int, where: str) -> Tensor:
         tensor = self._load(name, rows, entries)
-        tensor = tensor.long() if name == "indices" else tensor.float() if name == "values" else tensor
+        tensor = (
+            tensor.long() if name == "indices" else tensor.float() if name == "values" else tensor
+        )
         check_numbers(name, tensor, self._metadata.n_features, self._files[name].name + where)
         return tensor
 
@@ -221,7 +255,9 @@ class _ShardReader:
             raw = bytearray(wanted)
             found = file.readinto(raw)
         except OSError as error:
-            raise ValueError(f"{file.name} cannot be read: {error.strerror or error}; {REMEDY}") from error
+            raise ValueError(
+                f"{file.name} cannot be read: {error.strerror or error}; {REMEDY}"
+            ) from error
         except MemoryError:
             raise ValueError(
                 f"{file.name}: {rows} rows are {wanted} bytes, more than there is memory: {LESS}"
@@ -231,12 +267,16 @@ class _ShardReader:
         self._digests[name].update(raw)
         array = np.frombuffer(raw, dtype)
         tensor = torch.from_numpy(array.astype(dtype.newbyteorder("="), copy=False))
-        return tensor.view(torch.bfloat16) if name == "values" and self._metadata.dtype == "bfloat16" else tensor
+        return (
+            tensor.view(torch.bfloat16)
+            if name == "values" and self._metadata.dtype == "bfloat16"
+            else tensor
+        )
 
     def _check_sum(self, name: str) -> None:
         found, wanted = self._digests[name].hexdigest(), self._shard.sha256[name]
         if found != wanted:
             raise ValueError(
-                f"{self._files[name].name} has SHA-256 {found}, wanted {wanted}: it was changed after it was written;"
-                " encode the patches again"
+                f"{self._files[name].name} has SHA-256 {found}, wanted {wanted}: it was changed"
+                " after it was written; encode the patches again"
             )

@@ -1,8 +1,10 @@
-"""Writing codes: streamed, only where they fit, published whole, and resumed after the last whole shard.
+"""Writing codes: streamed, only where they fit, published whole, and resumed after the last whole
+shard.
 
-A shard counts once its files are flushed to the device and `progress.json`, in the folder that is not yet published, lists
-it. A writer that is killed leaves that folder; the next one of the same codes checks the shards that it lists, by their
-SHA-256, and asks the codes for the rows that follow.
+A shard counts once its files are flushed to the device and `progress.json`, in the folder that is
+not yet published, lists it. A writer that is killed leaves that folder; the next one of the same
+codes checks the shards that it lists, by their SHA-256, and asks the codes for the rows that
+follow.
 """
 
 from __future__ import annotations
@@ -57,10 +59,12 @@ def write_codes(
     dtype: Dtype = "float32",
     about: Mapping[str, Any] | None = None,
 ) -> None:
-    """Stream ``codes`` into the folder ``path``, which appears whole or not at all and replaces an older one.
+    """Stream ``codes`` into the folder ``path``, which appears whole or not at all and replaces an
+    older one.
 
-    Codes that will not fit on the disk are written in their sparser form, if they have one. Where an earlier call with the
-    same codes and arguments was cut off, this one goes on after its last whole shard; the bytes are the same.
+    Codes that will not fit on the disk are written in their sparser form, if they have one. Where
+    an earlier call with the same codes and arguments was cut off, this one goes on after its last
+    whole shard; the bytes are the same.
 
     Args:
         path: the folder.
@@ -71,10 +75,12 @@ def write_codes(
         about: JSON scalars that the metadata are to say beside the codes' own provenance.
 
     Raises:
-        ValueError: neither the codes nor their sparser form fit on the disk, and nothing was written. Or there are more or fewer
-            rows than the codes promise, or a batch lacks an array, or holds one of another shape, a number that is not finite
-            in ``dtype``, or an index that is no feature. An older folder then stays as it was.
-        OSError: the disk is full after all; it names ``path``. What is whole is kept for the next call.
+        ValueError: neither the codes nor their sparser form fit on the disk, and nothing was
+            written. Or there are more or fewer rows than the codes promise, or a batch lacks an
+            array, or holds one of another shape, a number that is not finite in ``dtype``, or an
+            index that is no feature. An older folder then stays as it was.
+        OSError: the disk is full after all; it names ``path``. What is whole is kept for the next
+            call.
     """
     for name, size in (("batch_size", batch_size), ("rows_per_shard", rows_per_shard)):
         if size < 1:
@@ -84,7 +90,9 @@ def write_codes(
     codes, metadata = _choose_form(path, codes, dtype, sizes, about or {})
     if codes.rounded is not None:
         codes = codes.rounded(TORCH_DTYPES[dtype])
-    with publishing_folder(path, replace=True, resume=_resume_key(codes, metadata, sizes)) as folder:
+    with publishing_folder(
+        path, replace=True, resume=_resume_key(codes, metadata, sizes)
+    ) as folder:
         shards = _whole_shards(folder, metadata)
         done = sum(shard.rows for shard in shards)
         batches = _stored_batches(path, metadata, codes.batches(batch_size, done), done)
@@ -96,7 +104,9 @@ def write_codes(
             _write_index(folder / PROGRESS, shards)
         _write_index(folder / "shards.json", shards)
         with naming(path):
-            (folder / "metadata.json").write_text(metadata.model_dump_json(indent=1), encoding="utf-8")
+            (folder / "metadata.json").write_text(
+                metadata.model_dump_json(indent=1), encoding="utf-8"
+            )
         (folder / PROGRESS).unlink(missing_ok=True)
 
 
@@ -109,14 +119,21 @@ def _choose_form(
 ) -> tuple[SourcedCodes, CodesMetadata]:
     """The codes or their sparser form, whichever is the first to fit on the disk."""
     metadata = _describe(codes, dtype, about)
-    predicted, free = _predict(codes, metadata, sizes), _free_bytes(path, _resume_key(codes, metadata, sizes))
+    predicted, free = (
+        _predict(codes, metadata, sizes),
+        _free_bytes(path, _resume_key(codes, metadata, sizes)),
+    )
     if predicted <= free:
         return codes, metadata
-    found = f"{path}: {codes.format} {dtype} codes of {codes.n_rows} rows take {_gb(predicted)}, {_gb(free)} are free"
+    found = (
+        f"{path}: {codes.format} {dtype} codes of {codes.n_rows} rows take {_gb(predicted)},"
+        f" {_gb(free)} are free"
+    )
     if codes.fallback is None:
         raise ValueError(
-            f"{found}: give the catalog entry `dtype: float16` or another disk, keep fewer entries a row (kmeans.sparsity), or"
-            " make it a MemoryDataset, so that the codes are computed as they are read"
+            f"{found}: give the catalog entry `dtype: float16` or another disk, keep fewer entries"
+            " a row (kmeans.sparsity), or make it a MemoryDataset, so that the codes are computed"
+            " as they are read"
         )
     sparser = codes.fallback()
     logger.warning("%s; writing their sparser form", found)
@@ -137,12 +154,18 @@ def _describe(codes: SourcedCodes, dtype: Dtype, about: Mapping[str, Any]) -> Co
 
 
 def _predict(codes: SourcedCodes, metadata: CodesMetadata, sizes: dict[str, int]) -> int:
-    """Bytes that the codes take; where rows vary in length, if all are as long as those of the first batch."""
+    """Bytes that the codes take; where rows vary in length, if all are as long as those of the
+    first batch.
+    """
     if metadata.k is not None:
         return metadata.predict_bytes(metadata.k)
     head = next(codes.batches(sizes["batch_size"]), None)
     return (
-        0 if head is None else metadata.predict_bytes(int(head["values"].count_nonzero()) / max(1, len(head["error"])))
+        0
+        if head is None
+        else metadata.predict_bytes(
+            int(head["values"].count_nonzero()) / max(1, len(head["error"]))
+        )
     )
 
 
@@ -175,7 +198,9 @@ def _whole_shards(folder: Path, metadata: CodesMetadata) -> list[CodesShard]:
         except (ValueError, OSError) as error:
             logger.warning("what was begun of these codes is of no use, starting again: %s", error)
             shards = []
-    whole = {file_name(name, number) for number in range(len(shards)) for name in metadata.arrays} | {PROGRESS}
+    whole = {
+        file_name(name, number) for number in range(len(shards)) for name in metadata.arrays
+    } | {PROGRESS}
     for entry in folder.iterdir():
         if entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry)
@@ -183,7 +208,11 @@ def _whole_shards(folder: Path, metadata: CodesMetadata) -> list[CodesShard]:
             entry.unlink()
     _write_index(progress, shards)
     if shards:
-        logger.info("going on after %d rows in %d whole shards", sum(shard.rows for shard in shards), len(shards))
+        logger.info(
+            "going on after %d rows in %d whole shards",
+            sum(shard.rows for shard in shards),
+            len(shards),
+        )
     return shards
 
 
@@ -192,7 +221,9 @@ def _check_sums(folder: Path, number: int, shard: CodesShard) -> None:
         with open(folder / file_name(name, number), "rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
         if found != wanted:
-            raise ValueError(f"{folder / file_name(name, number)} has SHA-256 {found}, wanted {wanted}")
+            raise ValueError(
+                f"{folder / file_name(name, number)} has SHA-256 {found}, wanted {wanted}"
+            )
 
 
 def _write_index(path: Path, shards: list[CodesShard]) -> None:
@@ -204,35 +235,51 @@ def _write_index(path: Path, shards: list[CodesShard]) -> None:
 def _stored_batches(
     path: Path, metadata: CodesMetadata, batches: Iterable[dict[str, Tensor]], n_rows: int
 ) -> Iterator[Arrays]:
-    """Batches from row ``n_rows`` on, checked and as the files hold them, without those that have no rows."""
+    """Batches from row ``n_rows`` on, checked and as the files hold them, without those that have
+    no rows.
+    """
     wanted = [name for name in metadata.arrays if name != "lengths"]
     for batch in batches:
         lacking = [name for name in wanted if name not in batch]
         if lacking:
-            raise ValueError(f"{path}: {metadata.format} codes came as {sorted(batch)}; wanted {lacking[0]} as well")
+            raise ValueError(
+                f"{path}: {metadata.format} codes came as {sorted(batch)}; wanted {lacking[0]} as"
+                " well"
+            )
         rows = len(batch["error"])
         where = f"{path}: rows {n_rows} to {n_rows + rows - 1} of the codes"
         n_rows += rows
         if n_rows > metadata.n_rows:
-            raise ValueError(f"{where} came, but {metadata.n_rows} rows were promised: correct either")
+            raise ValueError(
+                f"{where} came, but {metadata.n_rows} rows were promised: correct either"
+            )
         tensors = {name: _checked(name, batch[name], metadata, rows, where) for name in wanted}
         if rows:
             yield _as_stored(tensors, metadata)
     if n_rows < metadata.n_rows:
-        raise ValueError(f"{path}: the codes ended after {n_rows} rows; {metadata.n_rows} were promised")
+        raise ValueError(
+            f"{path}: the codes ended after {n_rows} rows; {metadata.n_rows} were promised"
+        )
 
 
 def _checked(name: str, tensor: Tensor, metadata: CodesMetadata, rows: int, where: str) -> Tensor:
     """A tensor of a batch on the CPU in its stored dtype, in the shape that it must have."""
     wanted = metadata.shape(name, rows)
     shape = tuple(tensor.shape)
-    if len(shape) != len(wanted) or any(size not in (found, -1) for found, size in zip(shape, wanted, strict=True)):
+    if len(shape) != len(wanted) or any(
+        size not in (found, -1) for found, size in zip(shape, wanted, strict=True)
+    ):
         raise ValueError(f"{where}: {name} has shape {shape}; wanted {wanted}")
-    dtypes = {"indices": torch.int64, "error": torch.float64, "values": TORCH_DTYPES[metadata.dtype]}
+    dtypes = {
+        "indices": torch.int64,
+        "error": torch.float64,
+        "values": TORCH_DTYPES[metadata.dtype],
+    }
     converted = tensor.detach().to("cpu", dtypes[name])
     if name == "values" and tensor.isfinite().all() and not converted.isfinite().all():
         raise ValueError(
-            f"{where}: {name} reach {float(tensor.abs().max()):.4g}, more than {metadata.dtype} holds: write float32 or bfloat16"
+            f"{where}: {name} reach {float(tensor.abs().max()):.4g}, more than {metadata.dtype}"
+            " holds: write float32 or bfloat16"
         )
     check_numbers(name, converted, metadata.n_features, where)
     if name == "values" and metadata.format == "sparse" and (converted.abs().diff(dim=1) > 0).any():
@@ -243,16 +290,25 @@ def _checked(name: str, tensor: Tensor, metadata: CodesMetadata, rows: int, wher
 def _as_stored(tensors: dict[str, Tensor], metadata: CodesMetadata) -> Arrays:
     if metadata.k is None:
         kept = tensors["values"] != 0
-        tensors |= {"lengths": kept.sum(1), "values": tensors["values"][kept], "indices": tensors["indices"][kept]}
+        tensors |= {
+            "lengths": kept.sum(1),
+            "values": tensors["values"][kept],
+            "indices": tensors["indices"][kept],
+        }
     arrays = {}
     for name in metadata.arrays:
-        bits = tensors[name].view(torch.uint16) if tensors[name].dtype == torch.bfloat16 else tensors[name]
+        bits = (
+            tensors[name].view(torch.uint16)
+            if tensors[name].dtype == torch.bfloat16
+            else tensors[name]
+        )
         arrays[name] = np.ascontiguousarray(bits.numpy(), dtype=metadata.stored_dtype(name))
     return arrays
 
 
 class _ShardWriter:
-    """The open files of one shard, hashed and counted as they are written, flushed to the device at the end.
+    """The open files of one shard, hashed and counted as they are written, flushed to the device at
+    the end.
 
     A disk that is full is an OSError that names ``named``.
     """

@@ -11,7 +11,8 @@ from assay.io.checkpoints import Checkpoints
 
 
 class CheckpointsDataset(AbstractDataset[Never, Checkpoints]):
-    """The folder of a fit's checkpoints. Loading gives a handle; it is the fit that saves, while it goes on.
+    """The folder of a fit's checkpoints. Loading gives a handle; it is the fit that saves, while it
+    goes on.
 
     Args:
         filepath: a folder, which need not exist.
@@ -26,7 +27,8 @@ class CheckpointsDataset(AbstractDataset[Never, Checkpoints]):
 
         Python::
 
-            checkpoints = CheckpointsDataset(filepath="data/06_models/.checkpoints/layer_23/pca").load()
+            checkpoints =
+            CheckpointsDataset(filepath="data/06_models/.checkpoints/layer_23/pca").load()
     """
 
     def __init__(self, *, filepath: str, metadata: dict[str, Any] | None = None) -> None:
@@ -37,7 +39,10 @@ class CheckpointsDataset(AbstractDataset[Never, Checkpoints]):
         return Checkpoints(self._filepath)
 
     def save(self, data: Never) -> None:
-        raise DatasetError(f"{self._filepath}: found {type(data).__name__} to save; checkpoints are saved by the fit")
+        raise DatasetError(
+            f"{self._filepath}: found {type(data).__name__} to save; checkpoints are saved by"
+            " the fit"
+        )
 
     def fingerprint(self) -> str:
         """Always the same: where a fit goes on from does not change what it ends with."""

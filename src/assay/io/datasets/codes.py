@@ -17,20 +17,25 @@ from assay.io.publish import discard_partials
 
 
 class CodesDataset(AbstractDataset[SourcedCodes, StoredCodes]):
-    """The codes of one shard folder's patches in one encoding and layer: ``<filepath>/<shard hash>/<encoding>/<layer>/``.
+    """The codes of one shard folder's patches in one encoding and layer: ``<filepath>/<shard
+    hash>/<encoding>/<layer>/``.
 
-    Codes of different models or parameters have each a folder of their own inside it, by the first 16 digits of the ``fingerprint`` of
-    what they were made from. A run sets it (`place`); the metadata say it in full, and codes of another are not loaded.
+    Codes of different models or parameters have each a folder of their own inside it, by the first
+    16 digits of the ``fingerprint`` of what they were made from. A run sets it (`place`); the
+    metadata say it in full, and codes of another are not loaded.
 
     Args:
         filepath: the folder of all codes.
-        shards: ``{"path": ...}``: the shard folder that the codes are of (Kedro makes a ``path`` absolute).
+        shards: ``{"path": ...}``: the shard folder that the codes are of (Kedro makes a ``path``
+            absolute).
         encoding: e.g. ``pca-topk-00064``.
         layer: e.g. ``layer_23``.
         batch_size: rows held in memory while writing.
-        rows_per_shard: rows a file at the most; what an interrupted run wrote is kept by whole files.
+        rows_per_shard: rows a file at the most; what an interrupted run wrote is kept by whole
+            files.
         dtype: of the values on disk: float32, float16 or bfloat16.
-        fingerprint: of what the codes are made from, hex; None: they lie in the layer's folder itself.
+        fingerprint: of what the codes are made from, hex; None: they lie in the layer's folder
+            itself.
         metadata: for plugins, unused here.
 
     Examples:
@@ -51,7 +56,8 @@ class CodesDataset(AbstractDataset[SourcedCodes, StoredCodes]):
                 encoding="pca-topk-00064",
                 layer="layer_23",
             ).load()
-            for batch in codes.batches(batch_size=4096):  # values, indices (4096, 64) and error (4096,)
+            for batch in codes.batches(batch_size=4096):  # values, indices (4096, 64) and error
+            (4096,)
                 ...
     """
 
@@ -91,7 +97,9 @@ class CodesDataset(AbstractDataset[SourcedCodes, StoredCodes]):
 
     @property
     def folder(self) -> Path:
-        """Where the codes lie. Raises FileNotFoundError where the shards do not, ValueError where several do."""
+        """Where the codes lie. Raises FileNotFoundError where the shards do not, ValueError where
+        several do.
+        """
         shards = find_shards(self._shards).resolve()  # two links may have one name
         layer = self._filepath / shards.name / self._encoding / self._layer
         return layer if self._fingerprint is None else layer / self._fingerprint[:16]
@@ -111,7 +119,9 @@ class CodesDataset(AbstractDataset[SourcedCodes, StoredCodes]):
         )
 
     def fingerprint(self) -> str:
-        """What the codes are: SHA-256 of their metadata and of their index, which holds that of every file."""
+        """What the codes are: SHA-256 of their metadata and of their index, which holds that of
+        every file.
+        """
         digest = hashlib.sha256()
         for name in ("metadata.json", "shards.json"):
             digest.update((self.folder / name).read_bytes())
@@ -119,7 +129,9 @@ class CodesDataset(AbstractDataset[SourcedCodes, StoredCodes]):
 
     def forget_begun(self) -> None:
         """Remove what an interrupted run began of these codes, so that saving them starts anew."""
-        with suppress(FileNotFoundError):  # there are no shards yet, so nothing was begun of their codes
+        with suppress(
+            FileNotFoundError
+        ):  # there are no shards yet, so nothing was begun of their codes
             discard_partials(self.folder)
 
     def _open(self) -> StoredCodes:
@@ -127,14 +139,17 @@ class CodesDataset(AbstractDataset[SourcedCodes, StoredCodes]):
         found = codes.provenance.get("fingerprint")
         if found != self._fingerprint:
             raise ValueError(
-                f"{self.folder} holds codes of fingerprint {found}, wanted {self._fingerprint}: they were made from another"
-                " model or other parameters; remove the folder, and the next run makes it again"
+                f"{self.folder} holds codes of fingerprint {found}, wanted {self._fingerprint}:"
+                " they were made from another model or other parameters; remove the folder, and"
+                " the next run makes it again"
             )
         return codes
 
     def _exists(self) -> bool:
         try:
-            return self._open().dtype == self._dtype  # load() would raise Kedro's DatasetError for whatever went wrong
+            return (
+                self._open().dtype == self._dtype
+            )  # load() would raise Kedro's DatasetError for whatever went wrong
         except (FileNotFoundError, ValueError):
             return False
 

@@ -15,13 +15,15 @@ from assay.io.publish import publishing_folder
 
 
 class ImagesDataset(AbstractDataset[npt.NDArray[np.uint8], Images]):
-    """The images behind a shard folder, in a folder of their own. Loading gives a handle that reads one when it is asked for.
+    """The images behind a shard folder, in a folder of their own. Loading gives a handle that reads
+    one when it is asked for.
 
     Saving writes gray images, uint8 (n, height, width), as PNG files and replaces the folder whole.
 
     Args:
         filepath: the folder.
-        layout: which files, and how they lie on the patches: the arguments of `assay.io.images.ImageLayout`.
+        layout: which files, and how they lie on the patches: the arguments of
+            `assay.io.images.ImageLayout`.
         metadata: for plugins, unused here.
 
     Examples:
@@ -35,12 +37,15 @@ class ImagesDataset(AbstractDataset[npt.NDArray[np.uint8], Images]):
         Python::
 
             images = ImagesDataset(
-                filepath="ADEChallengeData2016/images/validation", layout={"patch_size": 16, "resize": 256, "crop": True}
+                filepath="ADEChallengeData2016/images/validation", layout={"patch_size": 16,
+                "resize": 256, "crop": True}
             ).load()
             image = images.read(7, n_patches=256)  # uint8 (256, 256, 3)
     """
 
-    def __init__(self, *, filepath: str, layout: Mapping[str, Any], metadata: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self, *, filepath: str, layout: Mapping[str, Any], metadata: dict[str, Any] | None = None
+    ) -> None:
         self._filepath = Path(filepath)
         self._layout = ImageLayout.model_validate(layout)
         self.metadata = metadata
@@ -61,9 +66,14 @@ class ImagesDataset(AbstractDataset[npt.NDArray[np.uint8], Images]):
 
     def _exists(self) -> bool:
         try:
-            return len(self._open()) > 0  # load() would raise Kedro's DatasetError for whatever went wrong
+            return (
+                len(self._open()) > 0
+            )  # load() would raise Kedro's DatasetError for whatever went wrong
         except (FileNotFoundError, ValueError):
             return False
 
     def _describe(self) -> dict[str, Any]:
-        return {"filepath": str(self._filepath), "layout": self._layout.model_dump(mode="json", exclude_none=True)}
+        return {
+            "filepath": str(self._filepath),
+            "layout": self._layout.model_dump(mode="json", exclude_none=True),
+        }

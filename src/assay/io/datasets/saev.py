@@ -14,12 +14,14 @@ from assay.io.shards import Shards
 
 
 class SaevInferenceDataset(AbstractDataset[Never, Any]):
-    """What saev's inference left of one of its runs: ``<run>/inference/<shard hash>/``. It is read and never written.
+    """What saev's inference left of one of its runs: ``<run>/inference/<shard hash>/``. It is read
+    and never written.
 
     Args:
         run: saev's folder of the run.
         shards: the shards that it was run on, as `ShardsDataset` names them.
-        part: ``codes``, a handle on ``token_acts.npz``; or ``metrics``, the NMSE that ``metrics.json`` says.
+        part: ``codes``, a handle on ``token_acts.npz``; or ``metrics``, the NMSE that
+            ``metrics.json`` says.
         metadata: for plugins, unused here.
 
     Examples:
@@ -33,12 +35,17 @@ class SaevInferenceDataset(AbstractDataset[Never, Any]):
 
         Python::
 
-            saev = SaevInferenceDataset(run="runs/z55bntm1", shards="data/01_raw/saev/shards/687023f7", part="codes")
-            token_acts = saev.load()
+            saev = SaevInferenceDataset(run="runs/z55bntm1",
+            shards="data/01_raw/saev/shards/687023f7", part="codes") token_acts = saev.load()
     """
 
     def __init__(
-        self, *, run: str, shards: str, part: Literal["codes", "metrics"], metadata: dict[str, Any] | None = None
+        self,
+        *,
+        run: str,
+        shards: str,
+        part: Literal["codes", "metrics"],
+        metadata: dict[str, Any] | None = None,
     ) -> None:
         self._run = Path(run)
         self._shards = shards
@@ -57,7 +64,9 @@ class SaevInferenceDataset(AbstractDataset[Never, Any]):
         return SaevCodes(self.folder, shards.n_tokens, shards.d_model)
 
     def save(self, data: Never) -> None:
-        raise DatasetError(f"{self._run}: found {type(data).__name__} to save; the folder is saev's")
+        raise DatasetError(
+            f"{self._run}: found {type(data).__name__} to save; the folder is saev's"
+        )
 
     def fingerprint(self) -> str:
         """Name, size and a sample of the file."""

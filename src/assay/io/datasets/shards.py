@@ -18,7 +18,9 @@ from assay.io.shards.metadata import Metadata
 
 
 class Recording(Protocol):
-    """Activations to be written: metadata under protocol names, batches (n, n_layers, tokens, d_model), patch labels (n, patches)."""
+    """Activations to be written: metadata under protocol names, batches (n, n_layers, tokens,
+    d_model), patch labels (n, patches).
+    """
 
     @property
     def metadata(self) -> dict[str, Any]: ...
@@ -38,10 +40,15 @@ def find_shards(path: str | Path) -> Path:
     path = Path(path)
     if (path / METADATA_NAME).exists():
         return path
-    found = sorted(child.parent for child in path.glob(f"*/{METADATA_NAME}") if not child.parent.name.startswith("."))
+    found = sorted(
+        child.parent
+        for child in path.glob(f"*/{METADATA_NAME}")
+        if not child.parent.name.startswith(".")
+    )
     if not found:
         raise FileNotFoundError(
-            f"{path}: no shard folder (none with a {METADATA_NAME}) here or one level down; correct the path"
+            f"{path}: no shard folder (none with a {METADATA_NAME}) here or one level down; correct"
+            " the path"
         )
     if len(found) > 1:
         names = ", ".join(folder.name for folder in found)
@@ -50,11 +57,12 @@ def find_shards(path: str | Path) -> Path:
 
 
 class ShardsDataset(AbstractDataset[Recording, Shards]):
-    """A folder of saev activation shards. Loading gives a handle that reads when it is iterated, never the array.
+    """A folder of saev activation shards. Loading gives a handle that reads when it is iterated,
+    never the array.
 
-    Saving streams a recording into ``<filepath>/<hash>/`` and then replaces ``<filepath>`` whole, so it wants a folder of
-    its own, as the embedded default has, and refuses one that holds more than an older recording; shards that saev wrote
-    are only read.
+    Saving streams a recording into ``<filepath>/<hash>/`` and then replaces ``<filepath>`` whole,
+    so it wants a folder of its own, as the embedded default has, and refuses one that holds more
+    than an older recording; shards that saev wrote are only read.
 
     Args:
         filepath: a shard folder, or a folder that holds exactly one.
@@ -86,8 +94,9 @@ class ShardsDataset(AbstractDataset[Recording, Shards]):
         held = sorted(child for child in self._filepath.glob("*") if not child.name.startswith("."))
         if len(held) > 1 or not all((child / METADATA_NAME).is_file() for child in held):
             raise ValueError(
-                f"{self._filepath} holds {', '.join(child.name for child in held)}; wanted one older recording at the most,"
-                " as saving replaces the folder whole: give the recording a folder of its own"
+                f"{self._filepath} holds {', '.join(child.name for child in held)}; wanted one"
+                " older recording at the most, as saving replaces the folder whole: give the"
+                " recording a folder of its own"
             )
         with publishing_folder(self._filepath, replace=True) as folder:
             write_shards(folder, metadata, data.examples, data.labels)

@@ -31,7 +31,8 @@ class TensorsDataset(AbstractVersionedDataset[dict[str, Tensor], dict[str, Tenso
 
         Python::
 
-            components = TensorsDataset(filepath="data/06_models/layer_23/pca.safetensors").load()["components"]
+            components =
+            TensorsDataset(filepath="data/06_models/layer_23/pca.safetensors").load()["components"]
     """
 
     def __init__(
@@ -43,7 +44,9 @@ class TensorsDataset(AbstractVersionedDataset[dict[str, Tensor], dict[str, Tenso
         metadata: dict[str, Any] | None = None,
     ) -> None:
         local = fsspec.filesystem("file")
-        super().__init__(PurePosixPath(filepath), version, exists_function=local.exists, glob_function=local.glob)
+        super().__init__(
+            PurePosixPath(filepath), version, exists_function=local.exists, glob_function=local.glob
+        )
         self._load_args = load_args or {}
         self.metadata = metadata
 

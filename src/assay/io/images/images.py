@@ -1,4 +1,6 @@
-"""How the images behind shards, and their segmentation masks, lie on the grid of patches; and the images themselves."""
+"""How the images behind shards, and their segmentation masks, lie on the grid of patches; and the
+images themselves.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,15 @@ from assay.io.sampling import sample_bytes, sampled_digest
 PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 """Numbers a pixel, by a PNG's color type."""
 
-ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+ADAM7 = (
+    (0, 0, 8, 8),
+    (4, 0, 8, 8),
+    (0, 4, 4, 8),
+    (2, 0, 4, 4),
+    (0, 2, 2, 4),
+    (1, 0, 2, 2),
+    (0, 1, 1, 2),
+)
 """First column and row, and steps, of the passes of an interlaced PNG."""
 
 Size = tuple[PositiveInt, PositiveInt]
@@ -29,15 +39,20 @@ Size = tuple[PositiveInt, PositiveInt]
 class ImageLayout(BaseModel):
     """Where a dataset's images are, and how they lie on the patches.
 
-    An image is resized, then cropped, as it was before the activations were recorded: to `grid` patches in all.
+    An image is resized, then cropped, as it was before the activations were recorded: to `grid`
+    patches in all.
 
     Args:
         patch_size: height and width of a patch, in pixels.
         grid: (rows, columns) of patches in an example; None: a square, from the shards.
-        resize: shorter side in pixels, the other in proportion and rounded down; or (height, width); None: as it is.
-        crop: cut out the center, of the grid's size. Without, an image that then has another size is an error.
-        pattern: glob of the files inside their folder; they are taken in the order of their paths, folder by folder.
-        names: a text file that lists the files instead, one path inside their folder a line, in the examples' order.
+        resize: shorter side in pixels, the other in proportion and rounded down; or (height,
+            width); None: as it is.
+        crop: cut out the center, of the grid's size. Without, an image that then has another size
+            is an error.
+        pattern: glob of the files inside their folder; they are taken in the order of their paths,
+            folder by folder.
+        names: a text file that lists the files instead, one path inside their folder a line, in the
+            examples' order.
 
     Raises:
         ValueError: a value is out of bounds or unknown (pydantic's subclass).
@@ -54,18 +69,24 @@ class ImageLayout(BaseModel):
     names: Path | None = None
 
     def grid_of(self, n_patches: int) -> Size:
-        """(rows, columns) of an example of so many patches; raises ValueError if they do not make that grid."""
+        """(rows, columns) of an example of so many patches; raises ValueError if they do not make
+        that grid.
+        """
         side = int(n_patches**0.5)
         rows, columns = self.grid or (side, side)
         if rows * columns != n_patches:
             found = f"grid is {rows} x {columns}" if self.grid else "no grid is given"
             raise ValueError(
-                f"{found}, and the shards have {n_patches} patches an example; give grid, the rows and columns that make {n_patches}"
+                f"{found}, and the shards have {n_patches} patches an example; give grid, the rows"
+                f" and columns that make {n_patches}"
             )
         return rows, columns
 
-    def resized(self, shape: tuple[int, ...], grid: Size) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
-        """(height, width) that an image of a shape is resized to, where the crop begins, and its size, all in pixels.
+    def resized(
+        self, shape: tuple[int, ...], grid: Size
+    ) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
+        """(height, width) that an image of a shape is resized to, where the crop begins, and its
+        size, all in pixels.
 
         A crop of odd remainder is placed as torchvision's CenterCrop places it.
 
@@ -77,8 +98,10 @@ class ImageLayout(BaseModel):
         fits = all(have >= want for have, want in zip(resized, wanted, strict=True))
         if resized != wanted and not (self.crop and fits):
             raise ValueError(
-                f"{shape[0]} x {shape[1]} pixels{f', {resized[0]} x {resized[1]} resized' if self.resize else ''}; wanted "
-                f"{wanted[0]} x {wanted[1]}, {grid[0]} x {grid[1]} patches of {self.patch_size}: resize and crop as the images were"
+                f"{shape[0]} x {shape[1]}"
+                f" pixels{f', {resized[0]} x {resized[1]} resized' if self.resize else ''}; wanted"
+                f" {wanted[0]} x {wanted[1]}, {grid[0]} x {grid[1]} patches of {self.patch_size}:"
+                " resize and crop as the images were"
             )
         first = round((resized[0] - wanted[0]) / 2), round((resized[1] - wanted[1]) / 2)
         return resized, first, wanted
@@ -92,20 +115,23 @@ def list_files(folder: Path, layout: ImageLayout) -> list[Path]:
         ValueError: the pattern is not one, or it or the list leads out of the folder.
     """
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder} is no folder; wanted that of the {layout.things}, check the path")
+        raise FileNotFoundError(
+            f"{folder} is no folder; wanted that of the {layout.things}, check the path"
+        )
     if layout.names is not None:
         names = _read_names(layout.names)
         outside = next((name for name in names if _leads_out(name)), None)
         if outside is not None:
             raise ValueError(
-                f"{layout.names} lists {outside!r}; wanted paths inside {folder}, without ..: correct the list or name the folder that"
-                f" holds all {layout.things}"
+                f"{layout.names} lists {outside!r}; wanted paths inside {folder}, without ..:"
+                f" correct the list or name the folder that holds all {layout.things}"
             )
         paths = [folder / name for name in names]
         missing = next((path for path in paths if not path.is_file()), None)
         if missing is not None:
             raise FileNotFoundError(
-                f"{missing} is missing, and {layout.names} lists it; wanted it among the {layout.things}, correct the list"
+                f"{missing} is missing, and {layout.names} lists it; wanted it among the"
+                f" {layout.things}, correct the list"
             )
         return paths
     try:
@@ -120,15 +146,19 @@ def list_files(folder: Path, layout: ImageLayout) -> list[Path]:
 
 
 def _read_names(path: Path) -> list[str]:
-    """The lines of a list of files; a byte order mark, which some editors write, is none of them."""
+    """The lines of a list of files, without the byte order mark that some editors write."""
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no UTF-8 text ({error}); wanted a list of files, save it as UTF-8") from None
+        raise ValueError(
+            f"{path} is no UTF-8 text ({error}); wanted a list of files, save it as UTF-8"
+        ) from None
     names = [line.strip() for line in lines if line.strip()]
     odd = next((name for name in names if not name.isprintable()), None)
     if odd is not None:
-        raise ValueError(f"{path} lists {odd!r}; wanted names of printable characters, correct the list")
+        raise ValueError(
+            f"{path} lists {odd!r}; wanted names of printable characters, correct the list"
+        )
     return names
 
 
@@ -140,14 +170,19 @@ UNREADABLE = (
 
 
 def check_png(path: Path) -> None:
-    """Raise ValueError for a whole PNG whose image data end before the image does: decoders fill up the rest with zeros."""
+    """Raise ValueError for a whole PNG whose image data end before the image does: decoders fill up
+    the rest with zeros.
+    """
     raw = path.read_bytes()
     width, height, depth, color, _, _, interlaced = struct.unpack(">IIBBBBB", raw[16:29])
     bits = depth * PNG_CHANNELS[color]
     sizes = [
-        (-(-(width - x) // dx), -(-(height - y) // dy)) for x, y, dx, dy in (ADAM7 if interlaced else [(0, 0, 1, 1)])
+        (-(-(width - x) // dx), -(-(height - y) // dy))
+        for x, y, dx, dy in (ADAM7 if interlaced else [(0, 0, 1, 1)])
     ]
-    wanted = sum(rows * (1 + -(-columns * bits // 8)) for columns, rows in sizes if columns > 0 and rows > 0)
+    wanted = sum(
+        rows * (1 + -(-columns * bits // 8)) for columns, rows in sizes if columns > 0 and rows > 0
+    )
     found, start, inflate = 0, 8, zlib.decompressobj()
     while found < wanted and start + 8 <= len(raw):
         length, kind = struct.unpack(">I4s", raw[start : start + 8])
@@ -165,7 +200,8 @@ def _leads_out(path: str) -> bool:
 
 
 class Images:
-    """The images behind a folder of shards, in the order of its examples; each is read when it is asked for.
+    """The images behind a folder of shards, in the order of its examples; each is read when it is
+    asked for.
 
     Args:
         folder: of the images.
@@ -184,13 +220,16 @@ class Images:
         return len(self._paths)
 
     def check(self, n_patches: int) -> None:
-        """Look at the size of every image, which is in its first bytes; raises ValueError as `read`."""
+        """Look at the size of every image, which is in its first bytes; raises ValueError as
+        `read`.
+        """
         for example in range(len(self)):
             with self._opened(example, n_patches):
                 pass
 
     def read(self, example: int, n_patches: int) -> npt.NDArray[np.uint8]:
-        """One image as the model saw it, uint8 (height, width, 3), resized (bicubic) and cropped to its patches.
+        """One image as the model saw it, uint8 (height, width, 3), resized (bicubic) and cropped to
+        its patches.
 
         Raises:
             ValueError: the file is no image, or does not come to the grid; it is named.
@@ -214,7 +253,9 @@ class Images:
             raise ValueError(f"{path}: {error}; wanted the image of example {example}") from None
 
     def fingerprint(self) -> str:
-        """SHA-256 (64 hex digits) of every file's name, size and a sample of its content, and of the layout."""
+        """SHA-256 (64 hex digits) of every file's name, size and a sample of its content, and of
+        the layout.
+        """
         described, most = [self.layout.model_dump_json(exclude={"names"})], sample_bytes(len(self))
         for path in self._paths:
             content = sampled_digest(path, most)

@@ -1,7 +1,7 @@
 """Segmentation masks: what their pixels mean, and how they are brought to the activations' grid.
 
-A mask is a PNG with one class id a pixel. Ids become labels, 0 for void, by a `MaskLayout`, which is all that differs
-between ADE20K, COCO-Stuff, FishVista and the like.
+A mask is a PNG with one class id a pixel. Ids become labels, 0 for void, by a `MaskLayout`, which
+is all that differs between ADE20K, COCO-Stuff, FishVista and the like.
 """
 
 from collections import Counter
@@ -38,11 +38,13 @@ class MaskLayout(ImageLayout):
         patch_size, grid, resize, crop, pattern, names: as in `ImageLayout`, of the masks.
         void: ids that have no vote.
         offset: added to every other id to make its label. A label is at least 1.
-        mapping: label of each id, in the place of an offset. Several ids may share a label; 0 is void.
+        mapping: label of each id, in the place of an offset. Several ids may share a label; 0 is
+            void.
         n_classes: labels there may be, void counted; None: as many as are found.
 
     Raises:
-        ValueError: a value is out of bounds or unknown, or two contradict each other (pydantic's subclass).
+        ValueError: a value is out of bounds or unknown, or two contradict each other (pydantic's
+            subclass).
     """
 
     things: ClassVar[str] = "masks"
@@ -57,7 +59,8 @@ class MaskLayout(ImageLayout):
     def _one_way_to_label(self) -> "MaskLayout":
         if self.mapping is not None and self.offset:
             raise ValueError(
-                f"found a mapping and offset {self.offset}, want one of them: add the offset to the mapping"
+                f"found a mapping and offset {self.offset}, want one of them: add the offset to the"
+                " mapping"
             )
         for id_ in self.void:
             if (self.mapping or {}).get(id_, VOID) != VOID:
@@ -65,7 +68,9 @@ class MaskLayout(ImageLayout):
         return self
 
     def labels_of_ids(self) -> npt.NDArray[np.int32]:
-        """Label of every id from 0 to 65,535, int32 (65536,): 0 for void, -1 for an id that has none."""
+        """Label of every id from 0 to 65,535, int32 (65536,): 0 for void, -1 for an id that has
+        none.
+        """
         ids = np.arange(MAX_LABEL + 1, dtype=np.int32)
         if self.mapping is None:
             labels = ids + np.int32(self.offset)
@@ -78,13 +83,20 @@ class MaskLayout(ImageLayout):
 
 
 def parse_layout(raw: Mapping[str, object]) -> MaskLayout:
-    """The checked layout of a configuration; raises ValueError, in one line that names what is wrong and what there is."""
+    """The checked layout of a configuration; raises ValueError, in one line that names what is
+    wrong and what there is.
+    """
     try:
         return MaskLayout.model_validate(raw)
     except ValidationError as error:
-        faults = {f"{fault['loc'][0] if fault['loc'] else 'the whole'}: {fault['msg']}" for fault in error.errors()}
+        faults = {
+            f"{fault['loc'][0] if fault['loc'] else 'the whole'}: {fault['msg']}"
+            for fault in error.errors()
+        }
         fields = ", ".join(MaskLayout.model_fields)
-        raise ValueError(f"wrong mask layout: {'; '.join(sorted(faults))}. There are {fields}") from None
+        raise ValueError(
+            f"wrong mask layout: {'; '.join(sorted(faults))}. There are {fields}"
+        ) from None
 
 
 class _StrictLoader(yaml.SafeLoader):
@@ -112,7 +124,8 @@ def read_config(path: Path) -> dict[str, object]:
     """The names and values in a YAML file of a mask layout, not yet checked.
 
     Raises:
-        ValueError: it is no YAML of names and values, larger than 4 MiB, deeply nested, or has a key twice; the message names the file.
+        ValueError: it is no YAML of names and values, larger than 4 MiB, deeply nested, or has a
+            key twice; the message names the file.
         OSError: it cannot be read.
     """
     with path.open("rb") as file:
@@ -122,14 +135,19 @@ def read_config(path: Path) -> dict[str, object]:
             raise ValueError(f"it has more than {MAX_CONFIG_BYTES} bytes")
         found = yaml.load(raw.decode("utf-8-sig"), _StrictLoader)
     except (yaml.YAMLError, ValueError) as error:
-        raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())}; correct the file") from None
+        raise ValueError(
+            f"{path} is no YAML: {' '.join(str(error).split())}; correct the file"
+        ) from None
     if isinstance(found, dict):
         return found
-    raise ValueError(f"{path} holds {type(found).__name__}, wanted names and values, as in `patch_size: 16`")
+    raise ValueError(
+        f"{path} holds {type(found).__name__}, wanted names and values, as in `patch_size: 16`"
+    )
 
 
 def read_mask(path: Path) -> npt.NDArray[np.integer]:
-    """Class ids of the pixels of a PNG, unsigned (height, width): its gray values, or its places in the palette.
+    """Class ids of the pixels of a PNG, unsigned (height, width): its gray values, or its places in
+    the palette.
 
     Raises:
         ValueError: it is no whole PNG of one channel; the message names the file.
@@ -142,8 +160,8 @@ def read_mask(path: Path) -> npt.NDArray[np.integer]:
     depth, color = header[-2:]
     if color not in (0, 3):
         raise ValueError(
-            f"{path} is a PNG of {COLOR_TYPES.get(color, 'no known color')}; wanted one of a single channel, gray or palette: "
-            "one class id a pixel"
+            f"{path} is a PNG of {COLOR_TYPES.get(color, 'no known color')}; wanted one of a single"
+            " channel, gray or palette: one class id a pixel"
         )
     try:
         with Image.open(path, formats=["PNG"]) as image:
@@ -157,7 +175,9 @@ def read_mask(path: Path) -> npt.NDArray[np.integer]:
     return ids.astype(np.uint8) if depth == 1 else ids
 
 
-def fit_mask(mask: npt.NDArray[np.integer], layout: MaskLayout, grid: Size) -> npt.NDArray[np.integer]:
+def fit_mask(
+    mask: npt.NDArray[np.integer], layout: MaskLayout, grid: Size
+) -> npt.NDArray[np.integer]:
     """Resize to the nearest pixel, then crop the center, to `grid` patches.
 
     An output pixel takes the input pixel that its center lies in.
@@ -165,7 +185,10 @@ def fit_mask(mask: npt.NDArray[np.integer], layout: MaskLayout, grid: Size) -> n
     Raises:
         ValueError: the mask then has another size, or is smaller than the crop.
     """
-    rows, columns = (_sources(*sizes) for sizes in zip(mask.shape, *layout.resized(mask.shape, grid), strict=True))
+    rows, columns = (
+        _sources(*sizes)
+        for sizes in zip(mask.shape, *layout.resized(mask.shape, grid), strict=True)
+    )
     return mask[rows[:, None], columns]
 
 

@@ -1,6 +1,7 @@
 """Activations in saev's folders of shards: reading, writing, labels, and what is checked.
 
-The names below are imported at use: labeling and checking shards needs no torch, which takes seconds to import.
+The names below are imported at use: labeling and checking shards needs no torch, which takes
+    seconds to import.
 """
 
 from __future__ import annotations

@@ -15,26 +15,33 @@ Rows = npt.NDArray[np.float32]
 
 
 class Buffers:
-    """Memory for batches, used again once the caller has let a batch go: to fault in fresh pages costs more than to read."""
+    """Memory for batches, used again once the caller has let a batch go: to fault in fresh pages
+    costs more than to read.
+    """
 
     def __init__(self, batch_size: int, d_model: int, device: torch.device, most: int) -> None:
         self._shape = (batch_size, d_model)
         self._device = device
-        # A batch's view, and its memory. No callback says when the view ends: what a signal's handler raised in one would be lost.
+        # A batch's view, and its memory. No callback says when the view ends: what a signal's
+        # handler raised in one would be lost.
         self._lent: deque[tuple[weakref.ref[Rows], Rows]] = deque(maxlen=most)
 
     def take(self, n: int) -> torch.Tensor:
-        """A float32 (n, d_model) tensor that nobody else holds, pinned for CUDA; what is in it is undefined."""
+        """A float32 (n, d_model) tensor that nobody else holds, pinned for CUDA; what is in it is
+        undefined.
+        """
         shape = (n, self._shape[1])
         if self._device.type == "cuda":
-            # torch's allocator of pinned memory gives a block out again only after the copies queued from it.
+            # torch's allocator of pinned memory gives a block out again only after the copies
+            # queued from it.
             return torch.empty(shape, dtype=torch.float32, pin_memory=True)
         if shape != self._shape:
             return torch.from_numpy(np.empty(shape, dtype=np.float32))
         memory = self._take_back()
         if memory is None:
             memory = _aligned(shape)
-        # The tensor's storage holds this view, and so does whatever shares it: its end is that of the last of them.
+        # The tensor's storage holds this view, and so does whatever shares it: its end is that of
+        # the last of them.
         handed = memory[:]
         self._lent.append((weakref.ref(handed), memory))
         return torch.from_numpy(handed)
@@ -49,8 +56,12 @@ class Buffers:
 
 
 def _aligned(shape: tuple[int, int]) -> Rows:
-    """Memory that begins with a line of the cache: rows that begin within one are written a fifth slower."""
+    """Memory that begins with a line of the cache: rows that begin within one are written a fifth
+    slower.
+    """
     n_bytes = 4 * shape[0] * shape[1]
-    memory = np.empty(n_bytes + _LINE, dtype=np.uint8)  # numpy asks the kernel for huge pages, torch does not
+    memory = np.empty(
+        n_bytes + _LINE, dtype=np.uint8
+    )  # numpy asks the kernel for huge pages, torch does not
     begin = -memory.ctypes.data % _LINE
     return memory[begin : begin + n_bytes].view(np.float32).reshape(shape)

@@ -1,4 +1,6 @@
-"""Batches on a GPU: copied there by a stream of their own while the one before is worked on, or taken from a layer that is held there."""
+"""Batches on a GPU: copied there by a stream of their own while the one before is worked on, or
+taken from a layer that is held there.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ HostBatch = tuple[torch.Tensor, Numbers]
 
 @dataclass(frozen=True)
 class _Copy:
-    """A batch on its way: where it goes, the largest magnitude in it, pinned, and the event after which both are there."""
+    """A batch on its way: where it goes, the largest magnitude in it, pinned, and the event after
+    which both are there.
+    """
 
     batch: HostBatch
     tokens: torch.Tensor
@@ -30,13 +34,16 @@ class _Copy:
 
 
 def copied_ahead(
-    batches: Iterator[HostBatch], device: torch.device, refuse: Callable[[torch.Tensor, Numbers], None]
+    batches: Iterator[HostBatch],
+    device: torch.device,
+    refuse: Callable[[torch.Tensor, Numbers], None],
 ) -> Generator[torch.Tensor, None, None]:
     """Each batch on the device, float32 (batch, d_model), while the next is being copied.
 
-    It is looked through for NaN and infinity there, which takes a hundredth of the copy's time, and the host waits for the answer before a
-    batch is given out: it was asked for one batch ago. `refuse` names the token and raises. What goes wrong in reading ahead is raised
-    after the batches before it.
+    It is looked through for NaN and infinity there, which takes a hundredth of the copy's time, and
+    the host waits for the answer before a batch is given out: it was asked for one batch ago.
+    `refuse` names the token and raises. What goes wrong in reading ahead is raised after the
+    batches before it.
     """
     stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     copies: deque[_Copy] = deque()
@@ -62,15 +69,20 @@ def _copy(batch: HostBatch, stream: torch.cuda.Stream, device: torch.device) -> 
     largest = torch.empty((), dtype=torch.float32, pin_memory=True)
     with torch.cuda.stream(stream):
         tokens = batch[0].to(device, non_blocking=True)
-        largest.copy_(torch.linalg.vector_norm(tokens, math.inf), non_blocking=True)  # of NaN it is NaN
+        largest.copy_(
+            torch.linalg.vector_norm(tokens, math.inf), non_blocking=True
+        )  # of NaN it is NaN
         return _Copy(batch, tokens, largest, stream.record_event())
 
 
-def _arrived(copy: _Copy, device: torch.device, refuse: Callable[[torch.Tensor, Numbers], None]) -> torch.Tensor:
+def _arrived(
+    copy: _Copy, device: torch.device, refuse: Callable[[torch.Tensor, Numbers], None]
+) -> torch.Tensor:
     copy.done.synchronize()
     if not math.isfinite(float(copy.largest)):
         refuse(*copy.batch)
-    # Its memory belongs to the copying stream, which must not use it again while the caller's still reads.
+    # Its memory belongs to the copying stream, which must not use it again while the caller's still
+    # reads.
     current = torch.cuda.current_stream(device)
     current.wait_event(copy.done)
     copy.tokens.record_stream(current)
@@ -80,7 +92,9 @@ def _arrived(copy: _Copy, device: torch.device, refuse: Callable[[torch.Tensor, 
 def of_held(
     held: torch.Tensor, order: Order, batch_size: int, n_tokens: int, first: int
 ) -> Generator[torch.Tensor, None, None]:
-    """The batches of a pass from number `first` on, out of a layer's content tokens (all of the layer's tokens, d_model)."""
+    """The batches of a pass from number `first` on, out of a layer's content tokens (all of the
+    layer's tokens, d_model).
+    """
     for of_window in numbers_from(order, order.window or batch_size, batch_size, n_tokens, first):
         numbers = torch.from_numpy(of_window)
         if held.is_cuda:

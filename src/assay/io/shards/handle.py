@@ -1,8 +1,9 @@
 """Activations as saev wrote them: a folder of float32 shards, read one layer at a time.
 
-A shard is a C-contiguous little-endian float32 array (examples_per_shard, n_layers, tokens, d_model). The content
-tokens of one (example, layer) are one run of bytes. They are read by `preadv` (io/shards/stream_reader.py), not through a memory
-map: a file that shrinks while it is read gives a ValueError here, and would kill the process there.
+A shard is a C-contiguous little-endian float32 array (examples_per_shard, n_layers, tokens,
+d_model). The content tokens of one (example, layer) are one run of bytes. They are read by `preadv`
+(io/shards/stream_reader.py), not through a memory map: a file that shrinks while it is read gives a
+ValueError here, and would kill the process there.
 """
 
 import json
@@ -36,8 +37,12 @@ MAX_THREADS = 64
 
 
 def default_threads() -> int:
-    """Reading threads where none are asked for: half the processors that the process may run on, 2 to 8."""
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 2
+    """Reading threads where none are asked for: half the processors that the process may run on, 2
+    to 8.
+    """
+    allowed = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 2
+    )
     return min(8, max(2, allowed // 2))
 
 
@@ -47,9 +52,10 @@ class OrderOptions(TypedDict, total=False):
     Attributes:
         shuffle: in random order; false by default.
         seed: of the shuffling, 0 <= seed < 2^63; 0 by default.
-        order: a .npy file of int64 token numbers (example * content_tokens_per_example + content token) to read instead, each at
-            most once.
-        max_tokens: only so many tokens: the first of the order; shuffled, a random sample that is the same for every seed.
+        order: a .npy file of int64 token numbers (example * content_tokens_per_example + content
+            token) to read instead, each at most once.
+        max_tokens: only so many tokens: the first of the order; shuffled, a random sample that is
+            the same for every seed.
     """
 
     shuffle: bool
@@ -62,10 +68,14 @@ class ReadOptions(OrderOptions, total=False):
     """How to read a layer; every option may be left out.
 
     Attributes:
-        threads: that read ahead; half the processors by default, 2 to 8. They do not change what is read.
-        cursor: `Batches.state()` of a pass with the same folder and options, to go on with its next batch.
-        device: where the batches are wanted; the CPU by default. On CUDA they are copied there from pinned memory, asynchronously.
-        held: the layer as `LayerActivations.hold` read it: batches are taken from it and are where it is.
+        threads: that read ahead; half the processors by default, 2 to 8. They do not change what is
+            read.
+        cursor: `Batches.state()` of a pass with the same folder and options, to go on with its next
+            batch.
+        device: where the batches are wanted; the CPU by default. On CUDA they are copied there from
+            pinned memory, asynchronously.
+        held: the layer as `LayerActivations.hold` read it: batches are taken from it and are where
+            it is.
     """
 
     threads: int
@@ -75,7 +85,8 @@ class ReadOptions(OrderOptions, total=False):
 
 
 class Shards:
-    """A published folder of shards, opened read-only. Opening reads the two JSON files and no array.
+    """A published folder of shards, opened read-only. Opening reads the two JSON files and no
+    array.
 
     Attributes:
         path: the folder, symbolic links resolved.
@@ -84,13 +95,15 @@ class Shards:
         layers: block numbers held.
         d_model: width of an activation.
         n_examples: examples over all shards.
-        content_tokens_per_example: patches in an example; the CLS token is not counted and never read.
+        content_tokens_per_example: patches in an example; the CLS token is not counted and never
+            read.
         n_tokens: n_examples * content_tokens_per_example, the tokens of one layer.
         has_labels: whether there is a labels.bin or a labels16.bin.
 
     Raises:
         FileNotFoundError: the folder or a file that it lists is missing.
-        ValueError: anything else is wrong with it; the message names the file, what was found and what was wanted.
+        ValueError: anything else is wrong with it; the message names the file, what was found and
+            what was wanted.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -105,7 +118,10 @@ class Shards:
         self._entries = read_index(self.path, self.metadata)
         self._files = [sized_shard(self.path, self.metadata, entry) for entry in self._entries]
         if len(set(self._files)) < len(self._files):
-            raise ValueError(f"{self.path / INDEX_NAME} lists two links to one file; wanted a file for each shard")
+            raise ValueError(
+                f"{self.path / INDEX_NAME} lists two links to one file; wanted a file for each"
+                " shard"
+            )
         self._labels = find_labels(self.path, self.metadata)
         self.has_labels = self._labels is not None
         if self._labels is not None:
@@ -113,9 +129,9 @@ class Shards:
 
     def __repr__(self) -> str:
         return (
-            f"Shards({self.name}: {self.metadata.family}/{self.metadata.ckpt}, layers {list(self.layers)}, "
-            f"{self.n_examples} examples x {self.content_tokens_per_example} tokens x {self.d_model}"
-            f"{', labels' if self.has_labels else ''})"
+            f"Shards({self.name}: {self.metadata.family}/{self.metadata.ckpt}, layers"
+            f" {list(self.layers)}, {self.n_examples} examples x {self.content_tokens_per_example}"
+            f" tokens x {self.d_model}{', labels' if self.has_labels else ''})"
         )
 
     def fingerprint(self) -> str:
@@ -126,12 +142,16 @@ class Shards:
         return _hash(json.dumps(found).encode())
 
     def identity(self) -> dict[str, str]:
-        """What tells these activations from others, by part: the folder's name, hashes of its JSON files, of the shards' sizes, and of a
-        sample of their content, some MiB in all (io/sampling.py). It is taken from the folder as it is now.
+        """What tells these activations from others, by part: the folder's name, hashes of its JSON
+        files, of the shards' sizes, and of a sample of their content, some MiB in all
+        (io/sampling.py). It is taken from the folder as it is now.
 
-        A copy of the folder has the same. A change to one of many numbers may go unseen; another recording does not.
+        A copy of the folder has the same. A change to one of many numbers may go unseen; another
+        recording does not.
         """
-        described = {n: _short_hash(read_json_bytes(self.path, n)) for n in (METADATA_NAME, INDEX_NAME)}
+        described = {
+            n: _short_hash(read_json_bytes(self.path, n)) for n in (METADATA_NAME, INDEX_NAME)
+        }
         sizes = [contained_file(self.path, entry.name)[1].st_size for entry in self._entries]
         most, example = sample_bytes(len(self._files)), self.metadata.example_bytes
         content = [
@@ -150,21 +170,27 @@ class Shards:
 
         Raises:
             FileNotFoundError: the folder has no labels.bin.
-            ValueError: labels.bin cannot be read, or has changed its size since the folder was opened.
+            ValueError: labels.bin cannot be read, or has changed its size since the folder was
+                opened.
         """
         if self._labels is None:
-            raise FileNotFoundError(f"{self.path} has no {LABELS_NAME}; record a segmentation dataset to have labels")
+            raise FileNotFoundError(
+                f"{self.path} has no {LABELS_NAME}; record a segmentation dataset to have labels"
+            )
         path = sized_labels(self.path, self.metadata, self._labels)
         content = read_file(path)
         if len(content) != self._labels.n_bytes:
             raise ValueError(
-                f"{path} has {len(content)} bytes, wanted {self._labels.n_bytes}: it changed while it was read; restore the file"
+                f"{path} has {len(content)} bytes, wanted {self._labels.n_bytes}: it changed while"
+                " it was read; restore the file"
             )
         raw = np.frombuffer(content, dtype=np.dtype(self._labels.dtype).newbyteorder("<"))
         return torch.from_numpy(raw.astype(np.int64))
 
     def layer(self, layer: int) -> "LayerActivations":
-        """One layer of the folder, by its block number; raises ValueError if the folder does not hold it."""
+        """One layer of the folder, by its block number; raises ValueError if the folder does not
+        hold it.
+        """
         return LayerActivations(self, layer)
 
     def batches(self, *, layer: int, batch_size: int, **options: Unpack[ReadOptions]) -> Batches:
@@ -202,7 +228,9 @@ class LayerActivations:
     def __post_init__(self) -> None:
         if self.layer not in self.shards.layers:
             wanted = list(self.shards.layers)
-            raise ValueError(f"layer {self.layer} is not in {self.shards.path}; wanted one of {wanted}")
+            raise ValueError(
+                f"layer {self.layer} is not in {self.shards.path}; wanted one of {wanted}"
+            )
 
     @property
     def n_tokens(self) -> int:
@@ -215,11 +243,13 @@ class LayerActivations:
         return self.shards.d_model
 
     def batches(self, *, batch_size: int, **options: Unpack[ReadOptions]) -> Batches:
-        """One pass: every content token once, in float32 batches (batch_size, d_model); only the last may be shorter.
+        """One pass: every content token once, in float32 batches (batch_size, d_model); only the
+        last may be shorter.
 
-        Unshuffled, tokens come in the order of the examples. Shuffled, runs of 32 tokens of all shards are visited in a
-        random order and their tokens are permuted within windows of max(2 * batch_size, 16,384) tokens, rounded up to
-        whole batches; at most two windows are in memory. A batch is the caller's to keep. See docs/reading.md.
+        Unshuffled, tokens come in the order of the examples. Shuffled, runs of 32 tokens of all
+        shards are visited in a random order and their tokens are permuted within windows of max(2 *
+        batch_size, 16,384) tokens, rounded up to whole batches; at most two windows are in memory.
+        A batch is the caller's to keep. See docs/reading.md.
 
         Args:
             batch_size: tokens in a batch.
@@ -227,14 +257,19 @@ class LayerActivations:
 
         Raises:
             FileNotFoundError: there is no such order file, or a file of the folder has gone.
-            ValueError: at the call, for an option out of its bounds, options that exclude each other, an order file that
-                does not fit or a cursor of another pass; while reading, for a NaN, an infinity or a file that has
-                become shorter. Errors in reading threads are raised here.
+            ValueError: at the call, for an option out of its bounds, options that exclude each
+                other, an order file that does not fit or a cursor of another pass; while reading,
+                for a NaN, an infinity or a file that has become shorter. Errors in reading threads
+                are raised here.
             OSError: the device does not give the bytes; it names the file and the place.
         """
         given = ReadOptions(**options)
         shuffle, seed, path = given.get("shuffle", False), given.get("seed", 0), given.get("order")
-        threads, max_tokens, held = given.get("threads", default_threads()), given.get("max_tokens"), given.get("held")
+        threads, max_tokens, held = (
+            given.get("threads", default_threads()),
+            given.get("max_tokens"),
+            given.get("held"),
+        )
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}, wanted at least 1 token")
         if not 0 <= seed < 2**63:
@@ -242,10 +277,13 @@ class LayerActivations:
         if not 1 <= threads <= MAX_THREADS:
             raise ValueError(f"threads is {threads}, wanted 1 to {MAX_THREADS}")
         if max_tokens is not None and max_tokens < 1:
-            raise ValueError(f"max_tokens is {max_tokens}, wanted at least 1 token, or None for all")
+            raise ValueError(
+                f"max_tokens is {max_tokens}, wanted at least 1 token, or None for all"
+            )
         if held is not None and held.shape != (self.n_tokens, self.d_model):
             raise ValueError(
-                f"held is {tuple(held.shape)}, wanted all of the layer, {(self.n_tokens, self.d_model)}: pass what hold() returned"
+                f"held is {tuple(held.shape)}, wanted all of the layer,"
+                f" {(self.n_tokens, self.d_model)}: pass what hold() returned"
             )
         if shuffle and path is not None:
             raise ValueError(f"shuffle is set and so is the order file {path}; wanted one of them")
@@ -254,7 +292,11 @@ class LayerActivations:
             order = OrderFile(path, self.n_tokens)
         elif shuffle:
             order = Shuffled(
-                self.shards.n_examples, self.shards.content_tokens_per_example, batch_size, seed, max_tokens
+                self.shards.n_examples,
+                self.shards.content_tokens_per_example,
+                batch_size,
+                seed,
+                max_tokens,
             )
         else:
             order = Sequential(self.n_tokens)
@@ -270,7 +312,9 @@ class LayerActivations:
         )
 
     def hold(self, batches: Iterable[torch.Tensor], device: torch.device | str) -> torch.Tensor:
-        """All content tokens in one tensor on the device, float32 (n_tokens, d_model), of one unshuffled pass: for passes `held`."""
+        """All content tokens in one tensor on the device, float32 (n_tokens, d_model), of one
+        unshuffled pass: for passes `held`.
+        """
         held = torch.empty(self.n_tokens, self.d_model, dtype=torch.float32, device=device)
         start = 0
         for batch in batches:

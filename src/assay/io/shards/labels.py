@@ -1,7 +1,7 @@
 """Patch labels: the majority of a patch's pixels, and `labels.bin`, where they are kept.
 
-`labels.bin` is uint8 (n_examples, content_tokens_per_example) without a header, 0 for void. Labels above 255 lie in
-`labels16.bin` in its place, little-endian uint16.
+`labels.bin` is uint8 (n_examples, content_tokens_per_example) without a header, 0 for void. Labels
+above 255 lie in `labels16.bin` in its place, little-endian uint16.
 """
 
 import json
@@ -43,7 +43,10 @@ def patch_labels(masks: npt.NDArray[Label], patch_size: int) -> npt.NDArray[Labe
     """
     n, height, width = masks.shape
     if patch_size < 1 or height % patch_size or width % patch_size:
-        raise ValueError(f"found patch_size {patch_size}, want a positive divisor of masks' {height} x {width} pixels")
+        raise ValueError(
+            f"found patch_size {patch_size}, want a positive divisor of masks' {height} x {width}"
+            " pixels"
+        )
     rows, columns = height // patch_size, width // patch_size
     tiles = masks.reshape(n, rows, patch_size, columns, patch_size).swapaxes(2, 3)
     patches = tiles.reshape(n * rows * columns, patch_size**2)
@@ -53,8 +56,11 @@ def patch_labels(masks: npt.NDArray[Label], patch_size: int) -> npt.NDArray[Labe
     classes = np.flatnonzero(occurs)
     ranks = np.cumsum(occurs) - 1
     ids = np.arange(len(patches))[:, None] * len(classes) + ranks[patches]
-    votes = np.bincount(ids.ravel(), minlength=len(patches) * len(classes)).reshape(len(patches), len(classes))
-    # Void has no vote, yet wins where there is no other: argmax takes the lowest class of equal counts.
+    votes = np.bincount(ids.ravel(), minlength=len(patches) * len(classes)).reshape(
+        len(patches), len(classes)
+    )
+    # Void has no vote, yet wins where there is no other: argmax takes the lowest class of equal
+    # counts.
     votes[:, VOID] = 0
     labels: npt.NDArray[Label] = classes[votes.argmax(axis=1)].astype(masks.dtype)
     return labels.reshape(n, rows * columns)
@@ -83,9 +89,11 @@ class PatchLabels:
 def label_patches(
     metadata: Metadata, folder: Path, layout: MaskLayout, progress: Callable[[int], object]
 ) -> PatchLabels:
-    """Label the patches of recorded images from their masks, one mask an example, in the same order.
+    """Label the patches of recorded images from their masks, one mask an example, in the same
+    order.
 
-    The labels are uint16 if `layout.n_classes`, or without it the largest label found, asks for it; uint8 otherwise.
+    The labels are uint16 if `layout.n_classes`, or without it the largest label found, asks for it;
+    uint8 otherwise.
 
     Args:
         metadata: of the shards.
@@ -95,15 +103,16 @@ def label_patches(
 
     Raises:
         FileNotFoundError: there is no such folder, or a listed mask is missing.
-        ValueError: there are more or fewer masks than examples, or a mask is unreadable, of another size, or holds an id
-            that has no label; the message names the file.
+        ValueError: there are more or fewer masks than examples, or a mask is unreadable, of another
+            size, or holds an id that has no label; the message names the file.
     """
     grid = layout.grid_of(metadata.content_tokens_per_example)
     paths = list_files(folder, layout)
     if len(paths) != metadata.n_examples:
         raise ValueError(
-            f"{folder} has {len(paths)} masks ({layout.names or layout.pattern}), and the shards have {metadata.n_examples} examples; "
-            "wanted a mask for each, correct the folder or the pattern"
+            f"{folder} has {len(paths)} masks ({layout.names or layout.pattern}), and the shards"
+            f" have {metadata.n_examples} examples; wanted a mask for each, correct the folder or"
+            " the pattern"
         )
     labels_of_ids = layout.labels_of_ids()
     most = VOID if layout.n_classes is None else layout.n_classes - 1
@@ -120,48 +129,72 @@ def label_patches(
 
 
 def _label(
-    ids: npt.NDArray[np.integer], layout: MaskLayout, grid: Size, labels_of_ids: npt.NDArray[np.int32]
+    ids: npt.NDArray[np.integer],
+    layout: MaskLayout,
+    grid: Size,
+    labels_of_ids: npt.NDArray[np.int32],
 ) -> npt.NDArray[np.uint16]:
     """Labels of one mask's patches, uint16 (patches,)."""
     pixels = labels_of_ids[fit_mask(ids, layout, grid)]
     if (pixels == UNKNOWN).any():
         id_ = fit_mask(ids, layout, grid)[pixels == UNKNOWN].min()
-        raise ValueError(f"id {id_} has no label above 0; name it in void or mapping, or correct offset")
+        raise ValueError(
+            f"id {id_} has no label above 0; name it in void or mapping, or correct offset"
+        )
     if layout.n_classes is not None and pixels.max() >= layout.n_classes:
         raise ValueError(
-            f"label {pixels.max()} is found, wanted less than n_classes = {layout.n_classes}; correct either"
+            f"label {pixels.max()} is found, wanted less than n_classes = {layout.n_classes};"
+            " correct either"
         )
-    labels: npt.NDArray[np.uint16] = patch_labels(pixels.astype(np.uint16)[None], layout.patch_size)[0]
+    labels: npt.NDArray[np.uint16] = patch_labels(
+        pixels.astype(np.uint16)[None], layout.patch_size
+    )[0]
     return labels
 
 
 def check_target(out: Path, shards: Path, *, force: bool) -> None:
-    """Refuse to write labels to `out` over a file, unless `force`, and in any case over what a shard folder is made of.
+    """Refuse to write labels to `out` over a file, unless `force`, and in any case over what a
+    shard folder is made of.
 
     Raises:
         FileExistsError: `out` exists, and `force` is false.
-        ValueError: `out` lies in a folder of shards or codes, however deep, and is not the labels of these shards.
+        ValueError: `out` lies in a folder of shards or codes, however deep, and is not the labels
+            of these shards.
     """
     parent = Path(os.path.realpath(out.parent))
-    published = next((folder for folder in (parent, *parent.parents) if os.path.lexists(folder / INDEX_NAME)), None)
+    published = next(
+        (folder for folder in (parent, *parent.parents) if os.path.lexists(folder / INDEX_NAME)),
+        None,
+    )
     own = parent == shards and out.name in LABELS_NAMES
     if published is not None and not own:
         raise ValueError(
-            f"{out} lies in a folder of shards, which are immutable ({published}); wanted {shards / LABELS_NAME} or a place outside"
+            f"{out} lies in a folder of shards, which are immutable ({published}); wanted"
+            f" {shards / LABELS_NAME} or a place outside"
         )
     there = next(
-        (path for path in ([shards / name for name in LABELS_NAMES] if own else [out]) if os.path.lexists(path)), None
+        (
+            path
+            for path in ([shards / name for name in LABELS_NAMES] if own else [out])
+            if os.path.lexists(path)
+        ),
+        None,
     )
     if there is not None and not force:
-        raise FileExistsError(f"{there} exists already and is not replaced; choose another name, or --force")
+        raise FileExistsError(
+            f"{there} exists already and is not replaced; choose another name, or --force"
+        )
 
 
-def publish_labels(labels: PatchLabels, out: Path, shards: str | os.PathLike[str], *, force: bool = False) -> Path:
+def publish_labels(
+    labels: PatchLabels, out: Path, shards: str | os.PathLike[str], *, force: bool = False
+) -> Path:
     """Write labels to `out`, whole or not at all.
 
-    Where `out` is that of the shards themselves, they go to `labels.bin` or to `labels16.bin`, as their dtype wants it, the other is
-    removed, and the shards' metadata.json comes to say how they were made; nothing else in it changes. A process killed in
-    between leaves the older labels or the newer, or a pair that is refused for its size, never labels misread.
+    Where `out` is that of the shards themselves, they go to `labels.bin` or to `labels16.bin`, as
+    their dtype wants it, the other is removed, and the shards' metadata.json comes to say how they
+    were made; nothing else in it changes. A process killed in between leaves the older labels or
+    the newer, or a pair that is refused for its size, never labels misread.
 
     Returns:
         the file that was written.
@@ -175,11 +208,15 @@ def publish_labels(labels: PatchLabels, out: Path, shards: str | os.PathLike[str
     name, other = LABELS_NAMES if labels.dtype == "uint8" else reversed(LABELS_NAMES)
     path = out.with_name(name) if own else out
     with publish_file(path) as partial:
-        partial.write_bytes(labels.labels.astype(labels.labels.dtype.newbyteorder("<"), copy=False).tobytes())
+        partial.write_bytes(
+            labels.labels.astype(labels.labels.dtype.newbyteorder("<"), copy=False).tobytes()
+        )
     if own:
         path.with_name(other).unlink(missing_ok=True)
         said = parse_json(read_json_bytes(folder, METADATA_NAME))
-        says = {key: value for key, value in said.items() if key != "labels_dtype"} | {"pixel_agg": OWN_VOTE}
+        says = {key: value for key, value in said.items() if key != "labels_dtype"} | {
+            "pixel_agg": OWN_VOTE
+        }
         if says != said:
             with publish_file(folder / METADATA_NAME) as partial:
                 partial.write_text(json.dumps(says, indent=2), encoding="utf-8")

@@ -1,7 +1,9 @@
-"""What a folder of shards says about itself: metadata.json and shards.json, validated before they are believed.
+"""What a folder of shards says about itself: metadata.json and shards.json, validated before they
+are believed.
 
-Both files come from elsewhere, so they are parsed by a parser with a depth limit, held to strict types and sane
-bounds, and compared with the files beside them. Every fault is a FileNotFoundError or a ValueError naming the file.
+Both files come from elsewhere, so they are parsed by a parser with a depth limit, held to strict
+types and sane bounds, and compared with the files beside them. Every fault is a FileNotFoundError
+or a ValueError naming the file.
 """
 
 import hashlib
@@ -35,7 +37,9 @@ INDEX_NAME = "shards.json"
 LABELS_NAME = "labels.bin"
 
 WIDE_LABELS_NAME = "labels16.bin"
-"""Labels above 255, little-endian uint16, in the place of labels.bin: saev takes whatever lies there for uint8."""
+"""Labels above 255, little-endian uint16, in the place of labels.bin: saev takes whatever lies
+there for uint8.
+"""
 
 MOST_FAULTS = 5
 
@@ -89,7 +93,10 @@ class _Record(BaseModel):
             found = {key: raw[key] for key in (name, *SPELLINGS[name]) if key in raw}
             values = list(found.values())
             if any(value != values[0] for value in values):
-                raise ValueError(f"{' and '.join(found)} are one field and differ: {reprlib.repr(values)}; keep one")
+                raise ValueError(
+                    f"{' and '.join(found)} are one field and differ: {reprlib.repr(values)};"
+                    " keep one"
+                )
             if values:
                 renamed[name] = values[0]
         return renamed
@@ -107,23 +114,29 @@ class Metadata(_Record):
         d_model: the width of one activation, in float32 numbers.
         n_examples: examples (images) over all shards.
         max_tokens_per_shard: the budget of a shard in tokens, counted over all layers.
-        data: an opaque description of the dataset. It may be a pickle in base64, and is never decoded.
+        data: an opaque description of the dataset. It may be a pickle in base64, and is never
+            decoded.
         dataset: where the dataset lay. Older files have none.
-        pixel_agg: how pixel labels became patch labels, in segmentation data: "prefer-fg" leaves void out of the vote, as Assay does;
-            by "majority" void votes as well.
-        labels_dtype: of the patch labels in labels.bin, as older versions of Assay declared it, "uint16" (little-endian) where there
-            are more than 255 classes; None is "uint8". It is no longer written, since saev refuses names that it does not know.
+        pixel_agg: how pixel labels became patch labels, in segmentation data: "prefer-fg" leaves
+            void out of the vote, as Assay does; by "majority" void votes as well.
+        labels_dtype: of the patch labels in labels.bin, as older versions of Assay declared it,
+            "uint16" (little-endian) where there are more than 255 classes; None is "uint8". It is
+            no longer written, since saev refuses names that it does not know.
         dtype: only "float32".
-        byteorder: only "little". saev writes none; a file that names another order must not be read as if it did not.
+        byteorder: only "little". saev writes none; a file that names another order must not be read
+            as if it did not.
         protocol: the version of saev's protocol.
 
     Raises:
-        ValueError: a field is missing, mistyped or out of bounds, or two spellings of it differ (pydantic's subclass).
+        ValueError: a field is missing, mistyped or out of bounds, or two spellings of it differ
+            (pydantic's subclass).
     """
 
     family: Text
     ckpt: Text
-    layers: Annotated[tuple[Block, ...], FailFast(), Field(strict=False, min_length=1, max_length=4096)]
+    layers: Annotated[
+        tuple[Block, ...], FailFast(), Field(strict=False, min_length=1, max_length=4096)
+    ]
     content_tokens_per_example: Width
     cls_token: bool
     d_model: Width
@@ -154,8 +167,9 @@ class Metadata(_Record):
     def _one_example_fits(self) -> "Metadata":
         if self.examples_per_shard < 1:
             raise ValueError(
-                f"max_tokens_per_shard {self.max_tokens_per_shard} holds no example of {len(self.layers)} layers x "
-                f"{self.tokens_per_example} tokens; wanted at least {len(self.layers) * self.tokens_per_example}"
+                f"max_tokens_per_shard {self.max_tokens_per_shard} holds no example of"
+                f" {len(self.layers)} layers x {self.tokens_per_example} tokens; wanted at least"
+                f" {len(self.layers) * self.tokens_per_example}"
             )
         return self
 
@@ -181,14 +195,18 @@ class Metadata(_Record):
 
     @property
     def hash(self) -> str:
-        """First 8 hex digits of the SHA-256 of what is written, as saev takes it: fields in their order, no spaces, UTF-8."""
+        """First 8 hex digits of the SHA-256 of what is written, as saev takes it: fields in their
+        order, no spaces, UTF-8.
+        """
         canonical = json.dumps(self._as_saev_writes(), separators=(",", ":"), ensure_ascii=False)
         return hashlib.sha256(canonical.encode()).hexdigest()[:8]
 
     def to_json(self) -> str:
-        """The text of a metadata.json that saev's reader takes: all names that it wants, and none that it does not know.
+        """The text of a metadata.json that saev's reader takes: all names that it wants, and none
+        that it does not know.
 
-        It knows the families bird-mae, clip, dinov2, dinov3, fake-clip, pe-core, pe-spatial and siglip.
+        It knows the families bird-mae, clip, dinov2, dinov3, fake-clip, pe-core, pe-spatial and
+        siglip.
         """
         return json.dumps(self._as_saev_writes(), indent=2)
 
@@ -213,15 +231,18 @@ _INDEX: TypeAdapter[list[ShardEntry]] = TypeAdapter(
 
 
 def read_metadata(folder: Path) -> Metadata:
-    """The validated metadata.json of `folder`; raises FileNotFoundError, or ValueError naming the file."""
+    """The validated metadata.json of `folder`; raises FileNotFoundError, or ValueError naming the
+    file.
+    """
     return _validated(folder, METADATA_NAME, Metadata.model_validate)
 
 
 def read_index(folder: Path, metadata: Metadata) -> list[ShardEntry]:
     """The validated shards.json of `folder`.
 
-    Names are distinct, and numbered ones in the order of their numbers; every shard is full but the last one with examples
-    in it; only empty ones come after that; and the examples sum to what the metadata says.
+    Names are distinct, and numbered ones in the order of their numbers; every shard is full but the
+    last one with examples in it; only empty ones come after that; and the examples sum to what the
+    metadata says.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -234,8 +255,8 @@ def read_index(folder: Path, metadata: Metadata) -> list[ShardEntry]:
         # First of all: a million entries take a while to look at, each with a file.
         if isinstance(raw, list) and len(raw) > most:
             raise ValueError(
-                f"it lists {len(raw)} shards, wanted at most {most} for {metadata.n_examples} examples of which a shard holds"
-                f" {metadata.examples_per_shard}"
+                f"it lists {len(raw)} shards, wanted at most {most} for {metadata.n_examples}"
+                f" examples of which a shard holds {metadata.examples_per_shard}"
             )
         return _INDEX.validate_python(raw)
 
@@ -244,28 +265,40 @@ def read_index(folder: Path, metadata: Metadata) -> list[ShardEntry]:
     names.update(entry.name for entry in entries)
     (name, times), *_ = names.most_common(1)
     if times > 1:
-        raise ValueError(f"{path} lists {name!r}, which is taken; wanted another file for each shard: {REMEDY}")
+        raise ValueError(
+            f"{path} lists {name!r}, which is taken; wanted another file for each shard: {REMEDY}"
+        )
     total = sum(entry.n_examples for entry in entries)
     if total != metadata.n_examples:
-        raise ValueError(f"{path} lists {total} examples, {METADATA_NAME} says {metadata.n_examples}; {REMEDY}")
-    numbers = [int(found[1]) for entry in entries if (found := re.fullmatch(r"acts(\d+)\.bin", entry.name))]
-    if numbers != sorted(numbers):
-        late = next(number for number, before in zip(numbers[1:], numbers, strict=False) if number < before)
         raise ValueError(
-            f"{path} lists acts{late:06d}.bin after one of a higher number; wanted them in order, or examples and labels do not"
-            f" belong together: {REMEDY}"
+            f"{path} lists {total} examples, {METADATA_NAME} says {metadata.n_examples}; {REMEDY}"
+        )
+    numbers = [
+        int(found[1]) for entry in entries if (found := re.fullmatch(r"acts(\d+)\.bin", entry.name))
+    ]
+    if numbers != sorted(numbers):
+        late = next(
+            number for number, before in zip(numbers[1:], numbers, strict=False) if number < before
+        )
+        raise ValueError(
+            f"{path} lists acts{late:06d}.bin after one of a higher number; wanted them in order,"
+            f" or examples and labels do not belong together: {REMEDY}"
         )
     left = total
     for entry in entries:
         wanted = min(left, metadata.examples_per_shard)
         if entry.n_examples != wanted:
-            raise ValueError(f"{path}: {entry.name} has n_examples {entry.n_examples}, wanted {wanted}; {REMEDY}")
+            raise ValueError(
+                f"{path}: {entry.name} has n_examples {entry.n_examples}, wanted {wanted}; {REMEDY}"
+            )
         left -= wanted
     return entries
 
 
 class LabelsFile(NamedTuple):
-    """The patch labels of a folder of shards: a file's name, the dtype of a label, and the bytes of all that there must be."""
+    """The patch labels of a folder of shards: a file's name, the dtype of a label, and the bytes of
+    all that there must be.
+    """
 
     name: str
     dtype: Literal["uint8", "uint16"]
@@ -273,7 +306,9 @@ class LabelsFile(NamedTuple):
 
 
 def find_labels(folder: Path, metadata: Metadata) -> LabelsFile | None:
-    """The file of the labels, the wide ones before the others; None where there is neither. Its size is not looked at."""
+    """The file of the labels, the wide ones before the others; None where there is neither. Its
+    size is not looked at.
+    """
     n_labels = metadata.n_examples * metadata.content_tokens_per_example
     if os.path.lexists(folder / WIDE_LABELS_NAME):
         return LabelsFile(WIDE_LABELS_NAME, "uint16", 2 * n_labels)
@@ -284,25 +319,31 @@ def find_labels(folder: Path, metadata: Metadata) -> LabelsFile | None:
 
 
 def sized_labels(folder: Path, metadata: Metadata, labels: LabelsFile) -> Path:
-    """The real path of the labels; raises FileNotFoundError, or ValueError if there are not as many as content tokens."""
+    """The real path of the labels; raises FileNotFoundError, or ValueError if there are not as many
+    as content tokens.
+    """
     path, info = contained_file(folder, labels.name)
     if info.st_size != labels.n_bytes:
         raise ValueError(
-            f"{path} has {info.st_size} bytes, wanted {labels.n_bytes} ({metadata.n_examples} examples x"
-            f" {metadata.content_tokens_per_example} content tokens, {labels.dtype}); restore the file"
+            f"{path} has {info.st_size} bytes, wanted {labels.n_bytes} ({metadata.n_examples}"
+            f" examples x {metadata.content_tokens_per_example} content tokens, {labels.dtype});"
+            " restore the file"
         )
     return path
 
 
 def doubt_labels(folder: Path, metadata: Metadata) -> str | None:
-    """What is to be said of labels that were not made by Assay's vote, with the command that makes them so; None: nothing."""
+    """What is to be said of labels that were not made by Assay's vote, with the command that makes
+    them so; None: nothing.
+    """
     if metadata.pixel_agg != "majority" or find_labels(folder, metadata) is None:
         return None
     name = shlex.quote(str(folder))
     return (
-        f'the labels of {folder} were made with pixel_agg "majority", by which void votes and wins ties; it should have no vote.'
-        f" To make them so: assay labels {name} --masks MASKS --patch-size PIXELS --out {name}/{LABELS_NAME} --force, with --resize and"
-        " --crop as the images were (assay labels --help)"
+        f'the labels of {folder} were made with pixel_agg "majority", by which void votes and wins'
+        f" ties; it should have no vote. To make them so: assay labels {name} --masks MASKS"
+        f" --patch-size PIXELS --out {name}/{LABELS_NAME} --force, with --resize and --crop as the"
+        " images were (assay labels --help)"
     )
 
 
@@ -314,11 +355,15 @@ def sized_shard(folder: Path, metadata: Metadata, entry: ShardEntry) -> Path:
         ValueError: it has another size.
     """
     path, info = contained_file(folder, entry.name)
-    full, cut = metadata.examples_per_shard * metadata.example_bytes, entry.n_examples * metadata.example_bytes
+    full, cut = (
+        metadata.examples_per_shard * metadata.example_bytes,
+        entry.n_examples * metadata.example_bytes,
+    )
     if info.st_size not in (full, cut):
         raise ValueError(
-            f"{path} has {info.st_size} bytes, wanted {full} ({metadata.examples_per_shard} examples) or {cut} "
-            f"({entry.n_examples} examples); the file is damaged, copy or record it again"
+            f"{path} has {info.st_size} bytes, wanted {full} ({metadata.examples_per_shard}"
+            f" examples) or {cut} ({entry.n_examples} examples); the file is damaged, copy or"
+            " record it again"
         )
     return path
 
@@ -340,7 +385,8 @@ def _validated(folder: Path, name: str, validate: Callable[[Any], T]) -> T:
 def explain(error: ValidationError) -> str:
     """What is wrong, where, and what was found there, in a line."""
     faults = [
-        f"{'.'.join(map(str, fault['loc'])) or 'the whole'}: {fault['msg']}, found {reprlib.repr(fault['input'])}"
+        f"{'.'.join(map(str, fault['loc'])) or 'the whole'}: {fault['msg']}, found"
+        f" {reprlib.repr(fault['input'])}"
         for fault in error.errors(include_url=False)
     ]
     more = [f"and {len(faults) - MOST_FAULTS} more"] if len(faults) > MOST_FAULTS else []

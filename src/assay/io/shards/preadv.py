@@ -1,7 +1,8 @@
 """Reading into many pieces of memory at once: POSIX's `preadv`.
 
-C's and not Python's, which wants an object for each piece: making them took as long as the reading, one thread at a time. Where the C
-library has none that ctypes finds, Python's is taken. Neither is there on Windows.
+C's and not Python's, which wants an object for each piece: making them took as long as the reading,
+one thread at a time. Where the C library has none that ctypes finds, Python's is taken. Neither is
+there on Windows.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ _LIBC = _load()
 
 
 def read_pieces(descriptor: int, pieces: Pieces, offset: int) -> int:
-    """Fill pieces of memory, an (address, bytes) each as C's iovec has them, from `offset` of a file on: the bytes read.
+    """Fill pieces of memory, an (address, bytes) each as C's iovec has them, from `offset` of a
+    file on: the bytes read.
 
     Raises:
         OSError: as `os.preadv`.

@@ -1,9 +1,12 @@
-"""The streaming reader: batches of one layer in any order, read ahead by a few threads straight into their buffers.
+"""The streaming reader: batches of one layer in any order, read ahead by a few threads straight
+into their buffers.
 
-A batch is a buffer, and where each of its tokens lies on disk follows from its number. Tokens that are neighbors on disk are
-one `preadv`, whose pieces are the rows that they go to: the kernel's copy out of the page cache is the only one. It is C's
-`preadv` and not Python's, which wants an object for each piece: making them took as long as the reading, one thread at a time.
-The plan of the reading depends on the order alone and every row has one writer, so the number of threads cannot change a batch.
+A batch is a buffer, and where each of its tokens lies on disk follows from its number. Tokens that
+are neighbors on disk are one `preadv`, whose pieces are the rows that they go to: the kernel's copy
+out of the page cache is the only one. It is C's `preadv` and not Python's, which wants an object
+for each piece: making them took as long as the reading, one thread at a time. The plan of the
+reading depends on the order alone and every row has one writer, so the number of threads cannot
+change a batch.
 """
 
 from __future__ import annotations
@@ -29,7 +32,8 @@ from assay.io.shards.gpu_copies import HostBatch, copied_ahead, of_held
 from assay.io.shards.order import Numbers, Order, numbers_from
 from assay.io.shards.preadv import Pieces, read_pieces
 
-# What one thread reads at a time, and the least that is read at once: larger than a call costs, smaller than the memory.
+# What one thread reads at a time, and the least that is read at once: larger than a call costs,
+# smaller than the memory.
 READ_BYTES = 8 * 2**20
 
 # Pieces that the kernel takes in one preadv.
@@ -68,7 +72,10 @@ class LayerBytes:
         """The file and the offset of a token."""
         example, token = divmod(number, self.content_tokens_per_example)
         shard, row = divmod(example, self.examples_per_shard)
-        return self.files[shard], row * self.example_bytes + self.first_byte + token * self.d_model * 4
+        return (
+            self.files[shard],
+            row * self.example_bytes + self.first_byte + token * self.d_model * 4,
+        )
 
 
 @dataclass(frozen=True)
@@ -82,10 +89,11 @@ class _Window:
 
 
 class Batches(Iterator[torch.Tensor]):
-    """One pass over a layer: float32 (batch_size, d_model), only the last shorter. See `LayerActivations.batches`.
+    """One pass over a layer: float32 (batch_size, d_model), only the last shorter. See
+    `LayerActivations.batches`.
 
-    Threads run from the first batch asked for to the last one, to `close` or to the iterator's end of life, whichever comes
-    first; it is a context manager, too. An error ends the pass.
+    Threads run from the first batch asked for to the last one, to `close` or to the iterator's end
+    of life, whichever comes first; it is a context manager, too. An error ends the pass.
     """
 
     def __init__(
@@ -110,11 +118,15 @@ class Batches(Iterator[torch.Tensor]):
             **order.identity,
             "max_tokens": max_tokens,
         }
-        self._batch = 0 if cursor is None else _resumed(cursor, self._key, -(-self.n_tokens // batch_size))
+        self._batch = (
+            0 if cursor is None else _resumed(cursor, self._key, -(-self.n_tokens // batch_size))
+        )
         if held is not None:
             self._stream = of_held(held, order, batch_size, self.n_tokens, self._batch)
         else:
-            self._stream = _stream(source, order, batch_size, self.n_tokens, threads, self._batch, device)
+            self._stream = _stream(
+                source, order, batch_size, self.n_tokens, threads, self._batch, device
+            )
 
     def __next__(self) -> torch.Tensor:
         batch = next(self._stream)
@@ -122,59 +134,87 @@ class Batches(Iterator[torch.Tensor]):
         return batch
 
     def state(self) -> dict[str, str | int | None]:
-        """The cursor, JSON scalars: `batches(..., cursor=state)` goes on with the batch after the last one given out."""
+        """The cursor, JSON scalars: `batches(..., cursor=state)` goes on with the batch after the
+        last one given out.
+        """
         return {**self._key, "batch": self._batch}
 
     def close(self) -> None:
-        """End the pass: reads in progress are awaited, those ahead dropped, the threads gone. Harmless twice."""
+        """End the pass: reads in progress are awaited, those ahead dropped, the threads gone.
+        Harmless twice.
+        """
         self._stream.close()
 
     def __enter__(self) -> Batches:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.close()
 
 
 def _resumed(cursor: Mapping[str, Any], key: Mapping[str, str | int | None], n_batches: int) -> int:
-    """The batch that a cursor stands at; raises ValueError naming the field in which it belongs to another pass."""
+    """The batch that a cursor stands at; raises ValueError naming the field in which it belongs to
+    another pass.
+    """
     wanted = {*key, "batch"}
     if not isinstance(cursor, Mapping) or set(cursor) != wanted:
         found = sorted(map(str, cursor)) if isinstance(cursor, Mapping) else type(cursor).__name__
-        raise ValueError(f"the cursor holds {found}, wanted {sorted(wanted)}: pass what state() returned")
+        raise ValueError(
+            f"the cursor holds {found}, wanted {sorted(wanted)}: pass what state() returned"
+        )
     for name, value in key.items():
         if type(cursor[name]) is not type(value) or cursor[name] != value:
             raise ValueError(
-                f"the cursor's {name} is {cursor[name]!r}, this pass's is {value!r}: resume with what it was saved "
-                "with, or start again without a cursor"
+                f"the cursor's {name} is {cursor[name]!r}, this pass's is {value!r}: resume with"
+                " what it was saved with, or start again without a cursor"
             )
     batch = cursor["batch"]
     if type(batch) is not int or not 0 <= batch <= n_batches:
-        raise ValueError(f"the cursor's batch is {batch!r}, wanted 0 to {n_batches}: pass what state() returned")
+        raise ValueError(
+            f"the cursor's batch is {batch!r}, wanted 0 to {n_batches}: pass what state() returned"
+        )
     return batch
 
 
 def _stream(
-    source: LayerBytes, order: Order, batch_size: int, n_tokens: int, threads: int, first: int, device: torch.device
+    source: LayerBytes,
+    order: Order,
+    batch_size: int,
+    n_tokens: int,
+    threads: int,
+    first: int,
+    device: torch.device,
 ) -> Generator[torch.Tensor, None, None]:
     """The batches from number `first` on."""
     with closing(_windows(source, order, batch_size, n_tokens, threads, first, device)) as windows:
         if device.type == "cuda":
             refuse = functools.partial(_check_finite, source)
-            yield from copied_ahead((batch for window in windows for batch in _unlooked(window)), device, refuse)
+            yield from copied_ahead(
+                (batch for window in windows for batch in _unlooked(window)), device, refuse
+            )
         else:
             for window in windows:
                 yield from _finish(source, window)
 
 
 def _windows(
-    source: LayerBytes, order: Order, batch_size: int, n_tokens: int, threads: int, first: int, device: torch.device
+    source: LayerBytes,
+    order: Order,
+    batch_size: int,
+    n_tokens: int,
+    threads: int,
+    first: int,
+    device: torch.device,
 ) -> Generator[_Window, None, None]:
     """The windows from that of batch number `first` on, the reading of some more in progress."""
     window = order.window or max(1, READ_BYTES // (batch_size * source.d_model * 4)) * batch_size
-    # Of large windows one is read, by all threads, while one is given out; a small one is a thread's.
+    # Of large windows one is read, by all threads, while one is given out; a small one is a
+    # thread's.
     ahead = 1 if window * source.d_model * 4 >= 2 * READ_BYTES or order.window else threads + 1
     numbers_of_windows = numbers_from(order, window, batch_size, n_tokens, first)
     pool = ThreadPoolExecutor(threads, thread_name_prefix="assay-read")
@@ -193,7 +233,12 @@ def _windows(
 
 
 def _begin(
-    pool: ThreadPoolExecutor, source: LayerBytes, numbers: Numbers, batch_size: int, memory: Buffers, looks: bool
+    pool: ThreadPoolExecutor,
+    source: LayerBytes,
+    numbers: Numbers,
+    batch_size: int,
+    memory: Buffers,
+    looks: bool,
 ) -> _Window:
     """Make the buffers of a window and start reading into them."""
     parts = [numbers[start : start + batch_size] for start in range(0, len(numbers), batch_size)]
@@ -202,12 +247,16 @@ def _begin(
     by_place = np.argsort(numbers)
     share = max(1, READ_BYTES // (source.d_model * 4))
     shares = [by_place[start : start + share] for start in range(0, len(numbers), share)]
-    reads = [pool.submit(_read, source, numbers, rows, arrays, batch_size, looks) for rows in shares]
+    reads = [
+        pool.submit(_read, source, numbers, rows, arrays, batch_size, looks) for rows in shares
+    ]
     return _Window(buffers, arrays, parts, reads)
 
 
 def _finish(source: LayerBytes, window: _Window) -> Iterator[torch.Tensor]:
-    """Await a window's reads, then give out its batches, each looked through for a NaN or an infinity and let go."""
+    """Await a window's reads, then give out its batches, each looked through for a NaN or an
+    infinity and let go.
+    """
     seen = [read.result() for read in window.reads]
     looked = [found for found in seen if found is not None]
     doubtful = list(itertools.chain.from_iterable(looked))
@@ -236,12 +285,19 @@ def _unlooked(window: _Window) -> Iterator[HostBatch]:
 
 
 def _read(
-    source: LayerBytes, numbers: Numbers, rows: Numbers, arrays: list[Rows], batch_size: int, looks: bool
+    source: LayerBytes,
+    numbers: Numbers,
+    rows: Numbers,
+    arrays: list[Rows],
+    batch_size: int,
+    looks: bool,
 ) -> list[int] | None:
-    """Read the window's tokens at `rows`, which are in the order of their numbers, each into its row.
+    """Read the window's tokens at `rows`, which are in the order of their numbers, each into its
+    row.
 
-    Where they are neighbors there too and `looks` is set, what is read is looked through at once, while the processor's cache holds it:
-    gives those that may hold a NaN or an infinity. None: they have yet to be looked through.
+    Where they are neighbors there too and `looks` is set, what is read is looked through at once,
+    while the processor's cache holds it: gives those that may hold a NaN or an infinity. None: they
+    have yet to be looked through.
 
     Raises:
         ValueError: a file is gone or has become shorter since the folder was opened.
@@ -267,7 +323,9 @@ def _read(
     in_order = looks and sys.byteorder == "little" and bool((np.diff(rows) == 1).all())
     doubtful: list[int] = []
     try:
-        for number, n_bytes, start, stop in zip(run_numbers, run_bytes, bounds[:-1], bounds[1:], strict=True):
+        for number, n_bytes, start, stop in zip(
+            run_numbers, run_bytes, bounds[:-1], bounds[1:], strict=True
+        ):
             path, offset = source.place(number)
             if path is not opened:
                 if opened is not None:
@@ -278,7 +336,9 @@ def _read(
             if in_order:
                 for piece in range(start, stop):
                     row = int(rows[first[piece]])
-                    array = arrays[row // batch_size][row % batch_size :][: int(pieces[piece, 1]) // width]
+                    array = arrays[row // batch_size][row % batch_size :][
+                        : int(pieces[piece, 1]) // width
+                    ]
                     doubtful += (row + _doubtful(array)).tolist()
     finally:
         if opened is not None:
@@ -290,22 +350,29 @@ def _open(path: Path) -> int:
     try:
         return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
-        raise ValueError(f"{path} cannot be opened any more: {error.strerror}; restore the file") from error
+        raise ValueError(
+            f"{path} cannot be opened any more: {error.strerror}; restore the file"
+        ) from error
 
 
 def _read_run(descriptor: int, path: Path, pieces: Pieces, offset: int, left: int) -> None:
-    """Fill `pieces`, `left` bytes in all, one after the other from `offset` on; an error names the file and the place."""
+    """Fill `pieces`, `left` bytes in all, one after the other from `offset` on; an error names the
+    file and the place.
+    """
     while left:
         try:
             n = read_pieces(descriptor, pieces[:IOV_MAX], offset)
         except OSError as error:
             raise OSError(
-                error.errno, f"{error.strerror}, reading {left} bytes from byte {offset} on", str(path)
+                error.errno,
+                f"{error.strerror}, reading {left} bytes from byte {offset} on",
+                str(path),
             ) from error
         if n == 0:
             raise ValueError(
-                f"{path} has {os.fstat(descriptor).st_size} bytes, wanted at least {offset + left}: it became shorter after it "
-                "was opened; published shards must not change, restore the file"
+                f"{path} has {os.fstat(descriptor).st_size} bytes, wanted at least {offset + left}:"
+                " it became shorter after it was opened; published shards must not change, restore"
+                " the file"
             )
         offset += n
         left -= n
@@ -319,13 +386,16 @@ def _read_run(descriptor: int, path: Path, pieces: Pieces, offset: int, left: in
 
 def _doubtful(array: Rows) -> Numbers:
     """The rows that may hold a NaN or an infinity, int64."""
-    # A finite sum of squares has finite terms, and costs a fraction of looking at each. Large finite terms may overflow it.
+    # A finite sum of squares has finite terms, and costs a fraction of looking at each. Large
+    # finite terms may overflow it.
     with np.errstate(over="ignore", invalid="ignore", under="ignore"):
         return np.flatnonzero(~np.isfinite(np.vecdot(array, array)))
 
 
 def _check_finite(source: LayerBytes, array: Rows | torch.Tensor, numbers: Numbers) -> None:
-    """Raise ValueError naming the first token, in the order on disk, that holds a NaN or an infinity."""
+    """Raise ValueError naming the first token, in the order on disk, that holds a NaN or an
+    infinity.
+    """
     array = np.asarray(array)
     doubtful = _doubtful(array)
     wrong = numbers[doubtful[~np.isfinite(array[doubtful]).all(axis=1)]]
@@ -334,6 +404,6 @@ def _check_finite(source: LayerBytes, array: Rows | torch.Tensor, numbers: Numbe
     number = int(wrong.min())
     example, token = divmod(number, source.content_tokens_per_example)
     raise ValueError(
-        f"{source.place(number)[0]}: NaN or infinity in example {example}, content token {token}, layer {source.layer}; "
-        "wanted finite activations, record that example again"
+        f"{source.place(number)[0]}: NaN or infinity in example {example}, content token {token},"
+        f" layer {source.layer}; wanted finite activations, record that example again"
     )

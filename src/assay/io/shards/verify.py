@@ -1,4 +1,6 @@
-"""Read a folder of shards once, whole, and say what is wrong with it. Memory does not grow with the data."""
+"""Read a folder of shards once, whole, and say what is wrong with it. Memory does not grow with the
+data.
+"""
 
 import os
 from collections import Counter
@@ -62,7 +64,9 @@ class ShardVerdict(Verdict):
 
 @dataclass(frozen=True, kw_only=True)
 class LabelsVerdict(Verdict):
-    """What was found in the file of the labels: `counts`, the patches of each label that occurs, lowest label first; 0 is void."""
+    """What was found in the file of the labels: `counts`, the patches of each label that occurs,
+    lowest label first; 0 is void.
+    """
 
     name: str
     counts: dict[int, int]
@@ -76,7 +80,8 @@ class FolderVerdict:
         path: as it was given.
         shards: a verdict each, in their order; none if the JSON files are at fault.
         labels: None if there are none.
-        constant: for each layer, the dimensions that are the same in every content token of the folder.
+        constant: for each layer, the dimensions that are the same in every content token of the
+            folder.
         faults: of the folder as a whole, a layer without any variation among them.
         remarks: on the folder as a whole: that void voted in its labels.
     """
@@ -96,7 +101,9 @@ class FolderVerdict:
 
 
 class _Extent:
-    """Smallest and largest value of each dimension over the finite content tokens of each layer, float32 (d_model,)."""
+    """Smallest and largest value of each dimension over the finite content tokens of each layer,
+    float32 (d_model,).
+    """
 
     def __init__(self) -> None:
         # Filled as layers are met: a damaged metadata.json may claim any number of them.
@@ -117,11 +124,13 @@ class _Extent:
 
 
 def verify_shards(path: str | os.PathLike[str], progress: Progress) -> FolderVerdict:
-    """Read every byte of a folder of shards, once and in order, and judge it. What is wrong is returned, never raised.
+    """Read every byte of a folder of shards, once and in order, and judge it. What is wrong is
+    returned, never raised.
 
-    A shard is at fault if it is missing, of a wrong size or unreadable, or holds a NaN or an infinity; a folder, if its
-    JSON files are, or if a layer is the same in all its tokens; labels, if they are not one a content token.
-    Some constant dimensions, and padding that is not zero, are remarks.
+    A shard is at fault if it is missing, of a wrong size or unreadable, or holds a NaN or an
+    infinity; a folder, if its JSON files are, or if a layer is the same in all its tokens; labels,
+    if they are not one a content token. Some constant dimensions, and padding that is not zero, are
+    remarks.
     """
     try:
         folder = real_folder(path)
@@ -134,11 +143,19 @@ def verify_shards(path: str | os.PathLike[str], progress: Progress) -> FolderVer
     if len(missing) > MOST_MISSING:
         return FolderVerdict(
             Path(path),
-            faults=(f"{len(missing)} of {len(entries)} shards are missing, {missing[0]} the first; {COPY_AGAIN}",),
+            faults=(
+                (
+                    f"{len(missing)} of {len(entries)} shards are missing, {missing[0]} the first;"
+                    f" {COPY_AGAIN}"
+                ),
+            ),
         )
     total = sum(
         _size(folder, name)
-        for name in [*(entry.name for entry in entries), *([labels_file.name] if labels_file else [])]
+        for name in [
+            *(entry.name for entry in entries),
+            *([labels_file.name] if labels_file else []),
+        ]
     )
     extent = _Extent()
 
@@ -152,13 +169,16 @@ def verify_shards(path: str | os.PathLike[str], progress: Progress) -> FolderVer
         first += entry.n_examples
     constant = {number: extent.constant(layer) for layer, number in enumerate(metadata.layers)}
     faults = tuple(
-        f"layer {number} is the same in all {extent.n_tokens[layer]} tokens; record the activations again"
+        f"layer {number} is the same in all {extent.n_tokens[layer]} tokens; record the activations"
+        " again"
         for layer, number in enumerate(metadata.layers)
         if len(constant[number]) == metadata.d_model
     )
     labels = None if labels_file is None else _verify_labels(folder, metadata, labels_file, advance)
     doubt = doubt_labels(folder, metadata)
-    return FolderVerdict(Path(path), tuple(shards), labels, constant, faults, () if doubt is None else (doubt,))
+    return FolderVerdict(
+        Path(path), tuple(shards), labels, constant, faults, () if doubt is None else (doubt,)
+    )
 
 
 def _missing(folder: Path, entries: list[ShardEntry]) -> list[str]:
@@ -182,26 +202,35 @@ def _verify_shard(
     seen: dict[Path, str],
     advance: Callable[[int], None],
 ) -> ShardVerdict:
-    """Judge one shard, whose first example has the number `first`; its content tokens are added to `extent`."""
+    """Judge one shard, whose first example has the number `first`; its content tokens are added to
+    `extent`.
+    """
     faults: list[str] = []
     remarks: list[str] = []
     try:
         path = sized_shard(folder, metadata, entry)
         other = seen.setdefault(path, entry.name)
         if other != entry.name:
-            raise ValueError(f"{entry.name} and {other} are links to one file; wanted a file for each shard")
+            raise ValueError(
+                f"{entry.name} and {other} are links to one file; wanted a file for each shard"
+            )
         n_data = entry.n_examples * metadata.example_bytes
         not_finite = _NotFinite(metadata, first)
         for start, tokens in _tokens(path, n_data, metadata.d_model, advance):
             _judge(start, tokens, metadata, extent, not_finite)
         if not_finite.count:
             faults.append(not_finite.describe())
-        n_nonzero = sum(int(np.count_nonzero(chunk)) for chunk in _bytes(path, n_data, None, CHUNK_BYTES, advance))
+        n_nonzero = sum(
+            int(np.count_nonzero(chunk))
+            for chunk in _bytes(path, n_data, None, CHUNK_BYTES, advance)
+        )
         if n_nonzero:
             remarks.append(f"padding is not zero ({n_nonzero} bytes); it is never read")
     except (ValueError, OSError) as error:
         faults.append(str(error))
-    return ShardVerdict(name=entry.name, rows=entry.n_examples, faults=tuple(faults), remarks=tuple(remarks))
+    return ShardVerdict(
+        name=entry.name, rows=entry.n_examples, faults=tuple(faults), remarks=tuple(remarks)
+    )
 
 
 class _NotFinite:
@@ -214,7 +243,9 @@ class _NotFinite:
         self.where = ""
 
     def add(self, block: int, token: int, tokens: Floats) -> None:
-        """Tokens from `token` on, the CLS token counted, of the `block`-th (example, layer) of the shard."""
+        """Tokens from `token` on, the CLS token counted, of the `block`-th (example, layer) of the
+        shard.
+        """
         finite = np.isfinite(tokens)
         if not self.count:
             row, dimension = np.argwhere(~finite)[0].tolist()
@@ -222,8 +253,9 @@ class _NotFinite:
             number = token + row - self.metadata.cls_token
             value = "NaN" if np.isnan(tokens[row, dimension]) else "infinity"
             self.where = (
-                f"{value} in example {self.first_example + example}, {f'content token {number}' if number >= 0 else 'the CLS token'}, "
-                f"layer {self.metadata.layers[layer]}, dimension {dimension}"
+                f"{value} in example {self.first_example + example},"
+                f" {f'content token {number}' if number >= 0 else 'the CLS token'}, layer"
+                f" {self.metadata.layers[layer]}, dimension {dimension}"
             )
         self.count += finite.size - int(finite.sum())
 
@@ -231,15 +263,20 @@ class _NotFinite:
         return f"{self.where}; {self.count} such numbers in all; record these examples again"
 
 
-def _judge(start: int, tokens: Floats, metadata: Metadata, extent: _Extent, not_finite: _NotFinite) -> None:
-    """Take in tokens, the first of them the `start`-th of the shard, run by run of one (example, layer)."""
+def _judge(
+    start: int, tokens: Floats, metadata: Metadata, extent: _Extent, not_finite: _NotFinite
+) -> None:
+    """Take in tokens, the first of them the `start`-th of the shard, run by run of one (example,
+    layer).
+    """
     per_block, end = metadata.tokens_per_example, start + len(tokens)
     for block in range(start // per_block, (end - 1) // per_block + 1):
         low, high = max(start, block * per_block), min(end, (block + 1) * per_block)
         token = low - block * per_block
         run = tokens[low - start : high - start]
         content = run[1:] if metadata.cls_token and token == 0 else run
-        # NaN passes through min and max, and infinities are extremes: no other look at the numbers is needed.
+        # NaN passes through min and max, and infinities are extremes: no other look at the numbers
+        # is needed.
         with np.errstate(invalid="ignore"):
             extremes = (content.min(axis=0), content.max(axis=0)) if len(content) else ()
         if not all(np.isfinite(values).all() for values in (run[0], *extremes)):
@@ -248,8 +285,12 @@ def _judge(start: int, tokens: Floats, metadata: Metadata, extent: _Extent, not_
             extent.add(block % len(metadata.layers), *extremes, len(content))
 
 
-def _tokens(path: Path, n_bytes: int, d_model: int, advance: Callable[[int], None]) -> Iterator[tuple[int, Floats]]:
-    """The first `n_bytes` of a shard as (number of its first token, tokens (n, d_model)), all layers in file order."""
+def _tokens(
+    path: Path, n_bytes: int, d_model: int, advance: Callable[[int], None]
+) -> Iterator[tuple[int, Floats]]:
+    """The first `n_bytes` of a shard as (number of its first token, tokens (n, d_model)), all
+    layers in file order.
+    """
     per_chunk = max(1, CHUNK_BYTES // (4 * d_model))
     start = 0
     for chunk in _bytes(path, 0, n_bytes, per_chunk * 4 * d_model, advance):
@@ -261,7 +302,8 @@ def _tokens(path: Path, n_bytes: int, d_model: int, advance: Callable[[int], Non
 def _bytes(
     path: Path, start: int, end: int | None, chunk_bytes: int, advance: Callable[[int], None]
 ) -> Iterator[npt.NDArray[np.uint8]]:
-    """The bytes from `start` to `end` (None: of the file), uint8, in one buffer that is filled again and again.
+    """The bytes from `start` to `end` (None: of the file), uint8, in one buffer that is filled
+    again and again.
 
     Raises:
         ValueError: the file ends before `end`.
@@ -273,7 +315,10 @@ def _bytes(
             wanted = chunk_bytes if end is None else min(chunk_bytes, end - start)
             n = file.readinto(buffer[:wanted].data)
             if n < wanted and end is not None:
-                raise ValueError(f"{path} ends at byte {start + n}, wanted {end}: it became shorter while it was read")
+                raise ValueError(
+                    f"{path} ends at byte {start + n}, wanted {end}: it became shorter while it was"
+                    " read"
+                )
             if n == 0:
                 return
             yield buffer[:n]

@@ -24,20 +24,24 @@ def write_shards(
     examples: Iterable[npt.NDArray[np.float32] | torch.Tensor],
     labels: npt.NDArray[np.uint8] | npt.NDArray[np.uint16] | torch.Tensor | None = None,
 ) -> Path:
-    """Publish `<root>/<hash>/` as saev would have written it, holding one batch at a time, and return its path.
+    """Publish `<root>/<hash>/` as saev would have written it, holding one batch at a time, and
+    return its path.
 
-    Every shard is full-sized, the last one padded with zeros; if that would be exactly full, an empty one more follows.
+    Every shard is full-sized, the last one padded with zeros; if that would be exactly full, an
+    empty one more follows.
 
     Args:
         root: the folder that holds the folders of shards; made if it is missing.
         metadata: what is recorded. Its n_examples must be what `examples` yields in all.
-        examples: batches, float32 (n, n_layers, tokens, d_model), the CLS token first where there is one.
-        labels: patch labels (n_examples, content_tokens_per_example), 0 for void; uint16 lie in labels16.bin.
+        examples: batches, float32 (n, n_layers, tokens, d_model), the CLS token first where there
+            is one.
+        labels: patch labels (n_examples, content_tokens_per_example), 0 for void; uint16 lie in
+            labels16.bin.
 
     Raises:
         FileExistsError: that folder exists already: published shards are immutable.
-        ValueError: a batch or the labels have another shape or dtype, hold a NaN or an infinity, or are not n_examples
-            in all. Nothing is left behind.
+        ValueError: a batch or the labels have another shape or dtype, hold a NaN or an infinity, or
+            are not n_examples in all. Nothing is left behind.
         OSError: the disk is full, say; it names the folder.
     """
     folder = Path(root) / metadata.hash
@@ -58,10 +62,15 @@ def write_shards(
                     file.write(part.data)
                 n_written += len(part)
         if n_written != metadata.n_examples:
-            raise ValueError(f"{n_written} examples came, wanted n_examples = {metadata.n_examples}; correct either")
+            raise ValueError(
+                f"{n_written} examples came, wanted n_examples = {metadata.n_examples}; correct"
+                " either"
+            )
         n_full, n_last = divmod(n_written, per_shard)
         counts = [per_shard] * n_full + [n_last]
-        index = [{"name": _shard_name(shard), "n_examples": count} for shard, count in enumerate(counts)]
+        index = [
+            {"name": _shard_name(shard), "n_examples": count} for shard, count in enumerate(counts)
+        ]
         with naming(folder):
             with open(partial / _shard_name(n_full), "ab") as file:
                 file.truncate(per_shard * metadata.example_bytes)
@@ -91,7 +100,8 @@ def _checked_labels(
     wanted = (metadata.n_examples, metadata.content_tokens_per_example)
     if array.dtype not in (np.uint8, np.uint16) or array.shape != wanted:
         raise ValueError(
-            f"labels are {array.dtype} {array.shape}, wanted uint8 {wanted}, one a content token, or uint16"
+            f"labels are {array.dtype} {array.shape}, wanted uint8 {wanted}, one a content token,"
+            " or uint16"
         )
     return array.astype(array.dtype.newbyteorder("<"), copy=False)
 
@@ -99,13 +109,20 @@ def _checked_labels(
 def _checked_batch(
     batch: npt.NDArray[np.float32] | torch.Tensor, metadata: Metadata, first: int
 ) -> npt.NDArray[np.float32]:
-    """The batch as a C-contiguous little-endian array; `first` is the number of its first example."""
+    """The batch as a C-contiguous little-endian array; `first` numbers its first example."""
     wanted = metadata.example_shape
-    if batch.dtype not in (torch.float32, np.float32) or batch.ndim != 4 or tuple(batch.shape[1:]) != wanted:
-        raise ValueError(f"a batch is {batch.dtype} {tuple(batch.shape)}, wanted float32 {('n', *wanted)}")
+    if (
+        batch.dtype not in (torch.float32, np.float32)
+        or batch.ndim != 4
+        or tuple(batch.shape[1:]) != wanted
+    ):
+        raise ValueError(
+            f"a batch is {batch.dtype} {tuple(batch.shape)}, wanted float32 {('n', *wanted)}"
+        )
     if first + len(batch) > metadata.n_examples:
         raise ValueError(
-            f"at least {first + len(batch)} examples came, wanted n_examples = {metadata.n_examples}; correct either"
+            f"at least {first + len(batch)} examples came, wanted n_examples ="
+            f" {metadata.n_examples}; correct either"
         )
     array = np.ascontiguousarray(
         batch.detach().cpu().numpy() if isinstance(batch, torch.Tensor) else batch, dtype="<f4"
@@ -113,5 +130,8 @@ def _checked_batch(
     finite = np.isfinite(array).all(axis=(1, 2, 3))
     if not finite.all():
         number = first + int(finite.argmin())
-        raise ValueError(f"example {number} holds a NaN or an infinity; wanted finite activations, record it again")
+        raise ValueError(
+            f"example {number} holds a NaN or an infinity; wanted finite activations, record it"
+            " again"
+        )
     return array

@@ -1,4 +1,4 @@
-"""k-means on a GPU or a CPU: the estimator, its seeding and steps, and the nearest of many centers."""
+"""k-means on a GPU or a CPU: the estimator, seeding, steps, and the nearest of many centers."""
 
 from assay.numerics.kmeans.distances import chunked_distances, nearest_in_float64, paired_distances
 from assay.numerics.kmeans.estimator import MiniBatchKMeans

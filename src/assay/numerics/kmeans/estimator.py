@@ -1,6 +1,7 @@
 """Mini-batch k-means over a stream of activations.
 
-Steps are Sculley's (2010), with the low-count reassignment and the smoothed-inertia stopping of scikit-learn's MiniBatchKMeans.
+Steps are Sculley's (2010), with the low-count reassignment and the smoothed-inertia stopping of
+scikit-learn's MiniBatchKMeans.
 """
 
 import logging
@@ -16,7 +17,12 @@ from assay.numerics.kmeans.prediction import LARGEST, CenterModel
 from assay.numerics.kmeans.progress import InProgress, Progress
 from assay.numerics.kmeans.reassignment import reassign_where_due
 from assay.numerics.kmeans.seeding import Seeding, seeding_tokens, try_seedings
-from assay.numerics.kmeans.settings import PARAMETERS, check_parameters, check_state, show_parameters
+from assay.numerics.kmeans.settings import (
+    PARAMETERS,
+    check_parameters,
+    check_state,
+    show_parameters,
+)
 from assay.numerics.kmeans.step import step_at_once
 from assay.numerics.moments import batch_moments, check_later
 
@@ -24,10 +30,12 @@ logger = logging.getLogger(__name__)
 
 
 class MiniBatchKMeans(CenterModel, InProgress):
-    """k-means by mini-batches, for data that is seen as a stream of batches (batch, d) of real numbers, within float32's range.
+    """k-means by mini-batches, for data that is seen as a stream of batches (batch, d) of real
+    numbers, within float32's range.
 
-    Centers are float32, and so are tokens when the nearest is sought; what is summed is float64. NaN and infinity are a ValueError.
-    A step on b tokens takes 2 b K d operations in the fastest precision there is, and memory for the centers twice and a tile of scores.
+    Centers are float32, and so are tokens when the nearest is sought; what is summed is float64.
+    NaN and infinity are a ValueError. A step on b tokens takes 2 b K d operations in the fastest
+    precision there is, and memory for the centers twice and a tile of scores.
 
     Parameters
     ----------
@@ -35,17 +43,20 @@ class MiniBatchKMeans(CenterModel, InProgress):
     seed: of every random draw; one seed and one stream give one result.
     device: where the model lives, by default that of its first batch; inputs are moved there.
     n_init: seedings tried; the one with the least mean squared distance on held-out tokens is kept.
-    init_size: tokens to seed from; None means 3 max(n_clusters, tokens of the first batch): more tokens hold more outliers, which
-        make poor seeds.
+    init_size: tokens to seed from; None means 3 max(n_clusters, tokens of the first batch): more
+        tokens hold more outliers, which make poor seeds.
     max_iter: passes over the data at most.
-    tol: stop when a step moves the centers by a summed squared distance of at most tol times the mean variance of a
-        dimension among the seeding tokens; 0 never stops so.
-    max_no_improvement: stop after as many steps on end without a new least smoothed inertia, from the second pass on; None never stops so.
-    reassignment_ratio: clusters with a count below this share of the mean, and those in the place of another, are moved to far tokens
-        (see `reassign_centers`), every 10 n_clusters tokens and after any step that leaves a count of 0; 0 never moves any.
-    decay: what the counts are multiplied by before each further pass of `fit` (and rounded up). With 1 the learning rate is 1/n
-        over all tokens ever seen, and early ones, which were nearest to other centers, hold centers back; below 1 centers are
-        exponential moving averages over passes.
+    tol: stop when a step moves the centers by a summed squared distance of at most tol times the
+        mean variance of a dimension among the seeding tokens; 0 never stops so.
+    max_no_improvement: stop after as many steps on end without a new least smoothed inertia, from
+        the second pass on; None never stops so.
+    reassignment_ratio: clusters with a count below this share of the mean, and those in the place
+        of another, are moved to far tokens (see `reassign_centers`), every 10 n_clusters tokens and
+        after any step that leaves a count of 0; 0 never moves any.
+    decay: what the counts are multiplied by before each further pass of `fit` (and rounded up).
+        With 1 the learning rate is 1/n over all tokens ever seen, and early ones, which were
+        nearest to other centers, hold centers back; below 1 centers are exponential moving averages
+        over passes.
 
     Attributes
     ----------
@@ -54,8 +65,9 @@ class MiniBatchKMeans(CenterModel, InProgress):
     is_seeded_: whether there are centers to go on with.
     n_steps_, epoch_, steps_of_pass_: steps and passes made, and steps of the pass under way.
     inertia_: the last batch's mean squared distance before its step.
-    history_: a dict of floats a step: `inertia`, `ewa_inertia` (smoothed), `learning_rate` (mean over the clusters hit of the share of the
-        way they went) and `dead_clusters` (count 0 or below reassignment_ratio times the mean, before they are moved).
+    history_: a dict of floats a step: `inertia`, `ewa_inertia` (smoothed), `learning_rate` (mean
+        over the clusters hit of the share of the way they went) and `dead_clusters` (count 0 or
+        below reassignment_ratio times the mean, before they are moved).
 
     >>> tokens = torch.randn(1000, 8, generator=torch.Generator().manual_seed(0))
     >>> kmeans = MiniBatchKMeans(4, max_iter=2).fit(lambda epoch: tokens.split(100))
@@ -97,13 +109,17 @@ class MiniBatchKMeans(CenterModel, InProgress):
         return f"{type(self).__name__}({show_parameters(self)})"
 
     def fit(
-        self, stream: Callable[[int], Iterable[Tensor]], on_step: Callable[[dict[str, float]], None] | None = None
+        self,
+        stream: Callable[[int], Iterable[Tensor]],
+        on_step: Callable[[dict[str, float]], None] | None = None,
     ) -> Self:
-        """Fit anew on passes `stream(0)`, `stream(1)`, ...: each the same tokens, best shuffled differently.
+        """Fit anew on passes `stream(0)`, `stream(1)`, ...: each the same tokens, best shuffled
+        differently.
 
-        The first tokens of `stream(0)` seed the centers before the passes start, so that they should be a fair sample.
-        `on_step` is called after each step with its entry of `history_`. ValueError for a pass without tokens, fewer
-        tokens or distinct tokens than clusters, and parameters out of range.
+        The first tokens of `stream(0)` seed the centers before the passes start, so that they
+        should be a fair sample. `on_step` is called after each step with its entry of `history_`.
+        ValueError for a pass without tokens, fewer tokens or distinct tokens than clusters, and
+        parameters out of range.
         """
         self._seeding = None
         self.seed_from(stream(0))
@@ -118,19 +134,24 @@ class MiniBatchKMeans(CenterModel, InProgress):
         return self._seeding is None and super().is_seeded_
 
     def seed_from(self, batches: Iterable[Tensor]) -> Self:
-        """Start a fit anew: seed the centers from the first tokens of `batches`; `steps` then makes the passes."""
+        """Start a fit anew: seed the centers from the first tokens of `batches`; `steps` then makes
+        the passes.
+        """
         for _ in self.seedings(batches):
             pass
         return self
 
     def seedings(self, batches: Iterable[Tensor]) -> Iterator[tuple[int, int]]:
-        """As `seed_from`, a center whenever it is asked: yields seedings tried and centers of the one under way, 0 after a whole one.
+        """As `seed_from`, a center whenever it is asked: yields seedings tried and centers of the
+        one under way, 0 after a whole one.
 
-        Whenever it yields, a `checkpoint` can be taken; a seeding that was resumed goes on bit for bit, where `batches` begin with the same
-        tokens.
+        Whenever it yields, a `checkpoint` can be taken; a seeding that was resumed goes on bit for
+        bit, where `batches` begin with the same tokens.
         """
         check_parameters(self)
-        tokens, held_out = seeding_tokens(batches, self.n_clusters, self.init_size, self.device, judge=self.n_init > 1)
+        tokens, held_out = seeding_tokens(
+            batches, self.n_clusters, self.init_size, self.device, judge=self.n_init > 1
+        )
         yield from self._seed(tokens, held_out)
         with isolated():
             sample = batch_moments(tokens)
@@ -140,16 +161,20 @@ class MiniBatchKMeans(CenterModel, InProgress):
         if self._seeding is None:
             self._start(torch.Generator().manual_seed(self.seed))
             self._seeding = Seeding()
-        yield from try_seedings(tokens, held_out, self.n_clusters, self.n_init, self._generator, self._seeding)
+        yield from try_seedings(
+            tokens, held_out, self.n_clusters, self.n_init, self._generator, self._seeding
+        )
         assert self._seeding.best is not None
         self.cluster_centers_, self._seeding = self._seeding.best, None
         self.counts_ = torch.zeros(self.n_clusters, dtype=torch.int64, device=tokens.device)
 
     def steps(self, stream: Callable[[int], Iterable[Tensor]]) -> Iterator[dict[str, float]]:
-        """The passes of a fit that was seeded, or the rest of one that was resumed, a step whenever it is asked: yields its metrics.
+        """The passes of a fit that was seeded, or the rest of one that was resumed, a step whenever
+        it is asked: yields its metrics.
 
-        Whenever it yields, a `checkpoint` can be taken, and what is resumed from it goes on bit for bit; the first pass asked of `stream`
-        must then begin after the first `steps_of_pass_` batches, and may be empty.
+        Whenever it yields, a `checkpoint` can be taken, and what is resumed from it goes on bit for
+        bit; the first pass asked of `stream` must then begin after the first `steps_of_pass_`
+        batches, and may be empty.
         """
         progress = self._progress
         while progress.epoch < self.max_iter and not self.is_done_:
@@ -166,7 +191,9 @@ class MiniBatchKMeans(CenterModel, InProgress):
                 if progress.epoch < self.max_iter:
                     self.counts_ = _decayed(self.counts_, self.decay)
         why = "no better inertia or centers at rest" if self.is_done_ else "max_iter"
-        logger.info("k-means stops in pass %d after %d steps: %s", progress.epoch + 1, self.n_steps_, why)
+        logger.info(
+            "k-means stops in pass %d after %d steps: %s", progress.epoch + 1, self.n_steps_, why
+        )
 
     @property
     def is_done_(self) -> bool:
@@ -179,12 +206,16 @@ class MiniBatchKMeans(CenterModel, InProgress):
 
     @isolated()
     def partial_fit(self, x: Tensor) -> Self:
-        """One step on a batch (batch, d); an empty one changes nothing. The first batch also seeds, where fit did not.
+        """One step on a batch (batch, d); an empty one changes nothing. The first batch also seeds,
+        where fit did not.
 
-        ValueError when d changes, for NaN and infinity, or when it must seed from fewer (distinct) rows than clusters.
+        ValueError when d changes, for NaN and infinity, or when it must seed from fewer (distinct)
+        rows than clusters.
         """
         fitted = self.is_seeded_
-        check_numbers = check_later(x, self.cluster_centers_.shape[1] if fitted else None, largest=LARGEST)
+        check_numbers = check_later(
+            x, self.cluster_centers_.shape[1] if fitted else None, largest=LARGEST
+        )
         if x.shape[0] == 0:
             return self
         if not fitted:
@@ -192,7 +223,9 @@ class MiniBatchKMeans(CenterModel, InProgress):
             for _ in self._seed(x.to(self.device or x.device), None):
                 pass
         x = x.to(self.cluster_centers_.device)
-        step = step_at_once(x, self.cluster_centers_, self.counts_, self.reassignment_ratio, self._queue)
+        step = step_at_once(
+            x, self.cluster_centers_, self.counts_, self.reassignment_ratio, self._queue
+        )
         check_numbers()
         self._progress.record(len(x), step.inertia, step.rate, step.n_low)
         self.cluster_centers_, self.counts_ = reassign_where_due(
@@ -207,25 +240,34 @@ class MiniBatchKMeans(CenterModel, InProgress):
 
     @isolated()
     def state_dict(self) -> dict[str, Tensor]:
-        """`cluster_centers` float32 (n_clusters, d), `counts` int64 (n_clusters,), and the parameters by name, int64 or float64 (): copies.
+        """`cluster_centers` float32 (n_clusters, d), `counts` int64 (n_clusters,), and the
+        parameters by name, int64 or float64 (): copies.
 
         0 stands for None.
         """
         kept = {name: getattr(self, name) or 0 for name in PARAMETERS}
         return {
             **self._centers_and_counts(),
-            **{name: torch.tensor(kept[name], dtype=dtype, device="cpu") for name, dtype in PARAMETERS.items()},
+            **{
+                name: torch.tensor(kept[name], dtype=dtype, device="cpu")
+                for name, dtype in PARAMETERS.items()
+            },
         }
 
     def _centers_and_counts(self) -> dict[str, Tensor]:
-        return {"cluster_centers": snapshot(self.cluster_centers_), "counts": snapshot(self.counts_)}
+        return {
+            "cluster_centers": snapshot(self.cluster_centers_),
+            "counts": snapshot(self.counts_),
+        }
 
     @isolated()
     def checkpoint(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """What `resume` needs to go on exactly: tensors, as copies, and JSON; the parameters are not in it.
+        """What `resume` needs to go on exactly: tensors, as copies, and JSON; the parameters are
+        not in it.
 
-        Tensors: `cluster_centers` and `counts` as in `state_dict`, the random `generator`'s state uint8 (n,), `history` float64 (steps, 4).
-        JSON: the rest of the progress. Before the last seeding is done: `generator` and what `Seeding.checkpoint` gives.
+        Tensors: `cluster_centers` and `counts` as in `state_dict`, the random `generator`'s state
+        uint8 (n,), `history` float64 (steps, 4). JSON: the rest of the progress. Before the last
+        seeding is done: `generator` and what `Seeding.checkpoint` gives.
         """
         generator = {"generator": self._generator.get_state()}
         if self._seeding is not None:
@@ -236,39 +278,57 @@ class MiniBatchKMeans(CenterModel, InProgress):
 
     @isolated()
     def resume(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> Self:
-        """Take up what `checkpoint` returned, on this one's parameters; then `steps`, or `partial_fit`.
+        """Take up what `checkpoint` returned, on this one's parameters; then `steps`, or
+        `partial_fit`.
 
-        Where it `is_seeded_` not yet, `seedings` go on first. ValueError for other shapes, or another number of clusters.
+        Where it `is_seeded_` not yet, `seedings` go on first. ValueError for other shapes, or
+        another number of clusters.
         """
-        seeding = Seeding.resumed(tensors, state["seeding"], self.device) if "seeding" in state else None
+        seeding = (
+            Seeding.resumed(tensors, state["seeding"], self.device) if "seeding" in state else None
+        )
         centers = tensors["cluster_centers"] if seeding is None else seeding.best
         if centers is not None and len(centers) != self.n_clusters:
-            raise ValueError(f"found a checkpoint of {len(centers)} clusters, wanted {self.n_clusters}")
+            raise ValueError(
+                f"found a checkpoint of {len(centers)} clusters, wanted {self.n_clusters}"
+            )
         self._start(torch.Generator())
         self._generator.set_state(tensors["generator"])
         self._seeding = seeding
         if seeding is None:
             restored = self.from_state(tensors)
             place = restored.cluster_centers_.device if self.device is None else self.device
-            self.cluster_centers_, self.counts_ = restored.cluster_centers_.to(place), restored.counts_.to(place)
+            self.cluster_centers_, self.counts_ = (
+                restored.cluster_centers_.to(place),
+                restored.counts_.to(place),
+            )
             self._progress = Progress.resumed(tensors["history"], state)
         return self
 
     @classmethod
     @isolated()
     def from_state(cls, state: Mapping[str, Tensor]) -> Self:
-        """A model that predicts as the one that left `state`, and whose partial_fit goes on at the same learning rates.
+        """A model that predicts as the one that left `state`, and whose partial_fit goes on at the
+        same learning rates.
 
-        What of the parameters is not in it is the default. Random draws begin anew with the seed, and the record of steps is empty: to go
-        on with a fit, `resume` its checkpoint. ValueError for shapes that do not fit and centers that are not finite.
+        What of the parameters is not in it is the default. Random draws begin anew with the seed,
+        and the record of steps is empty: to go on with a fit, `resume` its checkpoint. ValueError
+        for shapes that do not fit and centers that are not finite.
         """
         centers, counts = check_state(state)
         restored = cls(centers.shape[0])
         for name in PARAMETERS.keys() & state.keys():
             value = state[name].item()
-            setattr(restored, name, None if value == 0 and name in ("init_size", "max_no_improvement") else value)
+            setattr(
+                restored,
+                name,
+                None if value == 0 and name in ("init_size", "max_no_improvement") else value,
+            )
         restored._start(torch.Generator().manual_seed(restored.seed))
-        restored.cluster_centers_, restored.counts_ = snapshot(centers).float(), snapshot(counts).to(torch.int64)
+        restored.cluster_centers_, restored.counts_ = (
+            snapshot(centers).float(),
+            snapshot(counts).to(torch.int64),
+        )
         return restored
 
 

@@ -1,10 +1,12 @@
-"""The nearest center of every token in five Triton kernels, with nothing for the host to look at in between.
+"""The nearest center of every token in five Triton kernels, with nothing for the host to look at in
+between.
 
-1. `prepare_tokens`: a token less the origin, rounded, with the bounds that ride along in the product, and their float32 norms.
-2. `_two_best`: of each tile of 256 centers the largest score and the second, as float32 whose low eight bits say which column it is. The
-   scores themselves are never written down.
-3. `_shortlist`: which centers a row leaves in question: one as a rule, a few at times, too many seldom.
-4. `_settle`: of a few the nearest by differences in float64; and `_settle_crowded`, where a tile has two of them, among all of the tile.
+1. `prepare_tokens`: a token less the origin, rounded, with the bounds that ride along in the
+product, and their float32 norms. 2. `_two_best`: of each tile of 256 centers the largest score and
+the second, as float32 whose low eight bits say which column it is. The scores themselves are never
+written down. 3. `_shortlist`: which centers a row leaves in question: one as a rule, a few at
+times, too many seldom. 4. `_settle`: of a few the nearest by differences in float64; and
+`_settle_crowded`, where a tile has two of them, among all of the tile.
 
 `_round_centers` makes the centers ready for it. What the bounds are, and why they hold:
 `assay.numerics.kmeans.rounded_centers.RoundedCenters`.
@@ -25,7 +27,9 @@ _TILE, _DIMS = FUSED_TILE, 64
 
 
 class _Shape(NamedTuple):
-    """How `_two_best` is cut: rows a program, warps, stages of the pipeline; and whether the hardware has tensor descriptors."""
+    """How `_two_best` is cut: rows a program, warps, stages of the pipeline; and whether the
+    hardware has tensor descriptors.
+    """
 
     rows: int
     warps: int
@@ -33,14 +37,16 @@ class _Shape(NamedTuple):
     descriptors: bool
 
 
-# By compute capability, from this one on, the latest first. Hopper's is the fastest of those that fit an H200 (docs/benchmarks.md);
-# Ampere's spills no registers and fits its smallest multiprocessors, and has not yet run on a card.
+# By compute capability, from this one on, the latest first. Hopper's is the fastest of those that
+# fit an H200 (docs/benchmarks.md); Ampere's spills no registers and fits its smallest
+# multiprocessors, and has not yet run on a card.
 _SHAPES = {(9, 0): _Shape(128, 8, 4, True), (8, 0): _Shape(128, 8, 3, False)}
 
 # What a float32 loses where a column takes its low bits, relative.
 _PACKING = 2.0**-15
 
-# More candidates than this, or tiles with two, and a row is better asked again in the next precision.
+# More candidates than this, or tiles with two, and a row is better asked again in the next
+# precision.
 _MOST_NEAR, _MOST_CROWDED = 16, 4
 
 # Tokens at a time, for the memory of the results by tile.
@@ -76,15 +82,21 @@ def _two_best(  # type: ignore[no-untyped-def]
     for tile in tl.range(first, last, flatten=DESCRIPTORS):
         scores = tl.zeros((ROWS, TILE), tl.float32)
         if not DESCRIPTORS:
-            b_columns = matrix + (tile * TILE + columns).to(tl.int64)[None, :] * WIDTH + dims[:, None]
+            b_columns = (
+                matrix + (tile * TILE + columns).to(tl.int64)[None, :] * WIDTH + dims[:, None]
+            )
         for k in range(WIDTH // DIMS):
             if DESCRIPTORS:
-                scores = tl.dot(tokens.load([row, k * DIMS]), matrix.load([tile * TILE, k * DIMS]).T, scores)
+                scores = tl.dot(
+                    tokens.load([row, k * DIMS]), matrix.load([tile * TILE, k * DIMS]).T, scores
+                )
             else:
                 scores = tl.dot(tl.load(a_rows + k * DIMS), tl.load(b_columns + k * DIMS), scores)
         if MAY_OVERFLOW:
             # What overflows may be the largest; low bits would make it NaN.
-            scores = tl.where(scores == scores, tl.minimum(tl.maximum(scores, -3.0e38), 3.0e38), 3.0e38)
+            scores = tl.where(
+                scores == scores, tl.minimum(tl.maximum(scores, -3.0e38), 3.0e38), 3.0e38
+            )
         bits = (scores.to(tl.int32, bitcast=True) & ~(TILE - 1)) | columns[None, :]
         packed = bits.to(tl.float32, bitcast=True)
         top = tl.max(packed, 1)
@@ -127,9 +139,14 @@ def _shortlist(  # type: ignore[no-untyped-def]
     top = tl.max(tops, 1)
     tile = tl.min(tl.where(tops == top[:, None], tiles, TILES), 1)
     seeming = tile * TILE + tl.sum(tl.where(tiles == tile[:, None], columns, 0), 1)
-    clear = (rows < n) & (seeming < n_centers)  # what fills up can only seem the best where all is lost
+    clear = (rows < n) & (
+        seeming < n_centers
+    )  # what fills up can only seem the best where all is lost
     of_best = bounds + 3 * tl.where(clear, seeming, 0)
-    norm, loss = tl.load(norms + rows, mask=rows < n, other=0.0), tl.load(lost + rows, mask=rows < n, other=0.0)
+    norm, loss = (
+        tl.load(norms + rows, mask=rows < n, other=0.0),
+        tl.load(lost + rows, mask=rows < n, other=0.0),
+    )
     error = loss * tl.load(of_best) + norm * tl.load(of_best + 1) + tl.load(of_best + 2)
     size = tl.abs(top)
     least = top - 2.02 * (error * grown + packing * (size + 3 * error) + least_error)
@@ -231,29 +248,40 @@ def _settle_crowded(  # type: ignore[no-untyped-def]
         members = tiles * TILE + (tops.to(tl.int32, bitcast=True) & (TILE - 1))
         alone = (tops >= least) & (rests < least)
         nearest, label = _lowest(
-            _squared(x + row * x_stride, centers, members, alone, d, c_stride, DIMS), members, n_centers, d
+            _squared(x + row * x_stride, centers, members, alone, d, c_stride, DIMS),
+            members,
+            n_centers,
+            d,
         )
         label = tl.where(nearest < float("inf"), label, n_centers)
         for index in range(1, tl.sum(crowded.to(tl.int32), 0) + 1):
             tile = tl.sum(tl.where(crowded & (number == index), tiles, 0), 0)
             block = tile * TILE + tl.arange(0, TILE)
             closest, member = _lowest(
-                _squared(x + row * x_stride, centers, block, block < n_centers, d, c_stride, DIMS), block, n_centers, d
+                _squared(x + row * x_stride, centers, block, block < n_centers, d, c_stride, DIMS),
+                block,
+                n_centers,
+                d,
             )
-            closer = (closest < nearest * _alike(d)) | ((closest * _alike(d) <= nearest) & (member < label))
+            closer = (closest < nearest * _alike(d)) | (
+                (closest * _alike(d) <= nearest) & (member < label)
+            )
             label = tl.where(closer, member, label)
             nearest = tl.minimum(closest, nearest)
         tl.store(labels + row, label.to(tl.int64))
 
 
 def nearest(x: Tensor, centers: Tensor, origin: Tensor, product: Product) -> Tensor:
-    """Index of the nearest of centers (K, d) to each row of x (n, d), float32: int64 (n,), -1 where too many are left in question.
+    """Index of the nearest of centers (K, d) to each row of x (n, d), float32: int64 (n,), -1 where
+    too many are left in question.
 
     Ties by float64's rounding go to the lower index. Nothing is synchronized.
     """
     x, centers = (each if each.stride(-1) == 1 else each.contiguous() for each in (x, centers))
     with on_device_of(x):
-        parts = [_nearest(part, centers, origin, product) for part in torch.split(x, _CHUNK) if len(part)]
+        parts = [
+            _nearest(part, centers, origin, product) for part in torch.split(x, _CHUNK) if len(part)
+        ]
     return torch.cat(parts) if parts else torch.empty(0, dtype=torch.int64, device=x.device)
 
 
@@ -334,7 +362,18 @@ def _nearest(x: Tensor, centers: Tensor, origin: Tensor, product: Product) -> Te
     _settle[(n,)](x, centers, best, least, labels, *sizes, **shapes)
     programs = 2 * _multiprocessors(x.device)
     _settle_crowded[(programs,)](
-        x, centers, best, second, least, labels, queue, queued, *sizes, PROGRAMS=programs, **shapes, num_warps=16
+        x,
+        centers,
+        best,
+        second,
+        least,
+        labels,
+        queue,
+        queued,
+        *sizes,
+        PROGRAMS=programs,
+        **shapes,
+        num_warps=16,
     )
     return labels
 
@@ -345,4 +384,8 @@ def _shape(device: torch.device) -> _Shape:
 
 
 def _multiprocessors(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
+    return (
+        torch.cuda.get_device_properties(device).multi_processor_count
+        if device.type == "cuda"
+        else 1
+    )

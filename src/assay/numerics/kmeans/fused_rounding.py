@@ -1,4 +1,5 @@
-"""Tokens and centers made ready for the product: less the origin, rounded, with the bounds that ride along, in two Triton kernels.
+"""Tokens and centers made ready for the product: less the origin, rounded, with the bounds that
+ride along, in two Triton kernels.
 
 What the bounds are, and why they hold: `assay.numerics.kmeans.rounded_centers.RoundedCenters`.
 """
@@ -29,7 +30,9 @@ def _store_bounds(out, bound, rest, is_row, d, width):  # type: ignore[no-untype
     for begin in range(d, width, 64):
         place = begin + rest
         value = tl.where(begin == d, bound, 0.0)
-        tl.store(out + place, value.to(out.dtype.element_ty), mask=is_row[:, None] & (place < width))
+        tl.store(
+            out + place, value.to(out.dtype.element_ty), mask=is_row[:, None] & (place < width)
+        )
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -77,7 +80,8 @@ def _round_centers(  # type: ignore[no-untyped-def]
     low = (low + 2 * unit * tl.abs(low) + least_step).to(tl.float32).to(matrix.dtype.element_ty)
     norm_up = (norm * (1 + 4 * unit) + least_step).to(tl.float32).to(matrix.dtype.element_ty)
     lost_up = (lost * (1 + 4 * unit) + least_step).to(tl.float32).to(matrix.dtype.element_ty)
-    # What fills the last tile up is never near: below -|x| |c| and the halved norm of all that fits.
+    # What fills the last tile up is never near: below -|x| |c| and the halved norm of all that
+    # fits.
     rest = tl.arange(0, 64)[None, :]
     bound = tl.where(rest == 0, high[:, None], tl.where(rest == 1, low[:, None], norm_up[:, None]))
     bound = tl.where(rest == 3, lost_up[:, None], bound).to(tl.float32)
@@ -88,7 +92,11 @@ def _round_centers(  # type: ignore[no-untyped-def]
     raised = high.to(tl.float64) + low.to(tl.float64) - half
     tl.store(bounds + 3 * rows + 2, raised.to(tl.float32), mask=is_center)
     # Of a dimension that overflows, infinity is lost; NaN is no number below.
-    held = (lost < largest) & (norm_up.to(tl.float32) < float("inf")) & (low.to(tl.float32) < float("inf"))
+    held = (
+        (lost < largest)
+        & (norm_up.to(tl.float32) < float("inf"))
+        & (low.to(tl.float32) < float("inf"))
+    )
     tl.store(overflown + tl.zeros((ROWS,), tl.int32), 1, mask=is_center & ~held)
 
 
@@ -140,9 +148,11 @@ def prepare_tokens(  # type: ignore[no-untyped-def]
 
 
 def round_centers(centers: Tensor, origin: Tensor, product: Product) -> tuple[Tensor, Tensor]:
-    """Write centers (K, d), float32, less the origin (d,), into `product.matrix`, with their bounds.
+    """Write centers (K, d), float32, less the origin (d,), into `product.matrix`, with their
+    bounds.
 
-    Returns `bounds` float32 (K, 3), and whether the matrix holds them all, bool (). Nothing is synchronized.
+    Returns `bounds` float32 (K, 3), and whether the matrix holds them all, bool (). Nothing is
+    synchronized.
     """
     n_centers, d = centers.shape
     matrix = product.matrix

@@ -1,10 +1,11 @@
 """A step of mini-batch k-means, once the nearest centers are known, in two Triton kernels.
 
-1. `_move`: of a center and some of its dimensions the residuals of its tokens, summed in float64 in the tokens' order, and where they
-   take it.
-2. `_squared`: a token's squared distance to the center that it had.
+1. `_move`: of a center and some of its dimensions the residuals of its tokens, summed in float64 in
+the tokens' order, and where they take it. 2. `_squared`: a token's squared distance to the center
+that it had.
 
-What is computed is what `assay.numerics.kmeans.step.pull_centers` says. The same bits in every run: nothing is added atomically.
+What is computed is what `assay.numerics.kmeans.step.pull_centers` says. The same bits in every run:
+nothing is added atomically.
 """
 
 import torch
@@ -41,10 +42,14 @@ def _move(  # type: ignore[no-untyped-def]
         places = first + tl.arange(0, TOKENS)
         tokens = tl.load(order + places, mask=places < end, other=0)
         inside = (places < end)[:, None] & (dims < d)[None, :]
-        values = tl.load(x + tokens[:, None] * x_stride + dims[None, :], mask=inside, other=0.0).to(tl.float64)
+        values = tl.load(x + tokens[:, None] * x_stride + dims[None, :], mask=inside, other=0.0).to(
+            tl.float64
+        )
         pulls += tl.where(inside, values - own[None, :], 0.0)
     count = tl.maximum(tl.load(counts + center), 1).to(tl.float64)
-    tl.store(moved + center * d + dims, (tl.sum(pulls, 0) / count + own).to(tl.float32), mask=dims < d)
+    tl.store(
+        moved + center * d + dims, (tl.sum(pulls, 0) / count + own).to(tl.float32), mask=dims < d
+    )
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -69,11 +74,14 @@ def _squared(  # type: ignore[no-untyped-def]
     tl.store(squared + token, tl.sum(sums, 0))
 
 
-def move_centers(x: Tensor, centers: Tensor, labels: Tensor, hits: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
-    """Where centers (K, d) go, float32, and |x - c|^2 before it, float64 (n,), for tokens x (n, d), n >= 1, float32, by label (n,).
+def move_centers(
+    x: Tensor, centers: Tensor, labels: Tensor, hits: Tensor, counts: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Where centers (K, d) go, float32, and |x - c|^2 before it, float64 (n,), for tokens x (n, d),
+    n >= 1, float32, by label (n,).
 
-    hits: tokens of each center, int64 (K,). counts: what the sum of its residuals is divided by, int64 (K,); 0 counts as 1. Nothing is
-    synchronized.
+    hits: tokens of each center, int64 (K,). counts: what the sum of its residuals is divided by,
+    int64 (K,); 0 counts as 1. Nothing is synchronized.
     """
     x, centers = (each if each.stride(-1) == 1 else each.contiguous() for each in (x, centers))
     (n, d), n_centers = x.shape, len(centers)

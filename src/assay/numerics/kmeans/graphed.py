@@ -1,4 +1,6 @@
-"""Steps of mini-batch k-means as CUDA graphs: a step is some sixty launches, which take a host longer than a card for small batches."""
+"""Steps of mini-batch k-means as CUDA graphs: a step is some sixty launches, which take a host
+longer than a card for small batches.
+"""
 
 import logging
 from typing import NamedTuple
@@ -23,10 +25,12 @@ class _Like(NamedTuple):
 
 
 class GraphedSteps:
-    """`queue_step`, which is captured where a second batch of one shape follows the first, and replayed for those that come after.
+    """`queue_step`, which is captured where a second batch of one shape follows the first, and
+    replayed for those that come after.
 
-    The same kernels on the same numbers give the same bits. Only where the fused kernels are used: all else waits for the host in between.
-    The graph's inputs and results, once more as large as the centers and the batch, stay on the card with it.
+    The same kernels on the same numbers give the same bits. Only where the fused kernels are used:
+    all else waits for the host in between. The graph's inputs and results, once more as large as
+    the centers and the batch, stay on the card with it.
     """
 
     def __init__(self) -> None:
@@ -38,7 +42,9 @@ class GraphedSteps:
         """A copy captures its own."""
         return GraphedSteps, ()
 
-    def __call__(self, x: Tensor, centers: Tensor, counts: Tensor, reassignment_ratio: float) -> QueuedStep:
+    def __call__(
+        self, x: Tensor, centers: Tensor, counts: Tensor, reassignment_ratio: float
+    ) -> QueuedStep:
         """`queue_step` on x (n, d), centers (K, d) and counts (K,), of one device."""
         if self._fails or x.dtype != torch.float32 or fused_kernels(x.device) is None:
             return queue_step(x, centers, counts, reassignment_ratio)
@@ -52,7 +58,10 @@ class GraphedSteps:
                 self._graph = _StepGraph(like, x, centers, counts)
             except RuntimeError as error:  # of memory, or of a driver that captures less than ours
                 self._fails = True
-                logger.warning("steps are queued one launch at a time, as they could not be captured: %s", error)
+                logger.warning(
+                    "steps are queued one launch at a time, as they could not be captured: %s",
+                    error,
+                )
                 return queue_step(x, centers, counts, reassignment_ratio)
         return self._graph.replay(x, centers, counts)
 
@@ -64,7 +73,8 @@ class _StepGraph:
         self.like = like
         with torch.cuda.device(like.device):
             self._inputs = [each.clone(memory_format=torch.contiguous_format) for each in inputs]
-            # Once outside of the graph, on the same memory: kernels are compiled for how it is aligned.
+            # Once outside of the graph, on the same memory: kernels are compiled for how it is
+            # aligned.
             self._queue()
             self._graph = torch.cuda.CUDAGraph()
             # Threads that copy batches may allocate meanwhile.

@@ -15,10 +15,12 @@ FUSED_TILE = 256
 
 
 class Product(Protocol):
-    """What a product in low precision needs to know of the centers: see `assay.numerics.kmeans.rounded_centers.RoundedCenters`.
+    """What a product in low precision needs to know of the centers: see
+    `assay.numerics.kmeans.rounded_centers.RoundedCenters`.
 
-    matrix: float16 or bfloat16 (whole tiles of rows, width), the width a multiple of 64, four bounds behind the d dimensions.
-    bounds: float32 (K, 3). unit: a rounding's relative error; least_step, sums, margin, underflow, most_halved: see there.
+    matrix: float16 or bfloat16 (whole tiles of rows, width), the width a multiple of 64, four
+    bounds behind the d dimensions. bounds: float32 (K, 3). unit: a rounding's relative error;
+    least_step, sums, margin, underflow, most_halved: see there.
     """
 
     matrix: Tensor
@@ -32,7 +34,9 @@ class Product(Protocol):
 
 
 class Kernels(NamedTuple):
-    """Triton's on a GPU: to make centers ready, to find the nearest of them, and to move them. See `fused` and `fused_step`."""
+    """Triton's on a GPU: to make centers ready, to find the nearest of them, and to move them. See
+    `fused` and `fused_step`.
+    """
 
     round_centers: Callable[[Tensor, Tensor, Product], tuple[Tensor, Tensor]]
     nearest: Callable[[Tensor, Tensor, Tensor, Product], Tensor]
@@ -41,9 +45,11 @@ class Kernels(NamedTuple):
 
 @cache
 def fused_kernels(device: torch.device) -> Kernels | None:
-    """The kernels where there is Triton and a GPU of Ampere's kind or later, and where what they give in a trial is right.
+    """The kernels where there is Triton and a GPU of Ampere's kind or later, and where what they
+    give in a trial is right.
 
-    Compilers have been wrong. Elsewhere, and where the trial fails, torch does the same with more memory and launches.
+    Compilers have been wrong. Elsewhere, and where the trial fails, torch does the same with more
+    memory and launches.
     """
     if device.type != "cuda":
         return None
@@ -65,9 +71,13 @@ def fused_kernels(device: torch.device) -> Kernels | None:
 
 
 def _drawn(device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """300 tokens, 1,100 distinct centers and 1,100 of which many are equal, float32, of 100 dimensions."""
+    """300 tokens, 1,100 distinct centers and 1,100 of which many are equal, float32, of 100
+    dimensions.
+    """
     generator = torch.Generator().manual_seed(0)
-    drawn = torch.randn(1400, 100, generator=generator, dtype=torch.float32, device="cpu").to(device)
+    drawn = torch.randn(1400, 100, generator=generator, dtype=torch.float32, device="cpu").to(
+        device
+    )
     again = torch.randint(0, 300, (1100,), generator=generator, device="cpu").to(device)
     return drawn[:300], drawn[300:], drawn[300:][again]
 
@@ -84,7 +94,9 @@ def try_nearest(kernels: Kernels, device: torch.device, dtype: torch.dtype) -> N
         found = kernels.nearest(x, centers, origin, product)
         right, settled = found == nearest_in_float64(x, centers), found >= 0
         if not bool(right[settled].all()) or int(settled.sum()) < 200:
-            raise ArithmeticError(f"of 300 in {dtype} it settled {int(settled.sum())}, {int(right.sum())} right")
+            raise ArithmeticError(
+                f"of 300 in {dtype} it settled {int(settled.sum())}, {int(right.sum())} right"
+            )
 
 
 def try_move(kernels: Kernels, device: torch.device) -> None:
@@ -99,6 +111,11 @@ def try_move(kernels: Kernels, device: torch.device) -> None:
     away = x.double() - centers[labels]
     pulls = torch.zeros_like(centers, dtype=torch.float64).index_add_(0, labels, away)
     wanted = centers + pulls / counts[:, None]
-    worst = float((moved - wanted).abs().max()), float((squared / away.square().sum(1) - 1).abs().max())
+    worst = (
+        float((moved - wanted).abs().max()),
+        float((squared / away.square().sum(1) - 1).abs().max()),
+    )
     if not (worst[0] < 1e-6 and worst[1] < 1e-12):
-        raise ArithmeticError(f"of 1,100 centers one was moved {worst[0]:.1e} off, by distances {worst[1]:.1e} off")
+        raise ArithmeticError(
+            f"of 1,100 centers one was moved {worst[0]:.1e} off, by distances {worst[1]:.1e} off"
+        )

@@ -1,9 +1,10 @@
 """The nearest center of every token, exactly, at the rate of the fastest product there is.
 
-The score of a center c for a token x is x.c - |c|^2 / 2 about a common origin: the nearest center has the largest. A product in
-low precision gives every score with a bound on its error, so only centers within twice the bound of the best can be nearest:
-a token with one such candidate is settled, one with a few is settled by its float64 distances to them, and one with many is asked again in
-the next higher precision. Only tiles of the (n, K) scores are ever held.
+The score of a center c for a token x is x.c - |c|^2 / 2 about a common origin: the nearest center
+has the largest. A product in low precision gives every score with a bound on its error, so only
+centers within twice the bound of the best can be nearest: a token with one such candidate is
+settled, one with a few is settled by its float64 distances to them, and one with many is asked
+again in the next higher precision. Only tiles of the (n, K) scores are ever held.
 """
 
 import torch
@@ -22,8 +23,9 @@ _TILE_BYTES = {"cpu": 8 * 2**20, "cuda": 512 * 2**20}
 class NearestCenters:
     """Centers made ready to find the nearest of them for many tokens.
 
-    centers: float32 (K, d), which must not change while this is in use. dtypes: of the products that are tried, in this order, before
-    float64 settles what is left; by default the fastest of the device, then float32. They change the time, never the answer.
+    centers: float32 (K, d), which must not change while this is in use. dtypes: of the products
+    that are tried, in this order, before float64 settles what is left; by default the fastest of
+    the device, then float32. They change the time, never the answer.
     """
 
     @isolated()
@@ -37,15 +39,20 @@ class NearestCenters:
 
     @isolated()
     def find(self, x: Tensor) -> Tensor:
-        """Index of the nearest center to each row of x (n, d), float32: int64 (n,); ties: the lower index.
+        """Index of the nearest center to each row of x (n, d), float32: int64 (n,); ties: the lower
+        index.
 
-        It is that of float64 distances by differences but where the two best differ by float64's rounding.
+        It is that of float64 distances by differences but where the two best differ by float64's
+        rounding.
         """
-        return self._find_left(x, torch.empty(0, dtype=torch.int64, device=x.device), None, self._dtypes)
+        return self._find_left(
+            x, torch.empty(0, dtype=torch.int64, device=x.device), None, self._dtypes
+        )
 
     @isolated()
     def guess(self, x: Tensor) -> Tensor:
-        """As `find`, but on a GPU with kernels of our own the first product's answers alone, and -1 where it leaves a row in question.
+        """As `find`, but on a GPU with kernels of our own the first product's answers alone, and -1
+        where it leaves a row in question.
 
         The host does not wait for them. `settle` gives those that are missing.
         """
@@ -61,8 +68,12 @@ class NearestCenters:
         left = (labels < 0).nonzero()[:, 0]
         return self._find_left(x, labels, left, self._dtypes[1:]) if len(left) else labels
 
-    def _find_left(self, x: Tensor, labels: Tensor, left: Tensor | None, dtypes: tuple[torch.dtype, ...]) -> Tensor:
-        """`labels` with those of the rows that are `left`, or of all, by products of these dtypes and then in float64."""
+    def _find_left(
+        self, x: Tensor, labels: Tensor, left: Tensor | None, dtypes: tuple[torch.dtype, ...]
+    ) -> Tensor:
+        """`labels` with those of the rows that are `left`, or of all, by products of these dtypes
+        and then in float64.
+        """
         exact = float32_is_exact()
         for dtype in dtypes:
             if (dtype == torch.float32 and not exact) or not self._product(dtype).holds_the_centers:
@@ -84,9 +95,13 @@ class NearestCenters:
         return self._products[dtype]
 
     def _settle(self, x: Tensor, left: Tensor | None, product: "RoundedCenters") -> Tensor:
-        """Labels of the rows `left` of x, all by default, and -1 where the product leaves too many candidates: int64 (rows,)."""
+        """Labels of the rows `left` of x, all by default, and -1 where the product leaves too many
+        candidates: int64 (rows,).
+        """
         if product.kernels is not None:
-            return product.kernels.nearest(x if left is None else x[left], self._centers, self._origin, product)
+            return product.kernels.nearest(
+                x if left is None else x[left], self._centers, self._origin, product
+            )
         n = max(1, _TILE_BYTES[x.device.type] // (2 * len(self._centers)))
         parts = torch.split(x, n) if left is None else (x[rows] for rows in torch.split(left, n))
         return torch.cat([self._settle_part(part, product) for part in parts])
@@ -100,4 +115,6 @@ class NearestCenters:
         pairs, places = (near & ~alone[:, None]).nonzero(as_tuple=True)
         if not len(pairs):
             return labels
-        return settle_by_differences(labels, x, rows[pairs], self._centers, product.members(places, groups[pairs]))
+        return settle_by_differences(
+            labels, x, rows[pairs], self._centers, product.members(places, groups[pairs])
+        )

@@ -1,4 +1,6 @@
-"""What fitted centers say of tokens: the nearest one, the distances to all, and what the nearest leaves."""
+"""What fitted centers say of tokens: the nearest one, the distances to all, and what the nearest
+leaves.
+"""
 
 from __future__ import annotations
 
@@ -37,14 +39,18 @@ class CenterModel:
 
     @isolated()
     def assign(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Nearest center, int64 (batch,), and squared distance to it, float64 (batch,), of each row of x (batch, d)."""
+        """Nearest center, int64 (batch,), and squared distance to it, float64 (batch,), of each row
+        of x (batch, d).
+        """
         x = self._checked(x)
         labels = self._nearest().find(x.float())
         return labels, (x.double() - self.cluster_centers_[labels]).square_().sum(1)
 
     @isolated()
     def transform(self, x: Tensor) -> Tensor:
-        """Euclidean distances of x (batch, d) to every center: float32 (batch, n_clusters), never negative or NaN."""
+        """Euclidean distances of x (batch, d) to every center: float32 (batch, n_clusters), never
+        negative or NaN.
+        """
         x = self._checked(x)
         found = torch.empty(len(x), self.n_clusters, dtype=torch.float32, device=x.device)
         start = 0
@@ -55,23 +61,37 @@ class CenterModel:
 
     @isolated()
     def reconstruction_errors(self, x: Tensor, std: Tensor) -> dict[int, ErrorSums]:
-        """Errors of a batch (batch, d) of standardized tokens put on their centers, under K = 1: one latent is active.
+        """Errors of a batch (batch, d) of standardized tokens put on their centers, under K = 1:
+        one latent is active.
 
         std (d,) is what the tokens were divided by.
         """
         x = self._checked(x)
-        return {1: error_sums(x, x.double() - self.cluster_centers_[self._nearest().find(x.float())], std)}
+        return {
+            1: error_sums(
+                x, x.double() - self.cluster_centers_[self._nearest().find(x.float())], std
+            )
+        }
 
     def _checked(self, x: Tensor) -> Tensor:
         if not self.is_seeded_:
-            raise ValueError("found a k-means without centers, wanted a fitted one: call fit or partial_fit first")
+            raise ValueError(
+                "found a k-means without centers, wanted a fitted one: call fit or partial_fit"
+                " first"
+            )
         check_batch(x, self.cluster_centers_.shape[1], largest=LARGEST)
         return x.to(self.cluster_centers_.device)
 
     def _nearest(self) -> NearestCenters:
-        """The centers made ready, once for all batches until they change: by a step, or by whoever edits them in place."""
+        """The centers made ready, once for all batches until they change: by a step, or by whoever
+        edits them in place.
+        """
         centers = self.cluster_centers_
-        if self._ready is None or self._ready[0].device != centers.device or not torch.equal(self._ready[0], centers):
+        if (
+            self._ready is None
+            or self._ready[0].device != centers.device
+            or not torch.equal(self._ready[0], centers)
+        ):
             centers = snapshot(centers)
             self._ready = centers, NearestCenters(centers)
         return self._ready[1]

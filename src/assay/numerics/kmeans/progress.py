@@ -1,4 +1,4 @@
-"""How far a fit of k-means has come, and whether it is done: what is kept of it beside the centers."""
+"""How far a fit of k-means has come, and whether it is done: its state beside the centers."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ METRICS = ("inertia", "ewa_inertia", "learning_rate", "dead_clusters")
 class Progress:
     """Where a fit stands.
 
-    tokens, tokens_since_reassignment: seen in all, and since clusters were last moved to far tokens. pass_size: tokens of a pass; None
-    until the first is over. epoch, steps_of_pass: passes made, and steps of the one under way. stalled: steps on end without a new `least`
-    smoothed inertia. at_rest: the summed squared distance of a step that counts as none; rests: whether the last step was one.
-    history: the metrics of each step.
+    tokens, tokens_since_reassignment: seen in all, and since clusters were last moved to far
+    tokens. pass_size: tokens of a pass; None until the first is over. epoch, steps_of_pass: passes
+    made, and steps of the one under way. stalled: steps on end without a new `least` smoothed
+    inertia. at_rest: the summed squared distance of a step that counts as none; rests: whether the
+    last step was one. history: the metrics of each step.
     """
 
     tokens: int = 0
@@ -38,40 +39,52 @@ class Progress:
     def record(self, n: int, inertia: float, rate: float, dead: float) -> None:
         """Note a step on n tokens.
 
-        The smoothed inertia is scikit-learn's: an exponential average with weight 2 n / (tokens + 1), at most 1, that leaves out the first
-        step, whose inertia is the seeding's. `tokens` is the size of a pass, which a stream does not tell: in the first pass it is the
-        number seen so far.
+        The smoothed inertia is scikit-learn's: an exponential average with weight 2 n / (tokens +
+        1), at most 1, that leaves out the first step, whose inertia is the seeding's. `tokens` is
+        the size of a pass, which a stream does not tell: in the first pass it is the number seen so
+        far.
         """
         self.tokens += n
         self.tokens_since_reassignment += n
         first = len(self.history) < 2
         weight = 1.0 if first else min(1.0, 2 * n / ((self.pass_size or self.tokens) + 1))
         smoothed = self.history[-1]["ewa_inertia"] * (1 - weight) if self.history else 0.0
-        self.history.append(dict(zip(METRICS, (inertia, smoothed + inertia * weight, rate, dead), strict=True)))
+        self.history.append(
+            dict(zip(METRICS, (inertia, smoothed + inertia * weight, rate, dead), strict=True))
+        )
 
     def judge(self, moved: float | None) -> None:
-        """Note what the last step of a fit says of stopping; `moved` is how far it went, squared, where that is asked for.
+        """Note what the last step of a fit says of stopping; `moved` is how far it went, squared,
+        where that is asked for.
 
-        No step of the first pass counts as one without improvement: its smoothed inertia is over too few tokens.
+        No step of the first pass counts as one without improvement: its smoothed inertia is over
+            too few tokens.
         """
         smoothed = self.history[-1]["ewa_inertia"]
         self.steps_of_pass += 1
         if moved is not None:
             self.rests = moved <= self.at_rest
         if self.epoch > 0:
-            self.least, self.stalled = (smoothed, 0) if smoothed < self.least else (self.least, self.stalled + 1)
+            self.least, self.stalled = (
+                (smoothed, 0) if smoothed < self.least else (self.least, self.stalled + 1)
+            )
 
     def end_pass(self) -> None:
         """Note that a pass is over. ValueError where it was empty."""
         if self.steps_of_pass == 0:
-            raise ValueError(f"found 0 tokens in pass {self.epoch}, wanted all: stream(epoch) must start a fresh pass")
+            raise ValueError(
+                f"found 0 tokens in pass {self.epoch}, wanted all: stream(epoch) must start a fresh"
+                " pass"
+            )
         self.pass_size = self.pass_size or self.tokens
         self.epoch += 1
         self.steps_of_pass = 0
 
     def checkpoint(self) -> tuple[Tensor, dict[str, Any]]:
         """The history, float64 (steps, 4), and the rest as JSON."""
-        state = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "history"}
+        state = {
+            each.name: getattr(self, each.name) for each in fields(self) if each.name != "history"
+        }
         rows = [[metrics[name] for name in METRICS] for metrics in self.history]
         history = torch.tensor(rows, dtype=torch.float64, device="cpu").reshape(-1, len(METRICS))
         return history, state | {"least": None if math.isinf(self.least) else self.least}

@@ -10,7 +10,8 @@ from assay.numerics.kmeans.distances import paired_distances
 from assay.numerics.kmeans.progress import Progress
 from assay.numerics.kmeans.step import Step, low_count_clusters
 
-# Centers this share of the tokens' distance apart lie in one place; so many that follow each other along a line are compared.
+# Centers this share of the tokens' distance apart lie in one place; so many that follow each other
+# along a line are compared.
 _SAME = 2.0**-10
 
 _LOOKED_AT = 16
@@ -20,12 +21,16 @@ _LOOKED_AT = 16
 def collapsed_clusters(centers: Tensor, radius: float, generator: torch.Generator) -> Tensor:
     """Which of centers (K, d) lie in the place of one of lower index: bool (K,).
 
-    That is closer by 2^-10 than tokens lie about centers, `radius` in the root mean square, and than either center's length, from 0 and
-    from the mean: so near are no two that share the tokens of one place, and where clusters differ much in size, no two small ones.
-    What is so near is nearer still along a random direction, by the root of d. Along one each is held against the 16 that follow it,
-    in place of all, where it is near along some others too; what more part is found another time. Equal centers are always found.
+    That is closer by 2^-10 than tokens lie about centers, `radius` in the root mean square, and
+    than either center's length, from 0 and from the mean: so near are no two that share the tokens
+    of one place, and where clusters differ much in size, no two small ones. What is so near is
+    nearer still along a random direction, by the root of d. Along one each is held against the 16
+    that follow it, in place of all, where it is near along some others too; what more part is found
+    another time. Equal centers are always found.
     """
-    directions = torch.randn(centers.shape[1], 8, generator=generator, dtype=torch.float64, device="cpu")
+    directions = torch.randn(
+        centers.shape[1], 8, generator=generator, dtype=torch.float64, device="cpu"
+    )
     directions = directions.to(centers.device)
     along = centers.double() @ (directions / directions.norm(dim=0))
     order = along[:, 0].argsort(stable=True)
@@ -49,22 +54,30 @@ def collapsed_clusters(centers: Tensor, radius: float, generator: torch.Generato
 
 @isolated()
 def reassign_centers(
-    x: Tensor, squared: Tensor, centers: Tensor, counts: Tensor, low: Tensor, generator: torch.Generator
+    x: Tensor,
+    squared: Tensor,
+    centers: Tensor,
+    counts: Tensor,
+    low: Tensor,
+    generator: torch.Generator,
 ) -> tuple[Tensor, Tensor]:
     """Put the clusters `low` (bool (K,)) on far tokens of x (n, d): new centers and counts.
 
-    A token is drawn with probability proportional to `squared` (n,), its squared distance to its center: far ones, but not the
-    outliers alone (the D^2 sampling of k-means++, Arthur and Vassilvitskii 2007). At most half as many as there are tokens off their
-    centers, the clusters of lowest count first (ties to the lower index), each to a token of its own; where all are low, the last
-    stays. They take the lowest count among the others, so that they neither jump about nor are at once low again. Of two centers that
-    have fallen together the one of higher index gets no more tokens, but its count may be high and stay so: `collapsed_clusters` finds it.
+    A token is drawn with probability proportional to `squared` (n,), its squared distance to its
+    center: far ones, but not the outliers alone (the D^2 sampling of k-means++, Arthur and
+    Vassilvitskii 2007). At most half as many as there are tokens off their centers, the clusters of
+    lowest count first (ties to the lower index), each to a token of its own; where all are low, the
+    last stays. They take the lowest count among the others, so that they neither jump about nor are
+    at once low again. Of two centers that have fallen together the one of higher index gets no more
+    tokens, but its count may be high and stay so: `collapsed_clusters` finds it.
     """
     n_low, n_off = torch.stack([low.sum(), (squared > 0).sum()]).tolist()
     n_moved = min(n_low, n_off // 2, len(low) - 1)
     if n_moved == 0:
         return centers, counts
     moved = torch.where(low, counts, torch.iinfo(counts.dtype).max).argsort(stable=True)[:n_moved]
-    # Largest of u^(1/w) (Efraimidis and Spirakis 2006), as logarithms: a weighted draw without replacement, of any size.
+    # Largest of u^(1/w) (Efraimidis and Spirakis 2006), as logarithms: a weighted draw without
+    # replacement, of any size.
     uniform = torch.rand(len(squared), generator=generator, dtype=torch.float64, device="cpu")
     keys = uniform.log() / squared.cpu()
     tokens = keys.nan_to_num(-math.inf, -math.inf, -math.inf).topk(n_moved).indices.to(x.device)
@@ -76,11 +89,18 @@ def reassign_centers(
 
 @isolated()
 def reassign_where_due(
-    x: Tensor, step: Step, before: Tensor, ratio: float, progress: Progress, generator: torch.Generator
+    x: Tensor,
+    step: Step,
+    before: Tensor,
+    ratio: float,
+    progress: Progress,
+    generator: torch.Generator,
 ) -> tuple[Tensor, Tensor]:
-    """The centers and counts of a step on x (n, d), with those of low count and those in one place moved to far tokens where that is due.
+    """The centers and counts of a step on x (n, d), with those of low count and those in one place
+    moved to far tokens where that is due.
 
-    It is after 10 tokens a cluster, and where a count is 0. before: centers (K, d) that the step started from.
+    It is after 10 tokens a cluster, and where a count is 0. before: centers (K, d) that the step
+    started from.
     """
     due = step.has_empty or progress.tokens_since_reassignment >= 10 * len(before)
     if ratio == 0 or not due:
@@ -88,5 +108,7 @@ def reassign_where_due(
     progress.tokens_since_reassignment = 0
     # A generator of its own: where none has collapsed, a fit is what it would be without the look.
     look = torch.Generator().manual_seed(progress.tokens)
-    low = low_count_clusters(step.counts, ratio) | collapsed_clusters(before, math.sqrt(step.inertia), look)
+    low = low_count_clusters(step.counts, ratio) | collapsed_clusters(
+        before, math.sqrt(step.inertia), look
+    )
     return reassign_centers(x, step.squared, step.centers, step.counts, low, generator)

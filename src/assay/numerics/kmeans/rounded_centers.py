@@ -10,29 +10,36 @@ from assay.numerics.isolation import isolated
 from assay.numerics.kmeans.kernels import FUSED_TILE, Kernels
 from assay.numerics.precision import sums_in_float32
 
-# Centers are looked at in so many groups first, by the best score of each: only groups with a candidate are looked into.
+# Centers are looked at in so many groups first, by the best score of each: only groups with a
+# candidate are looked into.
 GROUP = 64
 
 _MOST_GROUPS = 16
 
 
 class RoundedCenters:
-    """Scores of shifted centers c (K, d), float32, by a product in `dtype`: how large they may be, and where they may be the largest.
+    """Scores of shifted centers c (K, d), float32, by a product in `dtype`: how large they may be,
+    and where they may be the largest.
 
-    What comes out is no score but the most that it may be: bounds ride along as more dimensions of the product, a center's own each, so
-    that a far center widens no other's. With x' and c' as rounded to `dtype`, the score is off by
+    What comes out is no score but the most that it may be: bounds ride along as more dimensions of
+    the product, a center's own each, so that a far center widens no other's. With x' and c' as
+    rounded to `dtype`, the score is off by
 
     - |x - x'| |c| + |x'| |c - c'| at most, by rounding (Cauchy-Schwarz);
-    - g (|x'| |c| + |c|^2 / 2) at most, by summing d + 4 terms in float32, in any order, whether sums are rounded or cut off: m terms want
-      m 2^-23 times the sum of their magnitudes, and g = (d + 8) 2^-23 leaves enough for x and c, which the shift has rounded.
+    - g (|x'| |c| + |c|^2 / 2) at most, by summing d + 4 terms in float32, in any order, whether
+      sums are rounded or cut off: m terms want m 2^-23 times the sum of their magnitudes, and g =
+      (d + 8) 2^-23 leaves enough for x and c, which the shift has rounded.
 
-    So |x - x'| + g |x'| meets |c|, |x'| meets |c - c'|, and g |c|^2 / 2 and whatever rounding takes off are added to the halved norm. All
-    are raised by `margin`, for the rounding of the bounds themselves and of norms in float32. Where b seems the best, with p(b), twice
-    what b may be too large is `_slack`: p(c) >= s(c) >= s(b) >= p(b) - slack for the c that is nearest.
+    So |x - x'| + g |x'| meets |c|, |x'| meets |c - c'|, and g |c|^2 / 2 and whatever rounding takes
+    off are added to the halved norm. All are raised by `margin`, for the rounding of the bounds
+    themselves and of norms in float32. Where b seems the best, with p(b), twice what b may be too
+    large is `_slack`: p(c) >= s(c) >= s(b) >= p(b) - slack for the c that is nearest.
     """
 
     @isolated()
-    def __init__(self, centers: Tensor, origin: Tensor, dtype: torch.dtype, kernels: Kernels | None) -> None:
+    def __init__(
+        self, centers: Tensor, origin: Tensor, dtype: torch.dtype, kernels: Kernels | None
+    ) -> None:
         n_clusters, self._d = centers.shape
         rows = FUSED_TILE if centers.is_cuda else GROUP
         self._n_groups = -(-n_clusters // rows) * rows // GROUP
@@ -44,7 +51,8 @@ class RoundedCenters:
         self.margin = 1 + 2.0**-6 + 2 * self.sums
         # A square below the least float32 is lost: a norm may be so much larger.
         self.underflow = math.sqrt(self._d) * 2.0**-62
-        # A score that would overflow may seem larger than it is: then it is asked again, and no other center's is lost.
+        # A score that would overflow may seem larger than it is: then it is asked again, and no
+        # other center's is lost.
         self.most_halved = min(1e38, 0.9 * limits.max)
         self.kernels = kernels if dtype != torch.float32 else None
         self.matrix = self._allocate(self._n_groups * GROUP, centers.device)
@@ -54,7 +62,9 @@ class RoundedCenters:
             self.bounds, self.holds = self._round_centers(centers - origin)
 
     def _round_centers(self, centers: Tensor) -> tuple[Tensor, Tensor]:
-        """Write shifted centers (K, d) into the matrix, with their bounds; gives `bounds` (K, 3), and whether it holds them all, ()."""
+        """Write shifted centers (K, d) into the matrix, with their bounds; gives `bounds` (K, 3),
+        and whether it holds them all, ().
+        """
         self.matrix.zero_()
         own, rest = self.matrix[: len(centers)], self.matrix[len(centers) :]
         norms = centers.norm(dim=1, dtype=torch.float64)
@@ -65,20 +75,29 @@ class RoundedCenters:
         low = (low + 2 * self.unit * low.abs() + self.least_step).to(self._dtype)  # rounded up
         own[:, : self._d] = centers
         kept = own[:, : self._d].float()
-        lost = (centers - kept).norm(dim=1, dtype=torch.float64) + math.sqrt(self._d) * 2.0**-126  # and of underflow
-        own[:, self._d : self._d + 4] = torch.stack([high, low, self._round_up(norms), self._round_up(lost)], dim=1)
-        # What fills the last group up is never near: below -|x| |c| and the halved norm of all that fits.
+        lost = (centers - kept).norm(dim=1, dtype=torch.float64) + math.sqrt(
+            self._d
+        ) * 2.0**-126  # and of underflow
+        own[:, self._d : self._d + 4] = torch.stack(
+            [high, low, self._round_up(norms), self._round_up(lost)], dim=1
+        )
+        # What fills the last group up is never near: below -|x| |c| and the halved norm of all that
+        # fits.
         rest[:, self._d : self._d + 4] = -torch.finfo(self._dtype).max
         bounds = torch.stack([norms, lost, high.double() + low.double() - halves], dim=1).float()
         return bounds, own.isfinite().all()
 
     @cached_property
     def holds_the_centers(self) -> bool:
-        """Whether every center, rounded, is finite. On a GPU the host is waited for when it is first asked."""
+        """Whether every center, rounded, is finite. On a GPU the host is waited for when it is
+        first asked.
+        """
         return bool(self.holds)
 
     def _allocate(self, rows: int, device: torch.device) -> Tensor:
-        """(rows, at least d + 4); every row is a multiple of 128 bytes, as tensor cores load it fastest."""
+        """(rows, at least d + 4); every row is a multiple of 128 bytes, as tensor cores load it
+        fastest.
+        """
         return torch.empty(rows, -(-(self._d + 4) // 64) * 64, dtype=self._dtype, device=device)
 
     def _round_up(self, values: Tensor) -> Tensor:
@@ -86,10 +105,11 @@ class RoundedCenters:
 
     @isolated()
     def shortlist(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Where the centers lie that may be nearest to rows of x (n, d), shifted: pairs (row, group), int64, by row, and bool (pairs, 64).
+        """Where the centers lie that may be nearest to rows of x (n, d), shifted: pairs (row,
+        group), int64, by row, and bool (pairs, 64).
 
-        The latter says which of the group's `members` may be. Rows with candidates in too many groups have none. Overflow makes a bound
-        infinite or a score NaN: such a row has none, too.
+        The latter says which of the group's `members` may be. Rows with candidates in too many
+        groups have none. Overflow makes a bound infinite or a score NaN: such a row has none, too.
         """
         tokens = self._allocate(len(x), x.device).fill_(1)
         tokens[:, : self._d] = x
@@ -105,7 +125,9 @@ class RoundedCenters:
         most = scores.view(n, GROUP, self._n_groups)
         most_of_group = most.amax(1)
         best, group = most_of_group.max(1)
-        seeming = self.members(most.gather(2, group[:, None, None].expand(n, GROUP, 1)).argmax(1)[:, 0], group)
+        seeming = self.members(
+            most.gather(2, group[:, None, None].expand(n, GROUP, 1)).argmax(1)[:, 0], group
+        )
         least = self._least(best.float(), seeming, norms, lost, self._dtype)
         promising = most_of_group >= least[:, None]
         promising &= (promising.sum(1) <= _MOST_GROUPS)[:, None] & least.isfinite()[:, None]
@@ -113,22 +135,33 @@ class RoundedCenters:
         return rows, groups, most[rows, :, groups] >= least[rows, None]
 
     def members(self, places: Tensor, groups: Tensor) -> Tensor:
-        """The centers at these places of these groups: neighbors are in groups of their own, so that those of a group are far apart."""
+        """The centers at these places of these groups: neighbors are in groups of their own, so
+        that those of a group are far apart.
+        """
         return places * self._n_groups + groups
 
-    def _least(self, best: Tensor, seeming: Tensor, norms: Tensor, lost: Tensor, scores: torch.dtype) -> Tensor:
-        """What a score must seem at least to be the largest in truth, float32 (n,), by the best and the center whose it is.
+    def _least(
+        self, best: Tensor, seeming: Tensor, norms: Tensor, lost: Tensor, scores: torch.dtype
+    ) -> Tensor:
+        """What a score must seem at least to be the largest in truth, float32 (n,), by the best and
+        the center whose it is.
 
         `scores`: the dtype that scores are written down in.
         """
         # What fills up can only seem the best where all is lost.
-        norm_of_best, lost_of_best, raised = self.bounds[seeming.clamp(max=len(self.bounds) - 1)].unbind(1)
-        return best - self._slack(best, lost * norm_of_best + norms * lost_of_best + raised, torch.finfo(scores))
+        norm_of_best, lost_of_best, raised = self.bounds[
+            seeming.clamp(max=len(self.bounds) - 1)
+        ].unbind(1)
+        return best - self._slack(
+            best, lost * norm_of_best + norms * lost_of_best + raised, torch.finfo(scores)
+        )
 
     def _slack(self, best: Tensor, error: Tensor, scores: torch.finfo) -> Tensor:
-        """How far below the best seeming score one may seem that is larger in truth, float32 (n,). `error`: what was added to the best."""
-        # A score is rounded as it is written down, and so is one as far below the best as this. What underflows is lost without a
-        # relative bound.
+        """How far below the best seeming score one may seem that is larger in truth, float32 (n,).
+        `error`: what was added to the best.
+        """
+        # A score is rounded as it is written down, and so is one as far below the best as this.
+        # What underflows is lost without a relative bound.
         rounding = scores.eps / 2 * (best.abs() + 3 * error) + scores.tiny * scores.eps
         slack: Tensor = 2.02 * (error * (1 + 8 * self.unit) + rounding + (self._d + 8) * 2.0**-120)
         return slack

@@ -1,4 +1,6 @@
-"""Greedy k-means++: Arthur and Vassilvitskii (2007), "k-means++: the advantages of careful seeding"."""
+"""Greedy k-means++: Arthur and Vassilvitskii (2007), "k-means++: the advantages of careful
+seeding".
+"""
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
@@ -16,19 +18,22 @@ from assay.numerics.kmeans.step import pull_centers
 from assay.numerics.moments import check_batch
 from assay.numerics.precision import float32_is_exact
 
-# Squared distances below this share of the squared norms have lost most of their digits to cancellation in float32.
+# Squared distances below this share of the squared norms have lost most of their digits to
+# cancellation in float32.
 _CLOSE = 1e-4
 
-# Squared norms between which float32 holds squared distances, and, up to as many times less as there are tokens, their sum.
+# Squared norms between which float32 holds squared distances, and, up to as many times less as
+# there are tokens, their sum.
 _LEAST_SQUARE, _MOST_SQUARE = 2.0**-100, 2.0**125
 
 
 @dataclass
 class Seeding:
-    """Where seedings stand that are not done: `tried`, and the `least` inertia among them, which the `best` centers have.
+    """Where seedings stand that are not done: `tried`, and the `least` inertia among them, which
+    the `best` centers have.
 
-    Of the one under way: the numbers of the tokens `chosen` so far, and the squared distance of every token to the `closest` of
-    them, float32 (n,), or float64 where float32 does not hold it.
+    Of the one under way: the numbers of the tokens `chosen` so far, and the squared distance of
+    every token to the `closest` of them, float32 (n,), or float64 where float32 does not hold it.
     """
 
     tried: int = 0
@@ -38,7 +43,9 @@ class Seeding:
     best: Tensor | None = None
 
     def checkpoint(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Copies of `closest` and of the `best` as `cluster_centers`, where there are any, and the rest as JSON; infinity is none."""
+        """Copies of `closest` and of the `best` as `cluster_centers`, where there are any, and the
+        rest as JSON; infinity is none.
+        """
         found = {"closest": self.closest, "cluster_centers": self.best}
         tensors = {name: snapshot(tensor) for name, tensor in found.items() if tensor is not None}
         least = self.least if math.isfinite(self.least) else None
@@ -46,11 +53,18 @@ class Seeding:
 
     @classmethod
     def resumed(
-        cls, tensors: Mapping[str, Tensor], state: Mapping[str, Any], device: torch.device | str | None
+        cls,
+        tensors: Mapping[str, Tensor],
+        state: Mapping[str, Any],
+        device: torch.device | str | None,
     ) -> Self:
         """From what `checkpoint` returned."""
         closest, best = (
-            snapshot(tensors[name].to(tensors[name].device if device is None else device)) if name in tensors else None
+            (
+                snapshot(tensors[name].to(tensors[name].device if device is None else device))
+                if name in tensors
+                else None
+            )
             for name in ("closest", "cluster_centers")
         )
         least = state["least"]
@@ -62,11 +76,13 @@ class Seeding:
 def kmeans_plus_plus(x: Tensor, n_clusters: int, generator: torch.Generator) -> Tensor:
     """Seed centers among the tokens x (n, d) by greedy k-means++: float32 (n_clusters, d).
 
-    Each next center is the best of 2 + floor(ln n_clusters) tokens drawn with probability proportional to the squared
-    distance to the nearest center so far. Draws are made on the CPU, so that one seed gives the
-    same draws anywhere, and on one device the same centers; on another, distances that are rounded otherwise lead to other tokens.
+    Each next center is the best of 2 + floor(ln n_clusters) tokens drawn with probability
+    proportional to the squared distance to the nearest center so far. Draws are made on the CPU, so
+    that one seed gives the same draws anywhere, and on one device the same centers; on another,
+    distances that are rounded otherwise lead to other tokens.
 
-    ValueError where n_clusters is below 1, or x has fewer distinct tokens than clusters, holds NaN, infinity or what float32 does not hold.
+    ValueError where n_clusters is below 1, or x has fewer distinct tokens than clusters, holds NaN,
+    infinity or what float32 does not hold.
     """
     seeding = Seeding()
     for _ in choose_seeds(x, n_clusters, generator, seeding):
@@ -75,11 +91,14 @@ def kmeans_plus_plus(x: Tensor, n_clusters: int, generator: torch.Generator) -> 
         return x[seeding.chosen].float()
 
 
-def choose_seeds(x: Tensor, n_clusters: int, generator: torch.Generator, seeding: Seeding) -> Iterator[None]:
-    """`kmeans_plus_plus` one center at a time: `seeding.chosen` grows by one whenever this is asked, by the first of all before that.
+def choose_seeds(
+    x: Tensor, n_clusters: int, generator: torch.Generator, seeding: Seeding
+) -> Iterator[None]:
+    """`kmeans_plus_plus` one center at a time: `seeding.chosen` grows by one whenever this is
+    asked, by the first of all before that.
 
-    With `seeding` and the generator as they then are, the rest can be chosen later, to the bit. ValueError, too, where x is not what
-    `seeding` was begun on.
+    With `seeding` and the generator as they then are, the rest can be chosen later, to the bit.
+    ValueError, too, where x is not what `seeding` was begun on.
     """
     with isolated():
         tokens, norms = _begin(x, n_clusters, generator, seeding)
@@ -89,8 +108,10 @@ def choose_seeds(x: Tensor, n_clusters: int, generator: torch.Generator, seeding
         yield
 
 
-def _begin(x: Tensor, n_clusters: int, generator: torch.Generator, seeding: Seeding) -> tuple[Tensor, Tensor]:
-    """Tokens about their mean and their squared norms; of a new seeding the first center is drawn."""
+def _begin(
+    x: Tensor, n_clusters: int, generator: torch.Generator, seeding: Seeding
+) -> tuple[Tensor, Tensor]:
+    """Tokens about their mean and their squared norms; a new seeding draws its first center."""
     check_batch(x, largest=LARGEST)
     n = x.shape[0]
     if n_clusters < 1:
@@ -103,23 +124,35 @@ def _begin(x: Tensor, n_clusters: int, generator: torch.Generator, seeding: Seed
     closest = seeding.closest
     tokens, norms = _centered(x, torch.float32)
     begun_in_float64 = closest is not None and closest.dtype == torch.float64
-    if begun_in_float64 or not float32_is_exact() or not _LEAST_SQUARE < float(norms.max()) < _MOST_SQUARE / n:
+    if (
+        begun_in_float64
+        or not float32_is_exact()
+        or not _LEAST_SQUARE < float(norms.max()) < _MOST_SQUARE / n
+    ):
         tokens, norms = _centered(x, torch.float64)
     if closest is None:
         seeding.chosen.append(int(torch.randint(n, (1,), generator=generator, device="cpu")))
         closest = (x.double() - x[seeding.chosen[0]].double()).square().sum(1)
     elif len(closest) != n:
         raise ValueError(
-            f"found {n} tokens, wanted the {len(closest)} that the seeding was begun on: give the same stream"
+            f"found {n} tokens, wanted the {len(closest)} that the seeding was begun on: give the"
+            " same stream"
         )
     seeding.closest = closest.to(tokens.dtype)
     return tokens, norms
 
 
 def _choose_next(
-    x: Tensor, n_clusters: int, tokens: Tensor, norms: Tensor, generator: torch.Generator, seeding: Seeding
+    x: Tensor,
+    n_clusters: int,
+    tokens: Tensor,
+    norms: Tensor,
+    generator: torch.Generator,
+    seeding: Seeding,
 ) -> tuple[Tensor, Tensor]:
-    """Choose one more of the tokens; gives them, and their norms, in float64 where float32 no longer tells them apart."""
+    """Choose one more of the tokens; gives them, and their norms, in float64 where float32 no
+    longer tells them apart.
+    """
     chosen, closest = seeding.chosen, seeding.closest
     assert closest is not None
     cumulative = closest.cpu().double().cumsum(0)
@@ -130,29 +163,46 @@ def _choose_next(
         cumulative = closest.cpu().cumsum(0)
     if cumulative[-1] == 0:
         raise ValueError(
-            f"found {len(chosen)} distinct tokens among the {len(x)} to seed from, wanted at least n_clusters = "
-            f"{n_clusters}: lower n_clusters, or raise init_size"
+            f"found {len(chosen)} distinct tokens among the {len(x)} to seed from, wanted at least"
+            f" n_clusters = {n_clusters}: lower n_clusters, or raise init_size"
         )
     n_trials = 2 + int(math.log(n_clusters))
-    draws = torch.rand(n_trials, generator=generator, dtype=torch.float64, device="cpu") * cumulative[-1]
+    draws = (
+        torch.rand(n_trials, generator=generator, dtype=torch.float64, device="cpu")
+        * cumulative[-1]
+    )
     drawn = torch.searchsorted(cumulative, draws, right=True).clamp_(max=len(x) - 1)
     trials = drawn.to(x.device)
-    distances = torch.addmm(norms, tokens[trials], tokens.T, alpha=-2).add_(norms[trials, None]).clamp_(min=0)
+    distances = (
+        torch.addmm(norms, tokens[trials], tokens.T, alpha=-2)
+        .add_(norms[trials, None])
+        .clamp_(min=0)
+    )
     best = int(torch.minimum(distances, closest).sum(1).argmin())
     chosen.append(int(drawn[best]))
-    # A token equal to a center must be at exactly 0, or it could be drawn again: by differences where it is close.
+    # A token equal to a center must be at exactly 0, or it could be drawn again: by differences
+    # where it is close.
     close = distances[best] <= _CLOSE * (norms + norms[chosen[-1]])
-    distances[best, close] = (x[close].double() - x[chosen[-1]].double()).square().sum(1).to(tokens.dtype)
+    distances[best, close] = (
+        (x[close].double() - x[chosen[-1]].double()).square().sum(1).to(tokens.dtype)
+    )
     seeding.closest = torch.minimum(closest, distances[best])
     return tokens, norms
 
 
 def try_seedings(
-    tokens: Tensor, held_out: Tensor | None, n_clusters: int, n_init: int, generator: torch.Generator, seeding: Seeding
+    tokens: Tensor,
+    held_out: Tensor | None,
+    n_clusters: int,
+    n_init: int,
+    generator: torch.Generator,
+    seeding: Seeding,
 ) -> Iterator[tuple[int, int]]:
-    """Find the best of n_init seedings, judged on the held-out tokens or, without any, on `tokens`: it is `seeding.best` in the end.
+    """Find the best of n_init seedings, judged on the held-out tokens or, without any, on `tokens`:
+    it is `seeding.best` in the end.
 
-    Yields seedings tried and centers of the one under way, after each center, and 0 centers after a whole seeding.
+    Yields seedings tried and centers of the one under way, after each center, and 0 centers after a
+    whole seeding.
     """
     judges = tokens if held_out is None else held_out
     while seeding.tried < n_init:
@@ -171,10 +221,16 @@ def try_seedings(
 
 
 def seeding_tokens(
-    batches: Iterable[Tensor], n_clusters: int, init_size: int | None, device: torch.device | str | None, *, judge: bool
+    batches: Iterable[Tensor],
+    n_clusters: int,
+    init_size: int | None,
+    device: torch.device | str | None,
+    *,
+    judge: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    """The first init_size tokens, by default 3 max(n_clusters, tokens of the first batch), and, to `judge` several seedings by, up to as
-    many of those that follow."""
+    """The first init_size tokens, by default 3 max(n_clusters, tokens of the first batch), and, to
+    `judge` several seedings by, up to as many of those that follow.
+    """
     found: list[Tensor] = []
     size, n = init_size or 0, 0
     for x in batches:
@@ -182,12 +238,16 @@ def seeding_tokens(
         if x.shape[0] == 0:
             continue
         size = size or 3 * max(n_clusters, x.shape[0])
-        found.append(x.detach().to(device or x.device, copy=True))  # a stream may fill one buffer again and again
+        found.append(
+            x.detach().to(device or x.device, copy=True)
+        )  # a stream may fill one buffer again and again
         n += x.shape[0]
         if n >= (2 * size if judge else size):
             break
     if not found:
-        raise ValueError("found 0 tokens in stream(0), wanted at least n_clusters: is the split empty?")
+        raise ValueError(
+            "found 0 tokens in stream(0), wanted at least n_clusters: is the split empty?"
+        )
     with isolated():
         tokens = torch.cat(found)
     return tokens[:size], tokens[size : 2 * size] if n > size else None

@@ -34,13 +34,19 @@ def check_parameters(model: Settings) -> None:
     least |= {"max_no_improvement": 1} if model.max_no_improvement is not None else {}
     for name, bound in least.items():
         if not getattr(model, name) >= bound:
-            raise ValueError(f"found {name} = {getattr(model, name)}, wanted at least {bound}: change {name}")
+            raise ValueError(
+                f"found {name} = {getattr(model, name)}, wanted at least {bound}: change {name}"
+            )
     if not -(2**63) <= model.seed < 2**63:
         raise ValueError(f"found seed = {model.seed}, wanted an int64: change seed")
     if not 0 < model.decay <= 1:
-        raise ValueError(f"found decay = {model.decay}, wanted more than 0 and at most 1, which forgets nothing")
+        raise ValueError(
+            f"found decay = {model.decay}, wanted more than 0 and at most 1, which forgets nothing"
+        )
     if not 0 <= model.reassignment_ratio <= 1:
-        raise ValueError(f"found reassignment_ratio = {model.reassignment_ratio}, wanted 0 to 1: it is a share")
+        raise ValueError(
+            f"found reassignment_ratio = {model.reassignment_ratio}, wanted 0 to 1: it is a share"
+        )
 
 
 def show_parameters(model: Settings) -> str:
@@ -50,7 +56,9 @@ def show_parameters(model: Settings) -> str:
 
 
 def check_state(state: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """The centers and counts of a state. ValueError for shapes that do not fit and centers that are not finite."""
+    """The centers and counts of a state. ValueError for shapes that do not fit and centers that are
+    not finite.
+    """
     centers, counts = state["cluster_centers"], state["counts"]
     if centers.ndim != 2 or 0 in centers.shape or counts.shape != centers.shape[:1]:
         raise ValueError(
@@ -59,6 +67,7 @@ def check_state(state: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         )
     if not centers.is_floating_point() or not bool(centers.isfinite().all()):
         raise ValueError(
-            f"found cluster_centers of {centers.dtype} that hold NaN, infinity or no real numbers, wanted finite ones: fit it again"
+            f"found cluster_centers of {centers.dtype} that hold NaN, infinity or no real numbers,"
+            " wanted finite ones: fit it again"
         )
     return centers, counts

@@ -1,4 +1,6 @@
-"""One step of mini-batch k-means: Sculley (2010), "Web-scale k-means clustering", with the batch form of its 1/n step."""
+"""One step of mini-batch k-means: Sculley (2010), "Web-scale k-means clustering", with the batch
+form of its 1/n step.
+"""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -17,12 +19,14 @@ _ROWS = 1024
 
 @isolated()
 def pull_centers(x: Tensor, centers: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """How tokens x (n, d) pull at their centers: sums of x - c by label (n,), (K, d), and |x - c|^2, (n,); float64.
+    """How tokens x (n, d) pull at their centers: sums of x - c by label (n,), (K, d), and |x -
+    c|^2, (n,); float64.
 
     The same bits in every run.
     """
     if x.device.type != "cpu":
-        # On a GPU index_add_ sums in an order that changes from run to run; segments of sorted rows do not.
+        # On a GPU index_add_ sums in an order that changes from run to run; segments of sorted rows
+        # do not.
         residual = x.double() - centers[labels]
         ordered, hits = residual[labels.argsort(stable=True)], count_classes(labels, len(centers))
         # Unsafe: without a look at the lengths, which would make the host wait.
@@ -41,15 +45,19 @@ def pull_centers(x: Tensor, centers: Tensor, labels: Tensor) -> tuple[Tensor, Te
 
 @isolated()
 def mini_batch_step(x: Tensor, centers: Tensor, counts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """One step on x (n, d): new centers (K, d) and counts (K,), and the squared distances before it, float64 (n,).
+    """One step on x (n, d): new centers (K, d) and counts (K,), and the squared distances before
+    it, float64 (n,).
 
-    With b tokens in the batch nearest to a center and n in all, it moves by b/n of the way to the mean of the b: as if
-    it took the tokens one after another at a learning rate of one over its count (Sculley 2010).
+    With b tokens in the batch nearest to a center and n in all, it moves by b/n of the way to the
+    mean of the b: as if it took the tokens one after another at a learning rate of one over its
+    count (Sculley 2010).
     """
     return step_toward(x, centers, counts, NearestCenters(centers).find(x.float()))
 
 
-def step_toward(x: Tensor, centers: Tensor, counts: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def step_toward(
+    x: Tensor, centers: Tensor, counts: Tensor, labels: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     """`mini_batch_step`, by the nearest centers (n,)."""
     hits = count_classes(labels, len(centers))
     counts = counts + hits
@@ -65,8 +73,8 @@ def step_toward(x: Tensor, centers: Tensor, counts: Tensor, labels: Tensor) -> t
 def low_count_clusters(counts: Tensor, reassignment_ratio: float) -> Tensor:
     """Which of counts (K,) are 0 or below reassignment_ratio times their mean: bool (K,).
 
-    scikit-learn compares with the largest count, which moves small but honest clusters where one is large, as the
-    background's is.
+    scikit-learn compares with the largest count, which moves small but honest clusters where one is
+    large, as the background's is.
     """
     return (counts < reassignment_ratio * counts.double().mean()) | (counts == 0)
 
@@ -74,8 +82,9 @@ def low_count_clusters(counts: Tensor, reassignment_ratio: float) -> Tensor:
 class Step(NamedTuple):
     """A step and what is to be said of it.
 
-    New centers (K, d) and counts (K,), the squared distances before it, float64 (n,); their mean, the mean over the clusters hit of the
-    share of the way they went, clusters of low count, and whether one has a count of 0.
+    New centers (K, d) and counts (K,), the squared distances before it, float64 (n,); their mean,
+    the mean over the clusters hit of the share of the way they went, clusters of low count, and
+    whether one has a count of 0.
     """
 
     centers: Tensor
@@ -90,8 +99,8 @@ class Step(NamedTuple):
 class QueuedStep(NamedTuple):
     """A step as it is queued on a device, before the host waits for any of it.
 
-    labels: int64 (n,), -1 where a token's center is in question, and then the rest counts for nothing. found: float64 (5,), what `Step`
-    says in numbers, and whether any label is -1.
+    labels: int64 (n,), -1 where a token's center is in question, and then the rest counts for
+    nothing. found: float64 (5,), what `Step` says in numbers, and whether any label is -1.
     """
 
     labels: Tensor
@@ -102,9 +111,15 @@ class QueuedStep(NamedTuple):
 
 
 def queue_step(
-    x: Tensor, centers: Tensor, counts: Tensor, reassignment_ratio: float, labels: Tensor | None = None
+    x: Tensor,
+    centers: Tensor,
+    counts: Tensor,
+    reassignment_ratio: float,
+    labels: Tensor | None = None,
 ) -> QueuedStep:
-    """`mini_batch_step` without a wait, as if the first product had settled every row, or by labels (n,) that are known."""
+    """`mini_batch_step` without a wait, as if the first product had settled every row, or by labels
+    (n,) that are known.
+    """
     if labels is None:
         labels = NearestCenters(centers).guess(x.float())
     moved, new_counts, squared = step_toward(x, centers, counts, labels.clamp(min=0))
@@ -131,6 +146,8 @@ def step_at_once(
     while True:
         inertia, share, low, empty, unsettled = queued.found.tolist()
         if not unsettled:
-            return Step(queued.centers, queued.counts, queued.squared, inertia, share, low, bool(empty))
+            return Step(
+                queued.centers, queued.counts, queued.squared, inertia, share, low, bool(empty)
+            )
         labels = NearestCenters(centers).settle(x.float(), queued.labels)
         queued = queue_step(x, centers, counts, reassignment_ratio, labels)

@@ -1,13 +1,15 @@
 """One-dimensional logistic probes: b + w x for every (feature, class), at the optimum of the data.
 
-For feature j and class c a probe minimizes, over b and w, with x standardized over the training rows,
+For feature j and class c a probe minimizes, over b and w, with x standardized over the training
+rows,
 
     mean_i [ softplus(b + w x_ij) - y_ic (b + w x_ij) ] + ridge/2 (w^2 + (b - b0_c)^2)        (nats)
 
-where b0_c is the log-odds of the class's prevalence: the objective of saev's SAE probes. The labels enter through sums, and
-softplus through the distribution of x_j, which is the same for all classes: one pass over the codes leaves a sketch of each
-feature (`sketch`), and Newton's method (`logistic`, `solver`) goes over that, whatever the number of rows. What the sketch
-does not settle, by its own bound, is settled on finer sketches of the features concerned, and what those do not, on the rows
+where b0_c is the log-odds of the class's prevalence: the objective of saev's SAE probes. The labels
+enter through sums, and softplus through the distribution of x_j, which is the same for all classes:
+one pass over the codes leaves a sketch of each feature (`sketch`), and Newton's method (`logistic`,
+`solver`) goes over that, whatever the number of rows. What the sketch does not settle, by its own
+bound, is settled on finer sketches of the features concerned, and what those do not, on the rows
 themselves. One-hot codes need no sketch: a table of counts says all.
 """
 

@@ -1,4 +1,4 @@
-"""Maps from the values of features to cells, fine about the middle and wider in proportion beyond."""
+"""Maps from a feature's values to cells, fine about the middle and wider in proportion beyond."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ BITS = 5
 """Cells from one power of 2 to the next, as a power of 2, unless finer ones are asked for."""
 
 OCTAVES = 16
-"""Powers of 2 that have cells of their own, on either side of the middle, unless the values are known to go further."""
+"""Powers of 2 that have cells of their own, on either side of the middle, unless the values are
+known to go further.
+"""
 
 _MOST_OCTAVES = 64
 _ONE = 0x3F800000  # the bits of 1.0 as float32
@@ -25,10 +27,11 @@ _SAMPLE = 4096
 
 @dataclass(frozen=True)
 class CellMap:
-    """Which cell a value is in: those of t = (x - center) / scale between the powers of 2 of |t| + 1, `2^bits` each.
+    """Which cell a value is in: those of t = (x - center) / scale between the powers of 2 of |t| +
+    1, `2^bits` each.
 
-    Cell by cell |t| + 1 is a float32 cut to its `bits` first places, so that a cell's number is read off the float's bits.
-    The last cell of either side is open.
+    Cell by cell |t| + 1 is a float32 cut to its `bits` first places, so that a cell's number is
+    read off the float's bits. The last cell of either side is open.
 
     Attributes:
         center, scale: float64 (features,).
@@ -49,13 +52,16 @@ class CellMap:
     @classmethod
     @isolated()
     def of_rows(cls, sample: Tensor, bits: int = BITS) -> CellMap:
-        """About the median of (features, rows), with the median distance of the other values from it as the unit."""
+        """About the median of (features, rows), with the median distance of the other values from
+        it as the unit.
+        """
         stride = -(-sample.shape[1] // _SAMPLE)
         ordered = sample[:, ::stride].double().sort(dim=1).values
         n = ordered.shape[1]
         center = ordered[:, round((n - 1) / 2)]
         away = (ordered - center[:, None]).abs().sort(dim=1).values
-        # Half may be one value, as the zeros of an autoencoder's codes are: the unit is that of the rest.
+        # Half may be one value, as the zeros of an autoencoder's codes are: the unit is that of the
+        # rest.
         same = (away == 0).sum(1)
         unit = away.gather(1, ((same + n - 1) // 2).clamp(max=n - 1)[:, None])[:, 0]
         # All are one value: whatever comes next is in its own cell, or not far from it.
@@ -72,13 +78,19 @@ class CellMap:
 
     @classmethod
     @isolated()
-    def of_events(cls, features: Tensor, values: Tensor, n_features: int, bits: int = BITS) -> CellMap:
+    def of_events(
+        cls, features: Tensor, values: Tensor, n_features: int, bits: int = BITS
+    ) -> CellMap:
         """About 0, with the mean magnitude of a feature's `values` (events,) as the unit."""
         sums = values.new_zeros(2, n_features, dtype=torch.float64)
         sums[0].scatter_add_(0, features, values.double().abs())
         sums[1].scatter_add_(0, features, values.double().abs().sign())
         everywhere = sums[0].sum() / sums[1].sum().clamp(min=1)
-        return cls(torch.zeros_like(sums[0]), _first_positive(sums[0] / sums[1], everywhere.expand(n_features)), bits)
+        return cls(
+            torch.zeros_like(sums[0]),
+            _first_positive(sums[0] / sums[1], everywhere.expand(n_features)),
+            bits,
+        )
 
     def __getitem__(self, features: slice | Tensor) -> CellMap:
         return dataclasses.replace(self, center=self.center[features], scale=self.scale[features])
@@ -104,7 +116,9 @@ class CellMap:
     def middles(self) -> tuple[Tensor, Tensor]:
         """The middle of every cell as |t| + 1, and half its width, float64 (n_cells,)."""
         shift = _MANTISSA - self.bits
-        cells = torch.arange(self.octaves << self.bits, dtype=torch.int32, device=self.center.device) + (_ONE >> shift)
+        cells = torch.arange(
+            self.octaves << self.bits, dtype=torch.int32, device=self.center.device
+        ) + (_ONE >> shift)
         middle = (cells << shift).bitwise_or(1 << (shift - 1)).view(torch.float32).double()
         half = middle - (cells << shift).view(torch.float32).double()
         return middle.repeat(2), half.repeat(2)

@@ -1,4 +1,6 @@
-"""Holding what was reported against the rows themselves: the loss, and the gradient, which at the optimum is 0."""
+"""Holding what was reported against the rows themselves: the loss, and the gradient, which at the
+optimum is 0.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ from assay.numerics.probe.logistic import moments_of_rows
 from assay.numerics.probe.state import FittedProbes
 
 CERTIFIED = 1e-8
-"""Nats between the loss as reported and that of the rows, and the length of its gradient, at the most."""
+"""Nats between the loss as reported and that of the rows, and the length of its gradient, at the
+most.
+"""
 
 
 class CertificateError(RuntimeError):
@@ -24,8 +28,9 @@ class CertificateError(RuntimeError):
 
 @dataclass(frozen=True)
 class Certificate:
-    """The largest differences between what was fitted and the rows themselves, over `pairs` probes: nats, and the
-    length of the objective's gradient, which at the optimum is 0."""
+    """The largest differences between what was fitted and the rows themselves, over `pairs` probes:
+    nats, and the length of the objective's gradient, which at the optimum is 0.
+    """
 
     pairs: int
     ce_error: float
@@ -35,9 +40,9 @@ class Certificate:
         """Raise CertificateError where a difference is above `bound`."""
         if not max(self.ce_error, self.gradient) <= bound:
             raise CertificateError(
-                f"over {self.pairs} probes the loss differs by up to {self.ce_error:.3g} nats from that of the rows, and its "
-                f"gradient is up to {self.gradient:.3g}, wanted at most {bound:g}: raise max_iter, or are these not the codes "
-                "and labels of the fit?"
+                f"over {self.pairs} probes the loss differs by up to {self.ce_error:.3g} nats from"
+                f" that of the rows, and its gradient is up to {self.gradient:.3g}, wanted at most"
+                f" {bound:g}: raise max_iter, or are these not the codes and labels of the fit?"
             )
 
 
@@ -48,7 +53,8 @@ def certify(
     n_random: int = 64,
     seed: int = 0,
 ) -> list[Certificate]:
-    """Certify probes on the first k entries of each row, for each its own k and `pairs` (p, 2), in the same passes.
+    """Certify probes on the first k entries of each row, for each its own k and `pairs` (p, 2), in
+    the same passes.
 
     Of each `n_random` pairs more are drawn. Nothing is raised yet: see `Certificate.check`.
     """
@@ -62,58 +68,86 @@ def certify(
     for some in data.slabs(max(map(len, features)), 16 * data.codes.n_rows * len(probes)):
         columns = [each[some] for each in features]
         gathered = data.gather([(each, k) for each, (_, k) in zip(columns, probes, strict=True)])
-        for number, (values, here, (fitted, _)) in enumerate(zip(gathered, columns, probes, strict=True)):
+        for number, (values, here, (fitted, _)) in enumerate(
+            zip(gathered, columns, probes, strict=True)
+        ):
             of_these = chosen[number][torch.isin(chosen[number][:, 0], here)]
             if len(of_these):
-                worst[number] = torch.maximum(worst[number], _differences(fitted, values, here, of_these, data.labels))
-    return [Certificate(len(each), *map(float, most)) for each, most in zip(chosen, worst, strict=True)]
+                worst[number] = torch.maximum(
+                    worst[number], _differences(fitted, values, here, of_these, data.labels)
+                )
+    return [
+        Certificate(len(each), *map(float, most)) for each, most in zip(chosen, worst, strict=True)
+    ]
 
 
 @isolated()
-def certify_loss(fitted: FittedProbes, values: Tensor, features: Tensor, labels: Tensor, loss: Tensor) -> float:
-    """Largest difference between the losses on other rows and those rows: see `LogisticProbe1d.certify_loss`."""
+def certify_loss(
+    fitted: FittedProbes, values: Tensor, features: Tensor, labels: Tensor, loss: Tensor
+) -> float:
+    """Largest difference between the losses on other rows and those rows: see
+    `LogisticProbe1d.certify_loss`.
+    """
     classes = fitted.fitted_classes.nonzero().flatten()
     error = 0.0
     for c in classes.tolist():
         losses = fitted.losses_of_rows(values[c : c + 1], features[c : c + 1], labels)
         theta = torch.stack(
-            [matrix[features[c], c] for matrix in (fitted.intercept_standardized, fitted.coef_standardized)]
+            [
+                matrix[features[c], c]
+                for matrix in (fitted.intercept_standardized, fitted.coef_standardized)
+            ]
         )
         exact = losses.loss(classes.new_tensor([c]), theta[:, None])
         off = (exact - loss[features[c], c]).abs() / exact.clamp(min=1)
         error = max(error, float(off.nan_to_num(torch.inf)))
     if error > CERTIFIED:
         raise CertificateError(
-            f"the loss on rows that were not fitted differs by up to {error:.3g} nats from that of the rows, wanted at most "
-            f"{CERTIFIED:g}: are these the codes and labels that were judged?"
+            f"the loss on rows that were not fitted differs by up to {error:.3g} nats from that of"
+            f" the rows, wanted at most {CERTIFIED:g}: are these the codes and labels that were"
+            " judged?"
         )
     return error
 
 
-def _choose(fitted: FittedProbes, given: Tensor, n_features: int, n_random: int, generator: torch.Generator) -> Tensor:
-    """The given pairs and random ones, each once, of classes that are fitted: int64 (p, 2) on the CPU."""
+def _choose(
+    fitted: FittedProbes, given: Tensor, n_features: int, n_random: int, generator: torch.Generator
+) -> Tensor:
+    """The given pairs and random ones, each once, of classes that are fitted: int64 (p, 2) on the
+    CPU.
+    """
     classes = fitted.fitted_classes.nonzero().flatten().cpu()
     n_drawn = n_random if len(classes) else 0
     features = torch.randint(n_features, (n_drawn,), generator=generator, device="cpu")
     places = torch.randint(max(1, len(classes)), (n_drawn,), generator=generator, device="cpu")
-    both: Tensor = torch.unique(torch.cat([given.cpu(), torch.stack([features, classes[places]], 1)]), dim=0)
+    both: Tensor = torch.unique(
+        torch.cat([given.cpu(), torch.stack([features, classes[places]], 1)]), dim=0
+    )
     return both[fitted.fitted_classes.cpu()[both[:, 1]]]
 
 
 @isolated()
-def _differences(fitted: FittedProbes, values: Tensor, features: Tensor, pairs: Tensor, labels: Tensor) -> Tensor:
-    """Largest CE error and gradient over `pairs` (p, 2), all of `features` (f,), whose `values` are (f, rows).
+def _differences(
+    fitted: FittedProbes, values: Tensor, features: Tensor, pairs: Tensor, labels: Tensor
+) -> Tensor:
+    """Largest CE error and gradient over `pairs` (p, 2), all of `features` (f,), whose `values` are
+    (f, rows).
 
-    The features' mean and scale are the rows' own here, so that what the fit took for them is held against these too.
+    The features' mean and scale are the rows' own here, so that what the fit took for them is held
+    against these too.
     """
     feature, label = pairs.T.contiguous()
     place = torch.searchsorted(features, feature)
     mean, std = moments_of_rows(values)
     scale = torch.where(std > 0, std, 1.0)
     w = fitted.coef_standardized[feature, label] / fitted.scale[feature]
-    b = fitted.intercept_standardized[feature, label] + w * (mean[place] - fitted.feature_mean[feature])
+    b = fitted.intercept_standardized[feature, label] + w * (
+        mean[place] - fitted.feature_mean[feature]
+    )
     theta = torch.stack([b, w * scale[place]])
-    losses = dataclasses.replace(fitted.losses_of_rows(values, features, labels), mean=mean, scale=scale)
+    losses = dataclasses.replace(
+        fitted.losses_of_rows(values, features, labels), mean=mean, scale=scale
+    )
     loss, gradient, _ = losses.derivatives(place * fitted.n_classes + label, theta)
     gradient += fitted.settings.ridge * (theta - fitted.center[:, label])
     error = (loss - fitted.train_ce[feature, label]).abs()

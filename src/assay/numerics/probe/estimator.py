@@ -1,4 +1,6 @@
-"""The estimator, and what fits, judges and certifies several of them, each on its own K, in the same passes over the codes."""
+"""The estimator, and what fits, judges and certifies several of them, each on its own K, in the
+same passes over the codes.
+"""
 
 from __future__ import annotations
 
@@ -30,34 +32,37 @@ def _fitted(name: str) -> Any:
 class LogisticProbe1d:
     """A logistic probe for every feature and class, by Newton's method on sketches of the features.
 
-    One pass over the codes sorts the values of each feature into cells; the probes of all classes are solved on these, and a
-    bound says which have to be solved again, on finer cells or on the rows. The pass takes O(rows x features); the solving takes
-    O(features x classes x cells) for each Newton step, whatever the number of rows. Memory is some 350 KB a feature, times classes + 1
-    with class weights; where that is too much for all features, there are more passes. A feature that needs its rows takes 8 bytes a
-    row. One-hot codes take a table of counts, features x classes. Judging sorts the rows of each feature, in slabs of features.
+    One pass over the codes sorts the values of each feature into cells; the probes of all classes
+    are solved on these, and a bound says which have to be solved again, on finer cells or on the
+    rows. The pass takes O(rows x features); the solving takes O(features x classes x cells) for
+    each Newton step, whatever the number of rows. Memory is some 350 KB a feature, times classes +
+    1 with class weights; where that is too much for all features, there are more passes. A feature
+    that needs its rows takes 8 bytes a row. One-hot codes take a table of counts, features x
+    classes. Judging sorts the rows of each feature, in slabs of features.
 
-    The ridge acts on the standardized scale: on w and b - b0 of features with mean 0 and variance 1 over the training
-    rows. A constant feature has scale 1 and w = 0. A class that no training row or every training row belongs to has no
-    finite b0: it is not fitted and its entries are NaN.
+    The ridge acts on the standardized scale: on w and b - b0 of features with mean 0 and variance 1
+    over the training rows. A constant feature has scale 1 and w = 0. A class that no training row
+    or every training row belongs to has no finite b0: it is not fitted and its entries are NaN.
 
-    Several K of the same top-K codes are fitted, judged and certified in the same passes by `fit_probes`, `judge_probes` and
-    `certify_probes`; the methods are the case of one.
+    Several K of the same top-K codes are fitted, judged and certified in the same passes by
+    `fit_probes`, `judge_probes` and `certify_probes`; the methods are the case of one.
 
     Parameters
     ----------
     ridge : float, default=1e-8
         lambda > 0, nats.
     class_weight : None or "balanced", default=None
-        None: every row weighs the same. "balanced": rows of the class weigh n / (2 n_c) and others n / (2 (n - n_c)), as in
-        scikit-learn; b0 is then 0, and losses are weighted means, with these weights on other rows too.
+        None: every row weighs the same. "balanced": rows of the class weigh n / (2 n_c) and others
+        n / (2 (n - n_c)), as in scikit-learn; b0 is then 0, and losses are weighted means, with
+        these weights on other rows too.
     max_iter : int, default=200
         Newton steps, taken or refused, at most.
     tol : float, default=1e-16
-        Nats above the optimum, by the Newton decrement, at which a probe is done. Values being standardized, the gradient
-        is then at most sqrt(tol).
+        Nats above the optimum, by the Newton decrement, at which a probe is done. Values being
+        standardized, the gradient is then at most sqrt(tol).
     slab_features : int or None, default=None
-        Features worked on together, with a pass over the codes for each such slab. None: what a quarter of the free
-        memory holds.
+        Features worked on together, with a pass over the codes for each such slab. None: what a
+        quarter of the free memory holds.
     slab_rows : int, default=4096
         Rows read at once.
 
@@ -76,7 +81,8 @@ class LogisticProbe1d:
     base_rate_, fitted_classes_ : float64 (classes,) and bool (classes,)
         The prevalence, and which classes have both positives and negatives among the training rows.
     feature_mean_, feature_std_, max_abs_ : float64 (features,)
-        Mean, population standard deviation (0 of a constant feature) and largest magnitude over the training rows.
+        Mean, population standard deviation (0 of a constant feature) and largest magnitude over the
+        training rows.
     n_refined_ : int
         Pairs that the first sketch did not settle; 0 of a probe that comes from its state.
     fitted_ : FittedProbes
@@ -86,7 +92,8 @@ class LogisticProbe1d:
     --------
     >>> import torch
     >>> from assay.numerics.probe import LogisticProbe1d
-    >>> codes, labels = torch.tensor([[1.0, 4.0], [1.0, 9.0], [2.0, 5.0], [2.0, 8.0]]), torch.tensor([0, 1, 0, 1])
+    >>> codes = torch.tensor([[1.0, 4.0], [1.0, 9.0], [2.0, 5.0], [2.0, 8.0]])
+    >>> labels = torch.tensor([0, 1, 0, 1])
     >>> probe = LogisticProbe1d(ridge=1e-3).fit(codes, labels, n_classes=2)
     >>> probe.loss_.argmin(0).tolist(), probe.judge(codes, labels).average_precision[1].tolist()
     ([1, 1], [1.0, 1.0])
@@ -126,7 +133,9 @@ class LogisticProbe1d:
         _ = self.settings  # which refuses what cannot be
 
     def __repr__(self) -> str:
-        parameters = (f"{name}={value!r}" for name, value in vars(self).items() if not name.endswith("_"))
+        parameters = (
+            f"{name}={value!r}" for name, value in vars(self).items() if not name.endswith("_")
+        )
         return f"LogisticProbe1d({', '.join(parameters)})"
 
     @property
@@ -135,17 +144,26 @@ class LogisticProbe1d:
         return Settings(self.ridge, self.class_weight, self.max_iter, self.tol)
 
     def fit(
-        self, codes: Codes | Tensor, labels: Tensor, n_classes: int, progress: Progress | None = None
+        self,
+        codes: Codes | Tensor,
+        labels: Tensor,
+        n_classes: int,
+        progress: Progress | None = None,
     ) -> LogisticProbe1d:
-        """Fit on codes (rows, features) and labels (rows,) int64 in 0..n_classes-1, or -1: a negative of every class.
+        """Fit on codes (rows, features) and labels (rows,) int64 in 0..n_classes-1, or -1: a
+        negative of every class.
 
-        The work is done on the labels' device. Raises ValueError for labels of another kind and codes that are not finite.
+        The work is done on the labels' device. Raises ValueError for labels of another kind and
+        codes that are not finite.
         """
         self.fitted_ = fit_probes(self, codes, labels, n_classes, progress=progress)[None].fitted_
         return self
 
-    def judge(self, codes: Codes | Tensor, labels: Tensor, progress: Progress | None = None) -> Judgment:
-        """Loss, average precision and confusion of every probe on these rows, from the same passes over the codes.
+    def judge(
+        self, codes: Codes | Tensor, labels: Tensor, progress: Progress | None = None
+    ) -> Judgment:
+        """Loss, average precision and confusion of every probe on these rows, from the same passes
+        over the codes.
 
         Rows are ranked by sign(w) x, which is the order of b + w x; w = 0 counts as positive.
         """
@@ -160,62 +178,80 @@ class LogisticProbe1d:
         seed: int = 0,
         bound: float = CERTIFIED,
     ) -> Certificate:
-        """Hold `loss_` and the optimum against the training rows themselves, for `pairs` (p, 2) int64, feature and class,
-        and as many random ones as `n_random` says: one pass.
+        """Hold `loss_` and the optimum against the training rows themselves, for `pairs` (p, 2)
+        int64, feature and class, and as many random ones as `n_random` says: one pass.
 
-        The loss is the CE without the ridge; the gradient, which is 0 at the optimum, is the objective's.
+        The loss is the CE without the ridge; the gradient, which is 0 at the optimum, is the
+        objective's.
 
         Raises:
             CertificateError: a difference is above `bound`.
         """
-        certificate = certify_probes({None: self}, codes, labels, {None: pairs}, n_random, seed)[None]
+        certificate = certify_probes({None: self}, codes, labels, {None: pairs}, n_random, seed)[
+            None
+        ]
         certificate.check(bound)
         return certificate
 
     def certify_loss(self, values: Tensor, features: Tensor, labels: Tensor, loss: Tensor) -> float:
-        """Largest difference in nats, or as a share of a loss above 1, between a loss that was reported and the rows themselves.
+        """Largest difference in nats, or as a share of a loss above 1, between a loss that was
+        reported and the rows themselves.
 
-        `loss` (features, classes) is that of these rows as `judge` gives it; it is held over every class's own feature: `features`
-        (classes,), and `values` (classes, rows) theirs.
+        `loss` (features, classes) is that of these rows as `judge` gives it; it is held over every
+        class's own feature: `features` (classes,), and `values` (classes, rows) theirs.
 
         Classes that are not fitted are left out. Raises CertificateError above the bound.
         """
         return certify_loss(self.fitted_, values, features, labels, loss)
 
     def base_loss(self, labels: Tensor) -> Tensor:
-        """Mean CE in nats on these labels of the intercept b0 alone: float64 (classes,), NaN for a class not fitted.
+        """Mean CE in nats on these labels of the intercept b0 alone: float64 (classes,), NaN for a
+        class not fitted.
 
         With class weights b0 is 0, and the weighted mean log 2.
         """
         return base_loss(self.fitted_, labels)
 
     def sketch(
-        self, codes: Codes | Tensor, labels: Tensor, n_classes: int, like: FeatureSketch | None = None
+        self,
+        codes: Codes | Tensor,
+        labels: Tensor,
+        n_classes: int,
+        like: FeatureSketch | None = None,
     ) -> FeatureSketch:
-        """One pass over some of the rows, for workers that share them: with the first one's sketch as `like`, the others' can be
-        merged with it, and `fit_sketch` fits what comes of it. Of dense or sparse codes; all features are held at once.
+        """One pass over some of the rows, for workers that share them: with the first one's sketch
+        as `like`, the others' can be merged with it, and `fit_sketch` fits what comes of it. Of
+        dense or sparse codes; all features are held at once.
         """
         data = _label(self, codes, labels, n_classes)
         if data.codes.format == "onehot":
             raise ValueError(
-                "found one-hot codes, which are counted and need no sketch: add up `count_table` of the parts"
+                "found one-hot codes, which are counted and need no sketch: add up `count_table` of"
+                " the parts"
             )
         columns, cells = slice(0, data.codes.n_features), None if like is None else like.cells
-        return sketch_features(data, columns, [None], by_class=self.settings.by_class, cells=cells)[0]
+        return sketch_features(data, columns, [None], by_class=self.settings.by_class, cells=cells)[
+            0
+        ]
 
     def fit_sketch(self, sketch: FeatureSketch) -> LogisticProbe1d:
-        """Fit on a sketch alone. Pairs that it does not settle, by its bound, are not `converged_`: they want the rows."""
+        """Fit on a sketch alone. Pairs that it does not settle, by its bound, are not `converged_`:
+        they want the rows.
+        """
         self.fitted_ = solver.fit_sketch(self.settings, sketch)
         return self
 
     def state_dict(self) -> dict[str, Tensor]:
-        """What was fitted and how, as tensors by name, copies: float64 but for `n_iter` and `max_iter` int64, and `converged` and
-        `balanced` bool. What is held in memory together, `slab_features` and `slab_rows`, changes no result, and is not in it."""
+        """What was fitted and how, as tensors by name, copies: float64 but for `n_iter` and
+        `max_iter` int64, and `converged` and `balanced` bool. What is held in memory together,
+        `slab_features` and `slab_rows`, changes no result, and is not in it.
+        """
         return self.fitted_.state_dict()
 
     @classmethod
     def from_state(cls, state: Mapping[str, Tensor]) -> LogisticProbe1d:
-        """A fitted probe from its `state_dict`, that judges, certifies and fits as the one that left it.
+        """A fitted probe from its `state_dict`, that judges, certifies and fits as the one that
+        left it.
 
         ValueError where something of the state is missing.
         """
@@ -234,10 +270,11 @@ def fit_probes(
     ks: Sequence[int | None] = (None,),
     progress: Progress | None = None,
 ) -> dict[int | None, LogisticProbe1d]:
-    """A probe with the parameters of `probe`, fitted to the first k entries of each row, for each k, from the same passes.
+    """A probe with the parameters of `probe`, fitted to the first k entries of each row, for each
+    k, from the same passes.
 
-    As `LogisticProbe1d.fit` on `TopKCodes(codes, k)`: of sparse codes by falling magnitude; None: all entries, of any codes.
-    `probe` is left as it is.
+    As `LogisticProbe1d.fit` on `TopKCodes(codes, k)`: of sparse codes by falling magnitude; None:
+    all entries, of any codes. `probe` is left as it is.
     """
     ks = list(dict.fromkeys(ks))
     found = solver.fit(probe.settings, _label(probe, codes, labels, n_classes, progress), ks)
@@ -248,14 +285,21 @@ def fit_probes(
 
 
 def judge_probes(
-    probes: Mapping[K, LogisticProbe1d], codes: Codes | Tensor, labels: Tensor, progress: Progress | None = None
+    probes: Mapping[K, LogisticProbe1d],
+    codes: Codes | Tensor,
+    labels: Tensor,
+    progress: Progress | None = None,
 ) -> dict[K, Judgment]:
-    """As `LogisticProbe1d.judge` of each k's probe on `TopKCodes(codes, k)`, from the same passes over the codes.
+    """As `LogisticProbe1d.judge` of each k's probe on `TopKCodes(codes, k)`, from the same passes
+    over the codes.
 
-    Raises ValueError for codes of another number of features than the probes were fitted to, and for labels of another kind.
+    Raises ValueError for codes of another number of features than the probes were fitted to, and
+    for labels of another kind.
     """
     data = _label_as_fitted(next(iter(probes.values())), codes, labels, progress)
-    return dict(zip(probes, judge([(probe.fitted_, k) for k, probe in probes.items()], data), strict=True))
+    return dict(
+        zip(probes, judge([(probe.fitted_, k) for k, probe in probes.items()], data), strict=True)
+    )
 
 
 def certify_probes(
@@ -266,14 +310,18 @@ def certify_probes(
     n_random: int = 64,
     seed: int = 0,
 ) -> dict[K, Certificate]:
-    """As `LogisticProbe1d.certify` of each k's probe and pairs on `TopKCodes(codes, k)`, from the same passes over the codes;
-    no difference is raised yet: see `Certificate.check`.
+    """As `LogisticProbe1d.certify` of each k's probe and pairs on `TopKCodes(codes, k)`, from the
+    same passes over the codes; no difference is raised yet: see `Certificate.check`.
 
     Raises ValueError for codes of another number of features than the probes were fitted to.
     """
     data = _label_as_fitted(next(iter(probes.values())), codes, labels)
     found = certify(
-        [(probe.fitted_, k) for k, probe in probes.items()], data, [pairs[k] for k in probes], n_random, seed
+        [(probe.fitted_, k) for k, probe in probes.items()],
+        data,
+        [pairs[k] for k in probes],
+        n_random,
+        seed,
     )
     return dict(zip(probes, found, strict=True))
 
@@ -285,13 +333,20 @@ def _label_as_fitted(
     codes, n_features = as_codes(codes), len(probe.fitted_.feature_mean)
     if codes.n_features != n_features:
         raise ValueError(
-            f"codes have {codes.n_features} features, wanted {n_features}, as in fit: give codes of the same model"
+            f"codes have {codes.n_features} features, wanted {n_features}, as in fit: give codes of"
+            " the same model"
         )
     return _label(probe, codes, labels, probe.fitted_.n_classes, progress)
 
 
 def _label(
-    probe: LogisticProbe1d, codes: Codes | Tensor, labels: Tensor, n_classes: int, progress: Progress | None = None
+    probe: LogisticProbe1d,
+    codes: Codes | Tensor,
+    labels: Tensor,
+    n_classes: int,
+    progress: Progress | None = None,
 ) -> LabeledCodes:
     """The codes with their labels, to be read as the probe says."""
-    return LabeledCodes(as_codes(codes), labels, n_classes, probe.slab_rows, probe.slab_features, progress)
+    return LabeledCodes(
+        as_codes(codes), labels, n_classes, probe.slab_rows, probe.slab_features, progress
+    )

@@ -20,12 +20,17 @@ _FEATURES = 256  # features of a table that are judged together
 
 
 def judge(probes: Sequence[tuple[FittedProbes, int | None]], data: LabeledCodes) -> list[Judgment]:
-    """Judge probes on the first k entries of each row, for each its own k (None: all of them), in the same passes."""
+    """Judge probes on the first k entries of each row, for each its own k (None: all of them), in
+    the same passes.
+    """
     n_rows, n_features = data.codes.n_rows, data.codes.n_features
     with isolated():
-        results = [torch.full_like(fitted.train_ce, torch.nan).repeat(4, 1, 1) for fitted, _ in probes]
+        results = [
+            torch.full_like(fitted.train_ce, torch.nan).repeat(4, 1, 1) for fitted, _ in probes
+        ]
         thresholds = [
-            fitted.feature_mean[:, None] - fitted.intercept_standardized / fitted.coef for fitted, _ in probes
+            fitted.feature_mean[:, None] - fitted.intercept_standardized / fitted.coef
+            for fitted, _ in probes
         ]
     if data.codes.format == "onehot":
         table = tabulate(data)
@@ -33,15 +38,21 @@ def judge(probes: Sequence[tuple[FittedProbes, int | None]], data: LabeledCodes)
             for (fitted, _), result, threshold in zip(probes, results, thresholds, strict=True):
                 for columns in ranges(n_features, _FEATURES):
                     slab = slab_of_table(table[columns], data.class_counts.double(), n_rows)
-                    ranked = rank_table(table[columns], data.class_counts, n_rows, threshold[columns])
+                    ranked = rank_table(
+                        table[columns], data.class_counts, n_rows, threshold[columns]
+                    )
                     result[0, columns] = _loss(fitted, slab, columns, data)
                     result[1:, columns] = _choose(fitted, ranked, columns, data)
     else:
         tell = data.telling("ranked", n_features)
         for columns in data.slabs(n_features, 4 * n_rows * len(probes)):
-            features = torch.arange(columns.start, columns.stop, dtype=torch.int64, device=data.labels.device)
+            features = torch.arange(
+                columns.start, columns.stop, dtype=torch.int64, device=data.labels.device
+            )
             gathered = data.gather([(features, k) for _, k in probes])
-            for values, (fitted, _), result, threshold in zip(gathered, probes, results, thresholds, strict=True):
+            for values, (fitted, _), result, threshold in zip(
+                gathered, probes, results, thresholds, strict=True
+            ):
                 with isolated():
                     ranked = rank_features(values, data.labels, data.n_classes, threshold[columns])
                     result[0, columns] = _loss_of_values(fitted, values, columns, data)
@@ -51,12 +62,16 @@ def judge(probes: Sequence[tuple[FittedProbes, int | None]], data: LabeledCodes)
     with isolated():
         for (fitted, _), result in zip(probes, results, strict=True):
             result[:, :, ~fitted.fitted_classes] = torch.nan
-        return [Judgment(r[0], r[1], r[2], r[3], data.class_counts.double(), n_rows) for r in results]
+        return [
+            Judgment(r[0], r[1], r[2], r[3], data.class_counts.double(), n_rows) for r in results
+        ]
 
 
 @isolated()
 def base_loss(fitted: FittedProbes, labels: Tensor) -> Tensor:
-    """Mean CE in nats on these labels of the intercept b0 alone: float64 (classes,), NaN for a class not fitted."""
+    """Mean CE in nats on these labels of the intercept b0 alone: float64 (classes,), NaN for a
+    class not fitted.
+    """
     check_labels(labels, len(labels), fitted.n_classes)
     rate = count_classes(labels, fitted.n_classes).double() / len(labels)
     loss = -rate * fitted.base_rate.log() - (1 - rate) * (-fitted.base_rate).log1p()
@@ -67,7 +82,9 @@ def base_loss(fitted: FittedProbes, labels: Tensor) -> Tensor:
 
 def _theta(fitted: FittedProbes, columns: slice) -> Tensor:
     """b and w of every pair of some features, float64 (2, pairs)."""
-    return torch.stack([fitted.intercept_standardized[columns], fitted.coef_standardized[columns]]).flatten(1)
+    return torch.stack(
+        [fitted.intercept_standardized[columns], fitted.coef_standardized[columns]]
+    ).flatten(1)
 
 
 def _loss(fitted: FittedProbes, slab: Slab, columns: slice, data: LabeledCodes) -> Tensor:
@@ -78,10 +95,16 @@ def _loss(fitted: FittedProbes, slab: Slab, columns: slice, data: LabeledCodes) 
     return matrix
 
 
-def _loss_of_values(fitted: FittedProbes, values: Tensor, columns: slice, data: LabeledCodes) -> Tensor:
-    """Losses on rows at hand, `values` (features, rows): on sketches of them, where these are exact enough."""
+def _loss_of_values(
+    fitted: FittedProbes, values: Tensor, columns: slice, data: LabeledCodes
+) -> Tensor:
+    """Losses on rows at hand, `values` (features, rows): on sketches of them, where these are exact
+    enough.
+    """
     settings, by_class = fitted.settings, fitted.settings.by_class
-    matrix = torch.full((len(values), data.n_classes), torch.nan, dtype=torch.float64, device=values.device)
+    matrix = torch.full(
+        (len(values), data.n_classes), torch.nan, dtype=torch.float64, device=values.device
+    )
     for part in ranges(len(values), 16 if by_class else 64):
         here = slice(columns.start + part.start, columns.start + part.stop)
         some, theta = values[part], _theta(fitted, here)
@@ -104,7 +127,9 @@ def _loss_of_values(fitted: FittedProbes, values: Tensor, columns: slice, data: 
 
 
 def _choose(fitted: FittedProbes, ranked: Tensor, columns: slice, data: LabeledCodes) -> Tensor:
-    """Of ranks both ways those of the probes' signs: average precision, true positives and predicted (3, f, classes)."""
+    """Of ranks both ways those of the probes' signs: average precision, true positives and
+    predicted (3, f, classes).
+    """
     w, b = fitted.coef_standardized[columns], fitted.intercept_standardized[columns]
     chosen = torch.where(w < 0, ranked[:, 1], ranked[:, 0])
     counts = data.class_counts.double()

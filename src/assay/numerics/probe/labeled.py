@@ -1,4 +1,6 @@
-"""Codes with their labels, and the passes over them: a sketch of features, a table of counts, columns."""
+"""Codes with their labels, and the passes over them: a sketch of features, a table of counts,
+columns.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,8 @@ Progress = Callable[[str, int, int], None]
 class LabeledCodes:
     """Codes with a label for each row, how much of them is worked on at once, and who is told.
 
-    The work is done on the labels' device. Raises ValueError for labels that are not int64 (rows,) in -1..n_classes-1.
+    The work is done on the labels' device. Raises ValueError for labels that are not int64 (rows,)
+    in -1..n_classes-1.
 
     Attributes:
         codes: of any format.
@@ -54,7 +57,9 @@ class LabeledCodes:
         return count_classes(self.labels, self.n_classes)
 
     def slabs(self, stop: int, feature_bytes: int) -> Iterator[slice]:
-        """0 to `stop` in slices of features that are worked on together, each of which takes so much memory."""
+        """0 to `stop` in slices of features that are worked on together, each of which takes so
+        much memory.
+        """
         fits = max(1, free_bytes(self.labels.device) // 4 // feature_bytes)
         return ranges(stop, min(self.slab_features or fits, fits))
 
@@ -68,15 +73,23 @@ class LabeledCodes:
         return tell
 
     def gather(self, wanted: Sequence[tuple[Tensor, int | None]]) -> list[Tensor]:
-        """Features (f,) of the first k entries of each row, for each pair of these, as float32 (f, rows): one pass."""
+        """Features (f,) of the first k entries of each row, for each pair of these, as float32 (f,
+        rows): one pass.
+        """
         tell = self.telling("gathered", self.codes.n_rows)
         return gather_columns(self.codes, wanted, self.slab_rows, self.labels.device, tell)
 
 
 def sketch_features(
-    data: LabeledCodes, columns: slice, ks: Sequence[int | None], *, by_class: bool, cells: CellMap | None = None
+    data: LabeledCodes,
+    columns: slice,
+    ks: Sequence[int | None],
+    *,
+    by_class: bool,
+    cells: CellMap | None = None,
 ) -> list[FeatureSketch]:
-    """Sketches of some features of dense or sparse codes, of the first k entries of each row for every k, from one pass.
+    """Sketches of some features of dense or sparse codes, of the first k entries of each row for
+    every k, from one pass.
 
     All are on the same cells: `cells`, or those that the first rows suggest.
     """
@@ -85,11 +98,17 @@ def sketch_features(
     tell = data.telling("rows", data.codes.n_rows)
     for rows, batch in checked_batches(data.codes, data.slab_rows):
         labels = data.labels[rows]
-        batch = {name: tensor.to(labels.device) for name, tensor in batch.items() if name in ("values", "indices")}
+        batch = {
+            name: tensor.to(labels.device)
+            for name, tensor in batch.items()
+            if name in ("values", "indices")
+        }
         if data.codes.format == "dense":
             x = batch["values"][:, columns].float()
             if not sketches:
-                sketches = [FeatureSketch(cells or CellMap.of_rows(x.T), data.n_classes, by_class=by_class)]
+                sketches = [
+                    FeatureSketch(cells or CellMap.of_rows(x.T), data.n_classes, by_class=by_class)
+                ]
             sketches[0].add(x, labels, rows.start, columns.start)
         else:
             check_indices(batch["indices"], data.codes.n_features)
@@ -112,14 +131,18 @@ def sketch_features(
 
 
 def _events(batch: Batch, columns: slice, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Feature, value and label of each nonzero of a sparse batch that is of the columns, counted from the first."""
+    """Feature, value and label of each nonzero of a sparse batch that is of the columns, counted
+    from the first.
+    """
     values, indices = batch["values"], batch["indices"].long()
     kept = (values != 0) & (indices >= columns.start) & (indices < columns.stop)
     return indices[kept] - columns.start, values[kept].double(), labels[kept.nonzero()[:, 0]]
 
 
 def tabulate(data: LabeledCodes) -> Tensor:
-    """Rows of each (feature, class) of one-hot codes, int64 (features, n_classes + 1); the last column is label -1."""
+    """Rows of each (feature, class) of one-hot codes, int64 (features, n_classes + 1); the last
+    column is label -1.
+    """
     n_features, n_classes, labels = data.codes.n_features, data.n_classes, data.labels
     tell = data.telling("rows", data.codes.n_rows)
     with isolated():
@@ -129,7 +152,9 @@ def tabulate(data: LabeledCodes) -> Tensor:
         with isolated():
             features = batch["indices"].to(labels.device, torch.int64)
             check_indices(features, n_features)
-            table.scatter_add_(0, features * (n_classes + 1) + classes[rows], torch.ones_like(features))
+            table.scatter_add_(
+                0, features * (n_classes + 1) + classes[rows], torch.ones_like(features)
+            )
         tell(rows.stop)
     return table.view(n_features, n_classes + 1)
 
@@ -137,5 +162,7 @@ def tabulate(data: LabeledCodes) -> Tensor:
 def count_table(
     codes: Codes, labels: Tensor, n_classes: int, slab_rows: int, progress: Progress | None = None
 ) -> Tensor:
-    """Rows of each (feature, class) of one-hot codes, int64 (features, n_classes + 1); the last column is label -1."""
+    """Rows of each (feature, class) of one-hot codes, int64 (features, n_classes + 1); the last
+    column is label -1.
+    """
     return tabulate(LabeledCodes(codes, labels, n_classes, slab_rows, progress=progress))

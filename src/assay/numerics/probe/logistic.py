@@ -1,9 +1,11 @@
-"""The logistic loss of many (feature, class) pairs over weighted points, and Newton's method for all of them at once.
+"""The logistic loss of many (feature, class) pairs over weighted points, and Newton's method for
+all of them at once.
 
-The mean over rows of softplus(b + w x) - y (b + w x) takes of the labels y only the class's count n_c and sum s_jc of
-x, since they enter linearly. The rest is a sum over points: values and how often they occur, the same for every class. A
-sketch has some hundred, a one-hot feature has two, 0 and 1. Where nothing less will do every row is one, with its label, and
-the terms are softplus(b + w x) or softplus(-b - w x), so that nothing cancels.
+The mean over rows of softplus(b + w x) - y (b + w x) takes of the labels y only the class's count
+n_c and sum s_jc of x, since they enter linearly. The rest is a sum over points: values and how
+often they occur, the same for every class. A sketch has some hundred, a one-hot feature has two, 0
+and 1. Where nothing less will do every row is one, with its label, and the terms are softplus(b + w
+x) or softplus(-b - w x), so that nothing cancels.
 """
 
 from __future__ import annotations
@@ -24,7 +26,9 @@ _BLOCK = {
 
 @dataclass(frozen=True)
 class Cells:
-    """What a sketch knows of the rows that its points stand for, float64 (lines, cells), on raw features."""
+    """What a sketch knows of the rows that its points stand for, float64 (lines, cells), on raw
+    features.
+    """
 
     counts: Tensor
     mean: Tensor
@@ -34,7 +38,9 @@ class Cells:
 
 @dataclass(frozen=True)
 class Points:
-    """Weighted points, a line for each feature or for each (feature, class); exact, or in the place of the rows in `cells`."""
+    """Weighted points, a line for each feature or for each (feature, class); exact, or in the place
+    of the rows in `cells`.
+    """
 
     values: Tensor  # (lines, points) float32 or float64, on raw features
     weights: Tensor | None = None  # (lines, points) float64, how often each occurs; None: once
@@ -50,7 +56,9 @@ class ClassWeights:
 
     @classmethod
     def balanced(cls, class_counts: Tensor, n_rows: int) -> ClassWeights:
-        """n / (2 n_c) and n / (2 (n - n_c)), as scikit-learn's `class_weight="balanced"` has it for two classes."""
+        """n / (2 n_c) and n / (2 (n - n_c)), as scikit-learn's `class_weight="balanced"` has it for
+        two classes.
+        """
         return cls(n_rows / (2 * class_counts), n_rows / (2 * (n_rows - class_counts)))
 
 
@@ -59,10 +67,16 @@ class Slab:
     """Some features as points, with what of the labels the loss needs."""
 
     points: Points  # of all rows, a line a feature
-    class_sums: Tensor | None = None  # (features, classes) float64: sum of (x - center) over the class's rows
+    class_sums: Tensor | None = (
+        None  # (features, classes) float64: sum of (x - center) over the class's rows
+    )
     center: Tensor | None = None  # (features,) float64
-    own: Points | None = None  # for class weights: of each class's own rows, a line for each (feature, class)
-    labels: Tensor | None = None  # instead of all that: every row is a point, and these are the rows' classes, int64
+    own: Points | None = (
+        None  # for class weights: of each class's own rows, a line for each (feature, class)
+    )
+    labels: Tensor | None = (
+        None  # instead of all that: every row is a point, and these are the rows' classes, int64
+    )
 
 
 def slab_of_rows(values: Tensor, labels: Tensor) -> Slab:
@@ -72,16 +86,22 @@ def slab_of_rows(values: Tensor, labels: Tensor) -> Slab:
 
 @isolated()
 def moments_of_rows(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and population standard deviation of values (features, rows), float64 (features,); exactly 0 where all are one value."""
+    """Mean and population standard deviation of values (features, rows), float64 (features,);
+    exactly 0 where all are one value.
+    """
     mean = torch.stack([row.double().mean() for row in values])
-    std = torch.stack([(row.double() - m).square().mean().sqrt() for row, m in zip(values, mean, strict=True)])
+    std = torch.stack(
+        [(row.double() - m).square().mean().sqrt() for row, m in zip(values, mean, strict=True)]
+    )
     constant = values.amin(1) == values.amax(1)
     return torch.where(constant, values[:, 0].double(), mean), torch.where(constant, 0.0, std)
 
 
 @isolated()
 def slab_of_table(table: Tensor, class_counts: Tensor, n_rows: int) -> Slab:
-    """Features that are 0 or 1: `table` (features, classes + 1) counts the ones of each class, and of none."""
+    """Features that are 0 or 1: `table` (features, classes + 1) counts the ones of each class, and
+    of none.
+    """
     ones = table.sum(1).double()
     hits = table[:, :-1].double()
     mean = ones / n_rows
@@ -90,7 +110,10 @@ def slab_of_table(table: Tensor, class_counts: Tensor, n_rows: int) -> Slab:
         points=Points(values.expand(len(table), 2), torch.stack([n_rows - ones, ones], 1)),
         class_sums=hits - mean[:, None] * class_counts,
         center=mean,
-        own=Points(values.expand(hits.numel(), 2), torch.stack([class_counts - hits, hits], -1).flatten(0, 1)),
+        own=Points(
+            values.expand(hits.numel(), 2),
+            torch.stack([class_counts - hits, hits], -1).flatten(0, 1),
+        ),
     )
 
 
@@ -98,8 +121,8 @@ def slab_of_table(table: Tensor, class_counts: Tensor, n_rows: int) -> Slab:
 class PairLosses:
     """The loss of the pairs (feature j, class c) of a slab, where pair number p = j * classes + c.
 
-    With `class_weights`, which are those of the training rows, it is the weighted mean: divided by the weights' sum over
-    the rows at hand.
+    With `class_weights`, which are those of the training rows, it is the weighted mean: divided by
+    the weights' sum over the rows at hand.
     """
 
     slab: Slab
@@ -122,7 +145,9 @@ class PairLosses:
 
     @isolated()
     def derivatives(self, pairs: Tensor, theta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Mean CE (pairs,), its gradient (2, pairs) and its Hessian (3, pairs): the bb, bw and ww entries."""
+        """Mean CE (pairs,), its gradient (2, pairs) and its Hessian (3, pairs): the bb, bw and ww
+        entries.
+        """
         total = theta.new_zeros(len(pairs))
         gradient = theta.new_zeros(2, len(pairs))
         hessian = theta.new_zeros(3, len(pairs))
@@ -148,14 +173,20 @@ class PairLosses:
 
     @isolated()
     def rounding(self, pairs: Tensor, theta: Tensor) -> Tensor:
-        """How far `loss` can be off since it is a difference, nats, float64 (pairs,): of rows it is none."""
+        """How far `loss` can be off since it is a difference, nats, float64 (pairs,): of rows it is
+        none.
+        """
         return 1e-15 * (self._linear(pairs) * theta).abs().sum(0) / self._norm(pairs)
 
     @isolated()
     def bound(self, pairs: Tensor, theta: Tensor) -> Tensor:
-        """How far `loss` can be from that of the rows that the points stand for, nats, float64 (pairs,): see `sketch`."""
+        """How far `loss` can be from that of the rows that the points stand for, nats, float64
+        (pairs,): see `sketch`.
+        """
         features, classes = self._split(pairs)
-        parts: list[tuple[Cells | None, Tensor, Tensor | None]] = [(self.slab.points.cells, features, None)]
+        parts: list[tuple[Cells | None, Tensor, Tensor | None]] = [
+            (self.slab.points.cells, features, None)
+        ]
         if self.class_weights is not None and self.slab.own is not None:
             more = (self.class_weights.positive - self.class_weights.negative).abs()
             parts = [
@@ -175,7 +206,8 @@ class PairLosses:
                 half = w.abs() * cells.half[line]
                 z = b + w * (cells.mean[line] - self.mean[feature, None])
                 missed = torch.minimum(w.square() * cells.variance[line] / 2, half**6 / 11520)
-                # The cell's mean is in it, so that no row is farther from the mean than its width. sigma' <= exp(-|z|).
+                # The cell's mean is in it, so that no row is farther from the mean than its width.
+                # sigma' <= exp(-|z|).
                 nearest = (z.abs() - 2 * half).clamp(min=0)
                 missed *= cells.counts[line] * (-nearest).exp().clamp(max=0.25)
                 total[block] += missed.sum(1) if weight is None else missed.sum(1) * weight[block]
@@ -190,24 +222,34 @@ class PairLosses:
         if self.class_weights is None:
             return self.n_rows
         counts = self.class_counts
-        total = self.class_weights.positive * counts + self.class_weights.negative * (self.n_rows - counts)
+        total = self.class_weights.positive * counts + self.class_weights.negative * (
+            self.n_rows - counts
+        )
         return total[pairs % len(counts)]
 
     def _linear(self, pairs: Tensor) -> Tensor:
-        """n_c and s_jc (2, pairs), what the labels contribute to the gradient; s_jc is of standardized values. 0 of rows."""
+        """n_c and s_jc (2, pairs), what the labels contribute to the gradient; s_jc is of
+        standardized values. 0 of rows.
+        """
         features, classes = self._split(pairs)
         counts = self.class_counts[classes]
         if self.slab.class_sums is None or self.slab.center is None:
             return counts.new_zeros(2, len(pairs))
-        sums = self.slab.class_sums.flatten()[pairs] + (self.slab.center - self.mean)[features] * counts
+        sums = (
+            self.slab.class_sums.flatten()[pairs]
+            + (self.slab.center - self.mean)[features] * counts
+        )
         linear = torch.stack([counts, sums / self.scale[features]])
-        return linear if self.class_weights is None else linear * self.class_weights.positive[classes]
+        return (
+            linear if self.class_weights is None else linear * self.class_weights.positive[classes]
+        )
 
     def _blocks(
         self, pairs: Tensor, theta: Tensor
     ) -> Iterator[tuple[slice, Tensor, Tensor, Tensor | None, Tensor | None]]:
-        """Blocks of pairs and points: which pairs, b + w x and x (pairs, points) float64, the points' weights, and of rows -1 for
-        those of the class and 1 for the others."""
+        """Blocks of pairs and points: which pairs, b + w x and x (pairs, points) float64, the
+        points' weights, and of rows -1 for those of the class and 1 for the others.
+        """
         features, classes = self._split(pairs)
         slab, weights = self.slab, self.class_weights
         if slab.labels is not None:
@@ -217,7 +259,10 @@ class PairLosses:
                 if weights is None:
                     yield block, z, x, None, side
                 else:
-                    positive, negative = weights.positive[classes[block], None], weights.negative[classes[block], None]
+                    positive, negative = (
+                        weights.positive[classes[block], None],
+                        weights.negative[classes[block], None],
+                    )
                     yield block, z, x, torch.where(of_class, positive, negative), side
         elif weights is None:
             for block, _, z, x, weight in self._points(slab.points, features, features, theta):
@@ -230,14 +275,21 @@ class PairLosses:
                 (pairs, slab.own, positive - negative),
             ):
                 for block, _, z, x, weight in self._points(points, lines, features, theta):
-                    yield block, z, x, factor[block] if weight is None else factor[block] * weight, None
+                    yield (
+                        block,
+                        z,
+                        x,
+                        factor[block] if weight is None else factor[block] * weight,
+                        None,
+                    )
 
     def _points(
         self, points: Points, lines: Tensor, features: Tensor, theta: Tensor
     ) -> Iterator[tuple[slice, slice, Tensor, Tensor, Tensor | None]]:
-        """Blocks of lines and points: which lines and points, b + w x, x and the points' weights."""
+        """Blocks of lines and points: which they are, b + w x, x and the points' weights."""
         n_points = points.values.shape[1]
-        # A table's two points are taken one after the other: work along an inner dimension of 2 is 10 times slower.
+        # A table's two points are taken one after the other: work along an inner dimension of 2 is
+        # 10 times slower.
         width = 1 if n_points <= 4 else min(n_points, 1 << 13)
         height = _BLOCK[theta.device.type] // width
         for first in range(0, len(lines), height):
@@ -256,11 +308,15 @@ def _row_sums(terms: Tensor, weights: Tensor | None) -> Tensor:
 
 
 Evaluate = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
-"""What `minimize` asks: objective (p,), gradient (2, p) and Hessian (3, p) of problems (p,) at theta (2, p)."""
+"""What `minimize` asks: objective (p,), gradient (2, p) and Hessian (3, p) of problems (p,) at
+theta (2, p).
+"""
 
 
 def penalized(losses: PairLosses, pairs: Tensor, center: Tensor, ridge: float) -> Evaluate:
-    """The losses of `pairs` (problems,) and ridge/2 |theta - center|^2, `center` (2, problems), for `minimize`."""
+    """The losses of `pairs` (problems,) and ridge/2 |theta - center|^2, `center` (2, problems), for
+    `minimize`.
+    """
 
     def evaluate(problems: Tensor, theta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         value, gradient, hessian = losses.derivatives(pairs[problems], theta)
@@ -272,14 +328,19 @@ def penalized(losses: PairLosses, pairs: Tensor, center: Tensor, ridge: float) -
 
 
 @isolated()
-def minimize(evaluate: Evaluate, start: Tensor, *, max_iter: int, tol: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Minimize many smooth convex functions of two variables at once by Newton's method with Marquardt's damping.
+def minimize(
+    evaluate: Evaluate, start: Tensor, *, max_iter: int, tol: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Minimize many smooth convex functions of two variables at once by Newton's method with
+    Marquardt's damping.
 
-    `evaluate(problems (p,) int64, theta (2, p))` gives those problems' objective (p,), gradient (2, p) and Hessian
-    (3, p), float64. A step is taken only where the objective does not rise. A problem is done, and no longer evaluated,
-    when half its squared Newton decrement, 1/2 g^T H^-1 g, which is how far the objective is above its optimum, is
-    at most `tol`, and takes that step as its last: where the curvature vanishes, as in a separable class, the decrement is
-    small long before theta is right. Returns theta (2, problems), the steps taken or refused, int64, and which are done.
+    `evaluate(problems (p,) int64, theta (2, p))` gives those problems' objective (p,), gradient (2,
+    p) and Hessian (3, p), float64. A step is taken only where the objective does not rise. A
+    problem is done, and no longer evaluated, when half its squared Newton decrement, 1/2 g^T H^-1
+    g, which is how far the objective is above its optimum, is at most `tol`, and takes that step as
+    its last: where the curvature vanishes, as in a separable class, the decrement is small long
+    before theta is right. Returns theta (2, problems), the steps taken or refused, int64, and which
+    are done.
     """
     theta = start.clone()
     active = torch.arange(theta.shape[1], device=theta.device)
@@ -293,7 +354,9 @@ def minimize(evaluate: Evaluate, start: Tensor, *, max_iter: int, tol: float) ->
         now = theta[:, active]
         theta[:, active] = torch.where(left, now, now - step)
         done[active] = ~left
-        go_on = left.nonzero()[:, 0]  # a mask would be counted for each: of all this a GPU's host waits here only
+        go_on = left.nonzero()[
+            :, 0
+        ]  # a mask would be counted for each: of all this a GPU's host waits here only
         active, damping, value = active[go_on], damping[go_on], value[go_on]
         gradient, hessian = gradient[:, go_on], hessian[:, go_on]
         if len(active) == 0 or n_iter == max_iter:
@@ -302,7 +365,9 @@ def minimize(evaluate: Evaluate, start: Tensor, *, max_iter: int, tol: float) ->
         now = theta[:, active]
         trial = now - _newton_step(gradient, hessian, damping)
         new = evaluate(active, trial)
-        rounding = 1e-15 * (1 + trial.abs().sum(0))  # the objective is a difference of sums of about this size
+        rounding = 1e-15 * (
+            1 + trial.abs().sum(0)
+        )  # the objective is a difference of sums of about this size
         falls = new[0] <= value + rounding
         theta[:, active] = torch.where(falls, trial, now)
         value = torch.where(falls, new[0], value)

@@ -1,14 +1,18 @@
-"""Sketches: the rows of a feature as some hundred weighted points that give the logistic loss of any probe on them.
+"""Sketches: the rows of a feature as some hundred weighted points that give the logistic loss of
+any probe on them.
 
-The rows are sorted into cells of a fixed map, fine about the feature's middle and wider in proportion beyond, and of each
-cell the count and the power sums 1 to 5 are kept. Three points with weights, the nodes of Gauss' quadrature (Golub and
-Welsch 1969), have the same six sums; put in the rows' place they integrate every polynomial of degree 5 within a cell
-exactly. Of softplus(b + w x) they miss, in a cell of n rows, half-width h and variance v, at most
+The rows are sorted into cells of a fixed map, fine about the feature's middle and wider in
+proportion beyond, and of each cell the count and the power sums 1 to 5 are kept. Three points with
+weights, the nodes of Gauss' quadrature (Golub and Welsch 1969), have the same six sums; put in the
+rows' place they integrate every polynomial of degree 5 within a cell exactly. Of softplus(b + w x)
+they miss, in a cell of n rows, half-width h and variance v, at most
 
-    n sigma'(z) min(w^2 v / 2, (w h)^6 / 11520)        z = b + w x, where in the cell it is nearest to 0
+    n sigma'(z) min(w^2 v / 2, (w h)^6 / 11520)        z = b + w x, where in the cell it is nearest
+    to 0
 
-since the sixth derivative of softplus is at most sigma' and no cubic with leading coefficient 1 that is orthogonal for the
-rows has a larger mean square than Chebyshev's, h^6 / 16. The points are a data set of their own: any solver takes them.
+since the sixth derivative of softplus is at most sigma' and no cubic with leading coefficient 1
+that is orthogonal for the rows has a larger mean square than Chebyshev's, h^6 / 16. The points are
+a data set of their own: any solver takes them.
 """
 
 from __future__ import annotations
@@ -39,16 +43,19 @@ _MATRICES = 1 << 14  # cuSOLVER takes no larger batch
 
 
 class FeatureSketch:
-    """What the probes need of the rows of some features: additive, so that sketches of parts of the rows can be merged.
+    """What the probes need of the rows of some features: additive, so that sketches of parts of the
+    rows can be merged.
 
     Parameters
     ----------
     cells: the map, which has to be the same for sketches that are merged.
     n_classes: labels are int64 in 0..n_classes-1, or -1.
-    by_class: keep the cells of each class apart, which class weights need, and which takes n_classes + 1 times the memory.
+    by_class: keep the cells of each class apart, which class weights need, and which takes
+        n_classes + 1 times the memory.
 
-    Attributes, float64: `sums` (6, features, groups, cells), the power sums 0 to 5 of |t| + 1 less the cell's middle;
-    `class_sums` (features, classes), sums of t; `low`, `high` (features,), of x; `class_counts` (classes,), `n_rows`.
+    Attributes, float64: `sums` (6, features, groups, cells), the power sums 0 to 5 of |t| + 1 less
+    the cell's middle; `class_sums` (features, classes), sums of t; `low`, `high` (features,), of x;
+    `class_counts` (classes,), `n_rows`.
     """
 
     @isolated()
@@ -67,14 +74,17 @@ class FeatureSketch:
 
     @staticmethod
     def bytes_per_feature(n_classes: int, *, by_class: bool = False) -> int:
-        """Memory of a feature in a sketch and in the points that are made of it, as it was measured."""
+        """Memory of a feature in a sketch and in the points that are made of it, as it was
+        measured.
+        """
         return 14 * 8 * _POWERS * (OCTAVES << BITS) * (n_classes + 1 if by_class else 1)
 
     @isolated()
     def add(self, x: Tensor, labels: Tensor, first_row: int = 0, first_feature: int = 0) -> None:
         """Add rows x (rows, features) with labels (rows,) int64.
 
-        Raises ValueError for NaN and infinity, and names row and feature, counted from `first_row` and `first_feature`.
+        Raises ValueError for NaN and infinity, and names row and feature, counted from `first_row`
+        and `first_feature`.
         """
         self._count(labels)
         group = self._group(labels)
@@ -83,7 +93,9 @@ class FeatureSketch:
         for features in ranges(len(self.low), wide):
             height = wide * tall // (features.stop - features.start)
             for rows in ranges(len(x), height):
-                block = x[rows, features].T.to(torch.float64, copy=True, memory_format=torch.contiguous_format)
+                block = x[rows, features].T.to(
+                    torch.float64, copy=True, memory_format=torch.contiguous_format
+                )
                 low, high = block.amin(dim=1), block.amax(dim=1)
                 away = self._away(low, high, features)
                 # NaN and infinity are no less: one look for all, since a GPU is waited for.
@@ -92,10 +104,16 @@ class FeatureSketch:
                     if not len(wrong):
                         self._refuse_span(away, features, first_feature)
                     feature, row = wrong[0].tolist()
-                    raise ValueError(not_finite(first_row + rows.start + row, first_feature + features.start + feature))
+                    raise ValueError(
+                        not_finite(
+                            first_row + rows.start + row, first_feature + features.start + feature
+                        )
+                    )
                 self.low[features] = torch.minimum(self.low[features], low)
                 self.high[features] = torch.maximum(self.high[features], high)
-                t = block.sub_(self.cells.center[features, None]).div_(self.cells.scale[features, None])
+                t = block.sub_(self.cells.center[features, None]).div_(
+                    self.cells.scale[features, None]
+                )
                 sums_by_class[features].scatter_add_(1, group[rows].expand_as(t), t)
                 cell, u = self.cells.cells(t)
                 if self.groups > 1:
@@ -107,8 +125,12 @@ class FeatureSketch:
         self.class_sums.copy_(sums_by_class[:, :-1])
 
     @isolated()
-    def add_events(self, features: Tensor, values: Tensor, classes: Tensor, first_feature: int = 0) -> None:
-        """Add the rows' nonzeros: feature, value and label of each (events,). The rows themselves are told to `add_rows`."""
+    def add_events(
+        self, features: Tensor, values: Tensor, classes: Tensor, first_feature: int = 0
+    ) -> None:
+        """Add the rows' nonzeros: feature, value and label of each (events,). The rows themselves
+        are told to `add_rows`.
+        """
         for events in ranges(len(values), math.prod(_BLOCK[values.device.type])):
             feature, value, label = features[events], values[events].double(), classes[events]
             self.low.scatter_reduce_(0, feature, value, "amin")
@@ -117,10 +139,14 @@ class FeatureSketch:
             if len(t) and t.abs().amax() > _SPAN:
                 every = slice(0, len(self.low))
                 self._refuse_span(
-                    self._away(self.low.clamp(max=0), self.high.clamp(min=0), every), every, first_feature
+                    self._away(self.low.clamp(max=0), self.high.clamp(min=0), every),
+                    every,
+                    first_feature,
                 )
             of_class = label >= 0
-            self.class_sums.view(-1).scatter_add_(0, (feature * self.n_classes + label)[of_class], t[of_class])
+            self.class_sums.view(-1).scatter_add_(
+                0, (feature * self.n_classes + label)[of_class], t[of_class]
+            )
             cell, u = self.cells.cells(t)
             line = feature * self.groups + (self._group(label) if self.groups > 1 else 0)
             index = line * self.cells.n_cells + cell
@@ -130,16 +156,19 @@ class FeatureSketch:
                 powers *= u
 
     def _away(self, low: Tensor, high: Tensor, features: slice) -> Tensor:
-        """How far from the center the farther of low and high (features,) is, in units: (features,)."""
+        """How far from the center the farther of low and high (features,) is, in units:
+        (features,).
+        """
         center = self.cells.center[features]
         return torch.maximum(high - center, center - low) / self.cells.scale[features]
 
     def _refuse_span(self, away: Tensor, features: slice, first_feature: int) -> NoReturn:
         feature = int(away.argmax())
         raise ValueError(
-            f"feature {first_feature + features.start + feature} has values {float(away[feature]):.1e} times as far apart as "
-            f"in its first rows, {float(self.cells.scale[features][feature]):.1e}, wanted less than {_SPAN:.0e} times: look for it in "
-            "the codes"
+            f"feature {first_feature + features.start + feature} has values"
+            f" {float(away[feature]):.1e} times as far apart as in its first rows,"
+            f" {float(self.cells.scale[features][feature]):.1e}, wanted less than {_SPAN:.0e}"
+            " times: look for it in the codes"
         )
 
     @isolated()
@@ -152,18 +181,26 @@ class FeatureSketch:
         part = copy.copy(self)
         part.cells = self.cells[features]
         part.sums = self.sums[:, features]
-        part.class_sums, part.low, part.high = self.class_sums[features], self.low[features], self.high[features]
+        part.class_sums, part.low, part.high = (
+            self.class_sums[features],
+            self.low[features],
+            self.high[features],
+        )
         return part
 
     @isolated()
     def merge(self, other: FeatureSketch) -> None:
-        """Add the rows of another sketch with the same map, on whatever device: as if all had been added to this one."""
+        """Add the rows of another sketch with the same map, on whatever device: as if all had been
+        added to this one.
+        """
         place = self.sums.device
         center, scale = other.cells.center.to(place), other.cells.scale.to(place)
         if other.sums.shape != self.sums.shape or not (
             torch.equal(center, self.cells.center) and torch.equal(scale, self.cells.scale)
         ):
-            raise ValueError("the sketches have different cells, wanted the same map: make both with one CellMap")
+            raise ValueError(
+                "the sketches have different cells, wanted the same map: make both with one CellMap"
+            )
         self.sums += other.sums.to(place)
         self.class_sums += other.class_sums.to(place)
         self.class_counts += other.class_counts.to(place)
@@ -173,7 +210,9 @@ class FeatureSketch:
 
     @isolated()
     def slab(self, statistics: Statistics, *, nodes: int = 3) -> Slab:
-        """What the losses need; with `nodes` 1 every cell is its mean alone, for a first approximation."""
+        """What the losses need; with `nodes` 1 every cell is its mean alone, for a first
+        approximation.
+        """
         own = self.points(by_class=True, nodes=nodes) if self.groups > 1 else None
         return Slab(self.points(nodes=nodes), statistics.class_sums, statistics.center, own)
 
@@ -190,7 +229,9 @@ class FeatureSketch:
         in_cell = first / counts.clamp(min=1)
         t = sign * (middle + in_cell - 1)
         mean = ((counts * t).sum(1) + zeros * origin) / self.n_rows
-        spread = (second - in_cell * first).clamp(min=0).sum(1) + (counts * (t - mean[:, None]).square()).sum(1)
+        spread = (second - in_cell * first).clamp(min=0).sum(1) + (
+            counts * (t - mean[:, None]).square()
+        ).sum(1)
         variance = (spread + zeros * (origin - mean).square()) / self.n_rows
         constant = low == high
         scale = self.cells.scale
@@ -199,7 +240,8 @@ class FeatureSketch:
             std=torch.where(constant, 0.0, scale * variance.sqrt()),
             low=low,
             high=high,
-            # The zeros' t are 0, since events are of maps about 0. Not about the mean, which may be a single row's.
+            # The zeros' t are 0, since events are of maps about 0. Not about the mean, which may be
+            # a single row's.
             center=torch.where(constant, low, self.cells.center),
             class_sums=torch.where(constant[:, None], 0.0, scale[:, None] * self.class_sums),
             resolved=constant | (variance.sqrt() > _RESOLVED),
@@ -207,9 +249,11 @@ class FeatureSketch:
 
     @isolated()
     def points(self, *, by_class: bool = False, nodes: int = 3) -> Points:
-        """The rows of each feature, or of each (feature, class) where they were kept apart, as points.
+        """The rows of each feature, or of each (feature, class) where they were kept apart, as
+        points.
 
-        With `nodes` 1 every cell is its mean alone: a third of the points, for a first approximation.
+        With `nodes` 1 every cell is its mean alone: a third of the points, for a first
+            approximation.
         """
         sums = self.sums[:, :, : self.n_classes].flatten(1, 2) if by_class else self.sums.sum(2)
         counts = sums[0]
@@ -246,7 +290,9 @@ class FeatureSketch:
 
     def _reach(self) -> Tensor:
         """|t| + 1 of the farthest value (features,): how far the open cells, and no others, go."""
-        farthest = torch.maximum((self.high - self.cells.center).abs(), (self.low - self.cells.center).abs())
+        farthest = torch.maximum(
+            (self.high - self.cells.center).abs(), (self.low - self.cells.center).abs()
+        )
         return torch.where(farthest.isfinite(), farthest / self.cells.scale + 1, 0.0)
 
     def _count(self, labels: Tensor) -> None:
@@ -259,9 +305,11 @@ class FeatureSketch:
 
 @dataclass(frozen=True)
 class Statistics:
-    """Of the rows of each feature, float64 (features,); `class_sums` (features, classes) are sums of x less the `center`.
+    """Of the rows of each feature, float64 (features,); `class_sums` (features, classes) are sums
+    of x less the `center`.
 
-    A constant feature's std is exactly 0. What is not `resolved`, bool, has a spread too small for its cells.
+    A constant feature's std is exactly 0. What is not `resolved`, bool, has a spread too small for
+    its cells.
     """
 
     mean: Tensor
@@ -287,10 +335,11 @@ def _signs(n_cells: int, like: Tensor) -> Tensor:
 
 
 def _gauss(moments: list[Tensor], nodes: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Nodes and weights (nodes, ...) with these raw moments 1 to 5 of a distribution on about [-1, 1], and what its variance is at most.
+    """Nodes and weights (nodes, ...) with these raw moments 1 to 5 of a distribution on about [-1,
+    1], and what its variance is at most.
 
-    The eigenvalues of the Jacobi matrix, whose entries are those of the orthogonal polynomials of the distribution; where
-    it has one point or two, so do the nodes, the rest has weight 0.
+    The eigenvalues of the Jacobi matrix, whose entries are those of the orthogonal polynomials of
+    the distribution; where it has one point or two, so do the nodes, the rest has weight 0.
     """
     p1, p2, p3, p4, p5 = moments
     m = p1

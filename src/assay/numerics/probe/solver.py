@@ -1,4 +1,6 @@
-"""The fit: Newton's method on sketches of the features; what these do not settle on finer ones, and the rest on the rows."""
+"""The fit: Newton's method on sketches of the features; what these do not settle on finer ones, and
+the rest on the rows.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,14 @@ from assay.numerics.codes import TopKCodes
 from assay.numerics.isolation import isolated
 from assay.numerics.probe.cells import CellMap
 from assay.numerics.probe.labeled import LabeledCodes, sketch_features, tabulate
-from assay.numerics.probe.logistic import Slab, minimize, moments_of_rows, penalized, slab_of_rows, slab_of_table
+from assay.numerics.probe.logistic import (
+    Slab,
+    minimize,
+    moments_of_rows,
+    penalized,
+    slab_of_rows,
+    slab_of_table,
+)
 from assay.numerics.probe.sketch import FeatureSketch, ranges
 from assay.numerics.probe.state import FittedProbes, Settings
 
@@ -22,17 +31,25 @@ logger = logging.getLogger(__name__)
 _FEATURES = 256  # features that are solved together
 
 
-def fit(settings: Settings, data: LabeledCodes, ks: Sequence[int | None] = (None,)) -> list[FittedProbes]:
-    """Fit probes to the first k entries of each row, for each k (None: all of them), in the same passes over the codes.
+def fit(
+    settings: Settings, data: LabeledCodes, ks: Sequence[int | None] = (None,)
+) -> list[FittedProbes]:
+    """Fit probes to the first k entries of each row, for each k (None: all of them), in the same
+    passes over the codes.
 
-    Raises ValueError for codes that are not finite, and for a k of codes that are not sparse or have fewer entries.
+    Raises ValueError for codes that are not finite, and for a k of codes that are not sparse or
+    have fewer entries.
     """
     for k in ks:
         if k is not None:
             TopKCodes(data.codes, k)  # raises where it cannot be
     n_rows, n_features = data.codes.n_rows, data.codes.n_features
     solvers = [
-        _Solver(FittedProbes.empty(settings, n_features, data.class_counts, n_rows), data.class_counts.double(), n_rows)
+        _Solver(
+            FittedProbes.empty(settings, n_features, data.class_counts, n_rows),
+            data.class_counts.double(),
+            n_rows,
+        )
         for _ in ks
     ]
     if data.codes.format == "onehot":
@@ -47,13 +64,17 @@ def fit(settings: Settings, data: LabeledCodes, ks: Sequence[int | None] = (None
 
 @isolated()
 def fit_sketch(settings: Settings, sketch: FeatureSketch) -> FittedProbes:
-    """Fit on a sketch alone. Pairs that it does not settle, by its bound, are not `converged`: they want the rows."""
+    """Fit on a sketch alone. Pairs that it does not settle, by its bound, are not `converged`: they
+    want the rows.
+    """
     fitted = FittedProbes.empty(settings, len(sketch.low), sketch.class_counts, sketch.n_rows)
     _Solver(fitted, sketch.class_counts, sketch.n_rows).solve_sketch(0, sketch)
     return _check_converged(fitted)
 
 
-def _solve_sketches(solvers: Sequence[_Solver], data: LabeledCodes, ks: Sequence[int | None]) -> None:
+def _solve_sketches(
+    solvers: Sequence[_Solver], data: LabeledCodes, ks: Sequence[int | None]
+) -> None:
     by_class = solvers[0].fitted.settings.by_class
     feature_bytes = len(ks) * FeatureSketch.bytes_per_feature(data.n_classes, by_class=by_class)
     tell = data.telling("probes", data.codes.n_features)
@@ -65,7 +86,9 @@ def _solve_sketches(solvers: Sequence[_Solver], data: LabeledCodes, ks: Sequence
 
 
 def _refine(solvers: Sequence[_Solver], data: LabeledCodes, ks: Sequence[int | None]) -> None:
-    """Gather what is not settled of all solvers together, as many features as the memory holds, and solve it again."""
+    """Gather what is not settled of all solvers together, as many features as the memory holds, and
+    solve it again.
+    """
     wanted = []
     for number, solver in enumerate(solvers):
         open_ = ~solver.fitted.converged & solver.fitted.fitted_classes
@@ -74,7 +97,11 @@ def _refine(solvers: Sequence[_Solver], data: LabeledCodes, ks: Sequence[int | N
     tell = data.telling("refined", len(wanted))
     for some in data.slabs(len(wanted), 8 * data.codes.n_rows):
         groups = [
-            torch.tensor([f for n, f in wanted[some] if n == number], device=data.labels.device, dtype=torch.int64)
+            torch.tensor(
+                [f for n, f in wanted[some] if n == number],
+                device=data.labels.device,
+                dtype=torch.int64,
+            )
             for number in range(len(solvers))
         ]
         gathered = data.gather(list(zip(groups, ks, strict=True)))
@@ -96,7 +123,9 @@ def _check_converged(fitted: FittedProbes) -> FittedProbes:
 
 @dataclass(frozen=True)
 class _Solver:
-    """Fills in probes, from points of training rows: so many, `class_counts` (classes,) float64 of each class."""
+    """Fills in probes, from points of training rows: so many, `class_counts` (classes,) float64 of
+    each class.
+    """
 
     fitted: FittedProbes
     class_counts: Tensor
@@ -116,8 +145,12 @@ class _Solver:
             tell(columns.stop)
 
     @isolated()
-    def solve_sketch(self, first: int, sketch: FeatureSketch, tell: Callable[[int], None] = lambda _: None) -> None:
-        """Fit the features from `first` on on their sketch; `converged` is False afterwards where it did not settle them."""
+    def solve_sketch(
+        self, first: int, sketch: FeatureSketch, tell: Callable[[int], None] = lambda _: None
+    ) -> None:
+        """Fit the features from `first` on on their sketch; `converged` is False afterwards where
+        it did not settle them.
+        """
         fitted = self.fitted
         for part in ranges(len(sketch.low), _FEATURES):
             here = slice(first + part.start, first + part.stop)
@@ -140,7 +173,9 @@ class _Solver:
             # The sketch's may be those of too wide cells.
             fitted.feature_mean[here], fitted.feature_std[here] = moments_of_rows(values[part])
             if not settings.by_class and len(labels) > settings.fine_rows:
-                sketch = FeatureSketch(CellMap.of_all_rows(values[part], settings.fine_bits), fitted.n_classes)
+                sketch = FeatureSketch(
+                    CellMap.of_all_rows(values[part], settings.fine_bits), fitted.n_classes
+                )
                 sketch.add(values[part].T, labels)
                 self._solve(here, [sketch.slab(sketch.statistics())], fitted.open_pairs(here))
             left = fitted.open_pairs(here)
@@ -150,7 +185,8 @@ class _Solver:
     def _solve(self, features: slice | Tensor, slabs: Sequence[Slab], pairs: Tensor) -> None:
         """Fit `pairs` of `features`, on one slab after the other, and keep what the last says.
 
-        `converged` is then whether a probe is at its optimum, and the slab's bound says that it is the rows' optimum.
+        `converged` is then whether a probe is at its optimum, and the slab's bound says that it is
+        the rows' optimum.
         """
         if len(pairs) == 0:
             return
@@ -170,7 +206,9 @@ class _Solver:
         bound = losses.bound(pairs, theta)
         curvature = ww + settings.ridge - bw.square() / (bb + settings.ridge)
         w = theta[1].abs()
-        settled = (bound <= settings.ce_error) & (8 * bound <= settings.w_error * (1 + w) * w * curvature)
+        settled = (bound <= settings.ce_error) & (
+            8 * bound <= settings.w_error * (1 + w) * w * curvature
+        )
         settled |= bound == 0
         _put(fitted.intercept_standardized, features, pairs, theta[0])
         _put(fitted.coef_standardized, features, pairs, theta[1])

@@ -1,4 +1,6 @@
-"""What a fit leaves: the probes' tensors as one value, how they were fitted, and their losses on any rows."""
+"""What a fit leaves: the probes' tensors as one value, how they were fitted, and their losses on
+any rows.
+"""
 
 from __future__ import annotations
 
@@ -20,20 +22,31 @@ _HOW = ("ridge", "balanced", "max_iter", "tol")
 
 @dataclass(frozen=True)
 class Settings:
-    """What is minimized, how far, and when a sketch does for it. The first four are `LogisticProbe1d`'s, and in its state."""
+    """What is minimized, how far, and when a sketch does for it. The first four are
+    `LogisticProbe1d`'s, and in its state.
+    """
 
     ridge: float = 1e-8
     class_weight: Literal["balanced"] | None = None
     max_iter: int = 200
     tol: float = 1e-16
-    ce_error: float = 1e-10  # nats that a sketch may miss in a probe's loss, by its bound, without being refined
-    w_error: float = 1e-6  # the share of 1 + |w| that it may miss in w, as the bound and the curvature have it
-    fine_bits: int = 10  # of the cells of features that need more than the first sketch: see `CellMap`
+    ce_error: float = (
+        1e-10  # nats that a sketch may miss in a probe's loss, by its bound, without being refined
+    )
+    w_error: float = (
+        1e-6  # the share of 1 + |w| that it may miss in w, as the bound and the curvature have it
+    )
+    fine_bits: int = (
+        10  # of the cells of features that need more than the first sketch: see `CellMap`
+    )
     fine_rows: int = 1 << 14  # with no more rows than these the rows themselves are as few
 
     def __post_init__(self) -> None:
         if not self.ridge > 0:
-            raise ValueError(f"ridge is {self.ridge}, wanted more than 0: without it separable classes have no optimum")
+            raise ValueError(
+                f"ridge is {self.ridge}, wanted more than 0: without it separable classes have no"
+                " optimum"
+            )
         if self.class_weight not in (None, "balanced"):
             raise ValueError(f"class_weight is {self.class_weight!r}, wanted None or 'balanced'")
 
@@ -45,14 +58,16 @@ class Settings:
 
 @dataclass
 class FittedProbes:
-    """The fitted probes: float64 (features, classes) unless it is said; NaN for a class that is not fitted.
+    """The fitted probes: float64 (features, classes) unless it is said; NaN for a class that is not
+    fitted.
 
     Attributes:
         settings: how they were fitted.
         coef_standardized, intercept_standardized: w and b on standardized features.
         train_ce: mean CE on the training rows, nats, without the ridge.
         base_rate: prevalence among the training rows, (classes,).
-        feature_mean, feature_std, max_abs: of the training rows, (features,); the std is the population's, 0 of a constant.
+        feature_mean, feature_std, max_abs: of the training rows, (features,); the std is the
+            population's, 0 of a constant.
         n_iter: int64, Newton steps on the last points.
         converged: bool, at the optimum of the rows.
         n_refined: pairs that the first sketch did not settle. A state does not hold it: 0.
@@ -72,8 +87,12 @@ class FittedProbes:
 
     @classmethod
     @isolated()
-    def empty(cls, settings: Settings, n_features: int, class_counts: Tensor, n_rows: int) -> FittedProbes:
-        """Before the fit to so many rows, of which `class_counts` (classes,) are of each class: NaN, to be filled in."""
+    def empty(
+        cls, settings: Settings, n_features: int, class_counts: Tensor, n_rows: int
+    ) -> FittedProbes:
+        """Before the fit to so many rows, of which `class_counts` (classes,) are of each class:
+        NaN, to be filled in.
+        """
         base_rate = class_counts.double() / n_rows
         shape = (n_features, len(base_rate))
         return cls(
@@ -92,11 +111,14 @@ class FittedProbes:
     @classmethod
     @isolated()
     def from_state(cls, state: Mapping[str, Tensor]) -> FittedProbes:
-        """Fitted probes from their `state_dict`, whose tensors are copied; ValueError where something of it is missing."""
+        """Fitted probes from their `state_dict`, whose tensors are copied; ValueError where
+        something of it is missing.
+        """
         missing = [name for name in (*_TENSORS, *_HOW) if name not in state]
         if missing:
             raise ValueError(
-                f"found a probe's state without {', '.join(missing)}, wanted all that state_dict gives: fit it again"
+                f"found a probe's state without {', '.join(missing)}, wanted all that state_dict"
+                " gives: fit it again"
             )
         settings = Settings(
             float(state["ridge"]),
@@ -111,7 +133,9 @@ class FittedProbes:
         """What was fitted and how, as tensors by name, copies: see `LogisticProbe1d.state_dict`."""
         how = {
             "ridge": torch.tensor(self.settings.ridge, dtype=torch.float64, device="cpu"),
-            "balanced": torch.tensor(self.settings.class_weight == "balanced", dtype=torch.bool, device="cpu"),
+            "balanced": torch.tensor(
+                self.settings.class_weight == "balanced", dtype=torch.bool, device="cpu"
+            ),
             "max_iter": torch.tensor(self.settings.max_iter, dtype=torch.int64, device="cpu"),
             "tol": torch.tensor(self.settings.tol, dtype=torch.float64, device="cpu"),
         }
@@ -149,14 +173,23 @@ class FittedProbes:
     @property
     @isolated()
     def center(self) -> Tensor:
-        """What the ridge draws b and w to, float64 (2, classes): b0, the log-odds of the prevalence, and 0."""
+        """What the ridge draws b and w to, float64 (2, classes): b0, the log-odds of the
+        prevalence, and 0.
+        """
         b0 = torch.zeros_like(self.base_rate) if self.settings.by_class else self.base_rate.logit()
         return torch.stack([b0, torch.zeros_like(b0)])
 
     @isolated()
     def fitted_pairs(self, features: slice) -> Tensor:
-        """Numbers of the pairs of some features whose class is fitted, int64 (pairs,): see `PairLosses`."""
-        return self.fitted_classes.expand(features.stop - features.start, -1).flatten().nonzero().squeeze(1)
+        """Numbers of the pairs of some features whose class is fitted, int64 (pairs,): see
+        `PairLosses`.
+        """
+        return (
+            self.fitted_classes.expand(features.stop - features.start, -1)
+            .flatten()
+            .nonzero()
+            .squeeze(1)
+        )
 
     @isolated()
     def open_pairs(self, features: Tensor) -> Tensor:
@@ -164,18 +197,30 @@ class FittedProbes:
         return (~self.converged[features] & self.fitted_classes).flatten().nonzero().squeeze(1)
 
     @isolated()
-    def losses(self, slab: Slab, features: slice | Tensor, class_counts: Tensor, n_rows: int) -> PairLosses:
-        """The losses of features whose points are in `slab`, of any rows: so many, `class_counts` (classes,) of each class."""
+    def losses(
+        self, slab: Slab, features: slice | Tensor, class_counts: Tensor, n_rows: int
+    ) -> PairLosses:
+        """The losses of features whose points are in `slab`, of any rows: so many, `class_counts`
+        (classes,) of each class.
+        """
         weights = None
         if self.settings.by_class:
-            # Of the training rows, whichever rows these are: up to a factor, which the mean takes out again.
+            # Of the training rows, whichever rows these are: up to a factor, which the mean takes
+            # out again.
             weights = ClassWeights.balanced(self.base_rate, 1)
         return PairLosses(
-            slab, self.feature_mean[features], self.scale[features], class_counts.double(), n_rows, weights
+            slab,
+            self.feature_mean[features],
+            self.scale[features],
+            class_counts.double(),
+            n_rows,
+            weights,
         )
 
     @isolated()
-    def losses_of_rows(self, values: Tensor, features: slice | Tensor, labels: Tensor) -> PairLosses:
+    def losses_of_rows(
+        self, values: Tensor, features: slice | Tensor, labels: Tensor
+    ) -> PairLosses:
         """The losses of features, whose `values` are (features, rows), on every row."""
         counts = count_classes(labels, self.n_classes)
         return self.losses(slab_of_rows(values, labels), features, counts, len(labels))

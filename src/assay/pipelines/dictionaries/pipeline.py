@@ -13,14 +13,20 @@ from assay.pipelines.stream import bind
 def create_pipeline(
     layer: int, model: Model, dictionary: DictionaryParameters, encodings: Sequence[Encoding]
 ) -> Pipeline:
-    """Leave the codes and the errors of one dictionary that is not Assay's own, in its encodings."""
+    """Leave the codes and errors of one dictionary that is not Assay's own, in its encodings."""
     name, stage = model.name, f"dictionaries.{model.name}"
     if dictionary.saev_run is not None:
         return Pipeline(
             [
                 node(
                     bind(adopt_saev_metrics, layer=layer, name=name, dictionary=dictionary),
-                    [f"metrics_{name}", f"codes_{name}_probe_val", "shards_val", "statistics", "params:device"],
+                    [
+                        f"metrics_{name}",
+                        f"codes_{name}_probe_val",
+                        "shards_val",
+                        "statistics",
+                        "params:device",
+                    ],
                     f"{name}_errors",
                     name=f"{stage}.adopt",
                 )
@@ -31,7 +37,9 @@ def create_pipeline(
         return Pipeline(
             [
                 measuring_node(stage, weights, layer=layer, name=name, kind=dictionary),
-                *encoding_nodes(f"{stage}.encode", weights, layer=layer, name=name, kind=dictionary),
+                *encoding_nodes(
+                    f"{stage}.encode", weights, layer=layer, name=name, kind=dictionary
+                ),
             ]
         )
     return Pipeline(_random(layer, model, encodings))
@@ -50,7 +58,12 @@ def _random(layer: int, model: Model, encodings: Sequence[Encoding]) -> list[Nod
             name=f"{stage}.draw",
         )
         if by_center
-        else node(bind(draw_directions, layer=layer, seed=model.seed), ["shards_fit"], drawn, name=f"{stage}.draw")
+        else node(
+            bind(draw_directions, layer=layer, seed=model.seed),
+            ["shards_fit"],
+            drawn,
+            name=f"{stage}.draw",
+        )
     )
     # What is measured of a dictionary is the same for all its forms.
     measured = Form("onehot") if by_center else Form("dense")
@@ -63,7 +76,12 @@ def _random(layer: int, model: Model, encodings: Sequence[Encoding]) -> list[Nod
             for codes, form in stored.items()
             if form is not None
             for made in encoding_nodes(
-                f"{stage}.encode.{codes}", drawn, layer=layer, name=codes, kind=form, seed=model.seed
+                f"{stage}.encode.{codes}",
+                drawn,
+                layer=layer,
+                name=codes,
+                kind=form,
+                seed=model.seed,
             )
         ),
     ]

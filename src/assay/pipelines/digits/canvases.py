@@ -34,7 +34,8 @@ class Canvases:
 
 
 def cell_size(size: int, digits_per_image: int, stride: int) -> int:
-    """Side, in pixels, of the cells of the smallest square grid that has a cell for every digit of a canvas.
+    """Side, in pixels, of the cells of the smallest square grid that has a cell for every digit of
+    a canvas.
 
     Args:
         size: height and width of the canvas, in pixels.
@@ -48,8 +49,9 @@ def cell_size(size: int, digits_per_image: int, stride: int) -> int:
     cell = size // cells // stride * stride
     if cell < DIGIT_SIZE:
         raise ValueError(
-            f"found a canvas of {size} x {size} pixels for {digits_per_image} digits, want at least "
-            f"{cells * ceil(DIGIT_SIZE / stride) * stride} pixels a side: enlarge the canvas or lower digits_per_image"
+            f"found a canvas of {size} x {size} pixels for {digits_per_image} digits, want at least"
+            f" {cells * ceil(DIGIT_SIZE / stride) * stride} pixels a side: enlarge the canvas or"
+            " lower digits_per_image"
         )
     return cell
 
@@ -66,11 +68,13 @@ def draw_canvases(
 ) -> Canvases:
     """Lay random digits at random places that do not overlap.
 
-    A canvas is cut into square cells, as large as leaves one for every digit (see `cell_size`). Each digit gets a cell
-    of its own, drawn without replacement, and a random place inside it. The digits are drawn with replacement.
+    A canvas is cut into square cells, as large as leaves one for every digit (see `cell_size`).
+    Each digit gets a cell of its own, drawn without replacement, and a random place inside it. The
+    digits are drawn with replacement.
 
     Args:
-        digits: float (n_digits, 8, 8), ink from 0 to 16, as ``sklearn.datasets.load_digits`` gives it.
+        digits: float (n_digits, 8, 8), ink from 0 to 16, as ``sklearn.datasets.load_digits`` gives
+            it.
         targets: int (n_digits,), the digits' values, 0 to 9.
         n_images: canvases to draw.
         size: height and width of a canvas, in pixels.
@@ -82,14 +86,19 @@ def draw_canvases(
         ValueError: the canvas is too small for its digits, or there are no digits to draw from.
     """
     if len(digits) == 0 or len(digits) != len(targets):
-        raise ValueError(f"found {len(digits)} digits and {len(targets)} targets, want as many of each, at least one")
+        raise ValueError(
+            f"found {len(digits)} digits and {len(targets)} targets, want as many of each, at"
+            " least one"
+        )
     cell = cell_size(size, digits_per_image, stride)
     side = size // cell
     places = (cell - DIGIT_SIZE) // stride + 1
     rng = np.random.default_rng(seed)
     shape = (n_images, digits_per_image)
     chosen = rng.integers(len(digits), size=shape)
-    cells = rng.permuted(np.tile(np.arange(side * side), (n_images, 1)), axis=1)[:, :digits_per_image]
+    cells = rng.permuted(np.tile(np.arange(side * side), (n_images, 1)), axis=1)[
+        :, :digits_per_image
+    ]
     tops = cells // side * cell + stride * rng.integers(places, size=shape)
     lefts = cells % side * cell + stride * rng.integers(places, size=shape)
 

@@ -1,8 +1,10 @@
-"""The embedded default data: a small vision transformer trained on canvases of digits, and its activations.
+"""The embedded default data: a small vision transformer trained on canvases of digits, and its
+activations.
 
-Four splits play the parts of the real data sets: ``fit`` that of IN1K/train, ``val`` of IN1K/val, ``probe_train`` of
-ADE20K/train and ``probe_val`` of ADE20K/val. scikit-learn's 1,797 digits are dealt out to them once, by the seed, so
-that no source digit is in two splits. The transformer is trained on the digits of ``fit``, on canvases of their own.
+Four splits play the parts of the real data sets: ``fit`` that of IN1K/train, ``val`` of IN1K/val,
+``probe_train`` of ADE20K/train and ``probe_val`` of ADE20K/val. scikit-learn's 1,797 digits are
+dealt out to them once, by the seed, so that no source digit is in two splits. The transformer is
+trained on the digits of ``fit``, on canvases of their own.
 """
 
 from collections.abc import Iterator
@@ -44,12 +46,16 @@ class Recording:
 
     @property
     def examples(self) -> Iterator[Tensor]:
-        """A fresh stream of float32 (batch, n_layers, 1 + patches, d_model), CLS first, in the images' order."""
-        return record(self.model, torch.from_numpy(self.images), self.metadata["layers"], RECORD_BATCH)
+        """A fresh stream of float32 (batch, n_layers, 1 + patches, d_model), CLS first, in the
+        images' order.
+        """
+        return record(
+            self.model, torch.from_numpy(self.images), self.metadata["layers"], RECORD_BATCH
+        )
 
 
 def deal_digits(seed: int, n_digits: int) -> dict[str, NDArray[np.int64]]:
-    """Deal the source digits' indices out to the splits, none to two, in shares of `SOURCE_SHARES`."""
+    """Deal the source digits' indices out to the splits, each to one, as `SOURCE_SHARES` says."""
     order = np.random.default_rng(seed).permutation(n_digits)
     ends = np.round(np.cumsum(list(SOURCE_SHARES.values())) * n_digits).astype(int)
     return dict(zip(SOURCE_SHARES, np.split(order, ends[:-1]), strict=True))
@@ -67,23 +73,31 @@ def draw_split(parameters: DigitsParameters, split: str, *, n_images: int, strea
         n_images=n_images,
         size=parameters.image_size,
         digits_per_image=parameters.digits_per_image,
-        # A transformer this small learns in seconds only if a digit is cut into patches in one way, not in sixteen.
+        # A transformer this small learns in seconds only if a digit is cut into patches in one way,
+        # not in sixteen.
         stride=parameters.patch_size,
         seed=np.random.SeedSequence([parameters.seed, stream]),
     )
 
 
 def draw_images(parameters: DigitsParameters, *, split: str) -> NDArray[np.uint8]:
-    """The canvases that `record_split` shows the transformer, uint8 (n_images, image_size, image_size), ink dark on white."""
+    """The canvases that `record_split` shows the transformer, uint8 (n_images, image_size,
+    image_size), ink dark on white.
+    """
     images = _draw_canvases(parameters, split).images
     return np.round(255 * (1 - images)).astype(np.uint8)
 
 
 def train_vit(parameters: DigitsParameters) -> VisionTransformer:
-    """Train the vision transformer on canvases of the digits of ``fit``. Global random state is left as it was."""
-    canvases = draw_split(parameters, "fit", n_images=parameters.train_images, stream=len(SOURCE_SHARES))
+    """Train the vision transformer on canvases of the digits of ``fit``. Global random state is
+    left as it was.
+    """
+    canvases = draw_split(
+        parameters, "fit", n_images=parameters.train_images, stream=len(SOURCE_SHARES)
+    )
     with torch.random.fork_rng(devices=[]):
-        # Not torch.manual_seed, which seeds accelerators as well, and fork_rng restores none of those here.
+        # Not torch.manual_seed, which seeds accelerators as well, and fork_rng restores none of
+        # those here.
         torch.default_generator.manual_seed(parameters.seed)
         model = VisionTransformer(
             image_size=parameters.image_size,
@@ -106,7 +120,8 @@ def train_vit(parameters: DigitsParameters) -> VisionTransformer:
 
 
 def record_split(model: VisionTransformer, parameters: DigitsParameters, split: str) -> Recording:
-    """Draw a split's canvases and label their patches; the activations are streamed as they are read.
+    """Draw a split's canvases and label their patches; the activations are streamed as they are
+    read.
 
     Args:
         model: what `train_vit` made of the same parameters.
@@ -134,8 +149,15 @@ def record_split(model: VisionTransformer, parameters: DigitsParameters, split: 
         "dtype": "float32",
         "protocol": "2.1",
     }
-    return Recording(metadata, patch_labels(canvases.masks, parameters.patch_size), canvases.images, model)
+    return Recording(
+        metadata, patch_labels(canvases.masks, parameters.patch_size), canvases.images, model
+    )
 
 
 def _draw_canvases(parameters: DigitsParameters, split: str) -> Canvases:
-    return draw_split(parameters, split, n_images=parameters.n_images(split), stream=list(SOURCE_SHARES).index(split))
+    return draw_split(
+        parameters,
+        split,
+        n_images=parameters.n_images(split),
+        stream=list(SOURCE_SHARES).index(split),
+    )

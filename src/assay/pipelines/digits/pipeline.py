@@ -5,7 +5,9 @@ from assay.pipelines.stream import bind
 
 
 def create_pipeline(splits: tuple[str, ...]) -> Pipeline:
-    """Train the small vision transformer and record the splits that are wanted of it, with the images of probe_val."""
+    """Train the small vision transformer and record the splits that are wanted of it, with the
+    images of probe_val.
+    """
     train = node(train_vit, "params:digits", "digits_vit", name="digits.train")
     recordings = [
         node(
@@ -16,5 +18,10 @@ def create_pipeline(splits: tuple[str, ...]) -> Pipeline:
         )
         for split in splits
     ]
-    draw = node(bind(draw_images, split="probe_val"), "params:digits", "images_probe_val", name="digits.draw.probe_val")
+    draw = node(
+        bind(draw_images, split="probe_val"),
+        "params:digits",
+        "images_probe_val",
+        name="digits.draw.probe_val",
+    )
     return Pipeline([train, *recordings, *([draw] if "probe_val" in splits else [])])

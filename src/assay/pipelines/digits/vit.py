@@ -1,4 +1,6 @@
-"""A small vision transformer, its training on patch classification, and the recording of its residual stream."""
+"""A small vision transformer, its training on patch classification, and the recording of its
+residual stream.
+"""
 
 import logging
 import math
@@ -36,7 +38,9 @@ class Block(nn.Module):
         self.out = nn.Linear(d_model, d_model)
         self.norm2 = nn.LayerNorm(d_model)
         self.mlp = nn.Sequential(
-            nn.Linear(d_model, MLP_RATIO * d_model), nn.GELU(), nn.Linear(MLP_RATIO * d_model, d_model)
+            nn.Linear(d_model, MLP_RATIO * d_model),
+            nn.GELU(),
+            nn.Linear(MLP_RATIO * d_model, d_model),
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -51,7 +55,8 @@ class Block(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    """Patch embedding, a CLS token, learned positions, pre-norm blocks and a linear head on every patch.
+    """Patch embedding, a CLS token, learned positions, pre-norm blocks and a linear head on every
+    patch.
 
     After Dosovitskiy et al. 2021, "An Image Is Worth 16x16 Words", with the head on the patches.
 
@@ -65,7 +70,14 @@ class VisionTransformer(nn.Module):
     """
 
     def __init__(
-        self, *, image_size: int, patch_size: int, d_model: int, n_blocks: int, n_heads: int, n_classes: int
+        self,
+        *,
+        image_size: int,
+        patch_size: int,
+        d_model: int,
+        n_blocks: int,
+        n_heads: int,
+        n_classes: int,
     ) -> None:
         super().__init__()
         n_patches = (image_size // patch_size) ** 2
@@ -89,14 +101,18 @@ class VisionTransformer(nn.Module):
             yield x
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits of every patch, float32 (n, patches, n_classes), for images as in `residual_stream`."""
+        """Logits of every patch, float32 (n, patches, n_classes), for images as in
+        `residual_stream`.
+        """
         *_, last = self.residual_stream(images)
         logits: Tensor = self.head(self.norm(last[:, 1:]))
         return logits
 
 
 def schedule(step: int, n_steps: int) -> float:
-    """Share of the peak learning rate at a step: linear warm-up over the first tenth, then half a cosine to 0."""
+    """Share of the peak learning rate at a step: linear warm-up over the first tenth, then half a
+    cosine to 0.
+    """
     warmup = max(1, round(WARMUP * n_steps))
     if step < warmup:
         return (step + 1) / warmup
@@ -115,7 +131,8 @@ def train(
 ) -> list[float]:
     """Train the model in place to name the class of every patch that is not void.
 
-    AdamW with warm-up and cosine decay on mini-batches drawn with replacement from a generator of its own.
+    AdamW with warm-up and cosine decay on mini-batches drawn with replacement from a generator of
+    its own.
 
     Args:
         model: the model, changed in place and left in eval mode.
@@ -127,10 +144,13 @@ def train(
         seed: of the mini-batches.
 
     Returns:
-        The loss at each step: cross-entropy in nats, mean over the batch's patches that are not void.
+        The loss at each step: cross-entropy in nats, mean over the batch's patches that are not
+            void.
     """
     generator = torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=WEIGHT_DECAY, fused=True)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=learning_rate, weight_decay=WEIGHT_DECAY, fused=True
+    )
     losses: list[float] = []
     model.train()
     with Bar(desc="training the vision transformer", total=n_steps, unit=" steps") as bar:
@@ -146,11 +166,18 @@ def train(
             losses.append(loss.item())
             bar.update()
     model.eval()
-    logger.info("trained a vision transformer for %d steps: loss %.3f to %.3f nats", n_steps, losses[0], losses[-1])
+    logger.info(
+        "trained a vision transformer for %d steps: loss %.3f to %.3f nats",
+        n_steps,
+        losses[0],
+        losses[-1],
+    )
     return losses
 
 
-def record(model: VisionTransformer, images: Tensor, layers: Sequence[int], batch_size: int) -> Iterator[Tensor]:
+def record(
+    model: VisionTransformer, images: Tensor, layers: Sequence[int], batch_size: int
+) -> Iterator[Tensor]:
     """Stream the residual stream after the given blocks.
 
     Args:

@@ -10,8 +10,12 @@ from assay.pipelines.dictionary_nodes import encoding_nodes
 def create_pipeline(
     layer: int, encodings: Iterable[Encoding], *, sparsity: SparsityParameters | None = None
 ) -> Pipeline:
-    """Encode the labeled patches in every encoding whose codes no other stage leaves; ``sparsity`` says what is kept on a small disk."""
-    stored = {row.codes: row for row in encodings}  # the rows of PCA share the codes of their largest K
+    """Encode the labeled patches in every encoding whose codes no other stage leaves; ``sparsity``
+    says what is kept on a small disk.
+    """
+    stored = {
+        row.codes: row for row in encodings
+    }  # the rows of PCA share the codes of their largest K
     return Pipeline(
         [
             made

@@ -29,10 +29,11 @@ def fit_kmeans(
     seed: int | None = None,
     method: str = "kmeans",
 ) -> tuple[dict[str, Tensor], list[dict[str, float]]]:
-    """Fit the centers in shuffled passes, or those of an order file; returns the model's state and a record of each step.
+    """Fit the centers in shuffled passes, or those of an order file; returns the model's state and
+    a record of each step.
 
-    A fit that was cut off is resumed from its last checkpoint. ``seed`` takes the place of the parameters'; the fits of
-    different seeds have each a ``method`` of their own.
+    A fit that was cut off is resumed from its last checkpoint. ``seed`` takes the place of the
+    parameters'; the fits of different seeds have each a ``method`` of their own.
     """
     place = pick_device(device)
     seed = parameters.seed if seed is None else seed
@@ -57,11 +58,17 @@ def fit_kmeans(
         shards=shards,
         layer=layer,
         statistics=statistics,
-        parameters=parameters.model_dump(mode="json", exclude=set(CHANGING_NO_RESULT["kmeans"])) | {"seed": seed},
+        parameters=parameters.model_dump(mode="json", exclude=set(CHANGING_NO_RESULT["kmeans"]))
+        | {"seed": seed},
     )
 
     held = hold_layer(
-        shards, layer, parameters.batch_size, place, passes=parameters.max_iter, max_tokens=parameters.max_tokens
+        shards,
+        layer,
+        parameters.batch_size,
+        place,
+        passes=parameters.max_iter,
+        max_tokens=parameters.max_tokens,
     )
     passes = Passes(shards, layer, statistics, parameters, seed, place, held)
     fit.resume()
@@ -70,12 +77,18 @@ def fit_kmeans(
             with staged_bar(f"layer {layer}: k-means") as tell:
                 for tried, centers in kmeans.seedings(passes.batches(0)):
                     if centers > 0:
-                        tell(f"seeding {tried + 1} of {parameters.n_init}", centers, parameters.n_clusters)
+                        tell(
+                            f"seeding {tried + 1} of {parameters.n_init}",
+                            centers,
+                            parameters.n_clusters,
+                        )
                         fit.save_if_due()
                     elif tried < parameters.n_init:
                         fit.save()
             fit.save()
-        for metrics in kmeans.steps(lambda epoch: fit.watch(passes.batches(epoch, kmeans.steps_of_pass_))):
+        for metrics in kmeans.steps(
+            lambda epoch: fit.watch(passes.batches(epoch, kmeans.steps_of_pass_))
+        ):
             fit.step(metrics)
     return kmeans.state_dict(), kmeans.history_
 
@@ -124,7 +137,8 @@ def compare_seeds(
 ) -> dict[str, Any]:
     """How far a fit with another ``seed`` agrees with the first on the validation tokens.
 
-    Mean squared distance (inertia) of each, standardized space, and the adjusted Rand index of their clusterings.
+    Mean squared distance (inertia) of each, standardized space, and the adjusted Rand index of
+    their clusterings.
     """
     from sklearn.metrics import adjusted_rand_score  # which takes a second to import
 
@@ -135,7 +149,9 @@ def compare_seeds(
     ]
     labels: list[list[Tensor]] = [[], []]
     inertia = [0.0, 0.0]
-    for x in judged_tokens(shards, layer, statistics, parameters.batch_size, place, doing="k-means, seeds compared"):
+    for x in judged_tokens(
+        shards, layer, statistics, parameters.batch_size, place, doing="k-means, seeds compared"
+    ):
         for i, kmeans in enumerate(fits):
             nearest, squared = kmeans.assign(x)
             labels[i].append(nearest.to(torch.int32).cpu())

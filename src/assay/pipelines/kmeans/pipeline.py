@@ -10,7 +10,9 @@ from assay.pipelines.stream import bind
 
 
 def create_pipeline(layer: int, models: Sequence[Model]) -> Pipeline:
-    """Fit k-means with each model's seed and measure its reconstruction; compare each fit after the first with it."""
+    """Fit k-means with each model's seed and measure its reconstruction; compare each fit after the
+    first with it.
+    """
     first, *others = models
     fits = [made for model in models for made in _fit_and_measure(layer, model)]
     comparisons = [

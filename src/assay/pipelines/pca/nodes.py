@@ -21,9 +21,11 @@ def fit_pca(
     *,
     layer: int,
 ) -> tuple[dict[str, Tensor], list[dict[str, float]]]:
-    """Mean (d,), oriented components (d, d) and spectrum (d,), float64, from one pass over all tokens or a random sample.
+    """Mean (d,), oriented components (d, d) and spectrum (d,), float64, from one pass over all
+    tokens or a random sample.
 
-    With them a record of how the leading subspace settled (`Convergence`). A fit that was cut off is resumed from its last checkpoint.
+    With them a record of how the leading subspace settled (`Convergence`). A fit that was cut off
+    is resumed from its last checkpoint.
     """
     place = pick_device(device)
     pca = StreamingPCA(device=place)
@@ -48,7 +50,8 @@ def fit_pca(
         place,
         doing="PCA",
         start=step * parameters.batch_size,
-        shuffle=parameters.max_tokens is not None,  # the first examples of a data set are seldom like the rest
+        shuffle=parameters.max_tokens
+        is not None,  # the first examples of a data set are seldom like the rest
         max_tokens=parameters.max_tokens,
     )
 

@@ -7,7 +7,9 @@ from assay.pipelines.stream import bind
 
 
 def create_pipeline(layer: int, *, ks: tuple[int, ...], form: Form) -> Pipeline:
-    """Fit PCA, measure its reconstruction at every K, and leave the codes of the labeled patches in one form."""
+    """Fit PCA, measure its reconstruction at every K, and leave the codes of the labeled patches in
+    one form.
+    """
     fit = node(
         bind(fit_pca, layer=layer),
         ["shards_fit", "statistics", "params:pca", "pca_checkpoints", "params:device"],
@@ -15,5 +17,7 @@ def create_pipeline(layer: int, *, ks: tuple[int, ...], form: Form) -> Pipeline:
         name="pca.fit",
     )
     measure = measuring_node("pca", "pca_model", layer=layer, name="pca", kind=Form("dense"), ks=ks)
-    codes = encoding_nodes(f"encode.{form.name}", "pca_model", layer=layer, name=form.name, kind=form)
+    codes = encoding_nodes(
+        f"encode.{form.name}", "pca_model", layer=layer, name=form.name, kind=form
+    )
     return Pipeline([fit, measure, *codes])

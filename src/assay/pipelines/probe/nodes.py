@@ -36,37 +36,51 @@ def fit_probes(
     method: str,
     rows: tuple[tuple[str, int | None], ...],
 ) -> tuple[dict[str, Tensor] | dict[str, Any] | pd.DataFrame, ...]:
-    """Fit the probes of one or several encodings, named in ``rows`` with their k, on probe train and judge them on probe val.
+    """Fit the probes of one or several encodings, named in ``rows`` with their k, on probe train
+    and judge them on probe val.
 
-    The codes are those of the largest k; of more than one encoding, all are fitted in the same passes over them. A k of None is the
-    number of features, of codes whose rows are of any length.
+    The codes are those of the largest k; of more than one encoding, all are fitted in the same
+    passes over them. A k of None is the number of features, of codes whose rows are of any length.
 
     Returns:
         For each encoding, one after the other:
-        - The probes: the fitted state on standardized features, `coef` and `intercept` on raw ones, and float64
-          (features, classes) `train_ce`, `val_ce` (nats), `val_ap`, `val_true_positives` and `val_predicted`, with
-          `base_ce`, the intercept-only CE on validation, and `train_counts`, `val_counts` (classes,).
-        - The encoding's scores, as JSON scalars; `n_train` and `n_val` are the patches that took part.
+        - The probes: the fitted state on standardized features, `coef` and `intercept` on raw ones,
+          and float64 (features, classes) `train_ce`, `val_ce` (nats), `val_ap`,
+          `val_true_positives` and `val_predicted`, with `base_ce`, the intercept-only CE on
+          validation, and `train_counts`, `val_counts` (classes,).
+        - The encoding's scores, as JSON scalars; `n_train` and `n_val` are the patches that took
+          part.
         - A table with a row for each (class, feature), by class.
-        - Where each class's best feature is strongest, for the class or against it as its weight says: for each class that is
-          fitted, `label` and `feature` int64 (n,), and `example`, `patch`, `strength` as `strongest_examples` has them.
+        - Where each class's best feature is strongest, for the class or against it as its weight
+          says: for each class that is fitted, `label` and `feature` int64 (n,), and `example`,
+          `patch`, `strength` as `strongest_examples` has them.
 
     Raises:
-        ValueError: every patch of a split is void, codes and labels differ in number, the two splits' codes are of different
-            models, no class is in both splits, or values are not finite.
+        ValueError: every patch of a split is void, codes and labels differ in number, the two
+            splits' codes are of different models, no class is in both splits, or values are not
+            finite.
         CertificateError: a loss is not that of the data.
     """
     _check_alike(codes_train, codes_val)
     place = pick_device(device)
-    train_labels, val_labels = _read_labels(shards_train).to(place), _read_labels(shards_val).to(place)
+    train_labels, val_labels = (
+        _read_labels(shards_train).to(place),
+        _read_labels(shards_val).to(place),
+    )
     first = 0 if parameters.void == "class" else 1
     n_classes = int(torch.stack([train_labels.max(), val_labels.max()]).max()) + 1 - first
     l0 = measure_l0_by_rank(codes_val, parameters.slab_rows)
     train, train_classes, _ = _classify(codes_train, train_labels, parameters.void)
     val, val_classes, counted = _classify(codes_val, val_labels, parameters.void)
-    ks = [k for _, k in rows] if len(rows) > 1 else [None]  # the codes of one encoding are its own, all of them
-    with staged_bar(f"layer {layer}, {rows[0][0] if len(rows) == 1 else method}: probes") as progress:
-        probes = fit_for_each_k(_unfitted(parameters), train, train_classes, n_classes, ks, progress)
+    ks = (
+        [k for _, k in rows] if len(rows) > 1 else [None]
+    )  # the codes of one encoding are its own, all of them
+    with staged_bar(
+        f"layer {layer}, {rows[0][0] if len(rows) == 1 else method}: probes"
+    ) as progress:
+        probes = fit_for_each_k(
+            _unfitted(parameters), train, train_classes, n_classes, ks, progress
+        )
         judged = judge_probes(probes, val, val_classes, progress)
         best = {k: best_features(probe.loss_).clamp(min=0) for k, probe in probes.items()}
         by_val = {k: best_features(judgment.loss).clamp(min=0) for k, judgment in judged.items()}
@@ -75,10 +89,15 @@ def fit_probes(
             probes,
             train,
             train_classes,
-            {k: torch.cat([torch.stack([of[k], every], 1) for of in (best, by_val)]) for k in probes},
+            {
+                k: torch.cat([torch.stack([of[k], every], 1) for of in (best, by_val)])
+                for k in probes
+            },
             parameters.certified_pairs,
         )
-        strongest = gather_columns(codes_val, [(best[k], k) for k in probes], parameters.slab_rows, place)
+        strongest = gather_columns(
+            codes_val, [(best[k], k) for k in probes], parameters.slab_rows, place
+        )
     results: list[dict[str, Tensor] | dict[str, Any] | pd.DataFrame] = []
     for (encoding, k), kept, values in zip(rows, ks, strongest, strict=True):
         certificate, probe, judgment = certificates[kept], probes[kept], judged[kept]
@@ -91,14 +110,20 @@ def fit_probes(
             val=judgment,
             base_ce=probe.base_loss(val_classes),
             purity=torch.tensor(
-                [[purity_at_k(row, val_classes, n) for n in PURITY] for row in of_classes], dtype=torch.float64
+                [[purity_at_k(row, val_classes, n) for n in PURITY] for row in of_classes],
+                dtype=torch.float64,
             ),
             train_counts=count_classes(train_classes, n_classes),
             fitted=probe.fitted_classes_,
             n_top=parameters.top_features,
         )
         tensors = _as_tensors(probe, judgment, train_classes, val_classes)
-        about = {"layer": layer, "method": method, "encoding": encoding, "k": k or codes_val.n_features}
+        about = {
+            "layer": layer,
+            "method": method,
+            "encoding": encoding,
+            "k": k or codes_val.n_features,
+        }
         about |= {"n_train": len(train_classes), "n_val": len(val_classes)}
         results += [
             tensors,
@@ -115,7 +140,9 @@ def fit_probes(
                 "certificate_val_ce": val_error,
             },
             tabulate_pairs(tensors, first),
-            _show_examples(probe, best[kept], values, counted, shards_val, parameters.examples, first),
+            _show_examples(
+                probe, best[kept], values, counted, shards_val, parameters.examples, first
+            ),
         ]
     return tuple(results)
 
@@ -126,8 +153,8 @@ def _check_alike(train: Codes, val: Codes) -> None:
     for name in ("encoding", "layer", "model", "statistics"):
         if of_train.get(name) != of_val.get(name):
             raise ValueError(
-                f"the codes of the two splits are of different models: their {name} is {of_train.get(name)} and"
-                f" {of_val.get(name)}; encode the patches of both again"
+                f"the codes of the two splits are of different models: their {name} is"
+                f" {of_train.get(name)} and {of_val.get(name)}; encode the patches of both again"
             )
 
 
@@ -159,7 +186,8 @@ def _as_tensors(
 
 
 def tabulate_pairs(tensors: dict[str, Tensor], first_label: int) -> pd.DataFrame:
-    """A row for each (class, feature), by class, of what `fit_probes` gives as tensors; a class has the name of its label.
+    """A row for each (class, feature), by class, of what `fit_probes` gives as tensors; a class has
+    the name of its label.
 
     `weight`, `bias` are on raw features, CE is in nats; a class that is not fitted has NaN.
     """
@@ -175,7 +203,8 @@ def tabulate_pairs(tensors: dict[str, Tensor], first_label: int) -> pd.DataFrame
     n_features, n_classes = tensors["coef"].shape
     columns = {name: tensors[key].T.flatten().cpu().numpy() for name, key in names.items()}
     counts = {
-        name: tensors[name].cpu().repeat_interleave(n_features).numpy() for name in ("train_counts", "val_counts")
+        name: tensors[name].cpu().repeat_interleave(n_features).numpy()
+        for name in ("train_counts", "val_counts")
     }
     labels = torch.arange(first_label, first_label + n_classes, dtype=torch.int32)
     return pd.DataFrame(
@@ -198,7 +227,9 @@ def _show_examples(
     first_label: int,
 ) -> dict[str, Tensor]:
     classes = probe.fitted_classes_.nonzero().flatten()
-    sign = torch.where(probe.coef_standardized_[best, torch.arange(len(best), device=best.device)] < 0, -1.0, 1.0)
+    sign = torch.where(
+        probe.coef_standardized_[best, torch.arange(len(best), device=best.device)] < 0, -1.0, 1.0
+    )
     patches = shards.metadata.content_tokens_per_example
     shown = strongest_examples((values * sign[:, None])[classes], counted, patches, n_examples)
     return {"label": classes + first_label, "feature": best[classes], **shown}
@@ -208,17 +239,20 @@ def _read_labels(shards: Shards) -> Tensor:
     labels = shards.labels()
     if (labels == VOID).all():
         raise ValueError(
-            f"{shards.path}: all {len(labels)} labels are {VOID}, void; wanted patches of a class: label them, or name other shards"
+            f"{shards.path}: all {len(labels)} labels are {VOID}, void; wanted patches of a class:"
+            " label them, or name other shards"
         )
     return labels
 
 
 def _classify(codes: Codes, labels: Tensor, void: str) -> tuple[Codes, Tensor, Tensor]:
-    """The codes that take part, the class of each, int64 (label - 1 and -1 for void, or the label where void is a class), and which
-    patches they are, bool."""
+    """The codes that take part, the class of each, int64 (label - 1 and -1 for void, or the label
+    where void is a class), and which patches they are, bool.
+    """
     if codes.n_rows != len(labels):
         raise ValueError(
-            f"there are codes of {codes.n_rows} patches and labels of {len(labels)}: encode the patches again"
+            f"there are codes of {codes.n_rows} patches and labels of {len(labels)}: encode the"
+            " patches again"
         )
     if void == "class":
         return codes, labels, torch.ones_like(labels, dtype=torch.bool)

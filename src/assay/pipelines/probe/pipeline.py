@@ -15,7 +15,12 @@ def create_pipeline(layer: int, encodings: Iterable[Encoding]) -> Pipeline:
     return Pipeline(
         [
             node(
-                bind(fit_probes, layer=layer, method=rows[0].model.name, rows=tuple((row.name, row.k) for row in rows)),
+                bind(
+                    fit_probes,
+                    layer=layer,
+                    method=rows[0].model.name,
+                    rows=tuple((row.name, row.k) for row in rows),
+                ),
                 [
                     f"codes_{codes}_probe_train",
                     f"codes_{codes}_probe_val",
@@ -24,8 +29,13 @@ def create_pipeline(layer: int, encodings: Iterable[Encoding]) -> Pipeline:
                     "params:probe",
                     "params:device",
                 ],
-                [f"{kind}_{row.name}" for row in rows for kind in ("probes", "scores", "pairs", "examples")],
-                # Of PCA's sweep no K is named: a node that is called otherwise whenever its largest K changes is hard to ask for.
+                [
+                    f"{kind}_{row.name}"
+                    for row in rows
+                    for kind in ("probes", "scores", "pairs", "examples")
+                ],
+                # Of PCA's sweep no K is named: a node that is called otherwise whenever its largest
+                # K changes is hard to ask for.
                 name=f"probe.{'pca-topk' if rows[0].model.method == 'pca' else codes}",
             )
             for codes, rows in sharing.items()

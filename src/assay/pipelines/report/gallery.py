@@ -1,4 +1,6 @@
-"""What a class's best feature fires on: the images where it is strongest, with its map over them and the strongest patch outlined."""
+"""What a class's best feature fires on: the images where it is strongest, with its map over them
+and the strongest patch outlined.
+"""
 
 from __future__ import annotations
 
@@ -28,8 +30,12 @@ MIN_SIDE = 128
 """Images are enlarged by a whole factor to this many pixels a side, for the screen."""
 
 
-def gather_examples(*examples: dict[str, Tensor], encodings: Sequence[Encoding], layer: int) -> dict[str, Tensor]:
-    """The examples of all encodings of a layer, in that order, as one dict: under `<encoding>/<seed>/<name>`."""
+def gather_examples(
+    *examples: dict[str, Tensor], encodings: Sequence[Encoding], layer: int
+) -> dict[str, Tensor]:
+    """The examples of all encodings of a layer, in that order, as one dict: under
+    `<encoding>/<seed>/<name>`.
+    """
     gathered = {"layer": torch.tensor(layer)}
     for encoding, tensors in zip(encodings, examples, strict=True):
         prefix = _prefix(encoding.shown, encoding.model.seed)
@@ -49,31 +55,46 @@ def draw_gallery(
     *layers: dict[str, Tensor],
     most_classes: int,
 ) -> list[dict[str, Any]]:
-    """For each method, its row of the highest mAP among those at their best layer: the classes of the highest AP, on images.
+    """For each method, its row of the highest mAP among those at their best layer: the classes of
+    the highest AP, on images.
 
-    A map is scaled to the range of the class's images. An item is a class: layer, method, encoding, seed, label, feature,
-    average_precision, and `images`, each with `source` (a WebP as a data URI), `example` and `patch`.
+    A map is scaled to the range of the class's images. An item is a class: layer, method, encoding,
+    seed, label, feature, average_precision, and `images`, each with `source` (a WebP as a data
+    URI), `example` and `patch`.
     """
     found = {int(layer["layer"]): layer for layer in layers}
     rows = (
-        baselines[baselines["best_layer"]].sort_values("map", ascending=False, kind="stable").drop_duplicates("method")
+        baselines[baselines["best_layer"]]
+        .sort_values("map", ascending=False, kind="stable")
+        .drop_duplicates("method")
     )
     items = []
     for row in rows.sort_values("method").to_dict("records"):
         seed = None if pd.isna(row["seed"]) else int(row["seed"])
         about = {name: row[name] for name in ("layer", "method", "encoding")} | {"seed": seed}
-        mine = classes[(classes["layer"] == row["layer"]) & (classes["encoding"] == row["encoding"])]
+        mine = classes[
+            (classes["layer"] == row["layer"]) & (classes["encoding"] == row["encoding"])
+        ]
         mine = mine[mine["seed"].isna() if seed is None else mine["seed"] == seed]
         best = mine.dropna(subset=["average_precision"]).nlargest(most_classes, "average_precision")
         prefix = _prefix(row["encoding"], seed)
-        examples = {name: found[row["layer"]][prefix + name] for name in ("label", "example", "patch", "strength")}
+        examples = {
+            name: found[row["layer"]][prefix + name]
+            for name in ("label", "example", "patch", "strength")
+        }
         for each in best.to_dict("records"):
             place = int((examples["label"] == each["label"]).nonzero())
-            shown = {name: examples[name][place].numpy() for name in ("example", "patch", "strength")}
+            shown = {
+                name: examples[name][place].numpy() for name in ("example", "patch", "strength")
+            }
             items.append(
                 about
                 | {name: each[name] for name in ("label", "feature", "average_precision")}
-                | {"images": _draw_class(images, shards.metadata.content_tokens_per_example, **shown)}
+                | {
+                    "images": _draw_class(
+                        images, shards.metadata.content_tokens_per_example, **shown
+                    )
+                }
             )
     return items
 
@@ -90,7 +111,12 @@ def _draw_class(
     return [
         {
             "source": _as_uri(
-                draw_map(images.read(int(number), n_patches), share, int(strongest), images.layout.patch_size)
+                draw_map(
+                    images.read(int(number), n_patches),
+                    share,
+                    int(strongest),
+                    images.layout.patch_size,
+                )
             ),
             "example": int(number),
             "patch": int(strongest),
@@ -115,7 +141,10 @@ def draw_map(
         uint8, enlarged by a whole factor where it is small.
     """
     rows, columns = pixels.shape[0] // patch_size, pixels.shape[1] // patch_size
-    alpha = OPACITY * np.kron(share.reshape(rows, columns), np.ones((patch_size, patch_size)))[..., None]
+    alpha = (
+        OPACITY
+        * np.kron(share.reshape(rows, columns), np.ones((patch_size, patch_size)))[..., None]
+    )
     blended = np.round(pixels * (1 - alpha) + np.array(COLOR) * alpha).astype(np.uint8)
     factor = max(1, -(-MIN_SIDE // min(blended.shape[:2])))
     picture = Image.fromarray(blended.repeat(factor, axis=0).repeat(factor, axis=1))

@@ -24,7 +24,15 @@ from assay.pipelines.report.tables import (
     to_markdown,
 )
 
-FIGURES = ("nmse_against_l0", "layers", "prevalence", "spectrum", "clusters", "convergence", "convergence_pca")
+FIGURES = (
+    "nmse_against_l0",
+    "layers",
+    "prevalence",
+    "spectrum",
+    "clusters",
+    "convergence",
+    "convergence_pca",
+)
 """The pictures' names, in the order of the page."""
 
 VOID = {
@@ -38,9 +46,11 @@ COLUMNS = ("layer", "method", "encoding", "k", "seed", *MEASURES, "best_layer")
 
 
 def merge_layer(*metrics: dict[str, Any], encodings: Sequence[Encoding]) -> list[dict[str, Any]]:
-    """The table's rows of one layer: the scores of each encoding, joined with the errors of its method and k.
+    """The table's rows of one layer: the scores of each encoding, joined with the errors of its
+    method and k.
 
-    What is one of several seeds' goes by the name that they share; ``name`` is the encoding's alone.
+    What is one of several seeds' goes by the name that they share; ``name`` is the encoding's
+    alone.
     """
     known = {encoding.name: encoding for encoding in encodings}
     errors = {
@@ -63,8 +73,9 @@ def merge_layer(*metrics: dict[str, Any], encodings: Sequence[Encoding]) -> list
 def tabulate_baselines(*layers: list[dict[str, Any]]) -> pd.DataFrame:
     """One row for each (layer, method, encoding, k, seed), in that order but k before encoding.
 
-    ``best_layer`` is true in the rows whose layer has the lowest mean train CE of the classes' best features, averaged over the
-    seeds, among the rows of their (method, encoding, k); ties go to the lower layer.
+    ``best_layer`` is true in the rows whose layer has the lowest mean train CE of the classes' best
+    features, averaged over the seeds, among the rows of their (method, encoding, k); ties go to the
+    lower layer.
     """
     table = pd.DataFrame([row for layer in layers for row in layer])
     table = table.sort_values(["layer", "method", "k", "encoding", "seed"], ignore_index=True)
@@ -72,7 +83,9 @@ def tabulate_baselines(*layers: list[dict[str, Any]]) -> pd.DataFrame:
     series = ["method", "encoding", "k"]
     ce = table.groupby([*series, "layer"], as_index=False)["mean_train_ce"].mean()
     best = ce.loc[ce.groupby(series)["mean_train_ce"].idxmin(), [*series, "layer"]]
-    table["best_layer"] = table.merge(best, how="left", on=[*series, "layer"], indicator=True)["_merge"].eq("both")
+    table["best_layer"] = table.merge(best, how="left", on=[*series, "layer"], indicator=True)[
+        "_merge"
+    ].eq("both")
     return table[list(COLUMNS)]
 
 
@@ -84,8 +97,9 @@ def summarize_fits(
     *agreements: dict[str, Any],
     layer: int,
 ) -> dict[str, Any]:
-    """What the report says of a layer's fits: PCA's spectrum and how it settled, tokens a cluster by falling number, inertia by step,
-    seeds' agreement."""
+    """What the report says of a layer's fits: PCA's spectrum and how it settled, tokens a cluster
+    by falling number, inertia by step, seeds' agreement.
+    """
     return {
         "layer": layer,
         "spectrum": pca["explained_variance"].tolist(),
@@ -99,19 +113,30 @@ def summarize_fits(
 def make_views(
     baselines: pd.DataFrame, *layers: list[dict[str, Any]]
 ) -> tuple[pd.DataFrame, str, str, pd.DataFrame, pd.DataFrame]:
-    """The table for a paper, as numbers, Markdown and LaTeX; rows beside PCA's at the nearest L0; and the classes."""
+    """The table for a paper, as numbers, Markdown and LaTeX; rows beside PCA's at the nearest L0;
+    and the classes.
+    """
     paper = tabulate_paper(baselines)
-    return paper, to_markdown(paper), to_latex(paper), match_budgets(baselines), tabulate_classes(*layers)
+    return (
+        paper,
+        to_markdown(paper),
+        to_latex(paper),
+        match_budgets(baselines),
+        tabulate_classes(*layers),
+    )
 
 
 def tabulate_agreement(*curves: dict[str, Any]) -> pd.DataFrame:
-    """A row for each (layer, further seed of k-means): validation inertia of the first fit and of this one, a token, and the
-    adjusted Rand index of the two clusterings of the validation tokens."""
+    """A row for each (layer, further seed of k-means): validation inertia of the first fit and of
+    this one, a token, and the adjusted Rand index of the two clusterings of the validation tokens.
+    """
     rows = [agreement for curve in curves for agreement in curve["agreements"]]
     return pd.DataFrame(rows).sort_values(["layer", "seed"], ignore_index=True)
 
 
-def draw_figures(baselines: pd.DataFrame, classes: pd.DataFrame, *curves: dict[str, Any]) -> tuple[go.Figure, ...]:
+def draw_figures(
+    baselines: pd.DataFrame, classes: pd.DataFrame, *curves: dict[str, Any]
+) -> tuple[go.Figure, ...]:
     """The pictures, in the order of ``FIGURES``."""
     by_layer = sorted(curves, key=lambda curve: int(curve["layer"]))
     pooled = pool_seeds(baselines)
@@ -137,9 +162,13 @@ def write_page(
     gallery: list[dict[str, Any]] | None = None,
     **drawn: go.Figure,
 ) -> str:
-    """The page, whole; with the seeds' agreement and the gallery where there are any. ``drawn`` are the figures."""
+    """The page, whole; with the seeds' agreement and the gallery where there are any. ``drawn`` are
+    the figures.
+    """
     tables = {"layers": baselines, "matched": matched, "classes": classes, "agreement": agreement}
-    return render_page(paper, tables, {name: drawn[f"figure_{name}"] for name in FIGURES}, gallery or [], about)
+    return render_page(
+        paper, tables, {name: drawn[f"figure_{name}"] for name in FIGURES}, gallery or [], about
+    )
 
 
 def describe_data(
@@ -153,7 +182,9 @@ def describe_data(
     pca: PCAParameters,
     probe: ProbeParameters,
 ) -> dict[str, str]:
-    """What was read for what, and how much of it was used. ``rows`` are of one layer: all are probed on the same patches."""
+    """What was read for what, and how much of it was used. ``rows`` are of one layer: all are
+    probed on the same patches.
+    """
     fits = {
         "statistics": _say_used(shards_fit, standardize.max_tokens),
         "k-means": _say_used(shards_fit, kmeans.max_tokens),
@@ -163,7 +194,9 @@ def describe_data(
         fits["statistics"] = standardize.statistics
     if kmeans.order is not None:
         most = "" if kmeans.max_tokens is None else f", {kmeans.max_tokens:,} at the most"
-        fits["k-means"] = f"shards {shards_fit.name}, the patches of {kmeans.order} in its order{most}"
+        fits["k-means"] = (
+            f"shards {shards_fit.name}, the patches of {kmeans.order} in its order{most}"
+        )
     fitted: dict[str, list[str]] = {}
     for what, used in fits.items():
         fitted.setdefault(used, []).append(what)

@@ -15,16 +15,29 @@ from plotly.offline import get_plotlyjs
 from assay.pipelines.report.tables import show, show_paper, title_of
 
 LEGENDS = {
-    "nmse_against_l0": "What is lost of the standardized activations, against the entries used for a patch. Lower left is better; what is "
-    "below 10⁻⁶ is drawn there. Centers reconstruct by the nearest one, whatever codes are probed. A run of saev has no NMSE of this kind.",
+    "nmse_against_l0": (
+        "What is lost of the standardized activations, against the entries used for a patch. Lower"
+        " left is better; what is below 10⁻⁶ is drawn there. Centers reconstruct by the nearest"
+        " one, whatever codes are probed. A run of saev has no NMSE of this kind."
+    ),
     "layers": "Each metric of each encoding. NMSE: lower is better; all others: higher.",
-    "prevalence": "A class is a point, its AP the mean over the seeds. Click an encoding in the legend to show or hide it.",
+    "prevalence": (
+        "A class is a point, its AP the mean over the seeds. Click an encoding in the legend to"
+        " show or hide it."
+    ),
     "spectrum": "Variance along each principal component, and the share of all variance up to it.",
-    "clusters": "How many tokens each k-means cluster was given while it was fitted, recent ones weighing more; an empty one is drawn "
-    "at 0.5. A flat line is an even use of the dictionary.",
-    "convergence": "Mean squared distance of a token to its center while k-means was fitted, smoothed over the steps; of several seeds the "
-    "first fit's, here and above.",
-    "convergence_pca": "How far PCA's leading subspace moved since the look before, and the share of the variance so far outside it.",
+    "clusters": (
+        "How many tokens each k-means cluster was given while it was fitted, recent ones weighing"
+        " more; an empty one is drawn at 0.5. A flat line is an even use of the dictionary."
+    ),
+    "convergence": (
+        "Mean squared distance of a token to its center while k-means was fitted, smoothed over the"
+        " steps; of several seeds the first fit's, here and above."
+    ),
+    "convergence_pca": (
+        "How far PCA's leading subspace moved since the look before, and the share of the variance"
+        " so far outside it."
+    ),
 }
 
 
@@ -35,8 +48,12 @@ def render_page(
     gallery: list[dict[str, Any]],
     about: dict[str, str],
 ) -> str:
-    """The report as HTML: the tables that there are, of the classes those at the best layers; ``about`` is a list of what was read."""
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    """The report as HTML: the tables that there are, of the classes those at the best layers;
+    ``about`` is a list of what was read.
+    """
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
     template = environment.from_string(
         resources.files(__package__).joinpath("page.html.jinja").read_text(encoding="utf-8")
     )
@@ -50,11 +67,16 @@ def render_page(
         "classes": classes.merge(at_best, on=["layer", "encoding", "seed"]),
     }
     dictionaries = [
-        list(items) for _, items in groupby(gallery, lambda item: (item["layer"], item["encoding"], item["seed"]))
+        list(items)
+        for _, items in groupby(
+            gallery, lambda item: (item["layer"], item["encoding"], item["seed"])
+        )
     ]
     return template.render(
         paper=_cells(show_paper(paper), paper[[*show_paper(paper).columns]]),
-        tables={name: _cells(show(table), table) for name, table in shown.items() if table is not None},
+        tables={
+            name: _cells(show(table), table) for name, table in shown.items() if table is not None
+        },
         gallery=dictionaries,
         plots={name: _embed(name, figure) for name, figure in figures.items()},
         legends={name: legend for name, legend in LEGENDS.items() if figures[name].data},
@@ -65,12 +87,16 @@ def render_page(
 
 
 def _embed(name: str, figure: go.Figure) -> Markup:
-    """A picture; of one of nothing what it says, as text, which takes no more room than it needs."""
+    """A picture; of one of nothing what it says, as text, which takes the room it needs."""
     if not figure.data:
         words = figure.layout.annotations[0].text
-        return Markup("<p><b>{title}.</b> {words}</p>").format(title=figure.layout.title.text, words=words)
+        return Markup("<p><b>{title}.</b> {words}</p>").format(
+            title=figure.layout.title.text, words=words
+        )
     config = {"responsive": True, "displayModeBar": False}
-    return Markup(figure.to_html(full_html=False, include_plotlyjs=False, div_id=name, config=config))
+    return Markup(
+        figure.to_html(full_html=False, include_plotlyjs=False, div_id=name, config=config)
+    )
 
 
 def _side_by_side(matched: pd.DataFrame) -> pd.DataFrame:
@@ -82,8 +108,12 @@ def _side_by_side(matched: pd.DataFrame) -> pd.DataFrame:
     return matched[["layer", "encoding", "pca_encoding", "l0", "pca_l0", "l0_ratio", *pairs]]
 
 
-def _cells(shown: pd.DataFrame, table: pd.DataFrame) -> dict[str, list[list[dict[str, str]]] | list[str]]:
-    """Titles, and for each cell what is shown and what it is sorted by: a number in full, a text as it is."""
+def _cells(
+    shown: pd.DataFrame, table: pd.DataFrame
+) -> dict[str, list[list[dict[str, str]]] | list[str]]:
+    """Titles, and for each cell what is shown and what it is sorted by: a number in full, a text as
+    it is.
+    """
     texts, values = shown.to_numpy(object), table.to_numpy(object)
     rows = [
         [{"text": text, "sort": _sortable(value)} for text, value in zip(*pair, strict=True)]

@@ -18,10 +18,17 @@ from assay.pipelines.report.nodes import (
 from assay.pipelines.stream import bind
 
 
-def create_layer_pipeline(layer: int, encodings: Sequence[Encoding], *, again: Sequence[Model]) -> Pipeline:
-    """Join the metrics of one layer's encodings into its rows, and sum up its fits; ``again`` are those of k-means' further seeds."""
+def create_layer_pipeline(
+    layer: int, encodings: Sequence[Encoding], *, again: Sequence[Model]
+) -> Pipeline:
+    """Join the metrics of one layer's encodings into its rows, and sum up its fits; ``again`` are
+    those of k-means' further seeds.
+    """
     models = dict.fromkeys(encoding.model.name for encoding in encodings)
-    metrics = [*(f"{name}_errors" for name in models), *(f"scores_{encoding.name}" for encoding in encodings)]
+    metrics = [
+        *(f"{name}_errors" for name in models),
+        *(f"scores_{encoding.name}" for encoding in encodings),
+    ]
     agreements = [f"{model.name}_agreement" for model in again]
     return Pipeline(
         [
@@ -42,12 +49,17 @@ def create_layer_pipeline(layer: int, encodings: Sequence[Encoding], *, again: S
     )
 
 
-def create_pipeline(layers: Sequence[str], *, several_seeds: bool, gallery_classes: int | None) -> Pipeline:
+def create_pipeline(
+    layers: Sequence[str], *, several_seeds: bool, gallery_classes: int | None
+) -> Pipeline:
     """Gather every layer's rows into the table, its views, the pictures and the page.
 
-    Where k-means has several seeds their agreement is part of it, where the images are at hand a gallery of so many classes.
+    Where k-means has several seeds their agreement is part of it, where the images are at hand a
+    gallery of so many classes.
     """
-    rows, curves, examples = ([f"{kind}_{layer}" for layer in layers] for kind in ("rows", "curves", "examples"))
+    rows, curves, examples = (
+        [f"{kind}_{layer}" for layer in layers] for kind in ("rows", "curves", "examples")
+    )
     figures = [f"figure_{name}" for name in FIGURES]
     splits = [f"shards_{split}" for split in ("fit", "val", "probe_train", "probe_val")]
     shown = ["paper", "matched", "classes", "about"]
@@ -77,7 +89,11 @@ def create_pipeline(layers: Sequence[str], *, several_seeds: bool, gallery_class
             node(draw_figures, ["baselines", "classes", *curves], figures, name="report.draw"),
             node(
                 describe_data,
-                [rows[0], *splits, *(f"params:{name}" for name in ("standardize", "kmeans", "pca", "probe"))],
+                [
+                    rows[0],
+                    *splits,
+                    *(f"params:{name}" for name in ("standardize", "kmeans", "pca", "probe")),
+                ],
                 "about",
                 name="report.describe",
             ),

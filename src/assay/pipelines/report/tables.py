@@ -94,25 +94,36 @@ CLASSES = (
 
 
 def pool_seeds(baselines: pd.DataFrame) -> pd.DataFrame:
-    """One row a (layer, method, encoding, k), in the order of the table: ``seeds``, how many; the mean of each measure over them;
-    and under its name with ``_sd`` the sample standard deviation, missing where there is one seed."""
+    """One row a (layer, method, encoding, k), in the order of the table: ``seeds``, how many; the
+    mean of each measure over them; and under its name with ``_sd`` the sample standard deviation,
+    missing where there is one seed.
+    """
     groups = baselines.groupby(["layer", "method", "encoding", "k", "best_layer"], sort=False)
-    mean, spread = groups[list(MEASURES)].mean(), groups[list(MEASURES)].std(ddof=1).add_suffix("_sd")
+    mean, spread = (
+        groups[list(MEASURES)].mean(),
+        groups[list(MEASURES)].std(ddof=1).add_suffix("_sd"),
+    )
     return groups.size().rename("seeds").to_frame().join(mean).join(spread).reset_index()
 
 
 def tabulate_paper(baselines: pd.DataFrame) -> pd.DataFrame:
-    """One row a (method, encoding, k), at the layer that is best by train CE, k-means and PCA first: means over the seeds."""
+    """One row a (method, encoding, k), at the layer that is best by train CE, k-means and PCA
+    first: means over the seeds.
+    """
     pooled = pool_seeds(baselines)
     best = pooled[pooled["best_layer"]]
     order = best["method"].map(lambda method: {"kmeans": 0, "pca": 1}.get(method, 2))
-    return best.assign(order=order).sort_values(["order", "method", "k", "encoding"], ignore_index=True)[list(PAPER)]
+    return best.assign(order=order).sort_values(
+        ["order", "method", "k", "encoding"], ignore_index=True
+    )[list(PAPER)]
 
 
 def tabulate_classes(*layers: list[dict[str, Any]]) -> pd.DataFrame:
-    """One row for each (layer, encoding, seed, class): its best features by train and by validation CE. CE in nats.
+    """One row for each (layer, encoding, seed, class): its best features by train and by validation
+    CE. CE in nats.
 
-    A class that is absent from a split has a row of its own, with nothing but its label and ``absent_in``.
+    A class that is absent from a split has a row of its own, with nothing but its label and
+    ``absent_in``.
     """
     found = []
     for row in (row for layer in layers for row in layer):
@@ -120,21 +131,27 @@ def tabulate_classes(*layers: list[dict[str, Any]]) -> pd.DataFrame:
         found += [about | {"absent_in": ""} | each for each in row["classes"]]
         in_train, in_val = set(row["absent_in_train"]), set(row["absent_in_val"])
         for label in sorted(in_train | in_val):
-            where = [name for name, labels in (("train", in_train), ("val", in_val)) if label in labels]
+            where = [
+                name for name, labels in (("train", in_train), ("val", in_val)) if label in labels
+            ]
             found.append(about | {"label": label, "absent_in": " and ".join(where)})
     table = pd.DataFrame(found, columns=[*CLASSES]).sort_values(
         ["layer", "encoding", "seed", "label"], ignore_index=True
     )
     return table.assign(
-        **{name: pd.to_numeric(table[name]).astype("Int64") for name in COUNTS if name in table.columns}
+        **{
+            name: pd.to_numeric(table[name]).astype("Int64")
+            for name in COUNTS
+            if name in table.columns
+        }
     )
 
 
 def list_reconstructions(pooled: pd.DataFrame) -> pd.DataFrame:
     """The rows of pooled seeds that have an NMSE, at the L0 of what reconstructs.
 
-    The encodings of the same centers have one NMSE, that of the nearest center, and are one row of that name and of one entry a patch,
-    however dense the codes that are probed.
+    The encodings of the same centers have one NMSE, that of the nearest center, and are one row of
+    that name and of one entry a patch, however dense the codes that are probed.
     """
     rows = pooled.dropna(subset=["nmse"])
     by_center = _by_center(rows)
@@ -147,7 +164,9 @@ def list_reconstructions(pooled: pd.DataFrame) -> pd.DataFrame:
 
 def _by_center(rows: pd.DataFrame) -> pd.Series[bool]:
     """Whether a patch is reconstructed as its nearest center."""
-    return pd.Series([form is not None and form.is_by_center for form in _forms(rows)], rows.index, dtype=bool)
+    return pd.Series(
+        [form is not None and form.is_by_center for form in _forms(rows)], rows.index, dtype=bool
+    )
 
 
 def _forms(rows: pd.DataFrame) -> list[Form | None]:
@@ -158,13 +177,17 @@ def _forms(rows: pd.DataFrame) -> list[Form | None]:
 
 
 def match_budgets(baselines: pd.DataFrame) -> pd.DataFrame:
-    """Each row that is not PCA's beside the PCA row of its layer whose L0 is nearest to its own, by ratio; means over the seeds.
+    """Each row that is not PCA's beside the PCA row of its layer whose L0 is nearest to its own, by
+    ratio; means over the seeds.
 
-    ``l0_ratio`` says how near that is. Distances to all centers reconstruct nothing, so they have no NMSE here.
+    ``l0_ratio`` says how near that is. Distances to all centers reconstruct nothing, so they have
+    no NMSE here.
     """
     baselines = pool_seeds(baselines)
     distances = _by_center(baselines) & ~baselines["encoding"].str.endswith("-onehot")
-    baselines = baselines.assign(**{name: baselines[name].mask(distances) for name in ("nmse", "nmse_raw")})
+    baselines = baselines.assign(
+        **{name: baselines[name].mask(distances) for name in ("nmse", "nmse_raw")}
+    )
     pca = baselines[baselines["method"] == "pca"]
     shown, last = ["encoding", "l0", "nmse", "probe_r", "map"], ["nmse_raw"]
     found = []
@@ -173,10 +196,15 @@ def match_budgets(baselines: pd.DataFrame) -> pd.DataFrame:
         if len(peers) and row["l0"] > 0:
             nearest = peers.iloc[int(np.abs(np.log(peers["l0"].to_numpy() / row["l0"])).argmin())]
             both = [
-                {f"{whose}{name}": of[name] for name in shown + last} for whose, of in (("", row), ("pca_", nearest))
+                {f"{whose}{name}": of[name] for name in shown + last}
+                for whose, of in (("", row), ("pca_", nearest))
             ]
-            found.append({"layer": row["layer"], "l0_ratio": row["l0"] / nearest["l0"]} | both[0] | both[1])
-    columns = [f"{whose}{name}" for names in (shown, last) for whose in ("", "pca_") for name in names]
+            found.append(
+                {"layer": row["layer"], "l0_ratio": row["l0"] / nearest["l0"]} | both[0] | both[1]
+            )
+    columns = [
+        f"{whose}{name}" for names in (shown, last) for whose in ("", "pca_") for name in names
+    ]
     return pd.DataFrame(found, columns=["layer", *columns, "l0_ratio"])
 
 
@@ -193,7 +221,9 @@ def to_latex(paper: pd.DataFrame) -> str:
     shown = show_paper(paper)
     columns = "".join("l" if name in ("method", "encoding") else "r" for name in shown.columns)
     titled = shown.rename(columns=TITLES)
-    styled = titled.style.hide(axis="index").format(_escape).format_index(escape="latex", axis="columns")
+    styled = (
+        titled.style.hide(axis="index").format(_escape).format_index(escape="latex", axis="columns")
+    )
     return str(styled.to_latex(hrules=True, column_format=columns))
 
 
@@ -205,7 +235,9 @@ def title_of(column: str) -> str:
 
 
 def format_cell(value: Any, column: str) -> str:
-    """A number as a table shows it: counts whole, L0 to four digits or whole, three decimals, or one digit where those would be 0."""
+    """A number as a table shows it: counts whole, L0 to four digits or whole, three decimals, or
+    one digit where those would be 0.
+    """
     if value is None or pd.isna(value):
         return "–"
     if isinstance(value, bool | np.bool_):
@@ -221,13 +253,17 @@ def format_cell(value: Any, column: str) -> str:
 
 def show(table: pd.DataFrame) -> pd.DataFrame:
     """Every cell as text."""
-    return pd.DataFrame({name: [format_cell(value, name) for value in table[name]] for name in table.columns})
+    return pd.DataFrame(
+        {name: [format_cell(value, name) for value in table[name]] for name in table.columns}
+    )
 
 
 def show_paper(paper: pd.DataFrame) -> pd.DataFrame:
-    """Every cell of the table for a paper as text; a measure over several seeds as mean ± standard deviation.
+    """Every cell of the table for a paper as text; a measure over several seeds as mean ± standard
+    deviation.
 
-    Where there is one seed everywhere, their number is left out; raw NMSE is there where a row has no other.
+    Where there is one seed everywhere, their number is left out; raw NMSE is there where a row has
+    no other.
     """
     names = [name for name in PAPER if not name.endswith("_sd")]
     names.remove("nmse_raw")
@@ -239,7 +275,8 @@ def show_paper(paper: pd.DataFrame) -> pd.DataFrame:
     for name in (name for name in MEASURES if name in names):
         spread = paper[f"{name}_sd"]
         texts = [
-            f" ± {format_cell(sd, name)}" if known else "" for sd, known in zip(spread, spread.notna(), strict=True)
+            f" ± {format_cell(sd, name)}" if known else ""
+            for sd, known in zip(spread, spread.notna(), strict=True)
         ]
         shown[name] = [mean + text for mean, text in zip(shown[name], texts, strict=True)]
     return shown
