@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from assay.io.shards import Shards, stream_reader, write_shards
+from assay.io.shards import Shards, windows, write_shards
 from assay.io.shards.metadata import Metadata
 
 LAYERS, TOKENS, D_MODEL, LAYER = (18, 19, 20, 21, 22, 23), 256, 1024, 21
@@ -79,18 +79,18 @@ def read_batches(shards: Shards, threads: int, shuffle: bool) -> None:
 def bytes_read(read: Callable[[], None]) -> int:
     """What a pass asks of the kernel."""
     counts: list[int] = []
-    read_pieces = stream_reader.read_pieces
+    read_pieces = windows.read_pieces
 
-    def counting(descriptor: int, pieces: stream_reader.Pieces, offset: int) -> int:
+    def counting(descriptor: int, pieces: windows.Pieces, offset: int) -> int:
         n = read_pieces(descriptor, pieces, offset)
         counts.append(n)
         return n
 
-    stream_reader.read_pieces = counting
+    windows.read_pieces = counting
     try:
         read()
     finally:
-        stream_reader.read_pieces = read_pieces
+        windows.read_pieces = read_pieces
     return sum(counts)
 
 

@@ -28,6 +28,7 @@ from assay.io.datasets import CheckpointsDataset
 from assay.io.locks import Locks
 from assay.parameters import KMeansParameters, PCAParameters, ProbeParameters, SparsityParameters
 from assay.prune import find_leftovers, remove
+from assay.runnable import check_runnable
 from assay.work import FOLDER as LOCKS
 from assay.work import WorkHook, taken_on
 
@@ -593,10 +594,10 @@ def test_a_missing_input_is_named_with_the_node_that_makes_it(tmp_path):
     with pytest.raises(
         FileNotFoundError, match=r"`kmeans_model` does not exist .*run `fit_kmeans` first"
     ):
-        project.freshness().check(PIPELINE.only_nodes("encode"))
+        check_runnable(project.freshness(), PIPELINE.only_nodes("encode"))
     project.run()
     with pytest.raises(FileNotFoundError, match=r"`codes` does not exist .*run `encode` first"):
-        project.freshness().check(PIPELINE.only_nodes("probe"))
+        check_runnable(project.freshness(), PIPELINE.only_nodes("probe"))
 
 
 def test_a_missing_source_is_named_with_its_path(project):
@@ -605,7 +606,7 @@ def test_a_missing_source_is_named_with_its_path(project):
     with pytest.raises(
         FileNotFoundError, match=r"`shards` does not exist .*shards\.txt.*: correct its path"
     ):
-        project.freshness().check(todo)
+        check_runnable(project.freshness(), todo)
 
 
 def test_a_source_that_cannot_be_read_is_named_with_the_reason(project):

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import copy
 import importlib.util
-import math
 import sys
 import time
 import traceback
@@ -27,17 +26,12 @@ from kedro.io import DataCatalog, DatasetError
 from kedro.pipeline import Pipeline
 from kedro.runner import AbstractRunner
 from kedro.utils import find_kedro_project, load_obj
-from rich import box
 from rich.console import Console
-from rich.measure import Measurement
-from rich.table import Table
 
 from assay.pipelines.stopping import exit_code, signals_stop
 from assay.pipelines.watch import watched
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from assay.work import Work
 
 FILTERS = ("tags", "from_nodes", "to_nodes", "node_names", "from_inputs", "to_outputs")
@@ -320,6 +314,8 @@ def _say_results(
     console: Console, selected: Pipeline, catalog: DataCatalog, work: Work, seconds: float
 ) -> None:
     if "baselines" in selected.all_outputs():
+        from assay.pipelines.report.terminal import render_table
+
         work.freshness.verify("baselines")
         console.print(render_table(catalog.load("baselines")))
         for what, name in {"Table:": "baselines", "Report:": "report_page"}.items():
@@ -336,81 +332,3 @@ def _say_results(
 
 def _relative(path: Path, project: Path) -> Path:
     return path.relative_to(project) if path.is_relative_to(project) else path
-
-
-HEADINGS = {
-    "nmse_raw": "nmse\nraw",
-    "l0": "L0",
-    "probe_r": "probe\nR",
-    "map": "mAP",
-    "purity_at_16": "purity\n@16",
-    "coverage_at_0.3": "cover\n@0.3",
-    "best_layer": "*",
-}
-TABLE_WIDTH = 80
-
-
-def render_table(baselines: pd.DataFrame) -> Table:
-    """The table as the terminal shows it, in 80 columns: layers apart, a star at the best layer of
-    each (method, encoding, k).
-
-    Of several seeds it shows the mean. Where that is too wide, first the method, which every
-    encoding's name begins with, and then k are left to the file; after that an encoding's name
-    takes several lines. Nothing is cut.
-    """
-    from assay.pipelines.report.tables import pool_seeds
-
-    several = bool(baselines.duplicated(["layer", "encoding"]).any())
-    shown = [name for name in baselines.columns if name != "seed"]
-    title = (
-        "k-means and PCA baselines"
-        if set(baselines["method"]) <= {"kmeans", "pca"}
-        else "Baselines and dictionaries"
-    )
-    if several:
-        baselines, title = pool_seeds(baselines), f"{title}, means over seeds"
-    unbounded = Console(width=10_000)
-    for hidden in ((), ("method",), ("method", "k")):
-        table = _lay_out(baselines, [name for name in shown if name not in hidden], title)
-        if Measurement.get(unbounded, unbounded.options, table).maximum <= TABLE_WIDTH:
-            break
-    return table
-
-
-def _lay_out(baselines: pd.DataFrame, shown: list[str], title: str) -> Table:
-    caption = "*: the layer of the lowest mean train CE of the classes' best features"
-    table = Table(
-        title=title,
-        caption=caption,
-        box=box.SIMPLE_HEAD,
-        padding=0,
-        collapse_padding=True,
-        show_edge=False,
-    )
-    for column in shown:
-        text = column in ("method", "encoding", "best_layer")
-        table.add_column(
-            HEADINGS.get(column, column),
-            justify="left" if text else "right",
-            no_wrap=column != "encoding",
-            overflow="fold",
-        )
-    for _, rows in baselines.groupby("layer"):
-        for row in rows[shown].itertuples(index=False):
-            table.add_row(*map(_cell, row, shown))
-        table.add_section()
-    return table
-
-
-def _cell(value: Any, column: str) -> str:
-    if isinstance(value, bool):
-        return "*" if value else ""
-    if not isinstance(value, float):
-        return str(value)
-    if math.isnan(value):
-        return "-"
-    if value.is_integer():
-        return f"{value:.0f}"
-    if column == "l0":
-        return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
-    return f"{value:.3f}" if abs(value) >= 0.001 else f"{value:.0e}"

@@ -59,6 +59,13 @@ class Model:
         """The name of what was fitted: of files and datasets."""
         return f"{self.method}-seed-{self.seed}" if self.is_of_several else self.method
 
+    @property
+    def family(self) -> Family | None:
+        """What is fitted here under the method's name; None for a dictionary that is not Assay's
+        own.
+        """
+        return next((family for family in KINDS if family == self.method), None)
+
     @classmethod
     def parse(cls, name: str) -> Self:
         """The model of a name; of a seed that the name does not say nothing is known."""

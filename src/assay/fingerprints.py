@@ -52,7 +52,7 @@ class Fingerprints:
         catalog: the datasets.
         pipeline: every node there is, so that inputs can be followed to their sources.
         load_versions: versions that are asked for by the datasets' names, whatever they were made
-            from.
+            from: ``pinned``.
     """
 
     def __init__(
@@ -64,14 +64,14 @@ class Fingerprints:
         self.catalog = catalog
         self.made_by = {output: node for node in pipeline.nodes for output in node.outputs}
         self._wanted: dict[str, str] = {}
-        self._pinned = load_versions or {}
+        self.pinned = load_versions or {}
 
     def fingerprint(self, name: str) -> str:
         """The fingerprint that ``name`` has when it is made from the inputs and parameters as they
         are now.
         """
-        if name in self._pinned:
-            return f"version {self._pinned[name]}"
+        if name in self.pinned:
+            return f"version {self.pinned[name]}"
         if name not in self._wanted:
             self._wanted[name] = self._compute(name)
         return self._wanted[name]
@@ -88,7 +88,7 @@ class Fingerprints:
             )
         if name in self.made_by:
             made = self._of_node(self.made_by[name])
-            dataset = self._kept(name)
+            dataset = self.kept(name)
             # Codes that are rounded as they are saved are not those of the node.
             rounded = isinstance(dataset, CodesDataset) and dataset.dtype != "float32"
             return _digest([made, dataset.dtype]) if rounded else made
@@ -116,9 +116,9 @@ class Fingerprints:
 
     def is_kept(self, name: str) -> bool:
         """Whether a result is more than memory."""
-        return self._kept(name) is not None
+        return self.kept(name) is not None
 
-    def _kept(self, name: str) -> Any:
+    def kept(self, name: str) -> Any:
         """The dataset of a result that is more than memory."""
         dataset = self.catalog.get(name) if name in self.catalog else None
         return None if type(dataset).__name__ == "MemoryDataset" else dataset

@@ -20,7 +20,7 @@ from kedro.io.core import generate_timestamp
 from kedro.pipeline import Pipeline
 from kedro.pipeline.node import Node
 
-from assay.fingerprints import UNKNOWN, Fingerprints, is_parameter
+from assay.fingerprints import UNKNOWN, Fingerprints
 from assay.io.datasets import CodesDataset
 from assay.io.publish import publish_file
 from assay.io.records import Record, Records
@@ -73,57 +73,6 @@ class Freshness(Fingerprints):
                 fed.update(node.inputs)
         return pipeline.only_nodes(*needed) if needed else Pipeline([])
 
-    def check(self, pipeline: Pipeline) -> None:
-        """Check that what ``pipeline`` reads and does not make is there, and that what it makes can
-        be put in its place.
-
-        Raises:
-            FileNotFoundError: naming what is missing and the node that makes it.
-            ValueError: a version is asked for of what has none or is to be made, or a file is in
-                the way.
-        """
-        self._check_pinned(pipeline)
-        for name in sorted(pipeline.inputs()):
-            if is_parameter(name) or name in self._pinned:
-                continue
-            maker = self.made_by.get(name)
-            if maker is None and not self.catalog.exists(name):
-                raise FileNotFoundError(
-                    f"`{name}` does not exist ({self.catalog.get(name)!r}): correct its path."
-                )
-            if maker is not None and not (self.is_kept(name) and self.is_current(name)):
-                raise FileNotFoundError(
-                    f"`{name}` does not exist for these shards and parameters: run `{maker.name}`"
-                    " first, or leave the filters out."
-                )
-        for name in sorted(pipeline.all_outputs()):
-            dataset = self._kept(name)
-            if isinstance(dataset, AbstractVersionedDataset) and folder_of(dataset).is_file():
-                raise ValueError(
-                    f"{folder_of(dataset)} is a file, wanted the folder of the versions of"
-                    f" `{name}`: move it away."
-                )
-
-    def _check_pinned(self, pipeline: Pipeline) -> None:
-        for name, version in self._pinned.items():
-            if name not in self.made_by:  # the catalog's patterns would take a slip for a name
-                raise ValueError(
-                    f"`{name}` is no result of this pipeline: correct its name in --load-versions."
-                )
-            versioned = isinstance(self.catalog.get(name), AbstractVersionedDataset)
-            if not versioned:
-                raise ValueError(f"`{name}` has no versions: leave --load-versions out.")
-            if not self.is_current(name):
-                raise FileNotFoundError(
-                    f"`{name}` has no version {version}: leave --load-versions out, or name one it"
-                    " has."
-                )
-            if name in pipeline.all_outputs():
-                raise ValueError(
-                    f"`{name}` is to be made, and --load-versions asks for {version} of it: leave"
-                    " one out."
-                )
-
     def place(self, catalog: DataCatalog, renewed: Collection[str] = ()) -> None:
         """Point every result in ``catalog`` at its place: where its record says, or where it is to
         be made.
@@ -144,8 +93,8 @@ class Freshness(Fingerprints):
                 dataset._clear_version_cache()
 
     def _choose_version(self, name: str, renewed: bool) -> str:
-        if name in self._pinned:
-            return self._pinned[name]
+        if name in self.pinned:
+            return self.pinned[name]
         wanted = self._told(name)
         record = self.records.read(name, wanted)
         if (
@@ -218,7 +167,7 @@ class Freshness(Fingerprints):
         """Note that ``node`` has saved ``name`` whole, from inputs of the fingerprints that were
         told when it was placed.
         """
-        dataset = self._kept(name)
+        dataset = self.kept(name)
         if dataset is None:
             return
         path = self._path(name)
@@ -246,7 +195,7 @@ class Freshness(Fingerprints):
         """
         if self._is_fixed(name):
             self.records.forget_all(name)
-        elif isinstance(self._kept(name), CodesDataset):
+        elif isinstance(self.kept(name), CodesDataset):
             self.records.forget(name, self.fingerprint(name))
 
     def verify(self, name: str) -> None:
@@ -255,7 +204,7 @@ class Freshness(Fingerprints):
         Raises:
             ValueError: it is not.
         """
-        dataset = self._kept(name)
+        dataset = self.kept(name)
         if dataset is None or name not in self.made_by:
             return
         record = self._record(name)
@@ -273,8 +222,8 @@ class Freshness(Fingerprints):
     def is_current(self, name: str) -> bool:
         """Whether a result is there, as its record says, for the fingerprint that is wanted."""
         record = self._record(name)
-        dataset = self._kept(name)
-        if name in self._pinned and record is None:
+        dataset = self.kept(name)
+        if name in self.pinned and record is None:
             return self._path(name).is_file()
         if record is None or dataset is None:
             return False
@@ -290,16 +239,16 @@ class Freshness(Fingerprints):
         return stat.st_mtime_ns == record.mtime_ns or _content_of(dataset, path) == record.content
 
     def _record(self, name: str) -> Record | None:
-        if name not in self._pinned:
+        if name not in self.pinned:
             return self.records.read(name, self.fingerprint(name))
         return next(
-            (found for found in self.records.of_name(name) if found.version == self._pinned[name]),
+            (found for found in self.records.of_name(name) if found.version == self.pinned[name]),
             None,
         )
 
     def _is_fixed(self, name: str) -> bool:
         """Whether a result has one place for all settings."""
-        dataset = self._kept(name)
+        dataset = self.kept(name)
         return dataset is not None and not isinstance(
             dataset, AbstractVersionedDataset | CodesDataset
         )
@@ -311,9 +260,9 @@ class Freshness(Fingerprints):
 
     def _path(self, name: str) -> Path:
         """The file or folder of a result, once it is placed."""
-        dataset = self._kept(name)
+        dataset = self.kept(name)
         if isinstance(dataset, AbstractVersionedDataset):
-            version = self._pinned.get(name) or self._versions[name]
+            version = self.pinned.get(name) or self._versions[name]
             return folder_of(dataset) / version / folder_of(dataset).name
         return Path(dataset.folder if isinstance(dataset, CodesDataset) else dataset._filepath)
 

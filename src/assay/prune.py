@@ -24,6 +24,7 @@ from assay.io.datasets import CodesDataset
 from assay.io.locks import Locks
 from assay.io.records import Record
 from assay.preflight import check_shards
+from assay.runnable import check_runnable
 from assay.work import FOLDER as LOCKS
 from assay.work import current_freshness, taken_on
 
@@ -151,7 +152,7 @@ def prune(env: str | None, params: dict[str, Any], dry_run: bool) -> None:
             project, parameters = current_configuration()
             check_shards(parameters, project)
             freshness = current_freshness()
-            freshness.check(pipelines["__default__"])
+            check_runnable(freshness, pipelines["__default__"])
             # what is shown of other settings is told from somebody's own by its version, which is
             # to go
             if not dry_run:

@@ -27,6 +27,7 @@ from assay.configuration import current_configuration
 from assay.freshness import Freshness
 from assay.io.checkpoints import Checkpoints
 from assay.io.locks import Locks
+from assay.runnable import check_runnable
 
 logger = logging.getLogger(__name__)
 
@@ -114,7 +115,7 @@ def _settle(freshness: Freshness, locks: Locks, selected: Pipeline, force: bool)
     told: set[str] = set()
     while True:
         todo = selected if force else freshness.stale(selected)
-        freshness.check(todo)
+        check_runnable(freshness, todo)
         makers = {freshness.lock_of(node): node for node in todo.nodes}
         readers = {
             freshness.lock_of(freshness.made_by[name])

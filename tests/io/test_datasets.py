@@ -35,7 +35,7 @@ from assay.io.datasets import (
     TensorsDataset,
     find_shards,
 )
-from assay.io.shards import Shards, stream_reader
+from assay.io.shards import Shards, windows
 from assay.io.shards.metadata import Metadata
 from assay.io.tensors import fingerprint_tensors
 
@@ -255,7 +255,7 @@ def test_loading_shards_reads_no_array(shards: Path, monkeypatch: pytest.MonkeyP
     def fail(*_: object) -> None:
         raise AssertionError("an array was read")
 
-    monkeypatch.setattr(stream_reader, "read_pieces", fail)
+    monkeypatch.setattr(windows, "read_pieces", fail)
     loaded = ShardsDataset(filepath=str(shards)).load()
     with pytest.raises(AssertionError, match="an array was read"):
         next(loaded.batches(layer=23, batch_size=2))

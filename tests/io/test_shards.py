@@ -16,7 +16,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from assay.io.shards import LayerActivations, Shards, stream_reader, write_shards
+from assay.io.shards import LayerActivations, Shards, windows, write_shards
 from assay.io.shards import order as module
 from assay.io.shards.metadata import Metadata
 
@@ -202,13 +202,13 @@ def test_only_the_asked_layer_is_read(
     folder: Path, layer: int, shuffle: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[tuple[int, int]] = []
-    read_pieces = stream_reader.read_pieces
+    read_pieces = windows.read_pieces
 
-    def noting(descriptor: int, pieces: stream_reader.Pieces, offset: int) -> int:
+    def noting(descriptor: int, pieces: windows.Pieces, offset: int) -> int:
         read.append((offset, int(pieces[:, 1].sum())))
         return read_pieces(descriptor, pieces, offset)
 
-    monkeypatch.setattr(stream_reader, "read_pieces", noting)
+    monkeypatch.setattr(windows, "read_pieces", noting)
     shards = Shards(folder)
     assert read == []
     assert sum(map(len, shards.batches(layer=layer, batch_size=2, shuffle=shuffle))) == 15
@@ -223,9 +223,9 @@ def test_only_the_asked_layer_is_read(
 def test_reads_that_come_in_pieces_are_put_together(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read_pieces = stream_reader.read_pieces
+    read_pieces = windows.read_pieces
     monkeypatch.setattr(
-        stream_reader,
+        windows,
         "read_pieces",
         lambda fd, pieces, offset: read_pieces(
             fd, np.minimum(pieces[:1], np.array([2**64 - 1, 5], np.uintp)), offset
@@ -299,14 +299,14 @@ def test_shuffle_holds_two_windows_at_the_most(
     monkeypatch.setattr(module, "WINDOW_TOKENS", 200)
     monkeypatch.setattr(module, "WINDOW_BATCHES", 2)
     n_read = 0
-    read_pieces = stream_reader.read_pieces
+    read_pieces = windows.read_pieces
 
-    def noting(descriptor: int, pieces: stream_reader.Pieces, offset: int) -> int:
+    def noting(descriptor: int, pieces: windows.Pieces, offset: int) -> int:
         nonlocal n_read
         n_read += int(pieces[:, 1].sum()) // 8
         return read_pieces(descriptor, pieces, offset)
 
-    monkeypatch.setattr(stream_reader, "read_pieces", noting)
+    monkeypatch.setattr(windows, "read_pieces", noting)
     given_out = 0
     for batch in numbered.batches(layer=0, batch_size=48, shuffle=True, threads=1):
         assert n_read - given_out <= 2 * 240  # 200 tokens, rounded up to whole batches

@@ -20,7 +20,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from assay.io.shards import Shards, buffers, default_threads, preadv, stream_reader, write_shards
+from assay.io.shards import Shards, buffers, default_threads, preadv, windows, write_shards
 from assay.io.shards import order as orders
 from assay.io.shards.metadata import Metadata
 
@@ -75,8 +75,8 @@ def shrink(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(orders, "WINDOW_TOKENS", 20)
     patch.setattr(orders, "WINDOW_BATCHES", 2)
     patch.setattr(orders, "RUN_TOKENS", 4)
-    patch.setattr(stream_reader, "READ_BYTES", 7 * D_MODEL * 4)
-    patch.setattr(stream_reader, "IOV_MAX", 2)
+    patch.setattr(windows, "READ_BYTES", 7 * D_MODEL * 4)
+    patch.setattr(windows, "IOV_MAX", 2)
 
 
 @settings(deadline=None, max_examples=60)
@@ -229,9 +229,9 @@ def test_closing_early_stops_the_threads(shards: Shards) -> None:
 def test_errors_in_a_reading_thread_reach_the_caller(
     shards: Shards, shuffle: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read_pieces, calls = stream_reader.read_pieces, 0
+    read_pieces, calls = windows.read_pieces, 0
 
-    def failing(descriptor: int, pieces: stream_reader.Pieces, offset: int) -> int:
+    def failing(descriptor: int, pieces: windows.Pieces, offset: int) -> int:
         nonlocal calls
         calls += 1
         assert threading.current_thread() is not threading.main_thread()
@@ -239,7 +239,7 @@ def test_errors_in_a_reading_thread_reach_the_caller(
             raise OSError(5, "the disk is on fire")
         return read_pieces(descriptor, pieces, offset)
 
-    monkeypatch.setattr(stream_reader, "read_pieces", failing)
+    monkeypatch.setattr(windows, "read_pieces", failing)
     stream = shards.batches(layer=1, batch_size=4, shuffle=shuffle)
     with pytest.raises(
         OSError, match=r"the disk is on fire, reading [0-9]+ bytes from byte [0-9]+ on: '.*acts"
@@ -364,14 +364,14 @@ def test_a_resumed_pass_reads_only_what_is_left(
 ) -> None:
     shrink(monkeypatch)
     read = 0
-    read_pieces = stream_reader.read_pieces
+    read_pieces = windows.read_pieces
 
-    def counting(descriptor: int, pieces: stream_reader.Pieces, offset: int) -> int:
+    def counting(descriptor: int, pieces: windows.Pieces, offset: int) -> int:
         nonlocal read
         read += int(pieces[:, 1].sum())
         return read_pieces(descriptor, pieces, offset)
 
-    monkeypatch.setattr(stream_reader, "read_pieces", counting)
+    monkeypatch.setattr(windows, "read_pieces", counting)
     stream = shards.batches(layer=1, batch_size=4, shuffle=True)
     for _ in range(7):
         next(stream)
@@ -449,15 +449,15 @@ def test_on_cuda_a_wrong_number_is_named_at_its_batch(
 def test_on_cuda_what_fails_ahead_is_raised_in_its_turn(
     shards: Shards, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, windows = stream_reader._begin, []
+    real, begun = windows._begin, []
 
     def begin(*given: Any) -> Any:
-        windows.append(given)
-        if len(windows) == 3:
+        begun.append(given)
+        if len(begun) == 3:
             raise OSError("the disk is gone")
         return real(*given)
 
-    monkeypatch.setattr(stream_reader, "_begin", begin)
+    monkeypatch.setattr(windows, "_begin", begin)
     batches = shards.batches(layer=1, batch_size=4, shuffle=True, device="cuda")
     found = list(itertools.islice(batches, 5))
     with pytest.raises(OSError, match="the disk is gone"):

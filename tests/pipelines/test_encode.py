@@ -15,7 +15,7 @@ from assay.encodings import Encoding, Form, Model
 from assay.io.checkpoints import Checkpoints
 from assay.io.codes import StoredCodes, write_codes
 from assay.io.codes.layout import Dtype
-from assay.io.shards import Shards, stream_reader
+from assay.io.shards import Shards, windows
 from assay.io.tensors import fingerprint_tensors
 from assay.numerics.codes import TopKCodes, densify
 from assay.parameters import (
@@ -245,10 +245,8 @@ def test_a_pass_can_start_at_any_patch(encode, encoding, start):
 
 
 def test_nothing_is_read_before_the_first_batch(encode, monkeypatch):
-    seen, read = [], stream_reader.read_pieces
-    monkeypatch.setattr(
-        stream_reader, "read_pieces", lambda *args: (seen.append(args), read(*args))[1]
-    )
+    seen, read = [], windows.read_pieces
+    monkeypatch.setattr(windows, "read_pieces", lambda *args: (seen.append(args), read(*args))[1])
     codes = encode("kmeans-invdist")
     assert not seen
     next(codes.batches(10))

@@ -18,7 +18,7 @@ import assay
 from assay.encodings import Encoding, Form, Model
 from assay.io.checkpoints import Checkpoints
 from assay.io.shards import Shards
-from assay.tracking import TrackingHook, finish_taken_up, process, run
+from assay.tracking import TrackingHook, finish_taken_up, manifest, process
 from assay.tracking.connection import FAILURE
 from assay.tracking.describe import flat_params, versions
 from assay.tracking.hook import InterruptedRunError
@@ -187,8 +187,8 @@ def test_an_interrupt_while_a_run_is_finished_leaves_nothing_open(
     interrupt(hook)
     assert "RUNNING" not in {each.info.status for each in runs().values()}
     assert parent_of(runs).info.status == "KILLED"
-    (manifest,) = (project / run.MANIFESTS).iterdir()
-    assert json.loads(manifest.read_text())["status"] == "KILLED"
+    (written,) = (project / manifest.MANIFESTS).iterdir()
+    assert json.loads(written.read_text())["status"] == "KILLED"
 
 
 def test_an_interrupt_while_mlflow_is_waited_for_leaves_nothing_open(begin, runs, monkeypatch):

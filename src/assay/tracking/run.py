@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import sys
-import time
 import traceback
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -15,13 +13,12 @@ from kedro.io import DataCatalog
 from mlflow.entities import Param, RunTag
 
 from assay.encodings import Encoding, child_name, layer_name
-from assay.io.publish import publish_file
 from assay.tracking.child_runs import ChildRuns
 from assay.tracking.children import Child, agreement_metrics, errors_of, known_metrics, thinned
 from assay.tracking.connection import Connection, end_with_reason, forget_failure
-from assay.tracking.describe import flat_params, git_state, sum_by_stage, versions
+from assay.tracking.describe import flat_params
+from assay.tracking.manifest import Manifest
 
-MANIFESTS = Path("data/08_reporting/manifests")
 PARAMS = 100  # and so many parameters
 STEPS = 40  # of a fit that each of its children is told
 
@@ -49,15 +46,7 @@ class Run(ChildRuns):
             for layer in parameters["layers"]
             for name in rows
         }
-        self._began = time.perf_counter()
-        self._manifest = {
-            "run_id": run_params["run_id"],
-            "command": sys.argv[1:],
-            "environment": run_params["env"],
-            "parameters": parameters,
-            "versions": versions(),
-            "git": git_state(project),
-        }
+        self._manifest = Manifest(project, run_params, parameters)
         if self._parent:
             self._log_parameters(self._parent.run_id, flat_params(parameters))
 
@@ -213,7 +202,8 @@ class Run(ChildRuns):
                     self._submit(
                         each.name, self._client.set_tag, parent, "mlflow.note.content", note
                     )
-            path = self._write_manifest(status, trace)
+            self._write_manifest(status, trace)
+            path = self._manifest.path
             self._submit(path.name, self._client.log_artifact, parent, str(path))
         self._writer.submit_always("the end of the children", self._end_children, reason)
         self._connection.close(status, reason)
@@ -258,30 +248,13 @@ class Run(ChildRuns):
             else None
         )
 
-    def _write_manifest(self, status: str, reason: str | None) -> Path:
-        shards = {
-            split: dataset.load() for split, dataset in self._shards.items() if dataset.exists()
-        }
-        manifest = self._manifest | {
-            "status": status,
-            "failure": reason,
-            "not_logged": self._writer.failure,
-            "shards": {
-                split: {
-                    "name": handle.name,
-                    "fingerprint": handle.fingerprint(),
-                    "ckpt": handle.metadata.ckpt,
-                }
-                for split, handle in shards.items()
+    def _write_manifest(self, status: str, trace: str | None) -> None:
+        self._manifest.write(
+            status,
+            failure=trace,
+            not_logged=self._writer.failure,
+            shards={
+                split: dataset.load() for split, dataset in self._shards.items() if dataset.exists()
             },
-            "seconds": {name: round(value, 3) for name, value in self.seconds.items()},
-            "seconds_by_stage": {
-                name: round(value, 3) for name, value in sum_by_stage(self.seconds).items()
-            },
-            "seconds_in_all": round(time.perf_counter() - self._began, 3),
-        }
-        path = self._project / MANIFESTS / f"{self._manifest['run_id']}.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with publish_file(path) as partial:
-            partial.write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-        return path
+            seconds=self.seconds,
+        )

@@ -27,8 +27,8 @@ class CheckpointsDataset(AbstractDataset[Never, Checkpoints]):
 
         Python::
 
-            checkpoints =
-            CheckpointsDataset(filepath="data/06_models/.checkpoints/layer_23/pca").load()
+            folder = "data/06_models/.checkpoints/layer_23/pca"
+            checkpoints = CheckpointsDataset(filepath=folder).load()
     """
 
     def __init__(self, *, filepath: str, metadata: dict[str, Any] | None = None) -> None:

@@ -56,8 +56,8 @@ class CodesDataset(AbstractDataset[SourcedCodes, StoredCodes]):
                 encoding="pca-topk-00064",
                 layer="layer_23",
             ).load()
-            for batch in codes.batches(batch_size=4096):  # values, indices (4096, 64) and error
-            (4096,)
+            for batch in codes.batches(batch_size=4096):
+                # values, indices (4096, 64) and error (4096,)
                 ...
     """
 

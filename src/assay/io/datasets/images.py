@@ -37,8 +37,8 @@ class ImagesDataset(AbstractDataset[npt.NDArray[np.uint8], Images]):
         Python::
 
             images = ImagesDataset(
-                filepath="ADEChallengeData2016/images/validation", layout={"patch_size": 16,
-                "resize": 256, "crop": True}
+                filepath="ADEChallengeData2016/images/validation",
+                layout={"patch_size": 16, "resize": 256, "crop": True},
             ).load()
             image = images.read(7, n_patches=256)  # uint8 (256, 256, 3)
     """

@@ -35,8 +35,9 @@ class SaevInferenceDataset(AbstractDataset[Never, Any]):
 
         Python::
 
-            saev = SaevInferenceDataset(run="runs/z55bntm1",
-            shards="data/01_raw/saev/shards/687023f7", part="codes") token_acts = saev.load()
+            token_acts = SaevInferenceDataset(
+                run="runs/z55bntm1", shards="data/01_raw/saev/shards/687023f7", part="codes"
+            ).load()
     """
 
     def __init__(

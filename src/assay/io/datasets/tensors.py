@@ -31,8 +31,8 @@ class TensorsDataset(AbstractVersionedDataset[dict[str, Tensor], dict[str, Tenso
 
         Python::
 
-            components =
-            TensorsDataset(filepath="data/06_models/layer_23/pca.safetensors").load()["components"]
+            model = TensorsDataset(filepath="data/06_models/layer_23/pca.safetensors").load()
+            components = model["components"]
     """
 
     def __init__(

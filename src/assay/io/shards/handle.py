@@ -2,7 +2,7 @@
 
 A shard is a C-contiguous little-endian float32 array (examples_per_shard, n_layers, tokens,
 d_model). The content tokens of one (example, layer) are one run of bytes. They are read by `preadv`
-(io/shards/stream_reader.py), not through a memory map: a file that shrinks while it is read gives a
+(io/shards/windows.py), not through a memory map: a file that shrinks while it is read gives a
 ValueError here, and would kill the process there.
 """
 
@@ -28,7 +28,8 @@ from assay.io.shards.metadata import (
     sized_shard,
 )
 from assay.io.shards.order import Order, OrderFile, Sequential, Shuffled
-from assay.io.shards.stream_reader import Batches, LayerBytes
+from assay.io.shards.stream_reader import Batches
+from assay.io.shards.windows import LayerBytes
 from assay.io.shards.writing import _hash, _short_hash
 
 logger = logging.getLogger(__name__)

@@ -234,20 +234,24 @@ def title_of(column: str) -> str:
     return TITLES.get(column, column.replace("_", " "))
 
 
-def format_cell(value: Any, column: str) -> str:
+def format_cell(value: Any, column: str, *, narrow: bool = False) -> str:
     """A number as a table shows it: counts whole, L0 to four digits or whole, three decimals, or
     one digit where those would be 0.
+
+    Where room is ``narrow``, as in a terminal, L0 has three digits, a whole number no decimals, and
+    what is missing a hyphen, which any terminal's font has.
     """
     if value is None or pd.isna(value):
-        return "–"
+        return "-" if narrow else "–"
     if isinstance(value, bool | np.bool_):
         return "*" if value else ""
     if not isinstance(value, float):
         return str(value)
-    if column.endswith("l0"):
-        return f"{value:.4g}" if abs(value) < 1000 else f"{value:.0f}"
-    if column in COUNTS:
+    if column in COUNTS or (narrow and value.is_integer()):
         return f"{value:.0f}"
+    if column.endswith("l0"):
+        digits = 3 if narrow else 4
+        return f"{value:.{digits}g}" if abs(value) < 1000 else f"{value:.0f}"
     return f"{value:.3f}" if value == 0 or abs(value) >= 0.001 else f"{value:.0e}"
 
 
