@@ -208,6 +208,7 @@ def compare_quality(
 
 
 def main() -> None:
+    """Print speed, then quality."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

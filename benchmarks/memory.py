@@ -94,6 +94,7 @@ def work(path: Path, out: Path) -> None:
 
 
 def main() -> None:
+    """Print the peak of each size, each in a process of its own, and their difference."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -57,6 +57,7 @@ def worst(found: Tensor, exact: Tensor) -> float:
 
 
 def main() -> None:
+    """Print speed, then accuracy."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

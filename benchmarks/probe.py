@@ -2,8 +2,8 @@
 solver beside it.
 
     python benchmarks/probe.py                 # sizes of a laptop
-    python benchmarks/probe.py --full          # 5.12 M patches, 151 classes: 1,024 features and
-    16,384 clusters python benchmarks/probe.py --device cuda   # also on its own
+    python benchmarks/probe.py --full          # 5.12 M patches, 151 classes: L 1,024 and 16,384
+    python benchmarks/probe.py --device cuda   # also on its own
 
 Codes are made on the fly, so that nothing large is held: heavy-tailed features of which each tells
 some classes apart, or clusters that lean to a class. What is timed is fitting and the train CE of
@@ -155,11 +155,13 @@ def direct(n_rows: int, n_features: int, n_classes: int, device: str) -> dict[st
 
 
 def say(line: str) -> None:
+    """Print a line at once, also into a pipe."""
     sys.stdout.write(line + "\n")
     sys.stdout.flush()
 
 
 def timed(work: Callable[[], object], device: torch.device) -> float:
+    """Seconds of some work, the device's included."""
     if device.type == "cuda":
         torch.cuda.synchronize()
     start = time.perf_counter()
@@ -176,6 +178,7 @@ def alone(work: Callable[..., dict[str, float]], *arguments: object) -> dict[str
 
 
 def report(kind: str, n_rows: int, n_features: int, n_classes: int, device: str) -> float:
+    """Print what one fit took and found; gives its seconds without those of making the codes."""
     found = alone(fit, kind, n_rows, n_features, n_classes, device)
     say(
         f"{kind:7} N {n_rows:>9,}  L {n_features:>6,}  C {n_classes:>3}: {found['seconds']:6.1f} s"
@@ -187,6 +190,7 @@ def report(kind: str, n_rows: int, n_features: int, n_classes: int, device: str)
 
 
 def main() -> None:
+    """Print the time of the probes at several sizes, and of the direct solver at a small one."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

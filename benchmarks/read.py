@@ -95,6 +95,7 @@ def bytes_read(read: Callable[[], None]) -> int:
 
 
 def main() -> None:
+    """Print what a pass reads, and its rate against that of plain preads."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

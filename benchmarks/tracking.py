@@ -55,6 +55,7 @@ def run(project: Path, environment: str) -> float:
 
 
 def main() -> None:
+    """Print what tracking adds to a run."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

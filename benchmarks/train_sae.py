@@ -58,6 +58,7 @@ def train(
 
 
 def main() -> None:
+    """Train, save the weights and print how to name them in the parameters."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

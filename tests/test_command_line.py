@@ -325,7 +325,7 @@ def test_a_second_run_makes_nothing_and_says_so(whole_run, run_command):
 def test_on_a_pretended_gpu_a_whole_run_mixes_no_devices_and_gives_the_cpus_table(
     whole_run, new_project, run_command
 ):
-    pretended = Path(__file__).parent / "pretended_cuda.py"
+    pretended = Path(__file__).parent / "helpers/pretended_cuda.py"
     project = new_project()
     ended = run_command(
         f"{sys.executable} {pretended} -m kedro run --params=device:cuda,layers:[5]", project

@@ -283,9 +283,9 @@ def test_a_dictionary_that_cannot_be_is_refused_by_name(given, match):
 def test_a_dictionarys_name_is_that_of_a_file_and_no_baselines(name):
     with pytest.raises(ValueError, match="want lower-case letters, digits and hyphens"):
         parse_parameters(LEAST | {"dictionaries": {name: {"random": "centres"}}})
-    for name in ("relu-16k", "a" * 80):
+    for good in ("relu-16k", "a" * 80):
         assert parse_parameters(
-            LEAST | {"dictionaries": {name: {"random": "centres"}}}
+            LEAST | {"dictionaries": {good: {"random": "centres"}}}
         ).dictionaries
 
 

@@ -82,6 +82,7 @@ def commands(folder: Path) -> list[list[str]]:
 
 
 def main() -> None:
+    """Download and build the wheels, or say with what commands."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -147,6 +147,7 @@ def usage(binary: bytes) -> tuple[int, int, int]:
 
 
 def main() -> None:
+    """Print the table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -19,14 +19,14 @@ import sys
 import time
 from pathlib import Path
 
+import from_shards
 import right
-import shards
 import speed
 import table
 import torch
 from common import Run
 
-STAGES = {**right.STAGES, **speed.STAGES, **shards.STAGES}
+STAGES = {**right.STAGES, **speed.STAGES, **from_shards.STAGES}
 # Seconds at most. What is not timed runs together, and compiles what is timed afterwards, one by
 # one.
 TOGETHER = {"answers": 150, "killed": 150, "tests": 170, "pipeline": 170, "sanitizer": 120}
@@ -102,6 +102,7 @@ def run_stages(run: Run, seconds: float, only: set[str]) -> None:
 
 
 def main() -> None:
+    """Run the stages that the command line asks for, or one of them in this process."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -135,8 +135,8 @@ def assert_same(
     assert (found.k, found.fallback) == (wanted.k, None)
     assert found.provenance == wanted.provenance
     assert joined.keys() == wanted.arrays.keys()
-    for name, array in wanted.arrays.items():
-        array = array[start:]
+    for name, whole in wanted.arrays.items():
+        array = whole[start:]
         assert (
             joined[name].dtype
             == {"indices": torch.int64, "error": torch.float64, "values": torch.float32}[name]

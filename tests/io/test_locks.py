@@ -99,8 +99,8 @@ def test_who_holds_it_is_told_even_where_nothing_good_is_written(tmp_path: Path)
 def test_anothers_lock_file_that_can_only_be_read_is_enough(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And one that cannot even be read is named, with what to do. (Whoever tests may be root, who
-    can open everything.)
+    """And one that cannot even be read is named, with what to do. Whoever tests may be root, who can
+    open everything.
     """
     (tmp_path / "fit.lock").write_text("theirs")
     real = os.open

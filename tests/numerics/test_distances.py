@@ -8,7 +8,6 @@ from contextlib import ExitStack, contextmanager
 
 import pytest
 import torch
-from hostile import KINDS, assert_nearest, brute_force, make
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -18,6 +17,7 @@ from assay.numerics.kmeans import distances, kernels, rounded_centers
 from assay.numerics.kmeans import nearest as nearest_module
 from assay.numerics.kmeans.distances import chunked_distances, nearest_in_float64
 from assay.numerics.kmeans.nearest import NearestCenters
+from hostile import KINDS, assert_nearest, brute_force, make
 
 PRECISIONS = [
     (torch.float16, torch.bfloat16, torch.float32),

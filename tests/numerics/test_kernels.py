@@ -13,13 +13,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hostile import KINDS, assert_nearest, make
 from numpy.lib import NumpyVersion
 
 from assay.numerics.kmeans import distances, graphed, kernels, rounded_centers
 from assay.numerics.kmeans import nearest as nearest_module
 from assay.numerics.kmeans.step import mini_batch_step, pull_centers, queue_step, step_at_once
 from assay.numerics.ranking import count_classes
+from hostile import KINDS, assert_nearest, make
 
 
 def by_torch(move_off=0.0, label_off=0):
@@ -210,7 +210,7 @@ def test_on_cuda_centers_move_as_on_the_cpu(n, n_clusters, d, of_one):
 INTERPRETED = """
 import sys
 import torch
-sys.path.insert(0, sys.argv[1])
+sys.path[:0] = sys.argv[1:]
 import hostile, test_kernels
 from assay.numerics.kmeans import distances, fused, fused_rounding, kernels, rounded_centers
 from assay.numerics.kmeans.fused_step import move_centers
@@ -265,7 +265,8 @@ def interpreter_works() -> bool:
 def test_their_logic_is_brute_force_in_tritons_interpreter():
     source = Path(distances.__file__).parents[3]
     paths = os.pathsep.join(filter(None, [str(source), os.environ.get("PYTHONPATH")]))
+    here = Path(__file__).parent
     environment = os.environ | {"PYTHONPATH": paths, "TRITON_INTERPRET": "1"}
-    program = [sys.executable, "-c", INTERPRETED, str(Path(__file__).parent)]
+    program = [sys.executable, "-c", INTERPRETED, str(here), str(here.parent / "helpers")]
     ended = subprocess.run(program, env=environment, capture_output=True, text=True, check=False)
     assert ended.stdout.strip() == "left: 0", ended.stderr

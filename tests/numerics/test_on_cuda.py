@@ -8,7 +8,6 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from hostile import KINDS, make
 from torch import Tensor
 
 from assay.numerics.codes import ComputedCodes
@@ -24,6 +23,7 @@ from assay.numerics.probe import LogisticProbe1d
 from assay.numerics.probe.cells import CellMap
 from assay.numerics.probe.sketch import FeatureSketch
 from assay.numerics.ranking import rank_features, strongest_examples, top_rows
+from hostile import KINDS, make
 
 pytestmark = pytest.mark.gpu
 

@@ -4,8 +4,8 @@ What mixes devices fails as on a GPU, and what a GPU would do is counted: launch
 host, float atomics. What it computes are the CPU's numbers. It has no Triton, and no time. It is
 installed into a whole process, so into one of its own:
 
-    python tests/pretended_cuda.py -m kedro run --params=device:cuda
-    PYTHONPATH=tests pytest -p pretended_cuda -m gpu tests/numerics
+    python tests/helpers/pretended_cuda.py -m kedro run --params=device:cuda
+    PYTHONPATH=tests/helpers pytest -p pretended_cuda -m gpu tests/numerics
 """
 
 from __future__ import annotations
