@@ -70,6 +70,11 @@ def _parse_value(text: str, path: tuple[str, ...]) -> Any:
     takes_text, takes_null = text_or_null(path)
     if takes_text:
         return None if text == "null" and takes_null else text
+    return _parse_typed(text, path)
+
+
+def _parse_typed(text: str, path: tuple[str, ...]) -> Any:
+    """What a value without quotes says where a parameter takes more than text."""
     if text in WORDS:
         return WORDS[text]
     if NUMBER.fullmatch(text):

@@ -57,6 +57,7 @@ KedroCliError.show = _show  # type: ignore[method-assign, assignment]
 @cli.group("jupyter", commands=kedro_jupyter.commands, help=kedro_jupyter.help)
 @click.pass_context
 def jupyter(context: click.Context) -> None:
+    """Open Jupyter Lab or a notebook with the project, or set it up as a kernel."""
     wanted = {"lab": "jupyterlab", "notebook": "notebook", "setup": "ipykernel"}.get(
         context.invoked_subcommand or ""
     )

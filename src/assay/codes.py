@@ -13,13 +13,18 @@ class Codes(Protocol):
     """Codes of `n_rows` rows over `n_features` features."""
 
     @property
-    def format(self) -> Format: ...
+    def format(self) -> Format:
+        """How a batch holds the codes: all of a row, its entries and their places, or the place of
+        its one 1.
+        """
 
     @property
-    def n_rows(self) -> int: ...
+    def n_rows(self) -> int:
+        """Rows: content tokens, in order."""
 
     @property
-    def n_features(self) -> int: ...
+    def n_features(self) -> int:
+        """Columns: clusters, components or latents."""
 
     @property
     def k(self) -> int | None:

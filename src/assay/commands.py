@@ -97,7 +97,7 @@ def labels_command(
         from assay.io.files import real_folder
         from assay.io.shards.labels import check_target, label_patches, publish_labels
         from assay.io.shards.metadata import WIDE_LABELS_NAME, read_metadata
-        from assay.pipelines.progress import Bar, told
+        from assay.pipelines.signs_of_life import Bar, told
 
         layout = _layout(config, options)
         folder = real_folder(shards)
@@ -159,15 +159,16 @@ def verify_command(paths: tuple[Path, ...], env: str | None) -> None:
     """
     from assay.io.datasets import find_shards
     from assay.io.shards.verify import verify_shards
-    from assay.pipelines.progress import Bar, told
+    from assay.pipelines.signs_of_life import Bar, told
 
     if not paths:
         with _short_errors():
             paths = _configured_shards(env)
     verdicts = []
-    for path in paths:
+    for given in paths:
+        path = given
         with suppress(ValueError, FileNotFoundError):  # which the verdict tells
-            path = find_shards(path)
+            path = find_shards(given)
         with told(_say_aside), Bar(desc=path.name, unit="B", unit_divisor=1024) as bar:
 
             def advance(n: int, total: int, bar: Bar = bar) -> None:

@@ -182,15 +182,19 @@ class ConfigurationHook:
 
     @hook_impl(tryfirst=True)  # before kedro-mlflow opens its database
     def after_context_created(self, context: KedroContext) -> None:
+        """Read the session's parameters strictly, and have its pipelines built from them.
+
+        Raises:
+            ConfigurationError: a parameter, or a path that the catalog reads, is not as it should be.
+        """
         raw: dict[str, Any] = context.config_loader["parameters"]
         with _told_shortly():
             parameters = parse_parameters(raw)
             _check_paths(parameters, context.config_loader["catalog"])
             _check_dictionaries(parameters, context.config_loader["catalog"])
         _current["session"] = Path(context.project_path), parameters
-        pipelines.configure(
-            "assay.pipeline_registry"
-        )  # a second session in one process has layers of its own
+        # A second session in one process has layers of its own.
+        pipelines.configure("assay.pipeline_registry")
 
     @hook_impl
     def after_catalog_created(self, catalog: DataCatalog) -> None:
@@ -212,6 +216,12 @@ class ConfigurationHook:
 
     @hook_impl(tryfirst=True)
     def before_pipeline_run(self) -> None:
+        """Check the shards before any work.
+
+        Raises:
+            ValueError: a folder is not what its split needs.
+            OSError: it cannot be read.
+        """
         from assay.preflight import check_shards
 
         project, parameters = current_configuration()

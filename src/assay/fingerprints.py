@@ -125,6 +125,7 @@ class Fingerprints:
 
 
 def is_parameter(name: str) -> bool:
+    """Whether an input of a node is a parameter, and no dataset."""
     return name == "parameters" or name.startswith("params:")
 
 

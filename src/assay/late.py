@@ -25,6 +25,7 @@ class LateHooks:
 
     @hook_impl(tryfirst=True)
     def after_context_created(self, context: KedroContext) -> None:
+        """Import and register the other hooks, and pass this first call on to them."""
         for hook in self.hooks:
             if not context._hook_manager.is_registered(hook):
                 context._hook_manager.register(hook)

@@ -137,7 +137,7 @@ def _make_plan(parameters: Parameters, d_model: int | None) -> Plan:
 
 
 def layers_of(dictionary: DictionaryParameters, parameters: Parameters) -> tuple[int, ...]:
-    """The layers that a dictionary is of: its own, or all of the run\'s."""
+    """The layers that a dictionary is of: its own, or all of the run's."""
     return tuple(
         n for n in parameters.layers if dictionary.layers is None or n in dictionary.layers
     )

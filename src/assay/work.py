@@ -170,6 +170,7 @@ class WorkHook:
     def after_catalog_created(
         self, catalog: DataCatalog, save_version: str | None, load_versions: dict[str, str] | None
     ) -> None:
+        """Point every result at its place."""
         from kedro.framework.project import pipelines
 
         # of a run that was interrupted in this process: Kedro calls no hook for that
@@ -197,32 +198,42 @@ class WorkHook:
 
     @hook_impl(tryfirst=True)
     def before_dataset_loaded(self, dataset_name: str) -> None:
+        """Check that a result is what was saved.
+
+        Raises:
+            ValueError: it is not.
+        """
         if _Current.work is not None:
             _Current.work.freshness.verify(dataset_name)
 
     @hook_impl
     def after_dataset_loaded(self, data: Any, node: Node) -> None:
+        """Note the checkpoints that a node was given, for them to be removed when it is done."""
         if _Current.work is not None and isinstance(data, Checkpoints):
             _Current.work.checkpoints.setdefault(node.name, []).append(data)
 
     @hook_impl
     def before_dataset_saved(self, dataset_name: str) -> None:
+        """Have what is about to be overwritten count as missing."""
         if _Current.work is not None:
             _Current.work.freshness.forget(dataset_name)
 
     @hook_impl(tryfirst=True)
     def after_dataset_saved(self, dataset_name: str, node: Node) -> None:
+        """Record a result that was saved whole."""
         if _Current.work is not None:
             _Current.work.note_saved(dataset_name, node)
 
     @hook_impl(trylast=True)
     def after_pipeline_run(self, pipeline: Pipeline) -> None:
+        """Publish what a run without the command line made, and let its locks go."""
         if self._own is not None and _Current.work is not None:
             _Current.work.publish(pipeline.all_outputs())
         self._let_go()
 
     @hook_impl(trylast=True)
     def on_pipeline_error(self) -> None:
+        """Let the locks go of a run without the command line."""
         self._let_go()
 
     def _let_go(self) -> None:

@@ -14,7 +14,7 @@ import re
 import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from assay.io.locks import try_flock
@@ -151,9 +151,8 @@ def _sole_writer(target: Path, spared: Path | None = None) -> Iterator[None]:
         _remove_stale(target, spared)
         yield
     finally:
-        with suppress(
-            PermissionError
-        ):  # another user's, in a folder where everyone removes only what is theirs
+        # It may be another user's, in a folder where everyone removes only what is theirs.
+        with suppress(PermissionError):
             lock.unlink(missing_ok=True)
         os.close(descriptor)
 
@@ -161,7 +160,8 @@ def _sole_writer(target: Path, spared: Path | None = None) -> Iterator[None]:
 def _acquire(lock: Path, target: Path) -> int:
     while True:
         descriptor = _open_lock(lock, target)
-        try:
+        with ExitStack() as unless_held:
+            unless_held.callback(os.close, descriptor)
             if not try_flock(descriptor, fcntl.LOCK_EX, lock):
                 raise ValueError(
                     f"{target} is being written by another live process; wait for it or stop it"
@@ -170,11 +170,8 @@ def _acquire(lock: Path, target: Path) -> int:
             # guards nothing.
             with suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(descriptor), os.stat(lock)):
+                    unless_held.pop_all()
                     return descriptor
-        except BaseException:
-            os.close(descriptor)
-            raise
-        os.close(descriptor)
 
 
 def _open_lock(lock: Path, target: Path) -> int:

@@ -98,6 +98,7 @@ class Section(BaseModel):
 
 
 def check_braces(path: str | None) -> str | None:
+    """Give a path back unless it holds braces other than ``{layer}``'s: raises ValueError."""
     if path is None or not {"{", "}"} & set(path.replace("{layer}", "")):
         return path
     raise ValueError(
@@ -106,4 +107,5 @@ def check_braces(path: str | None) -> str | None:
 
 
 def types_of(annotation: Any) -> tuple[Any, ...]:
+    """An annotation and what it is made of: of ``str | None`` also str and None."""
     return annotation, *get_args(annotation)

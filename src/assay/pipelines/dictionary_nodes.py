@@ -78,9 +78,15 @@ def measure(
     pass.
 
     Args:
+        shards: whose content tokens of the layer are read.
+        statistics: ``mean``, ``std`` (d_model,) that they are standardized with.
+        model: the dictionary's tensors.
+        device: as the parameter has it: `auto`, `cpu` or `cuda`.
         parameters: of the method, which say how many tokens a batch has; an autoencoder's are its
             ``kind``.
+        layer: the block number.
         name: the model's, which the result goes by.
+        kind: how the model is opened.
         ks: numbers of coefficients that components are measured with.
     """
     place = pick_device(device)
@@ -119,10 +125,17 @@ def encode(
     with `sparsity`; where it gives them memory, each reader computes them.
 
     Args:
+        shards: whose content tokens of the layer are read.
+        statistics: ``mean``, ``std`` (d_model,) that they are standardized with.
+        model: the dictionary's tensors.
+        device: as the parameter has it: `auto`, `cpu` or `cuda`.
         parameters: what the method was fitted with, for the record; an autoencoder's are its
             ``kind``.
+        layer: the block number.
         name: the encoding's.
+        kind: how the model is opened.
         seed: the model's, for the record.
+        sparsity: what is kept where the disk is too small; None: such codes are refused.
     """
     place = pick_device(device)
     dictionary = _open(model, statistics, kind, place)

@@ -36,8 +36,11 @@ clock = time.monotonic
 class Estimator(Protocol):
     """What can be saved within a fit."""
 
-    def checkpoint(self) -> tuple[dict[str, Tensor], dict[str, Any]]: ...
-    def resume(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> Any: ...
+    def checkpoint(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Where the fit stands: tensors, and JSON."""
+
+    def resume(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> Any:
+        """Go on from what `checkpoint` gave."""
 
 
 class Fit:

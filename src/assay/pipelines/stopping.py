@@ -18,8 +18,13 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 _asked = threading.Event()
 _lock = threading.Lock()
-_fits = 0
-_came: int | None = None
+
+
+class _Noted:
+    """What this process knows: how many fits are in progress, and the signal that came last."""
+
+    fits = 0
+    came: int | None = None
 
 
 @contextmanager
@@ -29,12 +34,11 @@ def signals_stop() -> Iterator[None]:
 
     A signal that is ignored, as nohup and shells have it, stays so.
     """
-    global _came
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     _asked.clear()
-    _came = None
+    _Noted.came = None
     before = {number: signal.getsignal(number) for number in SIGNALS}
     heeded = [number for number, handler in before.items() if handler is not signal.SIG_IGN]
     for number in heeded:
@@ -51,14 +55,13 @@ def exit_code() -> int | None:
     """What a process that a signal came to exits with, as shells have it: 128 and the signal's
     number; None where none came.
     """
-    return None if _came is None else 128 + _came
+    return None if _Noted.came is None else 128 + _Noted.came
 
 
 def _on_signal(number: int, frame: FrameType | None) -> None:
-    global _came
     del frame
-    _came = number
-    at_once = _fits == 0 or _asked.is_set()  # nobody will look, or nobody has
+    _Noted.came = number
+    at_once = _Noted.fits == 0 or _asked.is_set()  # nobody will look, or nobody has
     _asked.set()
     if at_once:
         raise KeyboardInterrupt
@@ -82,14 +85,13 @@ def stop_if_asked() -> None:
 @contextmanager
 def fit_in_progress() -> Iterator[None]:
     """Within the block somebody looks at `stop_is_asked` after every step."""
-    global _fits
     with _lock:
-        _fits += 1
+        _Noted.fits += 1
     try:
         yield
     finally:
         with _lock:
-            _fits -= 1
+            _Noted.fits -= 1
 
 
 def stop_is_asked() -> bool:

@@ -14,7 +14,7 @@ from torch import Tensor
 from assay.io.shards import OrderOptions, Shards
 from assay.numerics.memory import free_bytes
 from assay.numerics.moments import check_statistics, standardize
-from assay.pipelines.progress import Bar
+from assay.pipelines.signs_of_life import Bar
 
 SAMPLE = 2048
 """Tokens that are looked at, to see whether statistics can belong to them."""

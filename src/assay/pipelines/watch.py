@@ -14,8 +14,8 @@ from kedro.pipeline.node import Node
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from assay.pipelines import progress
-from assay.pipelines.progress import Lines, beside, on_terminal
+from assay.pipelines import signs_of_life
+from assay.pipelines.signs_of_life import Lines, beside, on_terminal
 from assay.pipelines.stopping import stop_if_asked
 
 logger = logging.getLogger(__name__)
@@ -38,11 +38,15 @@ class Watch:
 
     @hook_impl
     def before_node_run(self, node: Node) -> None:
+        """Stop where a signal has come; otherwise note when the node began."""
         stop_if_asked()
-        self._began[node.name] = progress.clock()
+        self._began[node.name] = signs_of_life.clock()
 
     @hook_impl
     def after_dataset_saved(self, dataset_name: str, node: Node) -> None:
+        """Count a node as done when its last result is saved, and log it where there is no
+        terminal.
+        """
         # What a node gives may be computed as it is saved: codes are.
         saved = self._saved.setdefault(node.name, set())
         saved.add(dataset_name)
@@ -67,7 +71,7 @@ class Watch:
         )
 
     def _since(self, began: float) -> str:
-        return tqdm.format_interval(progress.clock() - began)
+        return tqdm.format_interval(signs_of_life.clock() - began)
 
 
 @contextmanager

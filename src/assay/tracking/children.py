@@ -89,6 +89,7 @@ def errors_of(errors: Mapping[str, Any], k: int | None) -> Mapping[str, Any]:
 
 
 def agreement_metrics(agreement: Mapping[str, Any]) -> dict[str, float]:
+    """What a child is told of a seed's agreement with the first."""
     return {
         "validation_inertia": agreement["inertia"],
         "adjusted_rand_index": agreement["adjusted_rand_index"],

@@ -71,6 +71,7 @@ class TrackingHook:
 
     @hook_impl
     def after_context_created(self, context: KedroContext) -> None:
+        """Make the connection to MLflow that a session has, or lend it a further context."""
         if self._connection is None or context._hook_manager is not self._session:
             self._end()
             self._session, self._connection = context._hook_manager, Connection(context)
@@ -79,6 +80,7 @@ class TrackingHook:
 
     @hook_impl
     def after_catalog_created(self, catalog: DataCatalog) -> None:
+        """Have kedro-mlflow's own datasets in the catalog named as it names them."""
         if self._connection:
             self._connection.adjust(catalog)
 
@@ -86,6 +88,7 @@ class TrackingHook:
     def before_pipeline_run(
         self, run_params: dict[str, Any], pipeline: Pipeline, catalog: DataCatalog
     ) -> None:
+        """Open the parent run, and follow what is fitted and saved."""
         assert self._connection is not None
         project, parameters = current_configuration()
         plan = make_plan(parameters, find_d_model(parameters, project))
@@ -107,6 +110,7 @@ class TrackingHook:
 
     @hook_impl
     def before_node_run(self, node: Node, inputs: dict[str, Any]) -> None:
+        """Note when a node begins, and watch the steps of a fit."""
         if self._run:
             self._run.started[node.name] = time.perf_counter()
             for given in inputs.values():
@@ -115,6 +119,7 @@ class TrackingHook:
 
     @hook_impl
     def after_dataset_saved(self, dataset_name: str, data: Any, node: Node) -> None:
+        """Log a result, and how long its node has taken so far."""
         if not self._run:
             return
         self._run.seconds[node.name] = time.perf_counter() - self._run.started[node.name]
@@ -123,6 +128,7 @@ class TrackingHook:
 
     @hook_impl(tryfirst=True)
     def after_pipeline_run(self, pipeline: Pipeline, catalog: DataCatalog) -> None:
+        """Close the parent and its children, with the files of the report."""
         if self._run:
             self._run.finish("FINISHED", kept=_kept(pipeline, catalog))
         self._end()
@@ -142,6 +148,9 @@ class TrackingHook:
 
     @hook_impl(tryfirst=True)
     def on_pipeline_error(self, error: Exception) -> None:
+        """Close the parent and its children as FAILED, or as KILLED where somebody ended the
+        run.
+        """
         status = "KILLED" if isinstance(error, InterruptedRunError) else "FAILED"
         if self._run:
             self._run.finish(status, error=error)

@@ -66,22 +66,29 @@ TORCH_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": 
 
 
 class SourcedCodes(Codes, Protocol):
-    """What is written: codes, and where they come from (JSON scalars).
-
-    ``made_from`` tells the codes from others of the same provenance, those of files that have
-    changed since, say; it is never written down. ``fallback`` makes a sparser form of the codes,
-    for a disk that is too small for them. ``rounded`` makes the codes with the error that goes with
-    values rounded to a dtype; None: it is the same.
-    """
+    """What is written: codes, and where they come from."""
 
     @property
-    def provenance(self) -> Mapping[str, Any]: ...
+    def provenance(self) -> Mapping[str, Any]:
+        """Where the codes come from, JSON scalars, written into their metadata."""
+
     @property
-    def made_from(self) -> str: ...
+    def made_from(self) -> str:
+        """What tells the codes from others of the same provenance, those of files that have changed
+        since, say; it is never written down.
+        """
+
     @property
-    def fallback(self) -> Callable[[], SourcedCodes] | None: ...
+    def fallback(self) -> Callable[[], SourcedCodes] | None:
+        """Makes a sparser form of the codes, for a disk that is too small for them; None: there is
+        none.
+        """
+
     @property
-    def rounded(self) -> Callable[[torch.dtype], SourcedCodes] | None: ...
+    def rounded(self) -> Callable[[torch.dtype], SourcedCodes] | None:
+        """Makes the codes with the error that goes with values rounded to a dtype; None: it is the
+        same.
+        """
 
 
 REMEDY = "encode the patches again"

@@ -80,14 +80,17 @@ class StoredCodes:
 
     @property
     def format(self) -> Format:
+        """How a batch holds the codes."""
         return self.metadata.format
 
     @property
     def n_rows(self) -> int:
+        """Rows in all files."""
         return self.metadata.n_rows
 
     @property
     def n_features(self) -> int:
+        """Columns of the codes."""
         return self.metadata.n_features
 
     @property
@@ -102,6 +105,7 @@ class StoredCodes:
 
     @property
     def provenance(self) -> Mapping[str, Any]:
+        """Where the codes come from, as their writer noted it."""
         return self.metadata.provenance
 
     @property

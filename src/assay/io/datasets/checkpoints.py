@@ -36,9 +36,15 @@ class CheckpointsDataset(AbstractDataset[Never, Checkpoints]):
         self.metadata = metadata
 
     def load(self) -> Checkpoints:
+        """A handle on the folder; the fit reads a checkpoint when it asks for one."""
         return Checkpoints(self._filepath)
 
     def save(self, data: Never) -> None:
+        """Refuse: the fit saves its checkpoints itself.
+
+        Raises:
+            DatasetError: always.
+        """
         raise DatasetError(
             f"{self._filepath}: found {type(data).__name__} to save; checkpoints are saved by"
             " the fit"

@@ -105,9 +105,21 @@ class CodesDataset(AbstractDataset[SourcedCodes, StoredCodes]):
         return layer if self._fingerprint is None else layer / self._fingerprint[:16]
 
     def load(self) -> StoredCodes:
+        """A handle on the codes, which reads when it is iterated.
+
+        Raises:
+            DatasetError: they are not there, not whole, or of another fingerprint.
+        """
         return self._open()
 
     def save(self, data: SourcedCodes) -> None:
+        """Compute the codes batch by batch and stream them to the folder, going on with what an
+        interrupted run wrote of the same codes.
+
+        Raises:
+            DatasetError: they do not fit on the disk or into the dtype, or another process writes
+                them.
+        """
         about = {} if self._fingerprint is None else {"fingerprint": self._fingerprint}
         write_codes(
             self.folder,
@@ -129,9 +141,8 @@ class CodesDataset(AbstractDataset[SourcedCodes, StoredCodes]):
 
     def forget_begun(self) -> None:
         """Remove what an interrupted run began of these codes, so that saving them starts anew."""
-        with suppress(
-            FileNotFoundError
-        ):  # there are no shards yet, so nothing was begun of their codes
+        # There may be no shards yet, and then nothing was begun of their codes.
+        with suppress(FileNotFoundError):
             discard_partials(self.folder)
 
     def _open(self) -> StoredCodes:
@@ -147,9 +158,8 @@ class CodesDataset(AbstractDataset[SourcedCodes, StoredCodes]):
 
     def _exists(self) -> bool:
         try:
-            return (
-                self._open().dtype == self._dtype
-            )  # load() would raise Kedro's DatasetError for whatever went wrong
+            # load() would raise Kedro's DatasetError for whatever went wrong
+            return self._open().dtype == self._dtype
         except (FileNotFoundError, ValueError):
             return False
 

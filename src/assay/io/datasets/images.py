@@ -51,9 +51,17 @@ class ImagesDataset(AbstractDataset[npt.NDArray[np.uint8], Images]):
         self.metadata = metadata
 
     def load(self) -> Images:
+        """A handle on the images, which reads one when it is asked for.
+
+        Raises:
+            DatasetError: the folder, the list of its files or one of them is missing.
+        """
         return self._open()
 
     def save(self, data: npt.NDArray[np.uint8]) -> None:
+        """Write gray images, uint8 (n, height, width), as PNG files, and replace the folder by them
+        whole.
+        """
         with publishing_folder(self._filepath, replace=True) as folder:
             write_images(folder, data)
 
@@ -66,9 +74,8 @@ class ImagesDataset(AbstractDataset[npt.NDArray[np.uint8], Images]):
 
     def _exists(self) -> bool:
         try:
-            return (
-                len(self._open()) > 0
-            )  # load() would raise Kedro's DatasetError for whatever went wrong
+            # load() would raise Kedro's DatasetError for whatever went wrong
+            return len(self._open()) > 0
         except (FileNotFoundError, ValueError):
             return False
 

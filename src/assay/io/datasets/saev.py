@@ -59,12 +59,22 @@ class SaevInferenceDataset(AbstractDataset[Never, Any]):
         return self._run / "inference" / find_shards(self._shards).name
 
     def load(self) -> SaevCodes | dict[str, float]:
+        """A handle on the codes, or the metrics by name.
+
+        Raises:
+            DatasetError: the file is missing, or not what saev writes for these shards.
+        """
         if self._part == "metrics":
             return read_metrics(self.folder)
         shards = Shards(find_shards(self._shards))
         return SaevCodes(self.folder, shards.n_tokens, shards.d_model)
 
     def save(self, data: Never) -> None:
+        """Refuse: only saev writes here.
+
+        Raises:
+            DatasetError: always.
+        """
         raise DatasetError(
             f"{self._run}: found {type(data).__name__} to save; the folder is saev's"
         )

@@ -18,16 +18,19 @@ from assay.io.shards.metadata import Metadata
 
 
 class Recording(Protocol):
-    """Activations to be written: metadata under protocol names, batches (n, n_layers, tokens,
-    d_model), patch labels (n, patches).
-    """
+    """Activations to be written."""
 
     @property
-    def metadata(self) -> dict[str, Any]: ...
+    def metadata(self) -> dict[str, Any]:
+        """What metadata.json is to say, under the protocol's names."""
+
     @property
-    def examples(self) -> Iterator[Tensor]: ...
+    def examples(self) -> Iterator[Tensor]:
+        """A fresh pass over the activations, float32 batches (n, n_layers, tokens, d_model)."""
+
     @property
-    def labels(self) -> npt.NDArray[np.uint8]: ...
+    def labels(self) -> npt.NDArray[np.uint8]:
+        """Patch labels, (n_examples, patches)."""
 
 
 def find_shards(path: str | Path) -> Path:
@@ -87,9 +90,21 @@ class ShardsDataset(AbstractDataset[Recording, Shards]):
         self.metadata = metadata
 
     def load(self) -> Shards:
+        """A handle on the folder, which reads when it is iterated.
+
+        Raises:
+            DatasetError: there is no shard folder or more than one, or its JSON files are not as
+                the protocol has them.
+        """
         return self._open()
 
     def save(self, data: Recording) -> None:
+        """Record the activations batch by batch, and replace the folder by them whole.
+
+        Raises:
+            DatasetError: the folder holds more than an older recording, or the recording is not as
+                its metadata say.
+        """
         metadata = Metadata.model_validate(data.metadata)
         held = sorted(child for child in self._filepath.glob("*") if not child.name.startswith("."))
         if len(held) > 1 or not all((child / METADATA_NAME).is_file() for child in held):

@@ -51,9 +51,15 @@ class TensorsDataset(AbstractVersionedDataset[dict[str, Tensor], dict[str, Tenso
         self.metadata = metadata
 
     def load(self) -> dict[str, Tensor]:
+        """The tensors by name, on the CPU.
+
+        Raises:
+            DatasetError: there is no file, or it is not one of such tensors.
+        """
         return read_tensors(Path(self._get_load_path()), **self._load_args)
 
     def save(self, data: dict[str, Tensor]) -> None:
+        """Write the tensors as a safetensors file, whole or not at all."""
         write_tensors(Path(self._get_save_path()), data)
 
     def fingerprint(self) -> str:

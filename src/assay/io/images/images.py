@@ -135,14 +135,21 @@ def list_files(folder: Path, layout: ImageLayout) -> list[Path]:
             )
         return paths
     try:
-        if _leads_out(layout.pattern):
-            raise ValueError("it leads out of the folder")
-        found = [path for path in folder.glob(layout.pattern) if path.is_file()]
+        found = _match(folder, layout.pattern)
     except (NotImplementedError, ValueError) as error:
         raise ValueError(
             f"pattern {layout.pattern!r}: {error}; wanted a glob inside the folder, as in '*.png'"
         ) from None
     return sorted(found, key=lambda path: path.relative_to(folder).parts)
+
+
+def _match(folder: Path, pattern: str) -> list[Path]:
+    """The files that match; raises ValueError, or NotImplementedError as Python has it, where the
+    pattern is none or leads out of the folder.
+    """
+    if _leads_out(pattern):
+        raise ValueError("it leads out of the folder")
+    return [path for path in folder.glob(pattern) if path.is_file()]
 
 
 def _read_names(path: Path) -> list[str]:

@@ -120,6 +120,13 @@ class _StrictLoader(yaml.SafeLoader):
         return found
 
 
+def _parse_yaml(raw: bytes) -> object:
+    """What a file says; raises ValueError or YAMLError, which do not name it."""
+    if len(raw) > MAX_CONFIG_BYTES:
+        raise ValueError(f"it has more than {MAX_CONFIG_BYTES} bytes")
+    return yaml.load(raw.decode("utf-8-sig"), _StrictLoader)
+
+
 def read_config(path: Path) -> dict[str, object]:
     """The names and values in a YAML file of a mask layout, not yet checked.
 
@@ -131,9 +138,7 @@ def read_config(path: Path) -> dict[str, object]:
     with path.open("rb") as file:
         raw = file.read(MAX_CONFIG_BYTES + 1)
     try:
-        if len(raw) > MAX_CONFIG_BYTES:
-            raise ValueError(f"it has more than {MAX_CONFIG_BYTES} bytes")
-        found = yaml.load(raw.decode("utf-8-sig"), _StrictLoader)
+        found = _parse_yaml(raw)
     except (yaml.YAMLError, ValueError) as error:
         raise ValueError(
             f"{path} is no YAML: {' '.join(str(error).split())}; correct the file"

@@ -51,6 +51,7 @@ class Verdict:
 
     @property
     def ok(self) -> bool:
+        """Whether nothing is at fault."""
         return not self.faults
 
 
@@ -193,6 +194,13 @@ def _size(folder: Path, name: str) -> int:
         return 0
 
 
+def _check_own(path: Path, name: str, seen: dict[Path, str]) -> None:
+    """Note whose a file is; raises ValueError where it is another shard's."""
+    other = seen.setdefault(path, name)
+    if other != name:
+        raise ValueError(f"{name} and {other} are links to one file; wanted a file for each shard")
+
+
 def _verify_shard(
     folder: Path,
     metadata: Metadata,
@@ -209,11 +217,7 @@ def _verify_shard(
     remarks: list[str] = []
     try:
         path = sized_shard(folder, metadata, entry)
-        other = seen.setdefault(path, entry.name)
-        if other != entry.name:
-            raise ValueError(
-                f"{entry.name} and {other} are links to one file; wanted a file for each shard"
-            )
+        _check_own(path, entry.name, seen)
         n_data = entry.n_examples * metadata.example_bytes
         not_finite = _NotFinite(metadata, first)
         for start, tokens in _tokens(path, n_data, metadata.d_model, advance):

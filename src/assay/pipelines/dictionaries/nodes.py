@@ -70,10 +70,10 @@ def _sum_squares(
     place = pick_device(device)
     variance = scale_of(statistics["std"].to(place)).square()
     total, shift, n = 0.0, torch.zeros_like(variance), 0
-    for x in judged_tokens(
+    for tokens in judged_tokens(
         shards, layer, statistics, dictionary.batch_size, place, doing=f"{name}, NMSE"
     ):
-        x = x.double()
+        x = tokens.double()
         total += float(x.square().sum(0) @ variance)
         shift += x.sum(0)
         n += len(x)

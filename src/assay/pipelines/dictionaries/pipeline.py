@@ -1,3 +1,5 @@
+"""The `dictionaries` pipeline: codes and errors of what was not fitted here."""
+
 from collections.abc import Sequence
 
 from kedro.pipeline import Pipeline, node

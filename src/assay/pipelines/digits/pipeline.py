@@ -1,3 +1,5 @@
+"""The `digits` pipeline: the embedded default's shards and images."""
+
 from kedro.pipeline import Pipeline, node
 
 from assay.pipelines.digits.nodes import draw_images, record_split, train_vit

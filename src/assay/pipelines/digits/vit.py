@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from assay.pipelines.digits.canvases import VOID
-from assay.pipelines.progress import Bar
+from assay.pipelines.signs_of_life import Bar
 
 logger = logging.getLogger(__name__)
 

@@ -1,3 +1,5 @@
+"""The `encode` pipeline: codes of the labeled patches."""
+
 from collections.abc import Iterable
 
 from kedro.pipeline import Pipeline

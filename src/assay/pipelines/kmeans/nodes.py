@@ -14,7 +14,7 @@ from assay.io.shards import Shards
 from assay.numerics.kmeans.estimator import MiniBatchKMeans
 from assay.parameters import KMeansParameters
 from assay.pipelines.fitting import CHANGING_NO_RESULT, Fit
-from assay.pipelines.progress import staged_bar
+from assay.pipelines.signs_of_life import staged_bar
 from assay.pipelines.stream import hold_layer, judged_tokens, pick_device, standardized_tokens
 
 

@@ -1,3 +1,5 @@
+"""The `kmeans` pipeline: centers of every seed, what they lose, and how far they agree."""
+
 from collections.abc import Sequence
 
 from kedro.pipeline import Pipeline, node

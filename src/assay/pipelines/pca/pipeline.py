@@ -1,3 +1,5 @@
+"""The `pca` pipeline: components, what they lose, and their codes."""
+
 from kedro.pipeline import Pipeline, node
 
 from assay.encodings import Form

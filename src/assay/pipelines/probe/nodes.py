@@ -17,7 +17,7 @@ from assay.numerics.probe import fit_probes as fit_for_each_k
 from assay.numerics.ranking import count_classes, purity_at_k, strongest_examples
 from assay.numerics.scores import PURITY, Judgment, Scores, best_features, score_encoding
 from assay.parameters import ProbeParameters
-from assay.pipelines.progress import staged_bar
+from assay.pipelines.signs_of_life import staged_bar
 from assay.pipelines.stream import pick_device
 
 VOID = 0

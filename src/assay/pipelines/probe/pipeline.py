@@ -1,3 +1,5 @@
+"""The `probe` pipeline: a probe of every (feature, class), and their scores."""
+
 from collections.abc import Iterable
 
 from kedro.pipeline import Pipeline, node

@@ -1,3 +1,5 @@
+"""The `report` pipeline: the table, its views, the pictures and the page."""
+
 from collections.abc import Sequence
 
 from kedro.pipeline import Pipeline, node

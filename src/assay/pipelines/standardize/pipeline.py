@@ -1,3 +1,5 @@
+"""The `standardize` pipeline: mean and standard deviation of each dimension."""
+
 from kedro.pipeline import Pipeline, node
 
 from assay.pipelines.standardize.nodes import adopt_statistics, fit_statistics

@@ -38,14 +38,17 @@ class Bar(tqdm):  # type: ignore[type-arg] # which it has for the type checker a
         _open.append(self)
 
     def display(self, msg: str | None = None, pos: int | None = None) -> Any:
+        """Draw the bar where there is a terminal."""
         return super().display(msg, pos) if on_terminal() else False
 
     def clear(self, *arguments: Any, **options: Any) -> None:
+        """Wipe the bar off a terminal."""
         # else a line that is logged beside two bars would bring blank lines and escape sequences
         if on_terminal():
             super().clear(*arguments, **options)
 
     def close(self) -> None:
+        """Take the bar away, on a terminal and from what `Lines` says."""
         if self in _open:
             _open.remove(self)
         super().close()

@@ -19,9 +19,9 @@ from kedro.pipeline import Pipeline, node
 from kedro.runner import SequentialRunner
 from tqdm import tqdm
 
-from assay.pipelines import progress, watch
+from assay.pipelines import signs_of_life, watch
 from assay.pipelines.digits.vit import VisionTransformer, train
-from assay.pipelines.progress import EVERY, Bar, staged_bar, told
+from assay.pipelines.signs_of_life import EVERY, Bar, staged_bar, told
 from assay.pipelines.stopping import signals_stop
 from assay.pipelines.watch import Watch, watched
 
@@ -43,7 +43,7 @@ def said(monkeypatch):
 def clock(monkeypatch):
     """Seconds, which a test sets."""
     now = [1000.0]
-    monkeypatch.setattr(progress, "clock", lambda: now[0])
+    monkeypatch.setattr(signs_of_life, "clock", lambda: now[0])
     return now
 
 
@@ -135,7 +135,7 @@ def test_a_run_stops_at_the_next_step_where_the_interrupt_was_dropped():
 
 
 def test_on_a_terminal_bars_are_drawn_and_no_lines_written(said, monkeypatch, capsys):
-    for module in (progress, watch):
+    for module in (signs_of_life, watch):
         monkeypatch.setattr(module, "on_terminal", lambda: True)
     seen, step = Watch(1), node(lambda: 1, None, "a", name="fit")
     seen.before_node_run(step)
@@ -150,7 +150,7 @@ def test_on_a_terminal_bars_are_drawn_and_no_lines_written(said, monkeypatch, ca
 def test_a_command_that_needs_no_project_says_how_far_it_is_too(monkeypatch, capsys):
     """A verdict on 600 GB takes an hour."""
     lines, looked = [], threading.Event()
-    monkeypatch.setattr(progress, "EVERY", 0)
+    monkeypatch.setattr(signs_of_life, "EVERY", 0)
     with (
         told(lambda line: (lines.append(line), looked.set())),
         Bar(desc="fit", total=8, unit="B") as bar,
@@ -162,7 +162,7 @@ def test_a_command_that_needs_no_project_says_how_far_it_is_too(monkeypatch, cap
 
 
 def test_bars_import_without_kedro():
-    script = "import sys, assay.pipelines.progress; print('kedro' in sys.modules)"
+    script = "import sys, assay.pipelines.signs_of_life; print('kedro' in sys.modules)"
     assert (
         subprocess.run(
             [sys.executable, "-c", script], capture_output=True, text=True, check=True
