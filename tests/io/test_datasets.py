@@ -2,6 +2,7 @@
 shards are found.
 """
 
+import inspect
 import json
 import re
 import shutil
@@ -125,8 +126,9 @@ def assert_coded(codes: StoredCodes, made: MadeCodes) -> None:
 def example(dataset: type[AbstractDataset[Any, Any]], language: str) -> str:
     """The YAML or Python of a docstring's examples."""
     assert dataset.__doc__
-    block = dataset.__doc__.split(f"{language}::\n", 1)[1]
-    indented = re.match(r"(?:\n|            .*\n)+", block)
+    # As it stands under every Python: since 3.13 the compiler takes the common indentation away.
+    block = inspect.cleandoc(dataset.__doc__).split(f"{language}::\n", 1)[1] + "\n"
+    indented = re.match(r"(?:\n| {8}.*\n)+", block)
     assert indented
     return textwrap.dedent(indented[0])
 
