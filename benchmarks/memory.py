@@ -12,79 +12,58 @@ import resource
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
+from random_shards import write_random
 
 TOKENS, LAYER = 64, 3
 
 
 def make_shards(root: Path, n_tokens: int, d: int) -> Path:
     """One layer of random activations, 64 tokens an example."""
-    from assay.io.shards import write_shards
-    from assay.io.shards.metadata import Metadata
-
-    n_examples = -(-n_tokens // TOKENS)
-    metadata = Metadata(
-        family="benchmark",
-        ckpt="random",
+    return write_random(
+        root,
+        -(-n_tokens // TOKENS),
         layers=(LAYER,),
-        content_tokens_per_example=TOKENS,
-        cls_token=False,
+        patches=TOKENS,
         d_model=d,
-        n_examples=n_examples,
-        max_tokens_per_shard=256 * TOKENS,
-        data="",
-        dtype="float32",
-        protocol="2.1",
+        examples_per_shard=256,
+        at_once=256,
     )
-    rng = np.random.default_rng(0)
-
-    def examples() -> Iterator[npt.NDArray[np.float32]]:
-        for start in range(0, n_examples, 256):
-            yield rng.standard_normal(
-                (min(256, n_examples - start), *metadata.example_shape), dtype=np.float32
-            )
-
-    return write_shards(root, metadata, examples())
 
 
 def work(path: Path, out: Path) -> None:
     """Fit and encode, as the pipelines do."""
+    from assay.encodings import Form
     from assay.io.checkpoints import Checkpoints
     from assay.io.codes import StoredCodes, write_codes
     from assay.io.shards import Shards
     from assay.parameters import KMeansParameters, PCAParameters, StandardizeParameters
-    from assay.pipelines.encode.pipeline import ENCODE
+    from assay.pipelines.dictionary_nodes import encode
     from assay.pipelines.kmeans.nodes import fit_kmeans
     from assay.pipelines.pca.nodes import fit_pca
     from assay.pipelines.standardize.nodes import fit_statistics
 
     shards = Shards(path)
     statistics = fit_statistics(shards, StandardizeParameters(), "cpu", layer=LAYER)
-    parameters = {
-        "kmeans": KMeansParameters(n_clusters=64, max_iter=1, n_init=1),
-        "pca": PCAParameters(),
-    }
-    checkpoints = Checkpoints(out / "checkpoints")
-    models = {
-        "kmeans": fit_kmeans(
-            shards, statistics, parameters["kmeans"], checkpoints, "cpu", layer=LAYER
-        )[0],
-        "pca": fit_pca(shards, statistics, parameters["pca"], checkpoints, "cpu", layer=LAYER)[0],
-    }
-    for encoding in ("kmeans-onehot", "kmeans-invdist", "pca-topk-00016"):
-        method = encoding.partition("-")[0]
-        codes = ENCODE[method](
+    kmeans, pca = KMeansParameters(n_clusters=64, max_iter=1, n_init=1), PCAParameters()
+    made_of = (Checkpoints(out / "checkpoints"), "cpu")
+    centers, _ = fit_kmeans(shards, statistics, kmeans, *made_of, layer=LAYER)
+    components, _ = fit_pca(shards, statistics, pca, *made_of, layer=LAYER)
+    for encoding, model, parameters in (
+        ("kmeans-onehot", centers, kmeans),
+        ("kmeans-invdist", centers, kmeans),
+        ("pca-topk-00016", components, pca),
+    ):
+        codes = encode(
             shards,
             statistics,
-            models[method],
-            parameters[method],
+            model,
             "cpu",
+            parameters,
             layer=LAYER,
-            encoding=encoding,
+            name=encoding,
+            kind=Form.parse_name(encoding),
         )
         write_codes(out / encoding, codes, batch_size=4096, rows_per_shard=2**18)
         assert (

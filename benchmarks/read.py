@@ -15,14 +15,13 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
+from random_shards import write_random
 
-from assay.io.shards import Shards, windows, write_shards
-from assay.io.shards.metadata import Metadata
+from assay.io.shards import Shards, windows
 
 LAYERS, TOKENS, D_MODEL, LAYER = (18, 19, 20, 21, 22, 23), 256, 1024, 21
 BATCH_SIZE = 8192
@@ -32,26 +31,17 @@ def make_shards(root: Path, gigabytes: float) -> Shards:
     """Six layers of random activations, ViT-L's width, a CLS token each, in shards of 64."""
     example_bytes = len(LAYERS) * (TOKENS + 1) * D_MODEL * 4
     n_examples = int(-(-gigabytes * 1e9 // example_bytes))
-    metadata = Metadata(
-        family="benchmark",
-        ckpt="random",
+    path = write_random(
+        root,
+        n_examples,
         layers=LAYERS,
-        content_tokens_per_example=TOKENS,
-        cls_token=True,
+        patches=TOKENS,
         d_model=D_MODEL,
-        n_examples=n_examples,
-        max_tokens_per_shard=64 * len(LAYERS) * (TOKENS + 1),
-        data="",
-        dtype="float32",
-        protocol="2.1",
+        examples_per_shard=64,
+        cls_token=True,
+        at_once=1,
     )
-    rng = np.random.default_rng(0)
-
-    def examples() -> Iterator[npt.NDArray[np.float32]]:
-        for _ in range(n_examples):
-            yield rng.standard_normal((1, *metadata.example_shape), dtype=np.float32)
-
-    return Shards(write_shards(root, metadata, examples()))
+    return Shards(path)
 
 
 def read_plainly(shards: Shards) -> None:

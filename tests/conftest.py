@@ -67,8 +67,7 @@ def write_planted(root: Path, n_examples: int, seed: int) -> Path:
     """Shards of labeled tokens whose class moves their mean, far in the second layer and a little
     in the first; 0 is void.
     """
-    from assay.io.shards import write_shards
-    from assay.io.shards.metadata import Metadata
+    from shards import make_shards
 
     directions = np.random.default_rng(7).normal(size=(len(LAYERS), N_CLASSES, D_MODEL))
     directions *= np.array([0.05, 1.0])[:, None, None]
@@ -78,24 +77,17 @@ def write_planted(root: Path, n_examples: int, seed: int) -> Path:
     noise = rng.normal(size=(n_examples, len(LAYERS), TOKENS, D_MODEL)) * scales + 5
     content = noise + np.moveaxis(directions[:, labels], 0, 1)
     cls_token = np.full((n_examples, len(LAYERS), 1, D_MODEL), 1e3)
-    metadata = Metadata.model_validate(
-        {
-            "family": "planted",
-            "ckpt": "planted-tiny",
-            "layers": list(LAYERS),
-            "content_tokens_per_example": TOKENS,
-            "cls_token": True,
-            "d_model": D_MODEL,
-            "n_examples": n_examples,
-            "max_tokens_per_shard": 10 * len(LAYERS) * (TOKENS + 1),
-            "data": "",
-            "dataset": f"planted/{seed}",
-            "dtype": "float32",
-            "protocol": "2.1",
-        }
-    )
-    return write_shards(
-        root, metadata, [np.concatenate([cls_token, content], axis=2).astype(np.float32)], labels
+    return make_shards(
+        root,
+        np.concatenate([cls_token, content], axis=2).astype(np.float32),
+        labels,
+        family="planted",
+        ckpt="planted-tiny",
+        layers=list(LAYERS),
+        max_tokens_per_shard=10 * len(LAYERS) * (TOKENS + 1),
+        data="",
+        dataset=f"planted/{seed}",
+        pixel_agg=None,
     )
 
 

@@ -1,4 +1,4 @@
-"""What the benchmarks make that users may take up."""
+"""What the benchmarks make that users may take up, and that those of `make bench` can be run."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from assay.io.shards import Shards
 from assay.numerics.sae import SparseAutoencoder
 from assay.parameters import DictionaryParameters
 
-SCRIPT = Path(__file__).parents[1] / "benchmarks/train_sae.py"
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
 @pytest.mark.parametrize(("activation", "k"), [("relu", None), ("topk", 4)])
 def test_the_small_autoencoder_is_what_its_script_says(planted, tmp_path, activation, k):
     command = [
         sys.executable,
-        str(SCRIPT),
+        str(BENCHMARKS / "train_sae.py"),
         "--shards",
         str(planted[0]),
         "--layer",
@@ -49,3 +49,18 @@ def test_the_small_autoencoder_is_what_its_script_says(planted, tmp_path, activa
     x = ((x - x.mean(0)) / x.std(0)).float()
     sae = SparseAutoencoder(weights, activation=activation, k=k)
     assert float(sae.residual(x).square().sum() / x.square().sum()) < 0.9
+
+
+@pytest.mark.parametrize(
+    ("script", "options", "said"),
+    [
+        ("memory.py", "--few 640 --many 1280 --d 16", "MB more for 2 times the tokens"),
+        ("read.py", "--gb 0.01 --rounds 1", "each pass read one layer's 2097152 bytes, no more"),
+    ],
+)
+def test_a_benchmark_on_small_shards_ends(tmp_path, script, options, said):
+    command = [sys.executable, str(BENCHMARKS / script), *options.split(), "--dir", str(tmp_path)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert said in ended.stdout
+    assert not list(tmp_path.iterdir())

@@ -1,6 +1,5 @@
 """The `assay` command: what it prints, what it writes, and how it fails."""
 
-import json
 import os
 import shutil
 import subprocess
@@ -16,8 +15,8 @@ from PIL import Image
 
 import assay
 from assay.commands import main
-from assay.io.shards import Shards, write_shards
-from assay.io.shards.metadata import Metadata
+from assay.io.shards import Shards
+from shards import edit_json, make_shards
 
 
 def run(*arguments: Any) -> Result:
@@ -27,23 +26,13 @@ def run(*arguments: Any) -> Result:
 @pytest.fixture
 def shards(tmp_path: Path) -> Path:
     """Two examples of 2 x 2 patches, one layer, one a shard."""
-    metadata = Metadata.model_validate(
-        {
-            "family": "fake",
-            "ckpt": "tiny",
-            "layers": [3, 5],
-            "content_tokens_per_example": 4,
-            "cls_token": True,
-            "d_model": 2,
-            "n_examples": 2,
-            "max_tokens_per_shard": 10,
-            "data": "",
-            "dtype": "float32",
-            "protocol": "2.1",
-        }
+    return make_shards(
+        tmp_path / "shards",
+        content_tokens_per_example=4,
+        n_examples=2,
+        max_tokens_per_shard=10,
+        pixel_agg=None,
     )
-    examples = np.random.default_rng(0).normal(size=(2, *metadata.example_shape)).astype(np.float32)
-    return write_shards(tmp_path / "shards", metadata, [examples])
 
 
 @pytest.fixture
@@ -293,8 +282,7 @@ def test_the_command_that_makes_labels_right_is_printed_in_one_piece(
         ).exit_code
         == 0
     )
-    metadata = json.loads((shards / "metadata.json").read_text())
-    (shards / "metadata.json").write_text(json.dumps(metadata | {"pixel_agg": "majority"}))
+    edit_json(shards / "metadata.json", lambda raw: raw | {"pixel_agg": "majority"})
     ended = run("shards", "verify", shards)
     assert ended.exit_code == 0
     assert (

@@ -1,6 +1,5 @@
 """What is refused before a run begins, by a look at the disks."""
 
-import json
 import re
 from pathlib import Path
 
@@ -10,11 +9,10 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from assay.io.shards import write_shards
-from assay.io.shards.metadata import Metadata
 from assay.parameters import parse_parameters
 from assay.plan import find_images, make_plan
 from assay.preflight import check_shards, find_d_model
+from shards import edit_json, make_shards
 
 SPLITS = ("fit", "val", "probe_train", "probe_val")
 DIGITS = {split: f"data/01_raw/digits/{split}" for split in SPLITS}
@@ -31,27 +29,16 @@ def parse(shards, **changes):
 def write(
     root: Path, *, layers=(3, 5), d_model=80, labels=1, family="planted", ckpt="planted-tiny"
 ) -> Path:
-    metadata = Metadata.model_validate(
-        {
-            "family": family,
-            "ckpt": ckpt,
-            "layers": list(layers),
-            "content_tokens_per_example": 2,
-            "cls_token": False,
-            "d_model": d_model,
-            "n_examples": 3,
-            "max_tokens_per_shard": 100,
-            "data": "",
-            "dtype": "float32",
-            "protocol": "2.1",
-        }
-    )
-    examples = np.ones((3, len(layers), 2, d_model), dtype=np.float32)
-    return write_shards(
+    return make_shards(
         root,
-        metadata,
-        [examples],
+        np.ones((3, len(layers), 2, d_model), dtype=np.float32),
         labels * np.ones((3, 2), dtype=np.uint8) if labels is not None else None,
+        family=family,
+        ckpt=ckpt,
+        layers=layers,
+        cls_token=False,
+        max_tokens_per_shard=100,
+        pixel_agg=None,
     )
 
 
@@ -163,8 +150,7 @@ def test_a_file_of_weights_is_the_same_model_wherever_it_lay(tmp_path):
 
 def test_labels_that_void_voted_for_are_warned_of_before_the_run(tmp_path, caplog):
     folder = write(tmp_path)
-    metadata = json.loads((folder / "metadata.json").read_text())
-    (folder / "metadata.json").write_text(json.dumps(metadata | {"pixel_agg": "majority"}))
+    edit_json(folder / "metadata.json", lambda raw: raw | {"pixel_agg": "majority"})
     check_shards(parse(dict.fromkeys(SPLITS, str(folder))), tmp_path)
     warned = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert [message.partition(":")[0] for message in warned] == [

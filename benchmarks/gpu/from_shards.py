@@ -7,10 +7,11 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import os
+import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 
-import numpy as np
 import torch
 from common import Run
 from torch import Tensor
@@ -37,31 +38,22 @@ def from_shards(run: Run) -> None:
 
 
 def _from_shards(run: Run, folder: str) -> None:
-    from assay.io.shards import Shards, write_shards
-    from assay.io.shards.metadata import Metadata
+    sys.path.append(str(Path(__file__).parents[1]))  # what the other benchmarks share
+    from random_shards import write_random
 
-    d, tokens, examples, batch = (
-        run.size(1024, 16),
-        run.size(256, 16),
+    from assay.io.shards import Shards
+
+    d, batch = run.size(1024, 16), run.size(8192, 128)
+    path = write_random(
+        folder,
         run.size(2048, 64),
-        run.size(8192, 128),
-    )
-    metadata = Metadata(
-        family="benchmark",
-        ckpt="random",
         layers=(3,),
-        content_tokens_per_example=tokens,
-        cls_token=False,
+        patches=run.size(256, 16),
         d_model=d,
-        n_examples=examples,
-        max_tokens_per_shard=512 * tokens,
-        data="",
-        dataset="random",
-        dtype="float32",
-        protocol="2.1",
+        examples_per_shard=512,
+        repeated=True,
     )
-    block = np.random.default_rng(0).standard_normal((64, 1, tokens, d), dtype=np.float32)
-    shards = Shards(write_shards(folder, metadata, (block for _ in range(0, examples, 64))))
+    shards = Shards(path)
 
     def read(**options: object) -> Iterator[Tensor]:
         return shards.batches(**{"layer": 3, "batch_size": batch, "device": run.device} | options)  # type: ignore[arg-type]

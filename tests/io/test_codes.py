@@ -34,6 +34,7 @@ from assay.io.codes import StoredCodes, write_codes
 from assay.io.codes.layout import TORCH_DTYPES, Dtype
 from assay.io.codes.writer import KEPT
 from assay.numerics.codes import SelectedCodes
+from shards import edit_json
 
 FORMATS: tuple[Format, ...] = ("dense", "sparse", "onehot")
 KINDS = (*FORMATS, "varying")
@@ -179,12 +180,6 @@ def tree(folder: Path) -> dict[str, bytes]:
         for path in folder.rglob("*")
         if path.is_file()
     }
-
-
-def edit_json(path: Path, change: Callable[[Any], Any]) -> None:
-    value = json.loads(path.read_text())
-    changed = change(value)
-    path.write_text(json.dumps(value if changed is None else changed))
 
 
 @pytest.fixture(params=KINDS)

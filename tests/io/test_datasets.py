@@ -39,6 +39,7 @@ from assay.io.datasets import (
 from assay.io.shards import Shards, windows
 from assay.io.shards.metadata import Metadata
 from assay.io.tensors import fingerprint_tensors
+from shards import FIELDS
 
 STATE = {"components": torch.eye(3).double(), "n": torch.tensor(3)}
 
@@ -53,19 +54,8 @@ class MadeRecording:
 
     @property
     def metadata(self) -> dict[str, Any]:
-        return {
-            "family": "fake",
-            "ckpt": self.ckpt,
-            "layers": [3, 23],
-            "content_tokens_per_example": 3,
-            "cls_token": True,
-            "d_model": 4,
-            "n_examples": 5,
-            "max_tokens_per_shard": 17,
-            "data": "",
-            "dtype": "float32",
-            "protocol": "2.1",
-        }
+        own = {"ckpt": self.ckpt, "layers": [3, 23], "d_model": 4, "pixel_agg": None}
+        return FIELDS | own
 
     @property
     def array(self) -> Tensor:

@@ -6,6 +6,7 @@ import shlex
 import struct
 import zlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,37 +19,24 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 
+import shards as shards_module
 from assay.io.images.images import list_files
 from assay.io.images.masks import MaskLayout, fit_mask, parse_layout, read_mask
-from assay.io.shards import Shards, write_shards
+from assay.io.shards import Shards
 from assay.io.shards.labels import PatchLabels, label_patches, patch_labels, publish_labels
 from assay.io.shards.metadata import Metadata, doubt_labels
+from shards import edit_json
 
-FIELDS: dict[str, Any] = {
-    "family": "fake",
-    "ckpt": "tiny",
+TWO: dict[str, Any] = {
     "layers": [3],
     "content_tokens_per_example": 4,
-    "cls_token": True,
-    "d_model": 2,
     "n_examples": 2,
     "max_tokens_per_shard": 10,
-    "data": "",
-    "dtype": "float32",
-    "protocol": "2.1",
+    "pixel_agg": None,
 }
-
-
-def make_metadata(**changes: Any) -> Metadata:
-    return Metadata.model_validate({**FIELDS, **changes})
-
-
-def make_shards(
-    root: Path, labels: npt.NDArray[Any] | torch.Tensor | None = None, **changes: Any
-) -> Path:
-    metadata = make_metadata(**changes)
-    examples = np.ones((metadata.n_examples, *metadata.example_shape), dtype=np.float32)
-    return write_shards(root, metadata, [examples], labels)
+"""Two examples of 2 x 2 patches."""
+make_metadata = partial(shards_module.make_metadata, **TWO)
+make_shards = partial(shards_module.make_shards, **TWO)
 
 
 def write_masks(folder: Path, masks: dict[str, Any], dtype: type = np.uint8) -> Path:
@@ -398,7 +386,9 @@ def test_labels_round_trip_through_the_shards(tmp_path: Path, large: int) -> Non
 
 
 def test_labels_by_our_vote_are_said_to_be_so(tmp_path: Path) -> None:
-    shards = make_shards(tmp_path / "o'neill", np.zeros((2, 4), np.uint8), pixel_agg="majority")
+    shards = make_shards(
+        tmp_path / "o'neill", labels=np.zeros((2, 4), np.uint8), pixel_agg="majority"
+    )
     said = doubt_labels(shards, Shards(shards).metadata)
     assert said is not None
     assert 'made with pixel_agg "majority", by which void votes and wins ties' in said
@@ -435,19 +425,17 @@ def test_wide_labels_have_a_file_of_their_own_and_that_of_older_versions_is_read
     tmp_path: Path, as_given: Callable[..., Any]
 ) -> None:
     labels = np.array([[0, 1, 256, 65_535], [300, 2, 3, 4]], dtype=np.uint16)
-    shards = make_shards(tmp_path, as_given(labels))
+    shards = make_shards(tmp_path, labels=as_given(labels))
     assert Shards(shards).labels().tolist() == labels.ravel().tolist()
     (shards / "labels.bin").write_bytes(bytes(3))  # of no account beside them
     assert Shards(shards).labels().tolist() == labels.ravel().tolist()
     (shards / "labels16.bin").rename(shards / "labels.bin")
-    raw = json.loads((shards / "metadata.json").read_text())
-    (shards / "metadata.json").write_text(json.dumps({**raw, "labels_dtype": "uint16"}))
+    edit_json(shards / "metadata.json", lambda raw: raw | {"labels_dtype": "uint16"})
     assert Shards(shards).labels().tolist() == labels.ravel().tolist()
-    raw = json.loads((shards / "metadata.json").read_text())
-    (shards / "metadata.json").write_text(json.dumps({**raw, "labels_dtype": "uint8"}))
+    edit_json(shards / "metadata.json", lambda raw: raw | {"labels_dtype": "uint8"})
     with pytest.raises(ValueError, match=re.escape("labels.bin has 16 bytes, wanted 8")):
         Shards(shards)
-    (shards / "metadata.json").write_text(json.dumps({**raw, "labels_dtype": "int64"}))
+    edit_json(shards / "metadata.json", lambda raw: raw | {"labels_dtype": "int64"})
     with pytest.raises(ValueError, match="labels_dtype"):
         Shards(shards)
 

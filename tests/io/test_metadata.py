@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 import torch
 from hypothesis import example, given, settings
@@ -30,56 +29,21 @@ from assay.io.shards import Shards, write_shards
 from assay.io.shards.labels import PatchLabels, publish_labels
 from assay.io.shards.metadata import Metadata
 from assay.io.shards.verify import verify_shards
-
-OLD_NAMES = {
-    "family": ["vit_family", "model_family"],
-    "ckpt": ["vit_ckpt", "model_ckpt"],
-    "content_tokens_per_example": ["patches_per_ex", "n_patches_per_img"],
-    "n_examples": ["n_imgs"],
-    "max_tokens_per_shard": ["patches_per_shard", "max_patches_per_shard"],
-}
-FIELDS: dict[str, Any] = {
-    "family": "fake",
-    "ckpt": "tiny",
-    "layers": [3, 5],
-    "content_tokens_per_example": 3,
-    "cls_token": True,
-    "d_model": 2,
-    "n_examples": 5,
-    "max_tokens_per_shard": 17,
-    "data": "Z2FyYmFnZQ==",
-    "dataset": "none",
-    "pixel_agg": "majority",
-    "dtype": "float32",
-    "protocol": "2.1",
-}
-
-
-def make_metadata(**changes: Any) -> Metadata:
-    return Metadata.model_validate({**FIELDS, **changes})
-
-
-def make_examples(metadata: Metadata, seed: int = 0) -> npt.NDArray[np.float32]:
-    shape = (metadata.n_examples, *metadata.example_shape)
-    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
-
-
-def make_labels(metadata: Metadata) -> npt.NDArray[np.uint8]:
-    shape = (metadata.n_examples, metadata.content_tokens_per_example)
-    return np.random.default_rng(1).integers(0, 256, shape, dtype=np.uint8)
-
-
-def edit_json(path: Path, change: Callable[[Any], Any]) -> None:
-    value = json.loads(path.read_text())
-    changed = change(value)
-    path.write_text(json.dumps(value if changed is None else changed))
+from shards import (
+    FIELDS,
+    OLD_NAMES,
+    edit_json,
+    make_examples,
+    make_labeled,
+    make_labels,
+    make_metadata,
+    make_shards,
+)
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """5 examples in shards of 2, so that the last of 3 is padded; with labels."""
-    metadata = make_metadata()
-    return write_shards(tmp_path, metadata, [make_examples(metadata)], make_labels(metadata))
+    return make_labeled(tmp_path)
 
 
 def test_metadata_gives_back_the_names_that_the_code_writes() -> None:
@@ -450,8 +414,7 @@ entries = st.lists(
 @example(metadata={**FIELDS, "ckpt": "\ud800"}, index=None)
 def test_fuzz_raises_only_the_two_errors(metadata: Any, index: Any) -> None:
     with tempfile.TemporaryDirectory() as root:
-        good = make_metadata()
-        path = write_shards(root, good, [make_examples(good)])
+        path = make_shards(Path(root))
         for name, value in (("metadata.json", metadata), ("shards.json", index)):
             if value is not None:
                 (path / name).write_bytes(
@@ -473,8 +436,7 @@ def test_fuzz_of_a_byte_or_a_field_raises_only_the_two_errors(
     name: str, data: st.DataObject
 ) -> None:
     with tempfile.TemporaryDirectory() as root:
-        good = make_metadata()
-        path = write_shards(root, good, [make_examples(good)])
+        path = make_shards(Path(root))
         raw = bytearray((path / name).read_bytes())
         if data.draw(st.booleans()):
             raw[data.draw(st.integers(0, len(raw) - 1))] = data.draw(st.integers(0, 255))
@@ -516,7 +478,7 @@ def test_pickle_in_data_is_never_run(folder: Path, tmp_path: Path) -> None:
         64,
         text,
     )
-    write_shards(tmp_path / "again", shards.metadata, [make_examples(shards.metadata)])
+    make_shards(tmp_path / "again", data=text)
     assert not (tmp_path / "ran").exists()
     copy.copy(Bomb(tmp_path / "ran"))  # builds the object as unpickling would
     assert (tmp_path / "ran").exists()
@@ -524,9 +486,7 @@ def test_pickle_in_data_is_never_run(folder: Path, tmp_path: Path) -> None:
 
 def test_links_of_a_hubs_cache_lead_to_its_blobs_and_nowhere_else(tmp_path: Path) -> None:
     repository = tmp_path / "hub/datasets--us--activations"
-    metadata = make_metadata()
-    examples = np.random.default_rng(0).normal(size=(5, *metadata.example_shape)).astype(np.float32)
-    plain = write_shards(tmp_path / "plain", metadata, [examples], np.ones((5, 3), dtype=np.uint8))
+    plain = make_labeled(tmp_path / "plain")
     snapshot = repository / "snapshots/0f3a" / plain.name
     snapshot.mkdir(parents=True)
     (repository / "blobs").mkdir()

@@ -5,9 +5,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,69 +17,26 @@ from hypothesis import strategies as st
 from assay.io.shards import LayerActivations, Shards, windows, write_shards
 from assay.io.shards import order as module
 from assay.io.shards.metadata import Metadata
-
-OLD_NAMES = {
-    "family": ["vit_family", "model_family"],
-    "ckpt": ["vit_ckpt", "model_ckpt"],
-    "content_tokens_per_example": ["patches_per_ex", "n_patches_per_img"],
-    "n_examples": ["n_imgs"],
-    "max_tokens_per_shard": ["patches_per_shard", "max_patches_per_shard"],
-}
-FIELDS: dict[str, Any] = {
-    "family": "fake",
-    "ckpt": "tiny",
-    "layers": [3, 5],
-    "content_tokens_per_example": 3,
-    "cls_token": True,
-    "d_model": 2,
-    "n_examples": 5,
-    "max_tokens_per_shard": 17,
-    "data": "Z2FyYmFnZQ==",
-    "dataset": "none",
-    "pixel_agg": "majority",
-    "dtype": "float32",
-    "protocol": "2.1",
-}
-
-
-def make_metadata(**changes: Any) -> Metadata:
-    return Metadata.model_validate({**FIELDS, **changes})
-
-
-def make_examples(metadata: Metadata, seed: int = 0) -> npt.NDArray[np.float32]:
-    shape = (metadata.n_examples, *metadata.example_shape)
-    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
-
-
-def make_labels(metadata: Metadata) -> npt.NDArray[np.uint8]:
-    shape = (metadata.n_examples, metadata.content_tokens_per_example)
-    return np.random.default_rng(1).integers(0, 256, shape, dtype=np.uint8)
-
-
-def content(
-    examples: npt.NDArray[np.float32], metadata: Metadata, layer: int
-) -> npt.NDArray[np.float32]:
-    """The reference: plain indexing of the whole array."""
-    return examples[:, metadata.layers.index(layer), int(metadata.cls_token) :].reshape(
-        -1, metadata.d_model
-    )
+from shards import (
+    FIELDS,
+    OLD_NAMES,
+    content,
+    edit_json,
+    make_examples,
+    make_labeled,
+    make_labels,
+    make_metadata,
+    make_shards,
+)
 
 
 def rows(array: npt.NDArray[np.float32] | torch.Tensor) -> list[tuple[float, ...]]:
     return [tuple(row) for row in array.tolist()]
 
 
-def edit_json(path: Path, change: Callable[[Any], Any]) -> None:
-    value = json.loads(path.read_text())
-    changed = change(value)
-    path.write_text(json.dumps(value if changed is None else changed))
-
-
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """5 examples in shards of 2, so that the last of 3 is padded; with labels."""
-    metadata = make_metadata()
-    return write_shards(tmp_path, metadata, [make_examples(metadata)], make_labels(metadata))
+    return make_labeled(tmp_path)
 
 
 @st.composite
@@ -158,8 +113,7 @@ def test_round_trip(
 
 
 def test_exact_fill_leaves_an_empty_shard_and_padding_is_never_read(tmp_path: Path) -> None:
-    metadata = make_metadata(n_examples=4)
-    path = write_shards(tmp_path, metadata, [make_examples(metadata)])
+    path = make_shards(tmp_path, n_examples=4)
     entries = json.loads((path / "shards.json").read_text())
     assert [(entry["name"], entry["n_examples"]) for entry in entries] == [
         ("acts000000.bin", 2),
@@ -167,7 +121,7 @@ def test_exact_fill_leaves_an_empty_shard_and_padding_is_never_read(tmp_path: Pa
         ("acts000002.bin", 0),
     ]
     assert not any((path / "acts000002.bin").read_bytes())
-    (path / "acts000002.bin").write_bytes(b"\xff" * 2 * metadata.example_bytes)
+    (path / "acts000002.bin").write_bytes(b"\xff" * 2 * make_metadata().example_bytes)
     assert sum(map(len, Shards(path).batches(layer=3, batch_size=5))) == 12
 
 
@@ -259,15 +213,11 @@ def test_shuffle_gives_every_token_once_and_depends_on_the_seed_alone(
 @pytest.fixture
 def numbered(tmp_path: Path) -> Shards:
     """400 examples of 16 tokens, 10 a shard; a token is (example, its number in the example)."""
-    metadata = make_metadata(
-        layers=[0],
-        content_tokens_per_example=16,
-        cls_token=False,
-        n_examples=400,
-        max_tokens_per_shard=160,
-    )
     tokens = np.indices((400, 1, 16)).astype(np.float32)
-    return Shards(write_shards(tmp_path, metadata, [np.stack([tokens[0], tokens[2]], axis=-1)]))
+    examples = np.stack([tokens[0], tokens[2]], axis=-1)
+    return Shards(
+        make_shards(tmp_path, examples, layers=[0], cls_token=False, max_tokens_per_shard=160)
+    )
 
 
 @pytest.mark.parametrize("pool", [256, 65_536])

@@ -20,9 +20,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from assay.io.shards import Shards, buffers, default_threads, preadv, windows, write_shards
+from assay.io.shards import Shards, buffers, default_threads, preadv, windows
 from assay.io.shards import order as orders
-from assay.io.shards.metadata import Metadata
+from shards import make_shards
 
 N_EXAMPLES, TOKENS, D_MODEL, LAYERS = 23, 6, 3, (1, 4, 8)
 N_TOKENS = N_EXAMPLES * TOKENS
@@ -32,24 +32,11 @@ def write_numbered(
     root: Path, n_examples: int = N_EXAMPLES, d_model: int = D_MODEL, dataset: str = "none"
 ) -> Path:
     """Shards of 5 examples; a token of layer i is (its number, i, ...), a CLS token -1."""
-    metadata = Metadata(
-        family="fake",
-        ckpt="tiny",
-        layers=LAYERS,
-        content_tokens_per_example=TOKENS,
-        cls_token=True,
-        d_model=d_model,
-        n_examples=n_examples,
-        max_tokens_per_shard=5 * len(LAYERS) * (TOKENS + 1),
-        data="",
-        dataset=dataset,
-        dtype="float32",
-        protocol="2.1",
-    )
-    examples = np.full((n_examples, *metadata.example_shape), -1, dtype=np.float32)
+    examples = np.full((n_examples, len(LAYERS), TOKENS + 1, d_model), -1, dtype=np.float32)
     examples[:, :, 1:, 0] = np.arange(n_examples * TOKENS).reshape(n_examples, 1, TOKENS)
     examples[:, :, 1:, 1] = np.array(LAYERS)[:, None]
-    return write_shards(root, metadata, [examples])
+    budget = 5 * len(LAYERS) * (TOKENS + 1)
+    return make_shards(root, examples, layers=LAYERS, max_tokens_per_shard=budget, dataset=dataset)
 
 
 def numbers(batches: list[torch.Tensor]) -> list[int]:

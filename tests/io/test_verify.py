@@ -13,9 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from assay.io.shards import verify as module
-from assay.io.shards import write_shards
-from assay.io.shards.metadata import Metadata
 from assay.io.shards.verify import FolderVerdict, verify_shards
+from shards import make_examples, make_metadata, make_shards
 
 TOKENS, D_MODEL = 4, 3
 
@@ -24,28 +23,13 @@ def make_folder(root: Path, **changes: Any) -> Path:
     """5 examples in shards of 2, the last padded; layers 3 and 5, 3 content tokens and a CLS token
     that never changes.
     """
-    fields = {
-        "family": "fake",
-        "ckpt": "tiny",
-        "layers": [3, 5],
-        "content_tokens_per_example": TOKENS - 1,
-        "cls_token": True,
-        "d_model": D_MODEL,
-        "n_examples": 5,
-        "max_tokens_per_shard": 17,
-        "data": "",
-        "dtype": "float32",
-        "protocol": "2.1",
-    }
-    metadata = Metadata.model_validate(fields | changes)
-    examples = (
-        np.random.default_rng(0)
-        .normal(size=(metadata.n_examples, *metadata.example_shape))
-        .astype(np.float32)
-    )
+    changes = {"d_model": D_MODEL, "pixel_agg": None} | changes
+    metadata = make_metadata(**changes)
+    examples = make_examples(metadata)
     examples[:, :, 0] = 7
     labels = np.arange(metadata.n_examples * (TOKENS - 1)).reshape(-1, TOKENS - 1) % 4
-    return write_shards(root, metadata, [examples], labels.astype(metadata.labels_dtype or "uint8"))
+    dtype = metadata.labels_dtype or "uint8"
+    return make_shards(root, examples, labels.astype(dtype), **changes)
 
 
 def judge(folder: Path) -> FolderVerdict:
@@ -237,22 +221,13 @@ def test_json_at_fault_is_a_verdict_on_the_folder(tmp_path: Path) -> None:
 
 
 def test_one_token_in_all_is_not_called_constant(tmp_path: Path) -> None:
-    metadata = Metadata.model_validate(
-        {
-            "family": "f",
-            "ckpt": "c",
-            "layers": [0],
-            "content_tokens_per_example": 1,
-            "cls_token": False,
-            "d_model": 2,
-            "n_examples": 1,
-            "max_tokens_per_shard": 1,
-            "data": "",
-            "dtype": "float32",
-            "protocol": "2.1",
-        }
+    folder = make_shards(
+        tmp_path,
+        np.ones((1, 1, 1, 2), dtype=np.float32),
+        layers=[0],
+        cls_token=False,
+        max_tokens_per_shard=1,
     )
-    folder = write_shards(tmp_path, metadata, [np.ones((1, 1, 1, 2), dtype=np.float32)])
     verdict = judge(folder)
     assert verdict.ok
     assert [shard.rows for shard in verdict.shards] == [1, 0]

@@ -12,58 +12,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 import torch
 
 from assay.io.shards import Shards, write_shards
-from assay.io.shards.metadata import Metadata
-
-FIELDS: dict[str, Any] = {
-    "family": "fake",
-    "ckpt": "tiny",
-    "layers": [3, 5],
-    "content_tokens_per_example": 3,
-    "cls_token": True,
-    "d_model": 2,
-    "n_examples": 5,
-    "max_tokens_per_shard": 17,
-    "data": "Z2FyYmFnZQ==",
-    "dataset": "none",
-    "pixel_agg": "majority",
-    "dtype": "float32",
-    "protocol": "2.1",
-}
-
-
-def make_metadata(**changes: Any) -> Metadata:
-    return Metadata.model_validate({**FIELDS, **changes})
-
-
-def make_examples(metadata: Metadata, seed: int = 0) -> npt.NDArray[np.float32]:
-    shape = (metadata.n_examples, *metadata.example_shape)
-    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
-
-
-def make_labels(metadata: Metadata) -> npt.NDArray[np.uint8]:
-    shape = (metadata.n_examples, metadata.content_tokens_per_example)
-    return np.random.default_rng(1).integers(0, 256, shape, dtype=np.uint8)
-
-
-def content(
-    examples: npt.NDArray[np.float32], metadata: Metadata, layer: int
-) -> npt.NDArray[np.float32]:
-    """The reference: plain indexing of the whole array."""
-    return examples[:, metadata.layers.index(layer), int(metadata.cls_token) :].reshape(
-        -1, metadata.d_model
-    )
+from shards import (
+    FIELDS,
+    content,
+    make_examples,
+    make_labeled,
+    make_labels,
+    make_metadata,
+    make_shards,
+)
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """5 examples in shards of 2, so that the last of 3 is padded; with labels."""
-    metadata = make_metadata()
-    return write_shards(tmp_path, metadata, [make_examples(metadata)], make_labels(metadata))
+    return make_labeled(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -146,7 +112,7 @@ def test_killed_writer_leaves_nothing_that_looks_whole(tmp_path: Path) -> None:
     for path in left:
         with pytest.raises((ValueError, FileNotFoundError)):
             Shards(path)
-    path = write_shards(tmp_path, make_metadata(), [make_examples(make_metadata())])
+    path = make_shards(tmp_path)
     assert list(tmp_path.iterdir()) == [path]
     assert Shards(path).n_examples == 5
 
@@ -199,8 +165,7 @@ which it hashes it.
 def test_what_is_written_is_what_saev_reads_and_hashes(
     tmp_path: Path, changes: dict[str, Any], written: dict[str, Any], name: str
 ) -> None:
-    metadata = make_metadata(family="fake-clip", **changes)
-    folder = write_shards(tmp_path, metadata, [make_examples(metadata)], make_labels(metadata))
+    folder = make_labeled(tmp_path, family="fake-clip", **changes)
     raw = json.loads((folder / "metadata.json").read_text(encoding="ascii"))
     assert raw == FIELDS | {"family": "fake-clip"} | written
     assert tuple(raw) == SAEV_KEYS

@@ -29,6 +29,7 @@ from assay.pipelines.encode.pipeline import create_pipeline
 from assay.pipelines.kmeans.nodes import fit_kmeans
 from assay.pipelines.pca.nodes import fit_pca
 from assay.pipelines.standardize.nodes import fit_statistics
+from shards import read_content
 
 LAYERS, TOKENS, D_MODEL = (3, 5), 16, 80
 ENCODINGS = {
@@ -45,18 +46,6 @@ PARAMETERS = {
     "kmeans": KMeansParameters(n_clusters=8, batch_size=64, n_init=1, max_iter=2, seed=3),
     "pca": PCAParameters(),
 }
-
-
-def read(path, layer):
-    """A layer's content tokens, float64, straight from the files: all are full but for zeros at the
-    end.
-    """
-    files = sorted(path.glob("acts*.bin"))
-    stored = np.concatenate([np.fromfile(file, "<f4") for file in files]).reshape(
-        -1, len(LAYERS), 1 + TOKENS, D_MODEL
-    )
-    n_examples = Shards(path).n_examples
-    return stored[:n_examples, LAYERS.index(layer), 1:].reshape(-1, D_MODEL).astype(np.float64)
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +117,7 @@ def test_codes_are_those_of_the_tokens_in_order(planted, fitted, encode, encodin
     codes = encode(encoding)
     assert (codes.format, codes.n_features) == ENCODINGS[encoding]
     assert codes.n_rows == 24 * TOKENS
-    tokens = (read(planted[1], 5) - statistics["mean"].numpy()) / statistics["std"].numpy()
+    tokens = (read_content(planted[1], 5) - statistics["mean"].numpy()) / statistics["std"].numpy()
     values, errors = oracle(encoding, tokens, models)
     found = gather(codes, 100)
     dense = np.zeros_like(values)

@@ -16,6 +16,7 @@ from assay.pipelines.dictionary_nodes import measure
 from assay.pipelines.kmeans.nodes import compare_seeds, fit_kmeans
 from assay.pipelines.kmeans.pipeline import create_pipeline
 from assay.plan import make_plan
+from shards import read_content
 
 LAYERS, TOKENS, D_MODEL = (3, 5), 16, 80
 
@@ -45,21 +46,9 @@ CHANGES = {
 }
 
 
-def read(path, layer):
-    """A layer's content tokens, float64, straight from the files: all are full but for zeros at the
-    end.
-    """
-    files = sorted(path.glob("acts*.bin"))
-    stored = np.concatenate([np.fromfile(file, "<f4") for file in files]).reshape(
-        -1, len(LAYERS), 1 + TOKENS, D_MODEL
-    )
-    n_examples = Shards(path).n_examples
-    return stored[:n_examples, LAYERS.index(layer), 1:].reshape(-1, D_MODEL).astype(np.float64)
-
-
 @pytest.fixture
 def statistics(planted):
-    tokens = read(planted[0], 5)
+    tokens = read_content(planted[0], 5)
     return {
         "mean": torch.from_numpy(tokens.mean(axis=0)),
         "std": torch.from_numpy(tokens.std(axis=0)),
@@ -124,7 +113,9 @@ def test_max_tokens_is_the_tokens_of_a_pass(planted, fit):
 def test_order_is_the_file_that_every_pass_follows(planted, statistics, fit, tmp_path):
     order = np.random.default_rng(0).permutation(Shards(planted[0]).n_tokens)[:300]
     np.save(tmp_path / "order.npy", order)
-    tokens = (read(planted[0], 5)[order] - statistics["mean"].numpy()) / statistics["std"].numpy()
+    tokens = (read_content(planted[0], 5)[order] - statistics["mean"].numpy()) / statistics[
+        "std"
+    ].numpy()
     wanted = MiniBatchKMeans(
         8,
         seed=0,
@@ -202,7 +193,7 @@ def test_nmse_is_that_of_the_nearest_center_in_float64(planted, statistics, fit,
         kind=Form("onehot"),
     )
     std = statistics["std"].numpy()
-    standardized = (read(planted[1], layer) - statistics["mean"].numpy()) / std
+    standardized = (read_content(planted[1], layer) - statistics["mean"].numpy()) / std
     centers = model["cluster_centers"].double().numpy()
     residual = np.empty_like(standardized)
     for row, token in enumerate(standardized):
@@ -236,7 +227,7 @@ def test_more_seeds_are_fits_of_their_own_that_the_first_is_compared_with(
         Shards(planted[1]), statistics, first, again, parameters, "cpu", layer=5, seed=4
     )
     tokens = torch.from_numpy(
-        (read(planted[1], 5) - statistics["mean"].numpy()) / statistics["std"].numpy()
+        (read_content(planted[1], 5) - statistics["mean"].numpy()) / statistics["std"].numpy()
     ).float()
     models = [MiniBatchKMeans.from_state(state) for state in (first, again)]
     inertia = [float(model.assign(tokens)[1].mean()) for model in models]

@@ -15,6 +15,7 @@ from assay.pipelines.pca.nodes import fit_pca
 from assay.pipelines.pca.pipeline import create_pipeline
 from assay.pipelines.stream import SAMPLE
 from assay.plan import make_plan
+from shards import read_content
 
 LAYERS, TOKENS, D_MODEL = (3, 5), 16, 80
 KS = (1, 4, 16, 80)
@@ -34,18 +35,6 @@ def measure_pca(shards, statistics, model, parameters, layer, ks):
     )
 
 
-def read(path, layer):
-    """A layer's content tokens, float64, straight from the files: all are full but for zeros at the
-    end.
-    """
-    files = sorted(path.glob("acts*.bin"))
-    stored = np.concatenate([np.fromfile(file, "<f4") for file in files]).reshape(
-        -1, len(LAYERS), 1 + TOKENS, D_MODEL
-    )
-    n_examples = Shards(path).n_examples
-    return stored[:n_examples, LAYERS.index(layer), 1:].reshape(-1, D_MODEL).astype(np.float64)
-
-
 @pytest.fixture(params=LAYERS)
 def layer(request):
     return request.param
@@ -54,7 +43,7 @@ def layer(request):
 @pytest.fixture
 def statistics(planted, layer):
     """Not the train tokens' own, as the user's may not be: their standardized mean is not 0."""
-    tokens = read(planted[0], layer)
+    tokens = read_content(planted[0], layer)
     return {
         "mean": torch.from_numpy(tokens.mean(axis=0) + 0.3),
         "std": torch.from_numpy(tokens.std(axis=0) * 1.1),
@@ -65,7 +54,7 @@ def statistics(planted, layer):
 def standardized(planted, layer, statistics):
     """The fit and the validation tokens, float64."""
     return [
-        (read(path, layer) - statistics["mean"].numpy()) / statistics["std"].numpy()
+        (read_content(path, layer) - statistics["mean"].numpy()) / statistics["std"].numpy()
         for path in planted
     ]
 

@@ -15,11 +15,11 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score
 
-from assay.io.shards import Shards
 from assay.numerics.codes import TensorCodes
 from assay.numerics.probe import CertificateError
 from assay.parameters import ProbeParameters
 from assay.pipelines.probe.nodes import fit_probes
+from shards import read_content
 
 LAYERS, TOKENS, D_MODEL, N_FEATURES = (3, 5), 16, 80, 6
 ABOUT = {"layer": 5, "method": "pca", "encoding": "pca-dense", "k": 80}
@@ -65,25 +65,14 @@ class Narrow(TensorCodes):
             yield {name: array[first : first + batch_size] for name, array in self.arrays.items()}
 
 
-def read(path, layer):
-    """A layer's content tokens, float32, straight from the files: all are full but for zeros at the
-    end.
-    """
-    files = sorted(path.glob("acts*.bin"))
-    stored = np.concatenate([np.fromfile(file, "<f4") for file in files]).reshape(
-        -1, len(LAYERS), 1 + TOKENS, D_MODEL
-    )
-    n_examples = Shards(path).n_examples
-    return stored[:n_examples, LAYERS.index(layer), 1:].reshape(-1, D_MODEL)
-
-
 @pytest.fixture(scope="module", params=LAYERS)
 def split(planted, request):
     """Features (rows, 6) and labels 0 to 3 of both probe splits: a layer's where classes are alike,
     and one's where they are not.
     """
     features = [
-        torch.from_numpy(read(path, request.param)[:, [0, 10, 20, 25, 30, 35]]) for path in planted
+        torch.from_numpy(read_content(path, request.param)[:, [0, 10, 20, 25, 30, 35]]).float()
+        for path in planted
     ]
     for values in features:
         values[:, 2] = values[:, 2].round()

@@ -6,25 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from assay.io.shards import Shards, write_shards
-from assay.io.shards.metadata import Metadata
+from assay.io.shards import Shards
 from assay.parameters import StandardizeParameters
 from assay.pipelines.standardize.nodes import adopt_statistics, fit_statistics
 from assay.pipelines.standardize.pipeline import create_pipeline
+from shards import make_shards, read_content
 
 LAYERS, TOKENS, D_MODEL = (3, 5), 16, 80
-
-
-def read(path, layer):
-    """A layer's content tokens, float64, straight from the files: all are full but for zeros at the
-    end.
-    """
-    files = sorted(path.glob("acts*.bin"))
-    stored = np.concatenate([np.fromfile(file, "<f4") for file in files]).reshape(
-        -1, len(LAYERS), 1 + TOKENS, D_MODEL
-    )
-    n_examples = Shards(path).n_examples
-    return stored[:n_examples, LAYERS.index(layer), 1:].reshape(-1, D_MODEL).astype(np.float64)
 
 
 @pytest.fixture
@@ -42,7 +30,7 @@ def own(planted):
     """Statistics of the user's own, as some other tool wrote them: float32, and more than is asked
     for.
     """
-    tokens = read(planted[0], 3)
+    tokens = read_content(planted[0], 3)
     named = {"mean": tokens.mean(axis=0) + 0.01, "std": tokens.std(axis=0) * 1.1, "n": np.ones(1)}
     return {name: torch.from_numpy(value).float() for name, value in named.items()}
 
@@ -50,7 +38,7 @@ def own(planted):
 @pytest.mark.parametrize("layer", LAYERS)
 @pytest.mark.parametrize("batch_size", [100_000, 100, 1])
 def test_fitted_statistics_are_those_of_all_tokens_in_float64(planted, layer, batch_size):
-    tokens = read(planted[0], layer)
+    tokens = read_content(planted[0], layer)
     parameters = StandardizeParameters(batch_size=batch_size)
     found = fit_statistics(Shards(planted[0]), parameters, "cpu", layer=layer)
     assert {name: (value.dtype, tuple(value.shape)) for name, value in found.items()} == {
@@ -101,24 +89,9 @@ def test_max_tokens_is_a_random_sample(planted):
 
 
 def test_dimensions_that_never_vary_are_counted(tmp_path, caplog):
-    fields = {
-        "family": "tiny",
-        "ckpt": "tiny",
-        "layers": [3],
-        "content_tokens_per_example": 2,
-        "cls_token": True,
-    }
-    fields |= {
-        "d_model": 4,
-        "n_examples": 5,
-        "max_tokens_per_shard": 6,
-        "data": "",
-        "dtype": "float32",
-        "protocol": "2.1",
-    }
     examples = np.random.default_rng(0).standard_normal((5, 1, 3, 4)).astype(np.float32)
     examples[:, :, 1:, 1:3] = 7.0  # the CLS token varies, and is no content
-    shards = Shards(write_shards(tmp_path, Metadata.model_validate(fields), [examples]))
+    shards = Shards(make_shards(tmp_path, examples, layers=[3], max_tokens_per_shard=6))
     found = fit_statistics(shards, StandardizeParameters(), "cpu", layer=3)
     assert (found["std"] == 0).tolist() == [False, True, True, False]
     assert (

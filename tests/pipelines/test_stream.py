@@ -6,25 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from assay.io.shards import LayerActivations, Shards, write_shards
-from assay.io.shards.metadata import Metadata
+from assay.io.shards import LayerActivations, Shards
 from assay.pipelines import stream
 from assay.pipelines.stream import bind, judged_tokens, pick_device, raw_tokens, standardized_tokens
+from shards import make_shards, read_content
 
 CPU = torch.device("cpu")
 LAYERS, TOKENS, D_MODEL = (3, 5), 16, 80
-
-
-def read(path, layer):
-    """A layer's content tokens, float64, straight from the files: all are full but for zeros at the
-    end.
-    """
-    files = sorted(path.glob("acts*.bin"))
-    stored = np.concatenate([np.fromfile(file, "<f4") for file in files]).reshape(
-        -1, len(LAYERS), 1 + TOKENS, D_MODEL
-    )
-    n_examples = Shards(path).n_examples
-    return stored[:n_examples, LAYERS.index(layer), 1:].reshape(-1, D_MODEL).astype(np.float64)
 
 
 @pytest.mark.parametrize("layer", LAYERS)
@@ -33,7 +21,9 @@ def test_raw_tokens_are_those_of_the_layer_in_order(planted, layer, batch_size):
     shards = Shards(planted[1])
     batches = list(raw_tokens(shards, layer, batch_size, CPU, doing="test"))
     assert [len(batch) for batch in batches[:-1]] == [batch_size] * (len(batches) - 1)
-    np.testing.assert_array_equal(torch.cat(batches).double().numpy(), read(planted[1], layer))
+    np.testing.assert_array_equal(
+        torch.cat(batches).double().numpy(), read_content(planted[1], layer)
+    )
 
 
 def test_standardized_tokens_are_moved_and_scaled_and_a_std_of_0_counts_as_1(planted):
@@ -43,7 +33,9 @@ def test_standardized_tokens_are_moved_and_scaled_and_a_std_of_0_counts_as_1(pla
     found = torch.cat(
         list(standardized_tokens(shards, 5, {"mean": mean, "std": std}, 50, CPU, doing="test"))
     )
-    wanted = (read(planted[1], 5) - mean.numpy()) / np.where(std.numpy() == 0, 1, std.numpy())
+    wanted = (read_content(planted[1], 5) - mean.numpy()) / np.where(
+        std.numpy() == 0, 1, std.numpy()
+    )
     assert found.dtype == torch.float32
     np.testing.assert_allclose(found.numpy(), wanted, rtol=1e-6)
 
@@ -51,7 +43,7 @@ def test_standardized_tokens_are_moved_and_scaled_and_a_std_of_0_counts_as_1(pla
 def test_a_split_of_another_model_is_named_before_anything_is_made_of_it(planted, tmp_path):
     """Here the dimensions of the other model come in another order."""
     fit, val = map(Shards, planted)
-    tokens = read(planted[0], 5)
+    tokens = read_content(planted[0], 5)
     statistics = {"mean": torch.from_numpy(tokens.mean(0)), "std": torch.from_numpy(tokens.std(0))}
     options = {
         "layer": 5,
@@ -66,10 +58,8 @@ def test_a_split_of_another_model_is_named_before_anything_is_made_of_it(planted
         assert torch.equal(found, torch.cat(list(standardized_tokens(shards, **options))))
     stored = torch.cat(list(fit.batches(layer=5, batch_size=1_000)))
     turned = stored.flip(1).reshape(48, 1, TOKENS, D_MODEL)
-    metadata = Metadata.model_validate(
-        fit.metadata.model_dump() | {"layers": [5], "cls_token": False}
-    )
-    other = Shards(write_shards(tmp_path, metadata, [turned]))
+    changes = fit.metadata.model_dump() | {"layers": [5], "cls_token": False}
+    other = Shards(make_shards(tmp_path, turned, **changes))
     tokens = judged_tokens(other, **options)
     with pytest.raises(
         ValueError, match=r"layer 5, does not go with .*another order\? Name shards of one model"
@@ -89,7 +79,7 @@ def test_a_shuffled_pass_holds_every_token_once_by_its_seed(planted):
     first, again, other = one_pass(1), one_pass(1), one_pass(2)
     np.testing.assert_array_equal(first, again)
     assert not np.array_equal(first, other)
-    tokens = read(planted[1], 3)
+    tokens = read_content(planted[1], 3)
     for shuffled in (first, other):
         np.testing.assert_array_equal(
             shuffled[np.lexsort(shuffled.T)], tokens[np.lexsort(tokens.T)]
