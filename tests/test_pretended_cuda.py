@@ -39,7 +39,7 @@ probed = (tokens[:, 0] > 0).long() + 2 * (tokens[:, 1] > 0)
 sketch, labels = FeatureSketch(CellMap.of_rows(tokens.T), 3), torch.zeros(600, dtype=torch.int64).cuda()
 
 def reassigning():
-    due._progress.tokens_since_reassignment = 10**9
+    due._fit.progress.tokens_since_reassignment = 10**9
     due.partial_fit(tokens)
 
 asked = {

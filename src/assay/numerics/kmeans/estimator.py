@@ -4,7 +4,6 @@ Steps are Sculley's (2010), with the low-count reassignment and the smoothed-ine
 scikit-learn's MiniBatchKMeans.
 """
 
-import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Self
 
@@ -12,21 +11,21 @@ import torch
 from torch import Tensor
 
 from assay.numerics.isolation import isolated, snapshot
+from assay.numerics.kmeans.fit_state import FitState, InProgress
 from assay.numerics.kmeans.graphed import GraphedSteps
+from assay.numerics.kmeans.passes import make_passes
 from assay.numerics.kmeans.prediction import LARGEST, CenterModel
-from assay.numerics.kmeans.progress import InProgress, Progress
 from assay.numerics.kmeans.reassignment import reassign_where_due
 from assay.numerics.kmeans.seeding import Seeding, seeding_tokens, try_seedings
 from assay.numerics.kmeans.settings import (
-    PARAMETERS,
     check_parameters,
-    check_state,
+    parameter_tensors,
+    read_centers,
+    read_parameters,
     show_parameters,
 )
 from assay.numerics.kmeans.step import step_at_once
 from assay.numerics.moments import batch_moments, check_later
-
-logger = logging.getLogger(__name__)
 
 
 class MiniBatchKMeans(CenterModel, InProgress):
@@ -102,7 +101,7 @@ class MiniBatchKMeans(CenterModel, InProgress):
         self.max_no_improvement = max_no_improvement
         self.reassignment_ratio = reassignment_ratio
         self.decay = decay
-        self._seeding: Seeding | None = None
+        self._fit = FitState(torch.Generator())
         self._queue = GraphedSteps()
 
     def __repr__(self) -> str:
@@ -121,7 +120,7 @@ class MiniBatchKMeans(CenterModel, InProgress):
         ValueError for a pass without tokens, fewer tokens or distinct tokens than clusters, and
         parameters out of range.
         """
-        self._seeding = None
+        self._fit.seeding = None
         self.seed_from(stream(0))
         for metrics in self.steps(stream):
             if on_step is not None:
@@ -131,7 +130,7 @@ class MiniBatchKMeans(CenterModel, InProgress):
     @property
     def is_seeded_(self) -> bool:
         """Whether there are centers to go on with: not before the last seeding is done."""
-        return self._seeding is None and super().is_seeded_
+        return self._fit.seeding is None and super().is_seeded_
 
     def seed_from(self, batches: Iterable[Tensor]) -> Self:
         """Start a fit anew: seed the centers from the first tokens of `batches`; `steps` then makes
@@ -155,17 +154,19 @@ class MiniBatchKMeans(CenterModel, InProgress):
         yield from self._seed(tokens, held_out)
         with isolated():
             sample = batch_moments(tokens)
-            self._progress.at_rest = self.tol * float(sample.second.mean()) / sample.count
+            self._fit.progress.at_rest = self.tol * float(sample.second.mean()) / sample.count
 
     def _seed(self, tokens: Tensor, held_out: Tensor | None) -> Iterator[tuple[int, int]]:
-        if self._seeding is None:
-            self._start(torch.Generator().manual_seed(self.seed))
-            self._seeding = Seeding()
+        before = self._fit
+        if before.seeding is None:
+            self._fit = FitState.begin(self.seed, Seeding())
+        seeding = self._fit.seeding
+        assert seeding is not None
         yield from try_seedings(
-            tokens, held_out, self.n_clusters, self.n_init, self._generator, self._seeding
+            tokens, held_out, self.n_clusters, self.n_init, self._fit.generator, seeding
         )
-        assert self._seeding.best is not None
-        self.cluster_centers_, self._seeding = self._seeding.best, None
+        assert seeding.best is not None
+        self.cluster_centers_, self._fit.seeding = seeding.best, None
         self.counts_ = torch.zeros(self.n_clusters, dtype=torch.int64, device=tokens.device)
 
     def steps(self, stream: Callable[[int], Iterable[Tensor]]) -> Iterator[dict[str, float]]:
@@ -176,33 +177,7 @@ class MiniBatchKMeans(CenterModel, InProgress):
         bit; the first pass asked of `stream` must then begin after the first `steps_of_pass_`
         batches, and may be empty.
         """
-        progress = self._progress
-        while progress.epoch < self.max_iter and not self.is_done_:
-            for x in stream(progress.epoch):
-                if x.shape[0] > 0:
-                    centers = self.cluster_centers_
-                    self.partial_fit(x)
-                    progress.judge(self._moved_from(centers) if self.tol > 0 else None)
-                    yield progress.history[-1]
-                if self.is_done_:
-                    break
-            else:
-                progress.end_pass()
-                if progress.epoch < self.max_iter:
-                    self.counts_ = _decayed(self.counts_, self.decay)
-        why = "no better inertia or centers at rest" if self.is_done_ else "max_iter"
-        logger.info(
-            "k-means stops in pass %d after %d steps: %s", progress.epoch + 1, self.n_steps_, why
-        )
-
-    @property
-    def is_done_(self) -> bool:
-        """Whether the stopping rules say so."""
-        return self._progress.rests or self._progress.stalled == self.max_no_improvement
-
-    @isolated()
-    def _moved_from(self, centers: Tensor) -> float:
-        return float((self.cluster_centers_ - centers).double().square().sum())
+        yield from make_passes(self, self._fit.progress, stream)
 
     @isolated()
     def partial_fit(self, x: Tensor) -> Self:
@@ -227,16 +202,11 @@ class MiniBatchKMeans(CenterModel, InProgress):
             x, self.cluster_centers_, self.counts_, self.reassignment_ratio, self._queue
         )
         check_numbers()
-        self._progress.record(len(x), step.inertia, step.rate, step.n_low)
+        self._fit.progress.record(len(x), step.inertia, step.rate, step.n_low)
         self.cluster_centers_, self.counts_ = reassign_where_due(
-            x, step, self.cluster_centers_, self.reassignment_ratio, self._progress, self._generator
+            x, step, self.cluster_centers_, self.reassignment_ratio, self._fit
         )
         return self
-
-    def _start(self, generator: torch.Generator) -> None:
-        self._generator = generator
-        self._seeding = None
-        self._progress = Progress()
 
     @isolated()
     def state_dict(self) -> dict[str, Tensor]:
@@ -245,14 +215,7 @@ class MiniBatchKMeans(CenterModel, InProgress):
 
         0 stands for None.
         """
-        kept = {name: getattr(self, name) or 0 for name in PARAMETERS}
-        return {
-            **self._centers_and_counts(),
-            **{
-                name: torch.tensor(kept[name], dtype=dtype, device="cpu")
-                for name, dtype in PARAMETERS.items()
-            },
-        }
+        return self._centers_and_counts() | parameter_tensors(self)
 
     def _centers_and_counts(self) -> dict[str, Tensor]:
         return {
@@ -269,12 +232,10 @@ class MiniBatchKMeans(CenterModel, InProgress):
         uint8 (n,), `history` float64 (steps, 4). JSON: the rest of the progress. Before the last
         seeding is done: `generator` and what `Seeding.checkpoint` gives.
         """
-        generator = {"generator": self._generator.get_state()}
-        if self._seeding is not None:
-            tensors, state = self._seeding.checkpoint()
-            return generator | tensors, {"seeding": state}
-        history, state = self._progress.checkpoint()
-        return {**self._centers_and_counts(), **generator, "history": history}, state
+        tensors, state = self._fit.checkpoint()
+        if self._fit.seeding is None:
+            tensors = self._centers_and_counts() | tensors
+        return tensors, state
 
     @isolated()
     def resume(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> Self:
@@ -284,25 +245,13 @@ class MiniBatchKMeans(CenterModel, InProgress):
         Where it `is_seeded_` not yet, `seedings` go on first. ValueError for other shapes, or
         another number of clusters.
         """
-        seeding = (
-            Seeding.resumed(tensors, state["seeding"], self.device) if "seeding" in state else None
-        )
-        centers = tensors["cluster_centers"] if seeding is None else seeding.best
-        if centers is not None and len(centers) != self.n_clusters:
-            raise ValueError(
-                f"found a checkpoint of {len(centers)} clusters, wanted {self.n_clusters}"
-            )
-        self._start(torch.Generator())
-        self._generator.set_state(tensors["generator"])
-        self._seeding = seeding
-        if seeding is None:
+        fit = FitState.resumed(tensors, state, self.n_clusters, self.device)
+        if fit.seeding is None:
             restored = self.from_state(tensors)
             place = restored.cluster_centers_.device if self.device is None else self.device
-            self.cluster_centers_, self.counts_ = (
-                restored.cluster_centers_.to(place),
-                restored.counts_.to(place),
-            )
-            self._progress = Progress.resumed(tensors["history"], state)
+            self.cluster_centers_ = restored.cluster_centers_.to(place)
+            self.counts_ = restored.counts_.to(place)
+        self._fit = fit
         return self
 
     @classmethod
@@ -315,24 +264,8 @@ class MiniBatchKMeans(CenterModel, InProgress):
         and the record of steps is empty: to go on with a fit, `resume` its checkpoint. ValueError
         for shapes that do not fit and centers that are not finite.
         """
-        centers, counts = check_state(state)
-        restored = cls(centers.shape[0])
-        for name in PARAMETERS.keys() & state.keys():
-            value = state[name].item()
-            setattr(
-                restored,
-                name,
-                None if value == 0 and name in ("init_size", "max_no_improvement") else value,
-            )
-        restored._start(torch.Generator().manual_seed(restored.seed))
-        restored.cluster_centers_, restored.counts_ = (
-            snapshot(centers).float(),
-            snapshot(counts).to(torch.int64),
-        )
+        centers, counts = read_centers(state)
+        restored = cls(len(centers), **read_parameters(state))
+        restored.cluster_centers_, restored.counts_ = centers, counts
+        restored._fit = FitState.begin(restored.seed)
         return restored
-
-
-@isolated()
-def _decayed(counts: Tensor, decay: float) -> Tensor:
-    """counts (K,) times `decay`, rounded up: int64 (K,)."""
-    return (counts.float() * decay).ceil().to(torch.int64)

@@ -95,34 +95,3 @@ class Progress:
         rows = [dict(zip(METRICS, row, strict=True)) for row in history.tolist()]
         least = math.inf if state["least"] is None else state["least"]
         return cls(**{**state, "least": least}, history=rows)
-
-
-class InProgress:
-    """What a model shows of its fit."""
-
-    _progress: Progress
-
-    @property
-    def n_steps_(self) -> int:
-        """Steps made."""
-        return len(self._progress.history)
-
-    @property
-    def history_(self) -> list[dict[str, float]]:
-        """The metrics of each step."""
-        return self._progress.history
-
-    @property
-    def inertia_(self) -> float:
-        """Mean squared distance of the last batch, before its step."""
-        return self._progress.history[-1]["inertia"]
-
-    @property
-    def epoch_(self) -> int:
-        """Passes made."""
-        return self._progress.epoch
-
-    @property
-    def steps_of_pass_(self) -> int:
-        """Steps of the pass under way."""
-        return self._progress.steps_of_pass

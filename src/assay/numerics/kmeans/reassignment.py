@@ -7,7 +7,7 @@ from torch import Tensor
 
 from assay.numerics.isolation import isolated
 from assay.numerics.kmeans.distances import paired_distances
-from assay.numerics.kmeans.progress import Progress
+from assay.numerics.kmeans.fit_state import FitState
 from assay.numerics.kmeans.step import Step, low_count_clusters
 
 # Centers this share of the tokens' distance apart lie in one place; so many that follow each other
@@ -89,12 +89,7 @@ def reassign_centers(
 
 @isolated()
 def reassign_where_due(
-    x: Tensor,
-    step: Step,
-    before: Tensor,
-    ratio: float,
-    progress: Progress,
-    generator: torch.Generator,
+    x: Tensor, step: Step, before: Tensor, ratio: float, fit: FitState
 ) -> tuple[Tensor, Tensor]:
     """The centers and counts of a step on x (n, d), with those of low count and those in one place
     moved to far tokens where that is due.
@@ -102,6 +97,7 @@ def reassign_where_due(
     It is after 10 tokens a cluster, and where a count is 0. before: centers (K, d) that the step
     started from.
     """
+    progress = fit.progress
     due = step.has_empty or progress.tokens_since_reassignment >= 10 * len(before)
     if ratio == 0 or not due:
         return step.centers, step.counts
@@ -111,4 +107,4 @@ def reassign_where_due(
     low = low_count_clusters(step.counts, ratio) | collapsed_clusters(
         before, math.sqrt(step.inertia), look
     )
-    return reassign_centers(x, step.squared, step.centers, step.counts, low, generator)
+    return reassign_centers(x, step.squared, step.centers, step.counts, low, fit.generator)

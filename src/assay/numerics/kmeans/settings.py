@@ -1,10 +1,12 @@
 """The parameters of k-means: their ranges, and how they are kept and shown."""
 
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+
+from assay.numerics.isolation import isolated, snapshot
 
 PARAMETERS = {
     **dict.fromkeys(("seed", "n_init", "init_size", "max_iter", "max_no_improvement"), torch.int64),
@@ -13,7 +15,7 @@ PARAMETERS = {
 """What a state holds of them, as tensors of these dtypes."""
 
 
-class Settings(Protocol):
+class KMeansParameters(Protocol):
     """Parameters by name: see `MiniBatchKMeans`."""
 
     n_clusters: int
@@ -27,7 +29,7 @@ class Settings(Protocol):
     decay: float
 
 
-def check_parameters(model: Settings) -> None:
+def check_parameters(model: KMeansParameters) -> None:
     """Raise ValueError for a parameter out of range."""
     least = {"n_clusters": 1, "n_init": 1, "max_iter": 1, "tol": 0}
     least |= {"init_size": model.n_clusters} if model.init_size is not None else {}
@@ -49,15 +51,34 @@ def check_parameters(model: Settings) -> None:
         )
 
 
-def show_parameters(model: Settings) -> str:
+def show_parameters(model: KMeansParameters) -> str:
     """As they are written in a call."""
     names = ("n_clusters", *PARAMETERS)
     return ", ".join(f"{name}={getattr(model, name)!r}" for name in names)
 
 
-def check_state(state: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """The centers and counts of a state. ValueError for shapes that do not fit and centers that are
-    not finite.
+def parameter_tensors(model: KMeansParameters) -> dict[str, Tensor]:
+    """The parameters by name, int64 or float64 (), as a state holds them: 0 stands for None."""
+    return {
+        name: torch.tensor(getattr(model, name) or 0, dtype=dtype, device="cpu")
+        for name, dtype in PARAMETERS.items()
+    }
+
+
+def read_parameters(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The parameters that `parameter_tensors` left in a state, by name."""
+    found = {name: state[name].item() for name in PARAMETERS if name in state}
+    return {
+        name: None if value == 0 and name in ("init_size", "max_no_improvement") else value
+        for name, value in found.items()
+    }
+
+
+@isolated()
+def read_centers(state: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Copies of a state's centers, float32 (n_clusters, d), and counts, int64 (n_clusters,).
+
+    ValueError for shapes that do not fit and centers that are not finite.
     """
     centers, counts = state["cluster_centers"], state["counts"]
     if centers.ndim != 2 or 0 in centers.shape or counts.shape != centers.shape[:1]:
@@ -70,4 +91,4 @@ def check_state(state: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
             f"found cluster_centers of {centers.dtype} that hold NaN, infinity or no real numbers,"
             " wanted finite ones: fit it again"
         )
-    return centers, counts
+    return snapshot(centers).float(), snapshot(counts).to(torch.int64)

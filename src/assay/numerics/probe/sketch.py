@@ -219,33 +219,7 @@ class FeatureSketch:
     @isolated()
     def statistics(self) -> Statistics:
         """Mean, spread and class sums of x; what no event told of counts as 0."""
-        middle, _ = self.cells.middles()
-        counts, first, second = self.sums[:3].sum(2)
-        zeros = self.n_rows - counts.sum(1)
-        low = torch.where(zeros > 0, self.low.clamp(max=0), self.low)
-        high = torch.where(zeros > 0, self.high.clamp(min=0), self.high)
-        sign = _signs(self.cells.n_cells, middle)
-        origin = -self.cells.center / self.cells.scale  # t of x = 0
-        in_cell = first / counts.clamp(min=1)
-        t = sign * (middle + in_cell - 1)
-        mean = ((counts * t).sum(1) + zeros * origin) / self.n_rows
-        spread = (second - in_cell * first).clamp(min=0).sum(1) + (
-            counts * (t - mean[:, None]).square()
-        ).sum(1)
-        variance = (spread + zeros * (origin - mean).square()) / self.n_rows
-        constant = low == high
-        scale = self.cells.scale
-        return Statistics(
-            mean=torch.where(constant, low, self.cells.center + scale * mean),
-            std=torch.where(constant, 0.0, scale * variance.sqrt()),
-            low=low,
-            high=high,
-            # The zeros' t are 0, since events are of maps about 0. Not about the mean, which may be
-            # a single row's.
-            center=torch.where(constant, low, self.cells.center),
-            class_sums=torch.where(constant[:, None], 0.0, scale[:, None] * self.class_sums),
-            resolved=constant | (variance.sqrt() > _RESOLVED),
-        )
+        return Statistics.of(self)
 
     @isolated()
     def points(self, *, by_class: bool = False, nodes: int = 3) -> Points:
@@ -319,6 +293,37 @@ class Statistics:
     center: Tensor
     class_sums: Tensor
     resolved: Tensor
+
+    @classmethod
+    def of(cls, sketch: FeatureSketch) -> Statistics:
+        """See `FeatureSketch.statistics`."""
+        middle, _ = sketch.cells.middles()
+        counts, first, second = sketch.sums[:3].sum(2)
+        zeros = sketch.n_rows - counts.sum(1)
+        low = torch.where(zeros > 0, sketch.low.clamp(max=0), sketch.low)
+        high = torch.where(zeros > 0, sketch.high.clamp(min=0), sketch.high)
+        sign = _signs(sketch.cells.n_cells, middle)
+        origin = -sketch.cells.center / sketch.cells.scale  # t of x = 0
+        in_cell = first / counts.clamp(min=1)
+        t = sign * (middle + in_cell - 1)
+        mean = ((counts * t).sum(1) + zeros * origin) / sketch.n_rows
+        spread = (second - in_cell * first).clamp(min=0).sum(1) + (
+            counts * (t - mean[:, None]).square()
+        ).sum(1)
+        variance = (spread + zeros * (origin - mean).square()) / sketch.n_rows
+        constant = low == high
+        scale = sketch.cells.scale
+        return cls(
+            mean=torch.where(constant, low, sketch.cells.center + scale * mean),
+            std=torch.where(constant, 0.0, scale * variance.sqrt()),
+            low=low,
+            high=high,
+            # The zeros' t are 0, since events are of maps about 0. Not about the mean, which may be
+            # a single row's.
+            center=torch.where(constant, low, sketch.cells.center),
+            class_sums=torch.where(constant[:, None], 0.0, scale[:, None] * sketch.class_sums),
+            resolved=constant | (variance.sqrt() > _RESOLVED),
+        )
 
 
 def ranges(stop: int, width: int) -> Iterator[slice]:

@@ -1,0 +1,88 @@
+"""Whether the leading components of a PCA still move while it is fitted."""
+
+from collections.abc import Mapping
+from typing import Any, Self
+
+from torch import Tensor
+
+from assay.numerics.isolation import isolated, snapshot
+from assay.numerics.pca.estimator import StreamingPCA
+
+
+@isolated()
+def subspace_drift(components: Tensor, others: Tensor) -> float:
+    """How far two subspaces of one dimension are apart, 0 (the same) to 1 (orthogonal).
+
+    Both are orthonormal rows (k, d). It is the mean squared sine of their principal angles, 1 - ||A
+    B^T||_F^2 / k (Bjorck and Golub 1973, "Numerical methods for computing angles between linear
+    subspaces").
+    """
+    shared = (components.double() @ others.double().T).square().sum()
+    return max(0.0, 1 - float(shared) / len(components))
+
+
+class Convergence:
+    """How a PCA settles while it is fitted: its leading subspace at steps 1, 2, 4, 8, ... and at
+    the last one.
+
+    pca: that is fitted; a checkpoint is of both.
+    watched: leading components that are looked at, and no more than a quarter of the dimensions:
+        the whole space would never drift.
+
+    `history_` has a dict of floats for each look: `step`; `reconstruction_error`, the share of the
+    variance of the tokens so far that the leading components leave; and `subspace_drift` since the
+    look before, which the first has not. There is none before there are more tokens than
+    components.
+    """
+
+    def __init__(self, pca: StreamingPCA, watched: int = 64) -> None:
+        self.history_: list[dict[str, float]] = []
+        self._pca = pca
+        self._watched = watched
+        self._leading: Tensor | None = None
+
+    @isolated()
+    def observe(self, step: int, last: bool = False) -> dict[str, float]:
+        """What there is to say after `step` steps, also in `history_`; nothing where it is not
+        time, or was said already.
+
+        It follows from the sums alone: a fit that is resumed from its checkpoint of a step can take
+            this look later.
+        """
+        due = step > 0 and (last or step & (step - 1) == 0)
+        moments = self._pca._moments
+        if not due or moments is None or (self.history_ and self.history_[-1]["step"] >= step):
+            return {}
+        watched = min(self._watched, max(1, len(moments.mean) // 4))
+        if moments.count <= watched:
+            return {}
+        leading = self._pca.components_[:watched].clone()
+        total = float(moments.second.diagonal().sum()) / (moments.count - 1)
+        kept = float(self._pca.explained_variance_[:watched].sum())
+        found = {"reconstruction_error": max(0.0, 1 - kept / total) if total > 0 else 0.0}
+        if self._leading is not None:
+            found["subspace_drift"] = subspace_drift(leading, self._leading)
+        self._leading = leading
+        self.history_.append({"step": float(step), **found})
+        return found
+
+    @isolated()
+    def checkpoint(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """The PCA's, with a copy of the `leading` components, float64 (components, d), where there
+        are any, and `history` as JSON.
+        """
+        tensors, state = self._pca.checkpoint()
+        leading = {} if self._leading is None else {"leading": snapshot(self._leading)}
+        return tensors | leading, state | {"history": [dict(look) for look in self.history_]}
+
+    @isolated()
+    def resume(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> Self:
+        """Go on from what `checkpoint` returned, the PCA too, bit for bit as if there had been no
+        break.
+        """
+        self._pca.resume(tensors, state)
+        self._leading = None
+        if "leading" in tensors and self._pca._moments is not None:
+            self._leading = snapshot(tensors["leading"]).to(self._pca._moments.mean.device)
+        self.history_ = [dict(look) for look in state["history"]]
+        return self

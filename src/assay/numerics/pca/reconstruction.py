@@ -1,0 +1,67 @@
+"""The coefficients of tokens, and what the leading components leave of them."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from assay.numerics.errors import ErrorSums, error_sums
+from assay.numerics.isolation import isolated
+from assay.numerics.moments import check_batch
+from assay.numerics.pca.axes import Axes, check_k, top_k
+
+
+@isolated()
+def center(axes: Axes, x: Tensor) -> Tensor:
+    """x (batch, d) less the mean: float64, on the device of the axes."""
+    check_batch(x, axes.mean.shape[0])
+    return x.to(axes.mean) - axes.mean
+
+
+@isolated()
+def project(axes: Axes, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Coefficients (batch, r) of x (batch, d), and what is left, squared, (batch,); float64."""
+    centered = center(axes, x)
+    z = centered @ axes.components.T
+    full_rank = z.shape[1] == centered.shape[1]
+    left = (
+        z.new_zeros(len(z))
+        if full_rank
+        else (centered.square().sum(1) - z.square().sum(1)).clamp(min=0)
+    )
+    return z, left
+
+
+@isolated()
+def deviations(axes: Axes) -> Tensor:
+    """The standard deviation along each component, 1 where there is none: float64 (r,)."""
+    # As in the rank of a matrix: below this an eigenvalue is the decomposition's rounding.
+    rounding = axes.variance.max() * axes.mean.shape[0] * torch.finfo(torch.float64).eps
+    return torch.where(axes.variance > rounding, axes.variance.sqrt(), 1.0)
+
+
+@isolated()
+def squared_errors(axes: Axes, x: Tensor, k: int) -> Tensor:
+    """See `StreamingPCA.squared_errors`."""
+    centered = center(axes, x)
+    values, _ = top_k(centered @ axes.components.T, k)
+    return (centered.square().sum(1) - values.square().sum(1)).clamp(min=0)
+
+
+@isolated()
+def reconstruction_errors(
+    axes: Axes, x: Tensor, std: Tensor, ks: Iterable[int]
+) -> dict[int, ErrorSums]:
+    """See `StreamingPCA.reconstruction_errors`."""
+    residual = center(axes, x)
+    z = residual @ axes.components.T
+    values, indices = top_k(z, z.shape[1])
+    errors: dict[int, ErrorSums] = {}
+    done = 0
+    for k in sorted(set(ks)):
+        check_k(k, z.shape[1])
+        newly_kept = torch.zeros_like(z).scatter(1, indices[:, done:k], values[:, done:k])
+        residual = residual - newly_kept @ axes.components
+        errors[k] = error_sums(x.to(residual), residual, std)
+        done = k
+    return errors
