@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from assay.io.shards import Shards
 from assay.numerics.sae import SparseAutoencoder
@@ -64,3 +66,29 @@ def test_a_benchmark_on_small_shards_ends(tmp_path, script, options, said):
     assert ended.returncode == 0, ended.stderr
     assert said in ended.stdout
     assert not list(tmp_path.iterdir())
+
+
+def test_runs_are_the_same_where_no_bit_of_their_results_differs(tmp_path, monkeypatch, capsys):
+    def write(run: str, center: float) -> Path:
+        folder = tmp_path / run / "data/06_models/kmeans.safetensors" / f"2026-11-28T0{run}.00"
+        folder.mkdir(parents=True)
+        save_file({"centers": torch.tensor([0.1, center])}, folder / "kmeans.safetensors")
+        table = tmp_path / run / "data/08_reporting/baselines.csv"
+        table.parent.mkdir()
+        table.write_text("nmse\n0.1\n")
+        return tmp_path / run / "data"
+
+    def compare(first: Path, second: Path) -> tuple[bool, str]:
+        script = BENCHMARKS / "same_results.py"
+        monkeypatch.setattr(sys, "argv", [str(script), str(first), str(second)])
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path(str(script), run_name="__main__")
+        return bool(ended.value.code), capsys.readouterr().out
+
+    first = write("1", 0.2)
+    same = (False, "2 results with 2 values compared\nall the same, to the bit\n")
+    assert compare(first, write("2", 0.2)) == same
+    differs, said = compare(first, write("3", float(np.nextafter(np.float32(0.2), np.float32(1)))))
+    assert differs
+    assert "/06_models/kmeans.safetensors/kmeans.safetensors: centers differs" in said
+    assert compare(tmp_path / "none", tmp_path / "none")[0]
