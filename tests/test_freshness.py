@@ -8,7 +8,9 @@ import logging
 import os
 import shutil
 import tempfile
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,6 +24,7 @@ from kedro.runner import SequentialRunner, ThreadRunner
 from kedro_datasets.json import JSONDataset
 
 from assay import fingerprints, freshness, work
+from assay.fingerprints import Fingerprints
 from assay.freshness import Freshness
 from assay.io.checkpoints import Checkpoints
 from assay.io.datasets import CheckpointsDataset
@@ -232,6 +235,30 @@ def test_a_node_bound_to_other_values_is_stale(project):
     )
     stale = Freshness(project.folder, project.catalog(), whole).stale(whole)
     assert {node.name for node in stale.nodes} == {"measure", "report"}
+
+
+@dataclass(frozen=True)
+class Bound:
+    """What a node may be bound to, of which one field is not printed."""
+
+    shown: int
+    hidden: Any = field(default=None, repr=False)
+
+
+def test_a_node_is_told_by_the_fields_of_what_it_is_bound_to(project):
+    def fingerprint(bound):
+        made = make("measure", ["params:kmeans"], "errors", made=bound)
+        return Fingerprints(project.catalog(), Pipeline([made])).fingerprint("errors")
+
+    found = [Bound(1), Bound(2), Bound(1, hidden=(Bound(1),)), Bound(1, hidden=(Bound(2),))]
+    found += [SparsityParameters(top_k=2), SparsityParameters(margin=2)]
+    assert len({fingerprint(each) for each in found}) == len(found)
+    assert fingerprint(Bound(1, (Bound(2),))) == fingerprint(found[3])
+    for opaque in (object(), {1, 2}, Bound):
+        with pytest.raises(
+            TypeError, match=r"a node is bound to .*; expected JSON, a dataclass or"
+        ):
+            fingerprint(opaque)
 
 
 def test_a_raised_format_makes_everything_stale(project, monkeypatch):

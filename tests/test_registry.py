@@ -7,13 +7,15 @@ import warnings
 from pathlib import Path
 
 import pytest
-from kedro.io import CatalogConfigResolver, DataCatalog
+from kedro.io import CatalogConfigResolver, DataCatalog, MemoryDataset
 from kedro.pipeline import Pipeline
 from kedro.pipeline.node import Node
 
 from assay import configuration
 from assay.configuration import ConfigLoader
+from assay.encodings import KINDS as FORMS
 from assay.encodings import Form
+from assay.fingerprints import Fingerprints
 from assay.parameters import SparsityParameters, parse_parameters
 from assay.pipeline_registry import register_pipelines
 from assay.tracking.describe import sum_by_stage
@@ -243,14 +245,68 @@ def test_every_k_is_probed_by_one_node_on_the_codes_of_the_largest(register, lat
     assert len(made) == 2 * len({widest, latent_topk} - {None})
 
 
-def test_sparsity_is_bound_to_the_nodes_that_encode_with_kmeans(register):
+def test_sparsity_is_bound_to_the_nodes_whose_codes_it_may_change(register):
+    encodings = [f"kmeans-{kind}" for kind in FORMS["kmeans"]]
     for sparsity in (None, {"top_k": 2}):
-        kmeans = {"n_clusters": 8, "sparsity": sparsity}
+        kmeans = {"n_clusters": 8, "sparsity": sparsity, "encodings": encodings}
         for node in register(kmeans=kmeans)["__default__"].nodes:
-            wanted = (
-                SparsityParameters(top_k=2) if sparsity and ".encode.kmeans" in node.name else None
-            )
+            sparser = re.search(r"\.encode\.kmeans-(invdist|distance-(cosine|unit))\.", node.name)
+            wanted = SparsityParameters(top_k=2) if sparsity and sparser else None
             assert getattr(node.func, "keywords", {}).get("sparsity") == wanted, node.name
+
+
+def told(pipeline: Pipeline) -> dict[str, str]:
+    """The fingerprints of what the nodes make of sources and parameters that nobody has changed."""
+    sources = {name: MemoryDataset({"of": name}) for name in pipeline.inputs()}
+    for dataset in sources.values():
+        dataset.fingerprint = lambda: "the same"
+    fingerprints = Fingerprints(DataCatalog(sources), pipeline)
+    return {name: fingerprints.fingerprint(name) for name in pipeline.all_outputs()}
+
+
+@pytest.mark.parametrize("changes", KINDS)
+def test_every_node_can_be_told_from_others(register, changes):
+    whole = register(**changes)["__default__"]
+    found = told(whole)
+    assert len({found[node.outputs[0]] for node in whole.nodes}) == len(whole.nodes)
+
+
+SEVERAL = {
+    "mine": {"weights": "{layer}-{seed}.safetensors", "activation": "relu", "seeds": [0, 1, 2]},
+    "theirs": {"saev_run": "runs/{layer}-{seed}", "seeds": [0, 1, 2]},
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "kept"),
+    [
+        ({"seeds": [0, 1]}, r"layer_[03]\.(mine|theirs|codes_mine).*seed-[01]"),
+        ({"layers": [3]}, r"layer_3\.(mine|theirs|codes_mine).*seed"),
+        ({"batch_size": 9}, r"codes_mine"),
+    ],
+)
+def test_a_change_of_a_dictionary_leaves_what_it_is_no_part_of(register, change, kept):
+    before = told(register(dictionaries=SEVERAL)["dictionaries"])
+    changed = {name: {**each, **change} for name, each in SEVERAL.items()}
+    after = told(register(dictionaries=changed)["dictionaries"])
+    same = {name for name in after if re.match(rf"(layer_\d\.)?{kept}", name)}
+    assert same
+    assert {name: after[name] for name in same} == {name: before[name] for name in same}
+
+
+def test_a_change_of_what_makes_a_dictionarys_codes_remakes_them(register):
+    before = told(register(dictionaries=SEVERAL)["dictionaries"])
+    changed = {**SEVERAL, "mine": {**SEVERAL["mine"], "input_bias": "none"}}
+    after = told(register(dictionaries=changed)["dictionaries"])
+    assert {name.split(".")[1] for name in after if after[name] != before[name]} == {
+        name.format(seed)
+        for name in (
+            "mine-seed-{}_errors",
+            "codes_mine-seed-{}_probe_train",
+            "codes_mine-seed-{}_probe_val",
+        )
+        for seed in range(3)
+    }
 
 
 def test_each_seed_of_kmeans_is_fitted_encoded_probed_and_reported(register):

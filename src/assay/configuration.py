@@ -185,7 +185,8 @@ class ConfigurationHook:
         """Read the session's parameters strictly, and have its pipelines built from them.
 
         Raises:
-            ConfigurationError: a parameter, or a path that the catalog reads, is not as it should be.
+            ConfigurationError: a parameter, or a path that the catalog reads, is not as it
+                should be.
         """
         raw: dict[str, Any] = context.config_loader["parameters"]
         with _told_shortly():

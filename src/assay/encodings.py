@@ -103,6 +103,11 @@ class Form:
         return f"{self.family}-{self.suffix}"
 
     @property
+    def zero_is_far(self) -> bool:
+        """Whether a code of 0 means that the center is far, so that small codes can be left out."""
+        return self.kind in ("invdist", "distance-cosine", "distance-unit")
+
+    @property
     def is_by_center(self) -> bool:
         """Whether a token is reconstructed as its nearest center, whatever its codes are."""
         return self.family == "kmeans"

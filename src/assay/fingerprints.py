@@ -11,6 +11,7 @@ import functools
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 from kedro.io import DataCatalog, DatasetError
@@ -134,4 +135,16 @@ def _plain(value: Any) -> Any:
 
 
 def _digest(plain: Any) -> str:
-    return hashlib.sha256(json.dumps(plain, sort_keys=True, default=str).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(plain, sort_keys=True, default=_fields).encode()).hexdigest()
+
+
+def _fields(value: Any) -> Any:
+    """The fields of what a node is bound to: how it is printed may leave some out, or change."""
+    if isinstance(value, BaseModel):
+        return _plain(value)
+    if is_dataclass(value) and not isinstance(value, type):
+        return {field.name: getattr(value, field.name) for field in fields(value)}
+    raise TypeError(
+        f"a node is bound to {value!r}, a {type(value).__name__}; expected JSON, a dataclass or a"
+        " section of parameters, whose fields tell it from others"
+    )

@@ -153,6 +153,14 @@ def test_fishvista_by_a_list_and_a_mapping(tmp_path: Path) -> None:
     names.write_text("seg/z.png\nseg/missing.png\n")
     with pytest.raises(FileNotFoundError, match=r"missing\.png is missing"):
         label(make_metadata(), tmp_path, **layout)
+    names.write_text("".join(f"{number}.png\n" for number in range(8)))
+    with pytest.raises(
+        FileNotFoundError, match=r"0\.png, .*4\.png and 3 more are missing, listed by .*train\.txt"
+    ):
+        label(make_metadata(), tmp_path, **layout)
+    names.unlink()
+    with pytest.raises(FileNotFoundError, match=r"train\.txt is missing; wanted a list of files"):
+        label(make_metadata(), tmp_path, **layout)
     for outside in ("../seg.png", "seg/../../seg.png", str(tmp_path / "seg" / "z.png")):
         names.write_text(f"seg/z.png\n{outside}\n")
         with pytest.raises(
@@ -241,6 +249,26 @@ def test_grid_that_is_no_square(tmp_path: Path) -> None:
         label(metadata, tmp_path, patch_size=2, grid=(2, 2))
     with pytest.raises(ValueError, match=r"a\.png: 4 x 6 pixels; wanted 6 x 4"):
         label(metadata, tmp_path, patch_size=2, grid=(3, 2), crop=True)
+
+
+@pytest.mark.parametrize(
+    ("found", "named"),
+    [
+        (["ADE_0009", "ADE_0012"], "ADE_0010.png and ADE_0011.png are missing: restore them"),
+        (["ADE_0009", "ADE_0010", "ADE_0012"], "ADE_0011.png is missing: restore them"),
+        (["ADE_0009", "ADE_0013"], "correct the folder or the pattern"),
+        (["9", "012"], "10.png and 11.png are missing: restore them"),
+        (["a9", "b12"], "correct the folder or the pattern"),
+        (["9", "12", "b"], "correct the folder or the pattern"),
+    ],
+)
+def test_masks_that_numbers_leave_out_are_named(
+    tmp_path: Path, found: list[str], named: str
+) -> None:
+    write_masks(tmp_path, {f"{name}.png": blocks([1, 1], [1, 1]) for name in found})
+    metadata = make_metadata(n_examples=4)
+    with pytest.raises(ValueError, match=f"the shards have 4 examples; .*{re.escape(named)}$"):
+        label(metadata, tmp_path, patch_size=2)
 
 
 @pytest.mark.parametrize("n_masks", [0, 1, 3])

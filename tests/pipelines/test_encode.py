@@ -291,6 +291,7 @@ def test_provenance_says_what_the_codes_are_of(planted, fitted, encode):
 @pytest.mark.parametrize("sparsity", [{"top_k": 3}, {"margin": 0.1}])
 def test_a_disk_too_small_gets_the_largest_entries(encode, encoding, sparsity):
     dense = encode(encoding, sparsity=SparsityParameters.model_validate(sparsity))
+    assert Form.parse_name(encoding).zero_is_far
     sparse = dense.fallback()
     assert (sparse.format, sparse.k, sparse.fallback) == ("sparse", sparsity.get("top_k"), None)
     assert json.loads(sparse.provenance["sparsity"]) == {"top_k": None, "margin": None} | sparsity
@@ -307,6 +308,7 @@ def test_a_disk_too_small_gets_the_largest_entries(encode, encoding, sparsity):
 )
 def test_codes_in_which_0_is_not_far_have_no_sparser_form(encode, encoding):
     assert encode(encoding, sparsity=SparsityParameters(top_k=2)).fallback is None
+    assert not Form.parse_name(encoding).zero_is_far
     assert encode("kmeans-invdist").fallback is None, "it was not asked for"
 
 

@@ -88,6 +88,23 @@ class DictionaryParameters(Section):
         """Whether its seeds make a difference."""
         return self.random is not None or "{seed}" in (self.weights or self.saev_run or "")
 
+    def of_seed(self, seed: int | None) -> Self:
+        """What the errors of one seed depend on: the seeds are that one, and the layers, of which
+        each is another's, all.
+
+        Args:
+            seed: of one of the `models`; None where its seeds make no difference.
+        """
+        default = type(self).model_fields["seeds"].default
+        return self.model_copy(
+            update={"seeds": default if seed is None else (seed,), "layers": None}
+        )
+
+    def of_codes(self, seed: int | None) -> Self:
+        """What the codes of one seed depend on: what its errors do, but for the batch size."""
+        default = type(self).model_fields["batch_size"].default
+        return self.of_seed(seed).model_copy(update={"batch_size": default})
+
     def models(self, name: str) -> tuple[Model, ...]:
         """The models of its seeds: of its own ``name`` alone where there is one seed, which is None
         where it is unknown.

@@ -215,9 +215,9 @@ def encoding_nodes(
     """The nodes that leave the encoding ``name`` of both probe splits, by the dictionary whose
     tensors are the dataset ``model``.
     """
-    # Bound, it is part of these nodes' fingerprints alone: a fit stays up to date when it changes.
+    # Bound, it is part of the fingerprints of those nodes alone whose codes it may change.
     options = (
-        {"sparsity": sparsity} if sparsity and isinstance(kind, Form) and kind.is_by_center else {}
+        {"sparsity": sparsity} if sparsity and isinstance(kind, Form) and kind.zero_is_far else {}
     )
     return [
         node(
@@ -259,7 +259,7 @@ def _open(
 
 def _made_with(kind: OpenedAs, parameters: Any) -> dict[str, Any]:
     if isinstance(kind, DictionaryParameters):
-        return kind.model_dump(mode="json")
+        return kind.model_dump(mode="json", exclude={"layers", "batch_size"})
     made_with: dict[str, Any] = parameters.model_dump(
         mode="json", exclude=set(CHANGING_NO_RESULT[kind.family])
     )

@@ -7,7 +7,7 @@ from __future__ import annotations
 import hashlib
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePath
 from typing import Annotated, ClassVar
@@ -32,6 +32,9 @@ ADAM7 = (
     (0, 1, 1, 2),
 )
 """First column and row, and steps, of the passes of an interlaced PNG."""
+
+MOST_NAMED = 5
+"""Files that a message names, of those that are missing."""
 
 Size = tuple[PositiveInt, PositiveInt]
 
@@ -127,11 +130,11 @@ def list_files(folder: Path, layout: ImageLayout) -> list[Path]:
                 f" correct the list or name the folder that holds all {layout.things}"
             )
         paths = [folder / name for name in names]
-        missing = next((path for path in paths if not path.is_file()), None)
-        if missing is not None:
+        missing = [path for path in paths if not path.is_file()]
+        if missing:
             raise FileNotFoundError(
-                f"{missing} is missing, and {layout.names} lists it; wanted it among the"
-                f" {layout.things}, correct the list"
+                f"{name_some(map(str, missing))} missing, listed by {layout.names}; wanted all of"
+                f" the list among the {layout.things}, correct it or restore them"
             )
         return paths
     try:
@@ -141,6 +144,15 @@ def list_files(folder: Path, layout: ImageLayout) -> list[Path]:
             f"pattern {layout.pattern!r}: {error}; wanted a glob inside the folder, as in '*.png'"
         ) from None
     return sorted(found, key=lambda path: path.relative_to(folder).parts)
+
+
+def name_some(names: Iterable[str]) -> str:
+    """The first few of the names, at least one, with how many more there are, and the verb."""
+    first, *others = names
+    named = [first, *others[: MOST_NAMED - 1]]
+    if len(others) >= MOST_NAMED:
+        named.append(f"{len(others) + 1 - MOST_NAMED} more")
+    return f"{', '.join(named[:-1])} and {named[-1]} are" if others else f"{first} is"
 
 
 def _match(folder: Path, pattern: str) -> list[Path]:
@@ -156,6 +168,10 @@ def _read_names(path: Path) -> list[str]:
     """The lines of a list of files, without the byte order mark that some editors write."""
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"{path} is missing; wanted a list of files, check the path"
+        ) from None
     except UnicodeDecodeError as error:
         raise ValueError(
             f"{path} is no UTF-8 text ({error}); wanted a list of files, save it as UTF-8"

@@ -135,8 +135,13 @@ def read_config(path: Path) -> dict[str, object]:
             key twice; the message names the file.
         OSError: it cannot be read.
     """
-    with path.open("rb") as file:
-        raw = file.read(MAX_CONFIG_BYTES + 1)
+    try:
+        with path.open("rb") as file:
+            raw = file.read(MAX_CONFIG_BYTES + 1)
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"{path} is missing; wanted a YAML file of a mask layout, check the path"
+        ) from None
     try:
         found = _parse_yaml(raw)
     except (yaml.YAMLError, ValueError) as error:

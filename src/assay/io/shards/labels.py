@@ -6,6 +6,7 @@ above 255 lie in `labels16.bin` in its place, little-endian uint16.
 
 import json
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from assay.io.files import METADATA_NAME, read_json_bytes, real_folder
-from assay.io.images.images import Size, list_files
+from assay.io.images.images import Size, list_files, name_some
 from assay.io.images.masks import UNKNOWN, VOID, MaskLayout, fit_mask, read_mask
 from assay.io.publish import publish_file
 from assay.io.shards.metadata import INDEX_NAME, LABELS_NAME, OWN_VOTE, WIDE_LABELS_NAME, Metadata
@@ -109,10 +110,15 @@ def label_patches(
     grid = layout.grid_of(metadata.content_tokens_per_example)
     paths = list_files(folder, layout)
     if len(paths) != metadata.n_examples:
+        gaps = _gaps(paths, metadata.n_examples)
         raise ValueError(
             f"{folder} has {len(paths)} masks ({layout.names or layout.pattern}), and the shards"
-            f" have {metadata.n_examples} examples; wanted a mask for each, correct the folder or"
-            " the pattern"
+            f" have {metadata.n_examples} examples; wanted a mask for each, "
+            + (
+                f"but by their numbers {name_some(gaps)} missing: restore them"
+                if gaps
+                else "correct the folder or the pattern"
+            )
         )
     labels_of_ids = layout.labels_of_ids()
     most = VOID if layout.n_classes is None else layout.n_classes - 1
@@ -126,6 +132,23 @@ def label_patches(
         progress(1)
     most = max(most, int(labels.max()))
     return PatchLabels(labels.astype(np.uint8) if most < 2**8 else labels)
+
+
+def _gaps(paths: list[Path], n_examples: int) -> list[str]:
+    """The names of the masks that are not there, where the numbers at the end of the others' names
+    leave just so many out.
+    """
+    found = [re.fullmatch(r"(.*?)(\d+)(\.\w+)", path.name) for path in paths]
+    numbers = {int(each[2]): len(each[2]) for each in found if each is not None}
+    around = {(each[1], each[3]) for each in found if each is not None}
+    if len(numbers) < len(paths) or len(around) != 1:
+        return []
+    first, last = min(numbers), max(numbers)
+    if last - first + 1 != n_examples:
+        return []
+    (stem, suffix), width = around.pop(), numbers[first]
+    absent = (number for number in range(first, last) if number not in numbers)
+    return [f"{stem}{number:0{width}d}{suffix}" for number in absent]
 
 
 def _label(

@@ -21,7 +21,12 @@ def create_pipeline(
         return Pipeline(
             [
                 node(
-                    bind(adopt_saev_metrics, layer=layer, name=name, dictionary=dictionary),
+                    bind(
+                        adopt_saev_metrics,
+                        layer=layer,
+                        name=name,
+                        dictionary=dictionary.of_seed(model.seed),
+                    ),
                     [
                         f"metrics_{name}",
                         f"codes_{name}_probe_val",
@@ -38,9 +43,15 @@ def create_pipeline(
         weights = f"weights_{name}"
         return Pipeline(
             [
-                measuring_node(stage, weights, layer=layer, name=name, kind=dictionary),
+                measuring_node(
+                    stage, weights, layer=layer, name=name, kind=dictionary.of_seed(model.seed)
+                ),
                 *encoding_nodes(
-                    f"{stage}.encode", weights, layer=layer, name=name, kind=dictionary
+                    f"{stage}.encode",
+                    weights,
+                    layer=layer,
+                    name=name,
+                    kind=dictionary.of_codes(model.seed),
                 ),
             ]
         )
