@@ -78,3 +78,12 @@ def test_what_is_by_center_is_of_k_means():
         "kmeans-invdist": True,
         "pca-dense": False,
     }
+
+
+def test_only_what_is_fitted_here_has_a_family():
+    assert [Model(name, 3, True).family for name in ("kmeans", "pca", "pca-like", "random")] == [
+        "kmeans",
+        "pca",
+        None,
+        None,
+    ]

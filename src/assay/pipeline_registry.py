@@ -32,7 +32,7 @@ def register_pipelines() -> dict[str, Pipeline]:
 
 
 def _stages(plan: Plan) -> dict[str, Pipeline]:
-    ks = tuple(row.k for row in plan.encodings if row.model.method == "pca" and row.k is not None)
+    ks = tuple(row.k for row in plan.encodings if row.model.family == "pca" and row.k is not None)
     elsewhere = [row for row in plan.encodings if row.codes != plan.pca_form.name]
 
     def create_dictionaries(layer: int) -> Pipeline:

@@ -10,6 +10,8 @@ from typing import Annotated, Any, TypeVar, get_args
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 from pydantic.config import JsonDict
 
+from assay.encodings import KINDS
+
 T = TypeVar("T")
 
 NUMBER = re.compile(r"[-+]?(?:(?:0|[1-9][0-9]*)(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]+)?")
@@ -21,13 +23,13 @@ octal, no 1:30, no 1_000.
 def _check_name(name: str) -> str:
     if (
         re.fullmatch(r"[a-z][a-z0-9-]{0,79}", name)
-        and not name.startswith(("kmeans", "pca"))
+        and not name.startswith(tuple(KINDS))
         and not re.search(r"-seed-[0-9]", name)
     ):
         return name
     raise ValueError(
         f"found {name!r}, want lower-case letters, digits and hyphens, 80 at the most, another"
-        " start than kmeans and pca, and no -seed-N, which `seeds` adds"
+        f" start than {' and '.join(KINDS)}, and no -seed-N, which `seeds` adds"
     )
 
 

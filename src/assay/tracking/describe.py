@@ -14,8 +14,11 @@ from typing import Any
 from mlflow.entities import Dataset, DatasetInput, InputTag, Param
 
 import assay
-from assay.encodings import Encoding, Model
+from assay.encodings import Encoding, Family, Model
 from assay.io.shards import Shards
+
+OWN_K: dict[Family, str] = {"kmeans": "n_clusters", "pca": "latent_topk"}
+"""What a method calls its k."""
 
 
 def describe(layer: int, row: Encoding, shards: Mapping[str, Shards]) -> str:
@@ -35,8 +38,8 @@ def params_of(layer: int, row: Encoding, k: int) -> list[Param]:
     """
     method = row.model.method
     params = {"layer": layer, "method": method, "encoding": row.shown, "k": k}
-    if method in ("kmeans", "pca"):
-        params["n_clusters" if method == "kmeans" else "latent_topk"] = k
+    if row.model.family is not None:
+        params[OWN_K[row.model.family]] = k
     if row.model.seed is not None:
         params["seed"] = row.model.seed
     return [Param(key, str(value)) for key, value in params.items()]

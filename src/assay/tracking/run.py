@@ -109,11 +109,8 @@ class Run(ChildRuns):
         """
         for child in self._children.values():
             of = child.row.model
-            if (child.layer, of.method, of.seed) == (
-                agreement["layer"],
-                "kmeans",
-                agreement["seed"],
-            ):
+            told = child.layer == agreement["layer"] and of.seed == agreement["seed"]
+            if told and of.family == "kmeans":
                 child.add(agreement_metrics(agreement))
 
     def log_scores(self, scores: Mapping[str, Any]) -> None:

@@ -38,7 +38,7 @@ def create_pipeline(layer: int, encodings: Iterable[Encoding]) -> Pipeline:
                 ],
                 # Of PCA's sweep no K is named: a node that is called otherwise whenever its largest
                 # K changes is hard to ask for.
-                name=f"probe.{'pca-topk' if rows[0].model.method == 'pca' else codes}",
+                name=f"probe.{'pca-topk' if rows[0].model.family == 'pca' else codes}",
             )
             for codes, rows in sharing.items()
         ]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from assay.encodings import Encoding, Form, Model
+from assay.encodings import KINDS, Encoding, Form, Model
 
 MEASURES = ("nmse", "nmse_raw", "l0", "probe_r", "map", "purity_at_16", "coverage_at_0.3")
 """What a row of the table measures."""
@@ -112,7 +113,8 @@ def tabulate_paper(baselines: pd.DataFrame) -> pd.DataFrame:
     """
     pooled = pool_seeds(baselines)
     best = pooled[pooled["best_layer"]]
-    order = best["method"].map(lambda method: {"kmeans": 0, "pca": 1}.get(method, 2))
+    own = [*KINDS]
+    order = best["method"].map(lambda method: own.index(method) if method in own else len(own))
     return best.assign(order=order).sort_values(
         ["order", "method", "k", "encoding"], ignore_index=True
     )[list(PAPER)]
@@ -154,7 +156,7 @@ def list_reconstructions(pooled: pd.DataFrame) -> pd.DataFrame:
     that name and of one entry a patch, however dense the codes that are probed.
     """
     rows = pooled.dropna(subset=["nmse"])
-    by_center = _by_center(rows)
+    by_center = _are(rows, lambda form: form.is_by_center)
     rows = rows.assign(
         l0=rows["l0"].mask(by_center, 1.0),
         encoding=rows["encoding"].mask(by_center, rows["method"] + ", nearest center"),
@@ -162,18 +164,13 @@ def list_reconstructions(pooled: pd.DataFrame) -> pd.DataFrame:
     return rows.drop_duplicates(["layer", "method", "encoding", "k"], ignore_index=True)
 
 
-def _by_center(rows: pd.DataFrame) -> pd.Series[bool]:
-    """Whether a patch is reconstructed as its nearest center."""
-    return pd.Series(
-        [form is not None and form.is_by_center for form in _forms(rows)], rows.index, dtype=bool
-    )
-
-
-def _forms(rows: pd.DataFrame) -> list[Form | None]:
-    return [
+def _are(rows: pd.DataFrame, said: Callable[[Form], bool]) -> pd.Series[bool]:
+    """Of which rows something is said: of none whose codes have no form of ours."""
+    forms = (
         Encoding.parse(encoding, Model(method)).form
         for encoding, method in zip(rows["encoding"], rows["method"], strict=True)
-    ]
+    )
+    return pd.Series([form is not None and said(form) for form in forms], rows.index, dtype=bool)
 
 
 def match_budgets(baselines: pd.DataFrame) -> pd.DataFrame:
@@ -184,14 +181,15 @@ def match_budgets(baselines: pd.DataFrame) -> pd.DataFrame:
     no NMSE here.
     """
     baselines = pool_seeds(baselines)
-    distances = _by_center(baselines) & ~baselines["encoding"].str.endswith("-onehot")
+    distances = _are(baselines, lambda form: form.is_by_center and form.kind != "onehot")
     baselines = baselines.assign(
         **{name: baselines[name].mask(distances) for name in ("nmse", "nmse_raw")}
     )
-    pca = baselines[baselines["method"] == "pca"]
+    is_pca = baselines["method"].map(lambda method: Model(method).family == "pca").astype(bool)
+    pca = baselines[is_pca]
     shown, last = ["encoding", "l0", "nmse", "probe_r", "map"], ["nmse_raw"]
     found = []
-    for row in baselines[baselines["method"] != "pca"].to_dict("records"):
+    for row in baselines[~is_pca].to_dict("records"):
         peers = pca[pca["layer"] == row["layer"]]
         if len(peers) and row["l0"] > 0:
             nearest = peers.iloc[int(np.abs(np.log(peers["l0"].to_numpy() / row["l0"])).argmin())]
