@@ -53,14 +53,16 @@ def transformer_like(n: int, d: int, seed: int = 0) -> Tensor:
     means = torch.randn(40, d, generator=fixed)
     generator = torch.Generator().manual_seed(seed)
     x = means[torch.randint(40, (n,), generator=generator)] + torch.randn(n, d, generator=generator)
-    return x * torch.arange(1, d + 1).pow(-0.8) @ basis
+    scales: Tensor = torch.arange(1, d + 1).pow(-0.8)
+    scaled: Tensor = x * scales @ basis
+    return scaled
 
 
 def embedded_layers(root: Path) -> dict[str, tuple[Tensor, Tensor]]:
     """The embedded default's layers, standardized: tokens to fit on and to judge by. Empty where
     `make run` has not made them.
     """
-    found = {}
+    found: dict[str, tuple[Tensor, Tensor]] = {}
     if not root.exists():
         say(f"{root} is missing: `make run` makes it\n")
         return found

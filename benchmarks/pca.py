@@ -39,7 +39,8 @@ def exact_spectrum(batches: Callable[[], Iterator[Tensor]]) -> Tensor:
     count = sum(len(x) for x in batches())
     mean = sum((x.double().sum(0) for x in batches()), torch.zeros(())) / count
     scatter = sum(((x.double() - mean).T @ (x.double() - mean) for x in batches()), torch.zeros(()))
-    return torch.linalg.eigvalsh(scatter / (count - 1)).flip(0)
+    spectrum: Tensor = torch.linalg.eigvalsh(scatter / (count - 1))
+    return spectrum.flip(0)
 
 
 def float32_spectrum(batches: Callable[[], Iterator[Tensor]]) -> Tensor:
@@ -48,7 +49,8 @@ def float32_spectrum(batches: Callable[[], Iterator[Tensor]]) -> Tensor:
     for x in batches():
         count, total, products = count + len(x), total + x.sum(0), products + x.T @ x
     mean = total / count
-    return torch.linalg.eigvalsh(products / count - torch.outer(mean, mean)).flip(0).double()
+    spectrum: Tensor = torch.linalg.eigvalsh(products / count - torch.outer(mean, mean))
+    return spectrum.flip(0).double()
 
 
 def worst(found: Tensor, exact: Tensor) -> float:

@@ -17,11 +17,13 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 from random_shards import write_random
 
 from assay.io.shards import Shards, windows
+from assay.io.shards.preadv import Pieces, read_pieces
 
 LAYERS, TOKENS, D_MODEL, LAYER = (18, 19, 20, 21, 22, 23), 256, 1024, 21
 BATCH_SIZE = 8192
@@ -69,18 +71,14 @@ def read_batches(shards: Shards, threads: int, shuffle: bool) -> None:
 def bytes_read(read: Callable[[], None]) -> int:
     """What a pass asks of the kernel."""
     counts: list[int] = []
-    read_pieces = windows.read_pieces
 
-    def counting(descriptor: int, pieces: windows.Pieces, offset: int) -> int:
+    def counting(descriptor: int, pieces: Pieces, offset: int) -> int:
         n = read_pieces(descriptor, pieces, offset)
         counts.append(n)
         return n
 
-    windows.read_pieces = counting
-    try:
+    with patch.object(windows, "read_pieces", counting):
         read()
-    finally:
-        windows.read_pieces = read_pieces
     return sum(counts)
 
 

@@ -43,7 +43,7 @@ def run(project: Path, environment: str) -> float:
         if not name.startswith(("MLFLOW", "KEDRO"))
     }
     command = [
-        Path(sys.executable).parent / "kedro",
+        str(Path(sys.executable).parent / "kedro"),
         "run",
         "--force",
         f"--env={environment}",

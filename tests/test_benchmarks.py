@@ -45,6 +45,7 @@ def test_the_small_autoencoder_is_what_its_script_says(planted, tmp_path, activa
         k,
         (5,),
     )
+    assert dictionary.weights is not None
     weights = load_file(tmp_path / dictionary.weights.replace("{layer}", "layer_5"))
     torch.testing.assert_close(weights["W_dec"].norm(dim=1), torch.ones(96))
     x = torch.cat(list(Shards(planted[1]).batches(layer=5, batch_size=1000))).double()

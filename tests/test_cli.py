@@ -13,6 +13,8 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import click
 import pytest
@@ -54,21 +56,20 @@ def test_what_kedro_reads_for_any_command_imports_neither_torch_nor_the_stages()
 
 
 def test_hooks_are_imported_and_registered_when_a_session_begins():
-    class Context:
-        _hook_manager = _create_hook_manager()
-
+    manager = _create_hook_manager()
+    context: Any = SimpleNamespace(_hook_manager=manager)
     seen = []
     late = LateHooks("assay.configuration:ConfigurationHook", "assay.work:WorkHook")
     assert "hooks" not in vars(late)
     for hook in late.hooks:
         hook.after_context_created = lambda context, hook=hook: seen.append((context, hook))
-    late.after_context_created(Context)
-    assert seen == [(Context, hook) for hook in late.hooks]
-    assert all(Context._hook_manager.is_registered(hook) for hook in late.hooks)
+    late.after_context_created(context)
+    assert seen == [(context, hook) for hook in late.hooks]
+    assert all(manager.is_registered(hook) for hook in late.hooks)
     late.after_context_created(
-        Context
+        context
     )  # Kedro makes another context when the session runs, and calls them itself
-    assert seen == [(Context, hook) for hook in late.hooks]
+    assert seen == [(context, hook) for hook in late.hooks]
 
 
 def test_an_old_python_is_refused_before_anything_is_installed(tmp_path):
@@ -284,9 +285,10 @@ def test_force_forgets_what_was_begun_of_the_codes_that_it_makes(planted, tmp_pa
     ],
 )
 def test_bad_input_and_a_full_disk_are_told_and_not_traced(error):
+    session: Any = None  # which it asks nothing
     with (
         pytest.raises(click.ClickException) as caught,
-        _ended_cleanly(None, Pipeline([]), DataCatalog()),
+        _ended_cleanly(session, Pipeline([]), DataCatalog()),
     ):
         raise error
     assert caught.value.message == str(error)

@@ -26,6 +26,7 @@ import pandas as pd
 import pytest
 import scipy.sparse
 import torch
+from mlflow.entities import DatasetInput, Run
 from safetensors.numpy import load_file, save_file
 from safetensors.torch import save_file as save_torch_file
 
@@ -60,6 +61,12 @@ ENCODINGS = [
 ]
 
 
+def datasets_of(run: Run) -> list[DatasetInput]:
+    """What MLflow says that a run used."""
+    assert run.inputs is not None
+    return run.inputs.dataset_inputs
+
+
 def latest(folder: Path) -> Path:
     """The newest version of a versioned file."""
     return max(folder.glob(f"*/{folder.name}"))
@@ -82,8 +89,8 @@ def test_a_whole_run_ends_with_the_table_and_no_noise(whole_run):
     expected = {(layer, name) for layer in (3, 5) for name in ENCODINGS}
     assert set(zip(table["layer"], table["encoding"], strict=True)) == expected
     assert len(table) == len(expected)
-    for row in table.itertuples():
-        assert (f"{row.nmse:.3f}" if row.nmse >= 0.001 else f"{row.nmse:.0e}") in ended.stdout
+    for nmse in table["nmse"]:
+        assert (f"{nmse:.3f}" if nmse >= 0.001 else f"{nmse:.0e}") in ended.stdout
     assert "data/08_reporting/baselines.csv" in ended.stdout
     assert (
         table.loc[table["best_layer"], "layer"] == 5
@@ -96,9 +103,7 @@ def test_a_whole_run_ends_with_the_table_and_no_noise(whole_run):
 
 def test_nmse_of_every_k_equals_an_explicit_float64_reconstruction(whole_run, planted):
     project, _ = whole_run
-    table = pd.read_csv(project / "data/08_reporting/baselines.csv").set_index(
-        ["layer", "encoding"]
-    )
+    table = cells(project / "data/08_reporting/baselines.csv", ["layer", "encoding"])
     fit, val = (Shards(path) for path in planted)
     for layer in (3, 5):
         train = np.concatenate(
@@ -114,7 +119,7 @@ def test_nmse_of_every_k_equals_an_explicit_float64_reconstruction(whole_run, pl
         for k in (1, 4, 16, 64):
             kept = np.where(np.argsort(np.argsort(-np.abs(z), axis=1), axis=1) < k, z, 0)
             residual = standardized - kept @ components
-            row = table.loc[(layer, f"pca-topk-{k:05d}")]
+            row = table[layer, f"pca-topk-{k:05d}"]
             assert row["nmse"] == pytest.approx(
                 (residual**2).sum() / (standardized**2).sum(), rel=1e-6
             )
@@ -127,9 +132,15 @@ def test_nmse_of_every_k_equals_an_explicit_float64_reconstruction(whole_run, pl
             ((standardized[:, None] - centers.astype(np.float64)) ** 2).sum(axis=2).min(axis=1)
         )
         for encoding in ("kmeans-onehot", "kmeans-invdist"):
-            assert table.loc[(layer, encoding)]["nmse"] == pytest.approx(
+            assert table[layer, encoding]["nmse"] == pytest.approx(
                 distances.sum() / (standardized**2).sum(), rel=1e-6
             )
+
+
+def cells(path: Path, index: str | list[str]) -> dict[Any, dict[str, Any]]:
+    """A table's rows by what is in these columns."""
+    rows: dict[Any, Any] = pd.read_csv(path).set_index(index).to_dict("index")
+    return rows
 
 
 def utilization(run: str, layer: int, method: str) -> dict[str, Any]:
@@ -168,7 +179,7 @@ def test_mlflow_holds_a_parent_and_a_child_for_each_row(whole_run):
         assert child["tags.model_ckpt"] == "planted-tiny"
         assert (project / child["tags.dictionary"]).is_file()
         assert f"layer {row['layer']} of planted planted-tiny" in child["tags.mlflow.note.content"]
-        inputs = mlflow.MlflowClient().get_run(child["run_id"]).inputs.dataset_inputs
+        inputs = datasets_of(mlflow.MlflowClient().get_run(child["run_id"]))
         contexts = {each.tags[0].value: each.dataset.name for each in inputs}
         # In the test one folder plays two parts.
         assert contexts == {
@@ -204,7 +215,7 @@ def tracking_server(tmp_path, empty_database):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [
-        Path(sys.executable).parent / "mlflow",
+        str(Path(sys.executable).parent / "mlflow"),
         "server",
         "--host",
         "127.0.0.1",
@@ -266,7 +277,7 @@ def test_a_tracking_server_with_a_database_behind_it_gets_the_same(
                 run.info.status,
                 metrics,
                 run.data.params,
-                len(run.inputs.dataset_inputs),
+                len(datasets_of(run)),
             )
         return (
             found,
@@ -649,44 +660,46 @@ def test_other_dictionaries_are_rows_of_the_table(new_project, run_command, plan
     seeds = table.groupby("encoding")["seed"].apply(list).to_dict()
     assert seeds["kmeans-onehot"] == seeds["kmeans-invdist"] == [0, 1]
     assert seeds["random-directions-topk-00016"] == [3, 4]
-    paper = pd.read_csv(project / "data/08_reporting/paper.csv").set_index("encoding")
+    paper = cells(project / "data/08_reporting/paper.csv", "encoding")
     for name in ("kmeans-onehot", "random-directions-topk-00016"):
         values = table.loc[table["encoding"] == name, "map"]
-        assert paper.loc[name, "seeds"] == 2
-        assert paper.loc[name, "map"] == pytest.approx(values.mean())
-        assert paper.loc[name, "map_sd"] == pytest.approx(values.std())
-        assert paper.loc[name, "map_sd"] > 0
+        assert paper[name]["seeds"] == 2
+        assert paper[name]["map"] == pytest.approx(values.mean())
+        assert paper[name]["map_sd"] == pytest.approx(values.std())
+        assert paper[name]["map_sd"] > 0
     agreement = pd.read_csv(project / "data/08_reporting/agreement.csv")
     assert agreement[["layer", "seed"]].to_numpy().tolist() == [[5, 1]]
     mlflow.set_tracking_uri(f"sqlite:///{project / 'mlflow.db'}")
-    runs = mlflow.search_runs(experiment_names=["assay"]).set_index("tags.mlflow.runName")
-    parent = runs.loc["layer_5/mine", "tags.mlflow.parentRunId"]
+    found = mlflow.search_runs(experiment_names=["assay"])
+    runs: dict[Any, Any] = found.set_index("tags.mlflow.runName").to_dict("index")
+    parent = runs["layer_5/mine"]["tags.mlflow.parentRunId"]
     for fit in ("kmeans", "kmeans-seed-1"):
         assert sum(utilization(parent, 5, fit)["clusters"].values()) == 8
-    again = runs.loc["layer_5/kmeans-seed-1-onehot"]
-    assert (again["params.method"], again["params.encoding"], again["params.seed"]) == (
+    second = runs["layer_5/kmeans-seed-1-onehot"]
+    assert (second["params.method"], second["params.encoding"], second["params.seed"]) == (
         "kmeans",
         "kmeans-onehot",
         "1",
     )
-    assert again["metrics.adjusted_rand_index"] == pytest.approx(
+    assert second["metrics.adjusted_rand_index"] == pytest.approx(
         agreement.loc[0, "adjusted_rand_index"]
     )
-    assert runs.loc["layer_5/mine", "tags.dictionary"] == "saes/layer_5.safetensors"
-    assert runs.loc["layer_5/theirs", "tags.dictionary"].startswith("runs/abc/inference/")
+    assert runs["layer_5/mine"]["tags.dictionary"] == "saes/layer_5.safetensors"
+    assert runs["layer_5/theirs"]["tags.dictionary"].startswith("runs/abc/inference/")
     page = (project / "data/08_reporting/report.html").read_text()
     assert "Agreement of seeds" in page
     assert "<h3>mine, layer 5</h3>" in page
-    table = table.drop_duplicates("encoding").set_index("encoding")
-    mine, theirs = table.loc["mine"], table.loc["theirs"]
+    firsts = table.drop_duplicates("encoding").set_index("encoding")
+    rows: dict[Any, Any] = firsts.to_dict("index")
+    mine, theirs = rows["mine"], rows["theirs"]
     assert (mine["k"], mine["method"], theirs["method"]) == (6, "mine", "theirs")
     assert theirs["k"] == 100
     assert theirs["nmse_raw"] == pytest.approx(mine["nmse_raw"], rel=1e-5)
     assert np.isnan(theirs["nmse"])
     for column in ("l0", "probe_r", "map", "purity_at_16", "coverage_at_0.3"):
         assert mine[column] == pytest.approx(theirs[column], rel=1e-9), column
-    assert table.loc["random-directions-topk-00016", "nmse"] > table.loc["pca-topk-00016", "nmse"]
-    assert table.loc["random-centres-onehot", "nmse"] > table.loc["kmeans-onehot", "nmse"]
+    assert rows["random-directions-topk-00016"]["nmse"] > rows["pca-topk-00016"]["nmse"]
+    assert rows["random-centres-onehot"]["nmse"] > rows["kmeans-onehot"]["nmse"]
     again = run_command(
         "kedro run --params=layers:[5],pca.topk:[4,16],kmeans.more_seeds:[1]", project
     )

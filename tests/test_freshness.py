@@ -8,6 +8,7 @@ import logging
 import os
 import shutil
 import tempfile
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ from assay.work import FOLDER as LOCKS
 from assay.work import WorkHook, taken_on
 
 KEPT = ("statistics", "kmeans_model", "pca_model", "errors", "probes", "scores", "table")
-SETTINGS = {
+SETTINGS: dict[str, Any] = {
     "params:device": "cpu",
     "params:kmeans": KMeansParameters(n_clusters=8),
     "params:pca": PCAParameters(topk=(1, 4)),
@@ -250,8 +251,10 @@ def test_a_node_is_told_by_the_fields_of_what_it_is_bound_to(project):
         made = make("measure", ["params:kmeans"], "errors", made=bound)
         return Fingerprints(project.catalog(), Pipeline([made])).fingerprint("errors")
 
-    found = [Bound(1), Bound(2), Bound(1, hidden=(Bound(1),)), Bound(1, hidden=(Bound(2),))]
-    found += [SparsityParameters(top_k=2), SparsityParameters(margin=2)]
+    found = [
+        *(Bound(1), Bound(2), Bound(1, hidden=(Bound(1),)), Bound(1, hidden=(Bound(2),))),
+        *(SparsityParameters(top_k=2), SparsityParameters(margin=2)),
+    ]
     assert len({fingerprint(each) for each in found}) == len(found)
     assert fingerprint(Bound(1, (Bound(2),))) == fingerprint(found[3])
     for opaque in (object(), {1, 2}, Bound):
@@ -489,7 +492,7 @@ def test_a_result_that_another_run_is_making_is_awaited_and_not_made_twice(
         if len(waited) == 5:
             theirs.release(other)  # which they have not made after all
 
-    monkeypatch.setattr(work.time, "sleep", meanwhile)
+    monkeypatch.setattr(time, "sleep", meanwhile)
     with caplog.at_level(logging.INFO):
         assert project.run_stale() == FED_BY["params:kmeans"] - {"fit_kmeans"}
     (said,) = [record.getMessage() for record in caplog.records if "waiting" in record.getMessage()]
@@ -768,7 +771,7 @@ def test_whoever_reads_a_recording_keeps_its_maker_waiting_and_no_other_reader(
     theirs = Locks(tmp_path / LOCKS)
     assert theirs.take("record", shared=True)
     waited = []
-    monkeypatch.setattr(work.time, "sleep", lambda _: waited.append(theirs.release()))
+    monkeypatch.setattr(time, "sleep", lambda _: waited.append(theirs.release()))
     project.settings["params:pca"] = CHANGED["params:pca"]
     assert project.run_stale(RECORDED) == {"look"}
     assert waited == []

@@ -344,7 +344,9 @@ def test_the_images_are_the_defaults_own_or_the_users_or_none(shards, tmp_path):
         "names": "list.txt",
         "grid": [1, 2],
     }
-    path, layout = find_images(parse(shards, images=given), tmp_path)
+    found = find_images(parse(shards, images=given), tmp_path)
+    assert found is not None
+    path, layout = found
     assert path == tmp_path / "photos"
     assert layout == {
         "patch_size": 14,

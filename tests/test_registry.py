@@ -5,6 +5,7 @@ the catalog.
 import re
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 from kedro.io import CatalogConfigResolver, DataCatalog, MemoryDataset
@@ -43,7 +44,7 @@ ENCODINGS = [
 ENCODED = ["kmeans-invdist", "kmeans-onehot", "pca-topk-00064", "pca-dense"]
 """Those whose codes are made: all K of the sweep share those of the largest."""
 
-KINDS = [
+KINDS: list[dict[str, Any]] = [
     {},
     {"latent_topk": 64},
     {"kmeans": {"more_seeds": (1, 7)}},
@@ -257,7 +258,7 @@ def test_sparsity_is_bound_to_the_nodes_whose_codes_it_may_change(register):
 
 def told(pipeline: Pipeline) -> dict[str, str]:
     """The fingerprints of what the nodes make of sources and parameters that nobody has changed."""
-    sources = {name: MemoryDataset({"of": name}) for name in pipeline.inputs()}
+    sources: dict[str, Any] = {name: MemoryDataset({"of": name}) for name in pipeline.inputs()}
     for dataset in sources.values():
         dataset.fingerprint = lambda: "the same"
     fingerprints = Fingerprints(DataCatalog(sources), pipeline)
@@ -376,10 +377,9 @@ def test_layers_that_were_counted_from_the_end_have_places_of_their_own(register
     pipelines = register(layers=[-2, -1], dictionaries=dictionaries, shards=OWN)
     catalog = DataCatalog()
     configuration.ConfigurationHook().after_catalog_created(catalog)
-    assert (
-        Path(catalog.get("layer_-2.weights_mine")._describe()["filepath"]).name
-        == "layer_-2.safetensors"
-    )
+    weights = catalog.get("layer_-2.weights_mine")
+    assert weights is not None
+    assert Path(weights._describe()["filepath"]).name == "layer_-2.safetensors"
     namespaced = [name for name in pipelines["__default__"].all_outputs() if "layer_" in name]
     assert {name.partition(".")[0] for name in namespaced if "." in name} == {
         "layer_-2",

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,7 +29,7 @@ class Run:
     @property
     def device(self) -> torch.device:
         """Where the stages measure."""
-        return torch.device("cpu" if self.rehearsal else "cuda", None if self.rehearsal else 0)
+        return torch.device("cpu") if self.rehearsal else torch.device("cuda", 0)
 
     def size(self, full: int, small: int) -> int:
         """The one or the other."""
@@ -69,9 +69,9 @@ class Run:
         work()
         ended_at.record()
         torch.cuda.synchronize()
-        return began_at.elapsed_time(ended_at) / 1000
+        return float(began_at.elapsed_time(ended_at)) / 1000
 
-    def best(self, works: dict[str, Callable[[], object]], rounds: int = 5) -> dict[str, float]:
+    def best(self, works: Mapping[str, Callable[[], object]], rounds: int = 5) -> dict[str, float]:
         """The best time of each, which take turns, after one round that does not count: it
         compiles, and fills caches.
         """

@@ -17,8 +17,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from assay.numerics import fused
-from assay.numerics.kmeans import fused_step
+from assay.numerics.kmeans import fused, fused_rounding, fused_step
+from assay.numerics.kmeans.kernels import FUSED_TILE
 
 # As at K = 16,384 and d = 1,024: pointers are multiples of 16 bytes, and so are the sizes that
 # follow from the width.
@@ -59,26 +59,26 @@ def kernels(capability: int) -> list[tuple[Any, dict[str, Any], dict[str, int]]]
     shape = next(
         shape for least, shape in fused._SHAPES.items() if capability >= 10 * least[0] + least[1]
     )
-    tile = fused.FUSED_TILE
     two_best = {
         "WIDTH": WIDTH,
         "ROWS": shape.rows,
-        "TILE": tile,
+        "TILE": FUSED_TILE,
         "DIMS": fused._DIMS,
         "SPLITS": 2,
         "DESCRIPTORS": shape.descriptors,
     }
+    rounding = {"ROWS": fused_rounding.ROUNDED, "DIMS": 256}
     few = {"MOST_NEAR": fused._MOST_NEAR, "MOST_CROWDED": fused._MOST_CROWDED}
-    settle = {"TILES": TILES, "TILE": tile, "DIMS": 16}
+    settle = {"TILES": TILES, "TILE": FUSED_TILE, "DIMS": 16}
     return [
-        (fused._round_centers, {"ROWS": fused._ROUNDED, "DIMS": 256}, {}),
-        (fused._prepare, {"ROWS": fused._ROUNDED, "DIMS": 256}, {}),
+        (fused_rounding._round_centers, rounding, {}),
+        (fused_rounding.prepare_tokens, rounding, {}),
         (
             fused._two_best,
             {**two_best, "MAY_OVERFLOW": False},
             {"num_warps": shape.warps, "num_stages": shape.stages},
         ),
-        (fused._shortlist, {**few, "ROWS": 8, "TILES": TILES, "TILE": tile}, {}),
+        (fused._shortlist, {**few, "ROWS": 8, "TILES": TILES, "TILE": FUSED_TILE}, {}),
         (fused._settle, settle, {}),
         (fused._settle_crowded, {**settle, "PROGRAMS": 264}, {"num_warps": 16}),
         (fused_step._move, {"TOKENS": fused_step._TOKENS, "DIMS": fused_step._DIMS}, {}),

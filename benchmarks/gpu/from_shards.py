@@ -9,7 +9,8 @@ import itertools
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -63,11 +64,22 @@ def _from_shards(run: Run, folder: str) -> None:
     _probes(run, read, shards.n_tokens, d)
 
 
+def _read_through(read: Read, **options: object) -> None:
+    for _ in read(**options):
+        pass
+
+
 def _reading(run: Run, read: Read, n_bytes: int) -> None:
     for shuffle, threads in itertools.product((False, True), (2, 4, 8)):
-        found = run.seconds(lambda s=shuffle, t=threads: [None for _ in read(shuffle=s, threads=t)])
+        found = run.seconds(partial(_read_through, read, shuffle=shuffle, threads=threads))
         what = f"read{', shuffled' if shuffle else ''}, {threads} threads"
         run.say("from_shards", what, found=n_bytes / found / 1e9, unit="GB/s")
+
+
+def _fit(make: Callable[[], MiniBatchKMeans | StreamingPCA], read: Read, **options: object) -> None:
+    model = make()
+    for x in read(**options):
+        model.partial_fit(x)
 
 
 def _passes(run: Run, read: Read, held: Tensor, batch: int) -> None:
@@ -81,19 +93,11 @@ def _passes(run: Run, read: Read, held: Tensor, batch: int) -> None:
     }
     resident = list(held.split(batch))
     for name, make in models.items():
-
-        def fit(
-            batches: Iterable[Tensor], make: Callable[[], MiniBatchKMeans | StreamingPCA] = make
-        ) -> None:
-            model = make()
-            for x in batches:
-                model.partial_fit(x)
-
         best = run.best(
             {
-                "streamed": lambda fit=fit: fit(read(shuffle=True)),
-                "held": lambda fit=fit: fit(read(shuffle=True, held=held)),
-                "resident": lambda fit=fit: fit(resident),
+                "streamed": partial(_fit, make, read, shuffle=True),
+                "held": partial(_fit, make, read, shuffle=True, held=held),
+                "resident": partial(_fit, make, lambda: iter(resident)),
             },
             2,
         )

@@ -99,8 +99,8 @@ COUNTS = Counts()
 class Pretended(Tensor):
     """A tensor on the pretended device, of the CPU tensor `values`."""
 
-    values: Tensor
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    values: Tensor  # type: ignore[assignment]  # in the place of a sparse tensor's method
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]  # as torch's own subclasses do
 
     @staticmethod
     def __new__(cls, values: Tensor) -> Pretended:
@@ -117,7 +117,9 @@ class Pretended(Tensor):
         return made
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(  # type: ignore[override]  # which torch declares without its class
+        cls, func: Any, _types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         return _run(func, args, kwargs or {})
 
 
@@ -254,7 +256,7 @@ def _refuse_numpy(*_: Any) -> None:
 
 # What is asked of one of our tensors before anything is dispatched.
 _ANSWERS: dict[Any, Callable[..., Any]] = {
-    Tensor.device.__get__: lambda *_: CUDA,  # type: ignore[attr-defined]
+    Tensor.device.__get__: lambda *_: CUDA,
     Tensor.is_cuda.__get__: lambda *_: True,  # type: ignore[attr-defined]
     Tensor.tolist: lambda tensor: tensor.to("cpu").tolist(),
     Tensor.numpy: _refuse_numpy,
@@ -314,7 +316,7 @@ def install() -> Counts:
         with _Functions(), _Dispatch():
             run(thread)
 
-    threading.Thread.run = with_modes  # type: ignore[method-assign]
+    threading.Thread.run = with_modes  # type: ignore[method-assign, assignment]
     _Functions().__enter__()
     _Dispatch().__enter__()
     return COUNTS

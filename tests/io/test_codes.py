@@ -29,9 +29,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from assay.codes import Codes, Format
+from assay.codes import Format
 from assay.io.codes import StoredCodes, write_codes
-from assay.io.codes.layout import TORCH_DTYPES, Dtype
+from assay.io.codes.layout import TORCH_DTYPES, Dtype, SourcedCodes
 from assay.io.codes.writer import KEPT
 from assay.numerics.codes import SelectedCodes
 from shards import edit_json
@@ -62,8 +62,8 @@ class MadeCodes:
     k: int | None
     provenance: Mapping[str, Any] = field(default_factory=lambda: dict(PROVENANCE))
     made_from: str = ""
-    fallback: Callable[[], Codes] | None = None
-    rounded: Callable[[torch.dtype], Codes] | None = None
+    fallback: Callable[[], SourcedCodes] | None = None
+    rounded: Callable[[torch.dtype], SourcedCodes] | None = None
 
     def batches(self, batch_size: int, start: int = 0) -> Iterator[dict[str, Tensor]]:
         for first in range(start, len(next(iter(self.arrays.values()))), batch_size):
@@ -125,7 +125,7 @@ def join(batches: Iterator[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def assert_same(
-    found: Codes, wanted: MadeCodes, batch_size: int, dtype: Dtype = "float32", start: int = 0
+    found: StoredCodes, wanted: MadeCodes, batch_size: int, dtype: Dtype = "float32", start: int = 0
 ) -> None:
     joined = join(found.batches(batch_size, start))
     assert (found.format, found.n_rows, found.n_features) == (
@@ -523,7 +523,8 @@ def test_what_is_below_half_of_float16s_smallest_is_stored_as_0_and_counted_as_0
     wide = make_codes(kind, k=5).changed(values=tiny.repeat(11, 1))
     if kind != "dense":
         wide = wide.changed(indices=torch.arange(5).repeat(11, 1))
-    for dtype, kept in (("float16", 2), ("bfloat16", 4), ("float32", 4)):
+    entries: dict[Dtype, int] = {"float16": 2, "bfloat16": 4, "float32": 4}
+    for dtype, kept in entries.items():
         write_codes(tmp_path / "codes", wide, batch_size=3, dtype=dtype)
         stored = StoredCodes(tmp_path / "codes")
         values = join(stored.batches(4))["values"]
@@ -633,7 +634,7 @@ def test_what_was_begun_of_other_codes_is_removed(tmp_path: Path, change: str) -
     whole = make_codes("dense")
     with pytest.raises(OSError, match="went away"):
         write_codes(path, Failing("dense", whole.arrays, 11, 5, 5), batch_size=3, rows_per_shard=3)
-    others = {
+    others: dict[str, dict[str, Any]] = {
         "provenance": {"provenance": {"layer": 24}},
         "made_from": {"made_from": "a shard that was touched"},
     }
@@ -1041,8 +1042,10 @@ json_values = st.recursive(
 )
 
 
-FIELDS = ("schema_name", "version", "format", "n_rows", "n_features", "k", "dtype", "provenance")
-FIELDS += ("rows", "entries", "bytes", "sha256", "utilization")
+FIELDS = (
+    *("schema_name", "version", "format", "n_rows", "n_features", "k", "dtype", "provenance"),
+    *("rows", "entries", "bytes", "sha256", "utilization"),
+)
 JSON_FILES = ("metadata.json", "shards.json")
 
 changes = st.one_of(

@@ -27,6 +27,7 @@ from torch import Tensor
 from assay.codes import Format
 from assay.io import datasets as module
 from assay.io.codes import StoredCodes
+from assay.io.codes.saev import SaevCodes
 from assay.io.datasets import (
     CheckpointsDataset,
     CodesDataset,
@@ -560,7 +561,9 @@ def test_brackets_and_braces_in_the_path_of_shards_codes_and_weights_are_letters
     write_inference(odd / "run/inference" / copy.name)
     saev = SaevInferenceDataset(run=str(odd / "run"), shards=str(odd / "shards"), part="codes")
     assert saev.exists()
-    assert saev.load().n_rows == 15
+    codes = saev.load()
+    assert isinstance(codes, SaevCodes)
+    assert codes.n_rows == 15
     weights = TensorsDataset(filepath=str(odd / "weights.safetensors"))
     weights.save(STATE)
     assert weights.exists()
@@ -577,14 +580,16 @@ def test_what_saev_left_is_found_by_the_shards_hash_and_never_written(
     assert not any(dataset.exists() for dataset in parts.values())
     write_inference(tmp_path / "run/inference" / shards.name)
     assert all(dataset.exists() for dataset in parts.values())
-    assert parts["codes"].load().n_rows == 15
+    codes = parts["codes"].load()
+    assert isinstance(codes, SaevCodes)
+    assert codes.n_rows == 15
     assert parts["metrics"].load() == {"normalized_mse": 0.5}
     before = parts["metrics"].fingerprint()
     assert before == parts["metrics"].fingerprint()
     (parts["metrics"].folder / "metrics.json").write_text('{"normalized_mse": 0.25}')
     assert parts["metrics"].fingerprint() != before
     with pytest.raises(DatasetError, match="found dict to save; the folder is saev's"):
-        parts["codes"].save({})
+        parts["codes"].save({})  # type: ignore[arg-type]  # as a pipeline might
     assert not SaevInferenceDataset(
         run=str(tmp_path), shards=str(tmp_path / "no"), part="codes"
     ).exists()

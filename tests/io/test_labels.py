@@ -6,7 +6,6 @@ import shlex
 import struct
 import zlib
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +34,16 @@ TWO: dict[str, Any] = {
     "pixel_agg": None,
 }
 """Two examples of 2 x 2 patches."""
-make_metadata = partial(shards_module.make_metadata, **TWO)
-make_shards = partial(shards_module.make_shards, **TWO)
+
+
+def make_metadata(**changes: Any) -> Metadata:
+    return shards_module.make_metadata(**TWO | changes)
+
+
+def make_shards(
+    root: Path, labels: npt.NDArray[Any] | torch.Tensor | None = None, **changes: Any
+) -> Path:
+    return shards_module.make_shards(root, labels=labels, **TWO | changes)
 
 
 def write_masks(folder: Path, masks: dict[str, Any], dtype: type = np.uint8) -> Path:

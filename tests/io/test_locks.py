@@ -14,7 +14,6 @@ from pathlib import Path
 
 import pytest
 
-from assay.io import locks as module
 from assay.io.locks import Locks
 
 
@@ -83,7 +82,7 @@ def test_a_lock_file_that_is_removed_before_it_is_taken_is_no_lock(
             first.release()
         flock(descriptor, kind)
 
-    monkeypatch.setattr(module.fcntl, "flock", late)
+    monkeypatch.setattr(fcntl, "flock", late)
     assert second.take("fit")
     assert not third.take("fit")
 
@@ -110,7 +109,7 @@ def test_anothers_lock_file_that_can_only_be_read_is_enough(
             raise PermissionError(errno.EACCES, "Permission denied", str(path))
         return real(path, flags, mode)
 
-    monkeypatch.setattr(module.os, "open", opened)
+    monkeypatch.setattr(os, "open", opened)
     allowed = [os.O_RDONLY]
     theirs, mine = Locks(tmp_path), Locks(tmp_path)
     assert theirs.take("fit")
@@ -129,7 +128,7 @@ def test_a_file_system_without_locks_is_told_of_once(
     def refuse(*_: object) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(module.fcntl, "flock", refuse)
+    monkeypatch.setattr(fcntl, "flock", refuse)
     locks = Locks(tmp_path)
     with caplog.at_level(logging.WARNING):
         assert locks.take("a")

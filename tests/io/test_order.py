@@ -7,6 +7,7 @@ import re
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -96,7 +97,7 @@ def test_shuffled_permutes_uniformly() -> None:
 
 @pytest.fixture
 def save(tmp_path: Path) -> Callable[[object], Path]:
-    def to_file(array: object) -> Path:
+    def to_file(array: Any) -> Path:
         np.save(tmp_path / "order.npy", array, allow_pickle=True)
         return tmp_path / "order.npy"
 

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from assay.io.shards import LayerActivations, Shards, windows, write_shards
 from assay.io.shards import order as module
 from assay.io.shards.metadata import Metadata
+from assay.io.shards.preadv import Pieces, read_pieces
 from shards import (
     FIELDS,
     OLD_NAMES,
@@ -156,9 +157,8 @@ def test_only_the_asked_layer_is_read(
     folder: Path, layer: int, shuffle: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[tuple[int, int]] = []
-    read_pieces = windows.read_pieces
 
-    def noting(descriptor: int, pieces: windows.Pieces, offset: int) -> int:
+    def noting(descriptor: int, pieces: Pieces, offset: int) -> int:
         read.append((offset, int(pieces[:, 1].sum())))
         return read_pieces(descriptor, pieces, offset)
 
@@ -177,7 +177,6 @@ def test_only_the_asked_layer_is_read(
 def test_reads_that_come_in_pieces_are_put_together(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read_pieces = windows.read_pieces
     monkeypatch.setattr(
         windows,
         "read_pieces",
@@ -249,9 +248,8 @@ def test_shuffle_holds_two_windows_at_the_most(
     monkeypatch.setattr(module, "WINDOW_TOKENS", 200)
     monkeypatch.setattr(module, "WINDOW_BATCHES", 2)
     n_read = 0
-    read_pieces = windows.read_pieces
 
-    def noting(descriptor: int, pieces: windows.Pieces, offset: int) -> int:
+    def noting(descriptor: int, pieces: Pieces, offset: int) -> int:
         nonlocal n_read
         n_read += int(pieces[:, 1].sum()) // 8
         return read_pieces(descriptor, pieces, offset)

@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 
 from assay.io.shards import Shards, buffers, default_threads, preadv, windows
 from assay.io.shards import order as orders
+from assay.io.shards.preadv import Pieces, read_pieces
 from shards import make_shards
 
 N_EXAMPLES, TOKENS, D_MODEL, LAYERS = 23, 6, 3, (1, 4, 8)
@@ -216,9 +217,9 @@ def test_closing_early_stops_the_threads(shards: Shards) -> None:
 def test_errors_in_a_reading_thread_reach_the_caller(
     shards: Shards, shuffle: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read_pieces, calls = windows.read_pieces, 0
+    calls = 0
 
-    def failing(descriptor: int, pieces: windows.Pieces, offset: int) -> int:
+    def failing(descriptor: int, pieces: Pieces, offset: int) -> int:
         nonlocal calls
         calls += 1
         assert threading.current_thread() is not threading.main_thread()
@@ -331,7 +332,7 @@ def test_a_cursor_of_another_pass_is_refused_by_name(shards: Shards, tmp_path: P
     def edit(**changes: object) -> dict[str, Any]:
         return {**cursor, **changes}
 
-    for broken in (
+    broken_ones: tuple[Any, ...] = (
         {},
         edit(more=1),
         edit(batch=True),
@@ -340,7 +341,8 @@ def test_a_cursor_of_another_pass_is_refused_by_name(shards: Shards, tmp_path: P
         edit(batch=1.0),
         edit(layer=1.0),
         [1],
-    ):
+    )
+    for broken in broken_ones:
         with pytest.raises(ValueError, match="cursor"):
             shards.batches(**base, cursor=broken)
     assert list(shards.batches(**base, cursor=edit(batch=35))) == []
@@ -351,9 +353,8 @@ def test_a_resumed_pass_reads_only_what_is_left(
 ) -> None:
     shrink(monkeypatch)
     read = 0
-    read_pieces = windows.read_pieces
 
-    def counting(descriptor: int, pieces: windows.Pieces, offset: int) -> int:
+    def counting(descriptor: int, pieces: Pieces, offset: int) -> int:
         nonlocal read
         read += int(pieces[:, 1].sum())
         return read_pieces(descriptor, pieces, offset)

@@ -5,13 +5,16 @@ pytest tests/numerics`.
 import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from typing import TypeVar
 
 import pytest
 import torch
 
+T = TypeVar("T")
+
 
 @contextmanager
-def _set(setter: Callable[[object], object], value: object, before: object) -> Iterator[None]:
+def _set(setter: Callable[[T], object], value: T, before: T) -> Iterator[None]:
     setter(value)
     try:
         yield
@@ -24,7 +27,7 @@ def _precision(value: str, by_backend: str | None = None) -> Iterator[None]:
     """Products of float32 to this precision; each backend keeps it beside the whole, and is put
     back by itself.
     """
-    owners = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
+    owners = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]  # torch declares no matmul of mkldnn's
     before = torch.get_float32_matmul_precision(), [owner.fp32_precision for owner in owners]
     torch.set_float32_matmul_precision(value)
     for owner in owners if by_backend is not None else ():

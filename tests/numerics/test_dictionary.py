@@ -203,11 +203,11 @@ def _transformed(name, x, state):
         for j, center in enumerate(centers):
             d, norms = distances[i, j], np.linalg.norm(token) * np.linalg.norm(center)
             found[i, j] = {
-                "sqeuclidean": lambda d=d: d**2,
-                "neg_euclidean": lambda d=d: -d,
-                "cosine": lambda t=token, c=center, n=norms: t @ c / n if n else 0.0,
-                "unit": lambda d=d, i=i: 1 - d / distances[i].max() if distances[i].max() else 1.0,
-            }[name]()
+                "sqeuclidean": d**2,
+                "neg_euclidean": -d,
+                "cosine": token @ center / norms if norms else 0.0,
+                "unit": 1 - d / distances[i].max() if distances[i].max() else 1.0,
+            }[name]
     return found
 
 

@@ -108,6 +108,10 @@ def every_other_row(x, centers, *_):
     return found.where(torch.arange(len(x)) % 2 == 0, -1)
 
 
+def not_asked(*_):
+    raise AssertionError("a search moves no centers")
+
+
 def round_centers(centers, origin, product):
     """What the fused kernel writes."""
     return product._round_centers(centers - origin)
@@ -128,7 +132,7 @@ def test_what_the_fused_kernels_leave_is_asked_again(kind, n, n_clusters, d, see
         patch.setattr(
             nearest_module,
             "fused_kernels",
-            lambda _: kernels.Kernels(round_centers, every_other_row, move_centers=None),
+            lambda _: kernels.Kernels(round_centers, every_other_row, move_centers=not_asked),
         )
         found = NearestCenters(centers, dtypes).find(x)
     if n:

@@ -4,6 +4,7 @@ and the caller's own are left alone.
 
 import gc
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
 
@@ -12,6 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from assay.encodings import KINDS
 from assay.numerics.codes import ComputedCodes, TensorCodes, gather_columns, measure_l0, sparsify
@@ -161,7 +163,12 @@ def _encoded(name, x):
     return open_dictionary(name, state).encode(x)
 
 
-ENTRIES = {
+def _of_autoencoder(activation, x):
+    sae = _autoencoder(activation)
+    return sae.encode(x) | {"left": sae.residual(x)}
+
+
+ENTRIES: dict[str, Callable[[Tensor], dict[str, Tensor]]] = {
     "moments": lambda x: StreamingMoments().partial_fit(x[:50]).partial_fit(x[50:]).state_dict(),
     "statistics": lambda x: (
         check_statistics(x, _fitted().statistics["mean"], _fitted().statistics["std"]) or {}
@@ -189,9 +196,7 @@ ENTRIES = {
         for name in (*(f"kmeans-{kind}" for kind in KINDS["kmeans"]), "pca-dense", "pca-topk-00003")
     },
     **{
-        f"sae {activation}": lambda x, activation=activation: (
-            _autoencoder(activation).encode(x) | {"left": _autoencoder(activation).residual(x)}
-        )
+        f"sae {activation}": partial(_of_autoencoder, activation)
         for activation in ("relu", "topk", "jumprelu", "batchtopk")
     },
     "sae of raw tokens": (
@@ -218,7 +223,7 @@ ENTRIES = {
 }
 """What takes tokens (N, D) that have to be finite, and gives tensors by name."""
 
-MORE = {
+MORE: dict[str, Callable[[Tensor], dict[str, Tensor]]] = {
     "standardize": lambda x: {
         "x": standardize(x, _fitted().statistics["mean"], _fitted().statistics["std"])
     },
@@ -252,6 +257,11 @@ MORE = {
 """What takes any."""
 
 
+def _alone(batch, _):
+    """A pass of one batch."""
+    return [batch]
+
+
 def _battery(x):
     return {
         f"{entry}: {name}": tensor
@@ -275,7 +285,7 @@ def _assert_same(found, rtol=0.0, atol=0.0):
             rtol=rtol,
             atol=atol,
             equal_nan=True,
-            msg=lambda text, name=name: f"{name}: {text}",
+            msg=partial("{}: {}".format, name),
         )
 
 
@@ -317,7 +327,7 @@ def test_tokens_that_want_gradients_give_the_same_and_are_let_go(dtype):
         seen = weakref.ref(batch)
         models = (
             MiniBatchKMeans(K).partial_fit(batch),
-            MiniBatchKMeans(K, max_iter=1).fit(lambda _, batch=batch: [batch]),
+            MiniBatchKMeans(K, max_iter=1).fit(partial(_alone, batch)),
             StreamingPCA().partial_fit(batch),
             StreamingMoments().partial_fit(batch),
             LogisticProbe1d(1e-3).fit(batch, _labels(), CLASSES),

@@ -32,11 +32,10 @@ def by_torch(move_off=0.0, label_off=0):
         pulls, squared = pull_centers(x, centers, labels)
         return (pulls / counts[:, None] + centers).float() + move_off, squared
 
-    return kernels.Kernels(
-        lambda centers, origin, product: product._round_centers(centers - origin),
-        nearest,
-        move_centers,
-    )
+    def round_centers(centers, origin, product):
+        return product._round_centers(centers - origin)
+
+    return kernels.Kernels(round_centers, nearest, move_centers)
 
 
 def test_there_are_none_but_on_cuda(monkeypatch, caplog):
@@ -79,9 +78,9 @@ class FakeGraph:
         FakeGraph.made += 1
         self.like = like
 
-    def replay(self, *inputs):
+    def replay(self, x, centers, counts):
         FakeGraph.replayed += 1
-        return queue_step(*inputs, self.like.reassignment_ratio)
+        return queue_step(x, centers, counts, self.like.reassignment_ratio)
 
 
 def step_inputs(n=200, n_clusters=30, d=12, device="cpu", seed=0):
@@ -132,10 +131,10 @@ def test_a_step_that_cannot_be_captured_is_queued_as_it_is(monkeypatch, caplog):
 
     monkeypatch.setattr(graphed, "_StepGraph", refuse)
     monkeypatch.setattr(graphed, "fused_kernels", lambda _: by_torch())
-    steps, inputs = graphed.GraphedSteps(), step_inputs()
-    wanted = step_at_once(*inputs, 0.01)
+    steps, (x, centers, counts) = graphed.GraphedSteps(), step_inputs()
+    wanted = step_at_once(x, centers, counts, 0.01)
     for _ in range(4):
-        found = step_at_once(*inputs, 0.01, steps)
+        found = step_at_once(x, centers, counts, 0.01, steps)
         assert torch.equal(found.centers, wanted.centers)
         assert found.inertia == wanted.inertia
     assert caplog.text.count("could not be captured: out of memory") == 1
@@ -159,7 +158,8 @@ def test_on_cuda_a_captured_step_is_the_same_bits():
         kept.append((found, wanted))
     assert n_replayed == 8
     for found, wanted in kept:
-        assert all(torch.equal(found[place], wanted[place]) for place in range(3))
+        for mine, theirs in zip(found[:3], wanted[:3], strict=True):
+            assert torch.equal(mine, theirs)
         assert found[3:] == wanted[3:]
 
 
@@ -169,6 +169,7 @@ def test_on_cuda_a_captured_step_is_the_same_bits():
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_on_cuda_they_settle_rows_by_brute_force(kind, n, n_clusters, d, dtype):
     fused = kernels.fused_kernels(torch.device("cuda"))
+    assert fused is not None
     x, centers = (each.cuda() for each in make(kind, n, n_clusters, d, 1))
     origin = distances.origin_of(centers)
     product = rounded_centers.RoundedCenters(centers, origin, dtype, fused)
@@ -197,9 +198,10 @@ def test_on_cuda_centers_move_as_on_the_cpu(n, n_clusters, d, of_one):
     labels[: int(of_one * n)] = n_clusters // 2
     hits = count_classes(labels, n_clusters)
     given = x, centers, labels, hits, 2 * hits + 1
-    move = kernels.fused_kernels(torch.device("cuda")).move_centers
-    moved, squared = move(*(each.cuda() for each in given))
-    again, _ = move(*(each.cuda() for each in given))
+    fused = kernels.fused_kernels(torch.device("cuda"))
+    assert fused is not None
+    moved, squared = fused.move_centers(*(each.cuda() for each in given))
+    again, _ = fused.move_centers(*(each.cuda() for each in given))
     assert torch.equal(moved, again)
     for found, wanted in zip((moved, squared), by_torch().move_centers(*given), strict=True):
         torch.testing.assert_close(

@@ -180,7 +180,7 @@ def test_partial_fit_records_what_the_step_did():
 def test_the_smoothed_inertia_is_scikit_learns_rule():
     x = mixture(0, 600, 5, 3)
     model = MiniBatchKMeans(5, max_iter=3, max_no_improvement=None).fit(shuffled(x, 100))
-    smoothed = None
+    smoothed = 0.0
     for step, entry in enumerate(model.history_, start=1):
         weight = min(1, 2 * 100 / (min(step * 100, 600) + 1))
         inertia = entry["inertia"]
@@ -640,13 +640,14 @@ def test_tol_is_the_centers_movement_over_the_variance_of_the_seeding_tokens():
         .var(0)
         .mean()
     )
-    before, moves = [None], []
+    before: list[torch.Tensor] = []
+    moves = []
     model = MiniBatchKMeans(5, tol=tol, max_no_improvement=None)
 
     def watch(_):
-        if before[0] is not None:
-            moves.append(float((model.cluster_centers_ - before[0]).double().square().sum()))
-        before[0] = model.cluster_centers_
+        if before:
+            moves.append(float((model.cluster_centers_ - before.pop()).double().square().sum()))
+        before.append(model.cluster_centers_)
 
     model.fit(shuffled(x, 50), on_step=watch)
     assert moves[-1] <= tol * variance
@@ -663,7 +664,7 @@ def test_reassignment_ratio_changes_the_fit():
         .cluster_centers_
         for ratio in (0.0, 0.5)
     ]
-    assert not torch.allclose(*ends)
+    assert not torch.allclose(ends[0], ends[1])
 
 
 def test_init_size_changes_the_seeding():

@@ -1,5 +1,7 @@
 """What is free is the least of what the system and the control groups leave."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -37,12 +39,11 @@ def files(tmp_path, monkeypatch):
         ):
             (place / name).write_text(f"{text}\n")
 
-    write.group = group
-    return write
+    return SimpleNamespace(write=write, group=group)
 
 
 def test_it_is_what_the_system_says(files):
-    files(
+    files.write(
         proc__meminfo=(
             "MemTotal:  900000 kB\nMemFree: 5 kB\nMemAvailable:   300000 kB\nHugePages_Total: 0\n"
         )
@@ -54,13 +55,13 @@ def test_it_is_what_the_system_says(files):
     ("limit", "wanted"), [("max", 1000), (700 * MIB, 600), (9999 * MIB, 1000), (50 * MIB, 64)]
 )
 def test_a_control_group_that_leaves_less_rules(files, limit, wanted):
-    files(proc__meminfo=f"MemAvailable: {1000 * 1024} kB\n", proc__self__cgroup="0::/\n")
+    files.write(proc__meminfo=f"MemAvailable: {1000 * 1024} kB\n", proc__self__cgroup="0::/\n")
     files.group("", limit, 100 * MIB)
     assert memory.free_bytes(CPU) == wanted * MIB
 
 
 def test_the_groups_above_count_as_well(files):
-    files(
+    files.write(
         proc__meminfo=f"MemAvailable: {1000 * 1024} kB\n",
         proc__self__cgroup="0::/slurm/job_7/step_0\n",
     )
@@ -70,13 +71,13 @@ def test_the_groups_above_count_as_well(files):
 
 
 def test_the_page_cache_can_be_had(files):
-    files(proc__meminfo=f"MemAvailable: {1000 * 1024} kB\n", proc__self__cgroup="0::/job\n")
+    files.write(proc__meminfo=f"MemAvailable: {1000 * 1024} kB\n", proc__self__cgroup="0::/job\n")
     files.group("job", 500 * MIB, 480 * MIB, cached=400 * MIB)
     assert memory.free_bytes(CPU) == 420 * MIB
 
 
 def test_groups_of_the_first_version_count_too(files):
-    files(
+    files.write(
         proc__meminfo=f"MemAvailable: {1000 * 1024} kB\n",
         proc__self__cgroup="5:cpu:/a\n3:memory,hugetlb:/job\n",
     )

@@ -4,12 +4,13 @@ With torch, numpy and pytest alone: `pytest -m gpu tests/numerics/test_on_cuda.p
     tests/numerics/test_kernels.py`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 from torch import Tensor
 
+from assay.codes import Batch
 from assay.numerics.codes import ComputedCodes
 from assay.numerics.dictionary import open_dictionary
 from assay.numerics.kmeans.distances import chunked_distances
@@ -175,9 +176,8 @@ def test_ranks_are_the_same(tokens: Tensor) -> None:
     values = tokens.T.round(decimals=1).contiguous()  # with ties
     labels = torch.arange(len(tokens)) % 4 - 1
     thresholds = torch.full((D, 3), 3.0, dtype=torch.float64)
-    given = values, labels, 3, thresholds
-    found = rank_features(*(each.cuda() if isinstance(each, Tensor) else each for each in given))
-    wanted = rank_features(*given)
+    found = rank_features(values.cuda(), labels.cuda(), 3, thresholds.cuda())
+    wanted = rank_features(values, labels, 3, thresholds)
     assert_same(found[0], wanted[0], rtol=1e-12)
     assert_same(found[1:], wanted[1:])
     assert_same(top_rows(values[0].cuda(), 17), top_rows(values[0], 17))
@@ -214,7 +214,7 @@ def test_probes_are_the_same(tokens: Tensor, one_hot: bool) -> None:
             return ComputedCodes("onehot", len(tokens), N_CLUSTERS, 1, batches(nearest, "indices"))
         return ComputedCodes("dense", len(tokens), D, D, batches(tokens, "values"))
 
-    def batches(rows: Tensor, name: str) -> Callable[[int, int], object]:
+    def batches(rows: Tensor, name: str) -> Callable[[int, int], Iterator[Batch]]:
         return lambda size, start: ({name: part} for part in rows[start:].split(size))
 
     found, wanted = (

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from assay.numerics import precision
 from assay.numerics import sae as module
 from assay.numerics.codes import densify
-from assay.numerics.sae import SparseAutoencoder
+from assay.numerics.sae import Activation, SparseAutoencoder
 
 D, N = 6, 20
 ACTIVATIONS = ["relu", "topk", "batchtopk", "jumprelu"]
@@ -183,7 +183,11 @@ def test_what_is_missing_or_disagrees_is_named():
             SparseAutoencoder(
                 tensors | {name: torch.zeros(shape, dtype=torch.float32)}, activation="relu"
             )
-    for activation, k in (("topk", None), ("topk", 0), ("topk", N + 1), ("relu", 3)):
+    wrong: tuple[tuple[Activation, int | None], ...] = (
+        *(("topk", k) for k in (None, 0, N + 1)),
+        ("relu", 3),
+    )
+    for activation, k in wrong:
         with pytest.raises(ValueError, match=f"found k = {k} for {activation} of {N} features"):
             SparseAutoencoder(tensors, activation=activation, k=k)
 
@@ -237,7 +241,8 @@ def test_weights_and_statistics_that_are_no_real_numbers_are_refused(dtype):
             SparseAutoencoder(
                 _tensors(),
                 activation="relu",
-                **({"mean": ones, "std": ones} | {name: ones.to(dtype)}),
+                mean=ones.to(dtype) if name == "mean" else ones,
+                std=ones.to(dtype) if name == "std" else ones,
             )
 
 
@@ -254,7 +259,9 @@ def test_weights_and_statistics_that_are_no_real_numbers_are_refused(dtype):
 def test_statistics_that_cannot_be_are_refused(statistics, message):
     given = {name: torch.tensor(values, dtype=torch.float64) for name, values in statistics.items()}
     with pytest.raises(ValueError, match=message):
-        SparseAutoencoder(_tensors(), activation="relu", **given)
+        SparseAutoencoder(
+            _tensors(), activation="relu", mean=given.get("mean"), std=given.get("std")
+        )
 
 
 def test_a_tensor_that_stands_there_twice_has_to_be_the_same():

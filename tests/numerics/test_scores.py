@@ -138,9 +138,8 @@ def test_scores_are_those_of_a_loop(n_features, n_classes, seed, threshold, n_to
         else:
             margins.append(float(given_["train_ce"][second[c], c] - given_["train_ce"][j, c]))
             assert row.margin == margins[-1]
-        order = sorted(
-            range(n_features), key=lambda j, c=c: (-float(val.average_precision[j, c]), j)
-        )[:n_top]
+        falling = (-val.average_precision[:, c]).tolist()
+        order = sorted(range(n_features), key=falling.__getitem__)[:n_top]  # and by number
         assert list(row.top_features) == order
         assert list(row.top_average_precisions) == [
             float(val.average_precision[j, c]) for j in order

@@ -2,6 +2,8 @@
 against what they are.
 """
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -47,7 +49,7 @@ def weights():
     }
 
 
-CHOICES = {
+CHOICES: dict[str, dict[str, Any]] = {
     "relu": {"activation": "relu"},
     "topk": {"activation": "topk", "k": 5},
     "raw": {"activation": "jumprelu", "trained_on": "raw"},
@@ -97,7 +99,7 @@ def test_an_autoencoders_errors_and_codes_are_those_of_its_definition(
     found = torch.cat([densify(batch, "sparse", N) for batch in codes.batches(100, 7)])
     np.testing.assert_allclose(found, densify(sae.encode(x[7:]), "sparse", N), rtol=1e-4, atol=1e-4)
     assert codes.provenance["encoding"] == "mine"
-    assert options["activation"] in codes.provenance["parameters"]
+    assert options["activation"] in str(codes.provenance["parameters"])
 
 
 def test_the_batch_size_is_that_of_the_measurement(planted, statistics, weights, monkeypatch):

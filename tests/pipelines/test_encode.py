@@ -5,7 +5,7 @@ in float64.
 import itertools
 import json
 import shutil
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -16,6 +16,7 @@ from assay.io.checkpoints import Checkpoints
 from assay.io.codes import StoredCodes, write_codes
 from assay.io.codes.layout import Dtype
 from assay.io.shards import Shards, windows
+from assay.io.shards.preadv import read_pieces
 from assay.io.tensors import fingerprint_tensors
 from assay.numerics.codes import TopKCodes, densify
 from assay.parameters import (
@@ -42,7 +43,7 @@ ENCODINGS = {
 }
 
 
-PARAMETERS = {
+PARAMETERS: dict[str, Any] = {
     "kmeans": KMeansParameters(n_clusters=8, batch_size=64, n_init=1, max_iter=2, seed=3),
     "pca": PCAParameters(),
 }
@@ -234,8 +235,10 @@ def test_a_pass_can_start_at_any_patch(encode, encoding, start):
 
 
 def test_nothing_is_read_before_the_first_batch(encode, monkeypatch):
-    seen, read = [], windows.read_pieces
-    monkeypatch.setattr(windows, "read_pieces", lambda *args: (seen.append(args), read(*args))[1])
+    seen = []
+    monkeypatch.setattr(
+        windows, "read_pieces", lambda *args: (seen.append(args), read_pieces(*args))[1]
+    )
     codes = encode("kmeans-invdist")
     assert not seen
     next(codes.batches(10))

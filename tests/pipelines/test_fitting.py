@@ -7,7 +7,9 @@ import random
 import shutil
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -32,11 +34,11 @@ KMEANS = {
     "max_iter": 3,
     "max_no_improvement": None,
 }
-PARAMETERS = {
+PARAMETERS: dict[str, Any] = {
     "kmeans": KMeansParameters(**KMEANS, checkpoint_steps=4),
     "pca": PCAParameters(batch_size=16, checkpoint_steps=4),
 }
-FITS = {"kmeans": fit_kmeans, "pca": fit_pca}
+FITS: dict[str, Callable[..., Any]] = {"kmeans": fit_kmeans, "pca": fit_pca}
 STEPS = {"kmeans": 3 * 20, "pca": 48}  # of 768 tokens
 
 

@@ -1,6 +1,8 @@
 """The k-means nodes: standardized tokens in shuffled passes, and the error of the nearest center."""
 
 import math
+from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -209,7 +211,7 @@ def test_nmse_is_that_of_the_nearest_center_in_float64(planted, statistics, fit,
 def test_measuring_changes_nothing_it_is_given(planted, statistics, fit):
     model, _ = fit()
     before = {name: value.clone() for name, value in (model | statistics).items()}
-    measured = {"layer": 5, "name": "kmeans", "kind": Form("onehot")}
+    measured: dict[str, Any] = {"layer": 5, "name": "kmeans", "kind": Form("onehot")}
     measure(Shards(planted[1]), statistics, model, "cpu", KMeansParameters(**SMALL), **measured)
     assert all(torch.equal(value, before[name]) for name, value in (model | statistics).items())
 
@@ -250,7 +252,9 @@ def test_more_seeds_are_fits_of_their_own_that_the_first_is_compared_with(
     }
     verbs = {"a.fit", "a.measure", "a.compare", "b.fit", "b.measure", "b.compare"}
     assert set(thrice) == {"kmeans.fit", "kmeans.measure", *verbs}
-    assert thrice["b.fit"].func.keywords == {"layer": 5, "seed": 9, "method": "b"}
+    fit = thrice["b.fit"].func
+    assert isinstance(fit, partial)
+    assert fit.keywords == {"layer": 5, "seed": 9, "method": "b"}
     assert thrice["b.compare"].inputs[2:4] == ["kmeans_model", "b_model"]
     for more in ((3,), (4, 4)):
         with pytest.raises(ValueError, match=r"more_seeds \[\d.*\], want none twice"):

@@ -1,5 +1,7 @@
 """The PCA nodes against a singular value decomposition and an explicit reconstruction in float64."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -202,6 +204,7 @@ def test_topk_is_the_parameter_that_says_which_k_are_measured():
         )
         assert tuple(row.k for row in plan.encodings if row.model.method == "pca") == topk
         (measure,) = create_pipeline(5, ks=topk, form=Form("dense")).only_nodes("pca.measure").nodes
+        assert isinstance(measure.func, partial)
         assert measure.func.keywords["ks"] == topk
     assert set(PCAParameters.model_fields) == {
         "topk",

@@ -7,6 +7,7 @@ import json
 import logging
 from dataclasses import dataclass
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -38,6 +39,12 @@ class Labelled:
 
     def labels(self):
         return self.patches
+
+
+class Told(TensorCodes):
+    """Codes that say where they come from."""
+
+    provenance: dict[str, object]
 
 
 class Counted(TensorCodes):
@@ -89,12 +96,14 @@ def probe(split):
 
     def run(codes=None, labels=None, rows=(("pca-dense", 80),), whole=False, **parameters):
         train, val = codes or [TensorCodes(values) for values in split[0]]
-        shards = [
+        shards: list[Any] = [
             Labelled(patches, name)
             for patches, name in zip(labels or split[1], ("train", "val"), strict=True)
         ]
         settings = ProbeParameters(**parameters)
-        found = fit_probes(train, val, *shards, settings, "cpu", layer=5, method="pca", rows=rows)
+        found = fit_probes(
+            train, val, shards[0], shards[1], settings, "cpu", layer=5, method="pca", rows=rows
+        )
         return found if whole else found[:2]
 
     return run
@@ -118,10 +127,10 @@ def cross_entropy(logits, y):
     return np.mean(np.logaddexp(0, logits) - y * logits)
 
 
-def oracle(features, labels, void, ridge=1e-8):
+def oracle(split, void, ridge=1e-8):
     """What the node should find, for every class of ``names``."""
-    features = [values.double().numpy() for values in features]
-    labels = [patches.numpy() for patches in labels]
+    features = [values.double().numpy() for values in split[0]]
+    labels = [patches.numpy() for patches in split[1]]
     if void == "drop":
         features = [values[patches > 0] for values, patches in zip(features, labels, strict=True)]
         labels = [patches[patches > 0] for patches in labels]
@@ -155,7 +164,7 @@ def oracle(features, labels, void, ridge=1e-8):
 @pytest.mark.parametrize("void", VOID_MODES)
 def test_every_probe_is_at_the_optimum(split, probe, void):
     found, _ = probe(void=void)
-    wanted, names, *_ = oracle(*split, void)
+    wanted, names, *_ = oracle(split, void)
     assert found["train_ce"].shape == (N_FEATURES, len(names))
     assert found["converged"].all()
     for name, key in {"coef_standardized": "w", "intercept_standardized": "b"}.items():
@@ -168,7 +177,7 @@ def test_every_probe_is_at_the_optimum(split, probe, void):
 @pytest.mark.parametrize("void", VOID_MODES)
 def test_scores_are_those_of_the_classes_best_features(split, probe, void):
     _, scores = probe(void=void)
-    wanted, names, best, purity = oracle(*split, void)
+    wanted, names, best, purity = oracle(split, void)
     every = range(len(names))
     train_ce, val_ce, ap = (wanted[name][best, every] for name in ("train_ce", "val_ce", "val_ap"))
     assert [row["label"] for row in scores["classes"]] == names
@@ -248,7 +257,7 @@ def test_ridge_draws_the_weights_to_0(probe):
 
 def test_ridge_is_that_of_the_objective(split, probe):
     found, _ = probe(ridge=0.1)
-    wanted, *_ = oracle(*split, "drop", ridge=0.1)
+    wanted, *_ = oracle(split, "drop", ridge=0.1)
     np.testing.assert_allclose(
         found["coef_standardized"].numpy(), wanted["w"], rtol=1e-5, atol=1e-6
     )
@@ -503,7 +512,7 @@ def test_codes_of_two_models_are_refused(split, probe, name):
         "layer": 5,
         "shards": "train",
     }
-    train, val = (TensorCodes(values) for values in split[0])
+    train, val = (Told(values) for values in split[0])
     train.provenance, val.provenance = about, about | {"shards": "val"}
     probe([train, val], rows=(("pca-dense", 6),))
     val.provenance = about | {name: "other"}

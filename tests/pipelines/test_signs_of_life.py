@@ -49,7 +49,7 @@ def clock(monkeypatch):
 
 def counted(bar: Bar, done: int, seconds: float) -> None:
     """Have a bar count, so many seconds after it began."""
-    bar._time = lambda: bar.start_t + seconds
+    bar._time = lambda: bar.start_t + seconds  # type: ignore[attr-defined]  # tqdm's own
     bar.update(done)
 
 

@@ -1,6 +1,7 @@
 """The one loop over tokens, and where tensors live."""
 
 import inspect
+from typing import Any
 
 import numpy as np
 import pytest
@@ -45,7 +46,7 @@ def test_a_split_of_another_model_is_named_before_anything_is_made_of_it(planted
     fit, val = map(Shards, planted)
     tokens = read_content(planted[0], 5)
     statistics = {"mean": torch.from_numpy(tokens.mean(0)), "std": torch.from_numpy(tokens.std(0))}
-    options = {
+    options: dict[str, Any] = {
         "layer": 5,
         "statistics": statistics,
         "batch_size": 50,
@@ -60,11 +61,11 @@ def test_a_split_of_another_model_is_named_before_anything_is_made_of_it(planted
     turned = stored.flip(1).reshape(48, 1, TOKENS, D_MODEL)
     changes = fit.metadata.model_dump() | {"layers": [5], "cls_token": False}
     other = Shards(make_shards(tmp_path, turned, **changes))
-    tokens = judged_tokens(other, **options)
+    refused = judged_tokens(other, **options)
     with pytest.raises(
         ValueError, match=r"layer 5, does not go with .*another order\? Name shards of one model"
     ) as caught:
-        next(tokens)
+        next(refused)
     assert str(other.path) in str(caught.value)
 
 

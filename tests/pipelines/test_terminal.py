@@ -38,9 +38,10 @@ def rows(*shown):
 
 
 def printed(table):
-    console = Console(width=80, file=io.StringIO())
+    file = io.StringIO()
+    console = Console(width=80, file=file)
     console.print(render_table(table))
-    return console.file.getvalue().splitlines()
+    return file.getvalue().splitlines()
 
 
 def test_the_table_fits_in_80_columns_whatever_is_in_it():

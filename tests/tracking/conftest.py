@@ -89,7 +89,7 @@ def connect(
     yield make
     for each in made:
         each.writer.stop()
-    mlflow.set_tracking_uri(None)
+    mlflow.set_tracking_uri(None)  # type: ignore[arg-type]  # which MLflow takes: the default again
 
 
 @pytest.fixture

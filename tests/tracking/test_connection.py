@@ -23,6 +23,12 @@ from assay.tracking.connection import FAILURE, NOT_LOGGED, PARENT
 DEAD = json.dumps(json.loads(process.own_process()) | {"began": 1})
 
 
+def experiment_id(client: MlflowClient) -> str:
+    experiment = client.get_experiment_by_name("assay")
+    assert experiment is not None
+    return str(experiment.experiment_id)
+
+
 def end(connection, status="FINISHED", reason=None):
     connection.close(status, reason)
     connection.writer.wait()
@@ -65,7 +71,7 @@ def test_a_run_that_ends_badly_says_why(connect, runs):
 def test_the_runs_of_processes_that_are_gone_are_closed_and_no_others(connect, runs):
     connect(opened=False)
     client = MlflowClient()
-    experiment = client.get_experiment_by_name("assay").experiment_id
+    experiment = experiment_id(client)
     elsewhere = json.dumps(json.loads(DEAD) | {"host": "elsewhere"})
     for name, noted in {
         "dead": DEAD,
@@ -294,11 +300,4 @@ def test_what_is_closed_after_a_failure_says_that_it_is_not_whole(connect, runs)
 def test_a_second_run_in_one_process_has_a_parent_of_its_own(connect):
     for _ in range(2):
         end(connect())
-    assert (
-        len(
-            MlflowClient().search_runs(
-                [MlflowClient().get_experiment_by_name("assay").experiment_id]
-            )
-        )
-        == 2
-    )
+    assert len(MlflowClient().search_runs([experiment_id(MlflowClient())])) == 2

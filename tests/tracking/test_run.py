@@ -8,6 +8,7 @@ import itertools
 import json
 import threading
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from kedro.io import DataCatalog, MemoryDataset
@@ -19,17 +20,18 @@ from assay.encodings import Encoding, Form, Model
 from assay.io.checkpoints import Checkpoints
 from assay.io.shards import Shards
 from assay.tracking import TrackingHook, finish_taken_up, manifest, process
+from assay.tracking.children import thinned
 from assay.tracking.connection import FAILURE
 from assay.tracking.describe import flat_params, versions
 from assay.tracking.hook import InterruptedRunError
-from assay.tracking.run import Run, thinned
+from assay.tracking.run import Run
 from assay.tracking.writer import Writer
 
 ROWS = {
     row.name: row
     for row in (Encoding(Model("kmeans", 0), Form(kind), 8) for kind in ("onehot", "invdist"))
 }
-PLAN = SimpleNamespace(
+PLAN: Any = SimpleNamespace(
     layers=(3,), kmeans=(Model("kmeans", 0),), rows_of=lambda _: tuple(ROWS.values())
 )
 HISTORY = [{"inertia": 3.0}, {"inertia": 2.0}, {"inertia": 1.5}]
@@ -85,8 +87,9 @@ def begin(project, planted, connect, run_params):
         hook.follow(Run(project, run_params, parameters, catalog, ROWS, connection), PLAN)
         return hook
 
-    start.catalog = catalog
-    return start
+    made: Any = start
+    made.catalog = catalog
+    return made
 
 
 def save(hook, begin, name, data):
@@ -240,7 +243,9 @@ def test_a_run_that_is_taken_up_goes_on_with_the_children_that_it_has(begin, run
         }
         history = MlflowClient().get_metric_history(child.info.run_id, "inertia")
         assert [point.step for point in history] == [1, 2, 3]
-        assert len(MlflowClient().get_run(child.info.run_id).inputs.dataset_inputs) == 2
+        inputs = MlflowClient().get_run(child.info.run_id).inputs
+        assert inputs is not None
+        assert len(inputs.dataset_inputs) == 2
 
 
 def test_a_child_that_a_killed_process_did_not_come_to_make_is_made_by_the_next(
@@ -293,7 +298,7 @@ def test_a_run_that_is_taken_up_with_nothing_left_to_do_is_finished(begin, runs,
     begin.catalog.save("layer_3.scores_kmeans-invdist", scores("kmeans-invdist"))
     begin.catalog.save("rows_layer_3", [row(name) for name in ROWS])
     hooks = SimpleNamespace(get_plugins=lambda: {object(), hook})
-    outputs = SimpleNamespace(all_outputs=lambda: {"rows_layer_3"})
+    outputs: Any = SimpleNamespace(all_outputs=lambda: {"rows_layer_3"})
 
     def begin_again(*_):
         begun = begin()
@@ -384,7 +389,7 @@ def test_a_child_that_was_probed_first_is_told_what_is_measured_after_it():
             "rows": [{"k": 7, "nmse": None, "nmse_raw": nmse_raw}],
         }
 
-    logged = Run.__new__(Run)
+    logged: Any = Run.__new__(Run)
     catalog = DataCatalog({"layer_3.theirs_errors": MemoryDataset(errors(5.3))})
     rows = {"theirs": Encoding(Model("theirs"), None, None)}
     vars(logged).update(

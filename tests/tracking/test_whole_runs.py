@@ -6,6 +6,13 @@ import shutil
 
 import mlflow
 import pytest
+from mlflow import MlflowClient
+
+
+def experiment_id(client: MlflowClient) -> str:
+    experiment = client.get_experiment_by_name("assay")
+    assert experiment is not None
+    return str(experiment.experiment_id)
 
 
 @pytest.fixture
@@ -67,7 +74,7 @@ def test_artifacts_that_cannot_be_kept_cost_no_result(project, run_command):
     assert '"not_logged": null' not in manifest
     (project / "mlruns").unlink()
     client = mlflow.MlflowClient(f"sqlite:///{project / 'mlflow.db'}")
-    experiment = client.get_experiment_by_name("assay").experiment_id
+    experiment = experiment_id(client)
     (parent,) = (
         run for run in client.search_runs([experiment]) if "mlflow.parentRunId" not in run.data.tags
     )
@@ -106,6 +113,6 @@ def test_a_project_that_was_moved_writes_into_its_new_place(project, run_command
     assert not project.exists()
     assert len(list((moved / "mlruns").rglob("*.json"))) == 2
     client = mlflow.MlflowClient(f"sqlite:///{moved / 'mlflow.db'}")
-    runs = client.search_runs([client.get_experiment_by_name("assay").experiment_id])
+    runs = client.search_runs([experiment_id(client)])
     assert [len(client.list_artifacts(run.info.run_id)) for run in runs] == [1, 1]
     shutil.rmtree(moved)

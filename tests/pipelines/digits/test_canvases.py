@@ -30,7 +30,8 @@ def test_digits_lie_whole_apart_and_on_the_stride(digits_per_image, slack, strid
         seed=seed,
     )
     assert canvases.images.shape == canvases.masks.shape == (4, size, size)
-    assert (canvases.images.dtype, canvases.masks.dtype) == (np.float32, np.uint8)
+    assert canvases.images.dtype == np.float32
+    assert canvases.masks.dtype == np.uint8
     # Full squares of ink keep their area only if none covers another or is cut off.
     assert (canvases.images.sum(axis=(1, 2)) == digits_per_image * DIGIT_SIZE**2).all()
     for mask in canvases.masks:
