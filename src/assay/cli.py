@@ -76,8 +76,9 @@ def parse_params(
     from assay.configuration import expand_home
 
     try:
-        # A dict comes from --config.
-        return dict(expand_home(value if isinstance(value, dict) else parse_pairs(value)))
+        return dict(
+            expand_home(value if isinstance(value, dict) else parse_pairs(value))
+        )  # a dict comes from --config
     except ValueError as error:
         raise click.BadParameter(str(error), param=parameter) from None
 

@@ -87,8 +87,12 @@ class Form:
 
     @property
     def family(self) -> Family:
-        """Whose centers or components they are made with."""
-        return next(family for family, kinds in KINDS.items() if self.kind in kinds)
+        """Whose centers or components they are made with. ValueError for a kind of neither."""
+        for family, kinds in KINDS.items():
+            if self.kind in kinds:
+                return family
+        known = ", ".join(kind for kinds in KINDS.values() for kind in kinds)
+        raise ValueError(f"the form is of the kind {self.kind!r}; wanted one of {known}")
 
     @property
     def suffix(self) -> str:

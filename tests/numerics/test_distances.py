@@ -415,12 +415,11 @@ def test_where_nothing_is_close_nothing_is_taken_by_differences(monkeypatch):
     torch.testing.assert_close(squared, brute_force(x, centers), rtol=2.0**-24, atol=0)
 
 
-@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
-def test_a_row_without_a_nearest_center_leaves_the_others_alone(bad):
-    x, centers = make("gaussian", 30, 1500, 4, 3)
-    whole = NearestCenters(centers).find(x)
+@pytest.mark.parametrize("dtypes", [None, (), (torch.bfloat16,), (torch.float16, torch.float32)])
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("n_clusters", [1, 3, 1500])
+def test_a_token_without_a_nearest_center_is_refused(bad, dtypes, n_clusters):
+    x, centers = make("gaussian", 30, n_clusters, 4, 3)
     x[7, 2] = bad
-    found = NearestCenters(centers).find(x)
-    rest = torch.arange(30) != 7
-    assert torch.equal(found[rest], whole[rest])
-    assert 0 <= int(found[7]) < 1500
+    with pytest.raises(ValueError, match="row 7, dimension 2 of a batch is NaN or infinity"):
+        NearestCenters(centers, dtypes).find(x)

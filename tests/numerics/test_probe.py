@@ -20,11 +20,11 @@ from assay.numerics.codes import ComputedCodes, TopKCodes, as_codes, gather_colu
 from assay.numerics.probe import (
     CertificateError,
     LogisticProbe1d,
-    certify_probes,
+    certify_sweep,
     count_table,
     estimator,
-    fit_probes,
-    judge_probes,
+    fit_sweep,
+    judge_sweep,
     labeled,
     sketch,
     solver,
@@ -712,16 +712,16 @@ def test_every_k_of_a_sweep_is_fitted_and_judged_in_the_same_passes(ks, class_we
     codes, passes = _ranked(x)
     held_codes, held_passes = _ranked(held)
     probe = LogisticProbe1d(class_weight=class_weight, slab_rows=333)
-    together = fit_probes(probe, codes, labels, n_classes, ks)
+    together = fit_sweep(probe, codes, labels, n_classes, ks)
     assert not hasattr(probe, "fitted_")
     assert list(together) == ks
     refined = any(each.n_refined_ for each in together.values())
     assert len(passes) == 1 + refined
-    judged = judge_probes(together, held_codes, held_labels)
+    judged = judge_sweep(together, held_codes, held_labels)
     assert len(held_passes) == 1
     pairs = {k: _pairs() for k in ks}
     before = len(passes)
-    certificates = certify_probes(together, codes, labels, pairs)
+    certificates = certify_sweep(together, codes, labels, pairs)
     assert len(passes) == before + 1
     for k in ks:
         cut, held_cut = (TopKCodes(each, k or 4) for each in (codes, held_codes))
@@ -734,11 +734,11 @@ def test_every_k_of_a_sweep_is_fitted_and_judged_in_the_same_passes(ks, class_we
     with pytest.raises(
         ValueError, match="found sparse codes of 4 entries a row, wanted sparse ones of at least 5"
     ):
-        fit_probes(probe, codes, labels, n_classes, [1, 5])
+        fit_sweep(probe, codes, labels, n_classes, [1, 5])
     with pytest.raises(
         ValueError, match="found dense codes of 4 entries a row, wanted sparse ones"
     ):
-        fit_probes(probe, x, labels, n_classes, [2])
+        fit_sweep(probe, x, labels, n_classes, [2])
 
 
 def test_raw_coefficients_give_the_same_scores_as_standardized_ones():

@@ -20,9 +20,9 @@ from assay.numerics.probe import (
     Certificate,
     CertificateError,
     LogisticProbe1d,
-    certify_probes,
-    fit_probes,
-    judge_probes,
+    certify_sweep,
+    fit_sweep,
+    judge_sweep,
 )
 from assay.numerics.ranking import purity_at_k
 from assay.numerics.sae import SparseAutoencoder
@@ -49,10 +49,10 @@ __all__ = [
     "TensorCodes",
     "TopKCodes",
     "best_features",
-    "certify_probes",
+    "certify_sweep",
     "densify",
-    "fit_probes",
-    "judge_probes",
+    "fit_sweep",
+    "judge_sweep",
     "kmeans_plus_plus",
     "measure_l0",
     "open_dictionary",

@@ -192,8 +192,25 @@ def sparsify(batch: Batch, *, top_k: int | None = None, margin: float | None = N
 
     Sparse, by falling magnitude, ties to the lower index; with `margin` padded to the longest row
     of the batch.
+
+    Raises:
+        ValueError: the batch is not dense, `top_k` or `margin` is out of range, or not exactly one
+            of them is given.
     """
+    if "indices" in batch:
+        raise ValueError("found codes with indices, wanted a dense batch: it is sparse already")
     values = batch["values"]
+    if (top_k is None) == (margin is None):
+        raise ValueError(
+            f"found top_k = {top_k} and margin = {margin}, wanted one of them: leave the other out"
+        )
+    if top_k is not None and not 1 <= top_k <= values.shape[1]:
+        raise ValueError(
+            f"found top_k = {top_k}, wanted 1 to {values.shape[1]}, the number of features: change"
+            " top_k"
+        )
+    if margin is not None and not margin >= 0:
+        raise ValueError(f"found margin = {margin}, wanted at least 0: change margin")
     order = values.abs().argsort(dim=1, descending=True, stable=True)
     if margin is not None:
         top_k = int((values.abs() >= margin).sum(1).max()) if len(values) else 0
@@ -215,8 +232,11 @@ def as_codes(codes: Codes | Tensor) -> Codes:
 def checked_batches(codes: Codes, batch_size: int) -> Iterator[tuple[slice, Batch]]:
     """Each batch with the rows it holds, without its gradients' history.
 
-    Raises ValueError where the batches hold more or fewer rows than `n_rows`.
+    Raises ValueError where the batches hold more or fewer rows than `n_rows`, and for a batch size
+    below 1.
     """
+    if batch_size < 1:
+        raise ValueError(f"found batches of {batch_size} rows, wanted at least 1: raise it")
     start = 0
     for batch in codes.batches(batch_size):
         stop = start + count_rows(batch)
@@ -279,18 +299,18 @@ def gather_columns(
         ]
     for rows, batch in checked_batches(codes, batch_size):
         with isolated():
-            batch = {
+            here = {
                 name: tensor.to(place)
                 for name, tensor in batch.items()
                 if name in ("values", "indices")
             }
-            check_finite(batch, rows.start)
+            check_finite(here, rows.start)
             for columns, (features, k) in zip(gathered, wanted, strict=True):
                 if len(features):
                     part = (
-                        {name: each[:, :k] for name, each in batch.items()}
+                        {name: each[:, :k] for name, each in here.items()}
                         if codes.format == "sparse"
-                        else batch
+                        else here
                     )
                     columns[:, rows] = _columns(part, codes, features.to(place)).T
         if progress is not None:
@@ -323,15 +343,18 @@ def measure_l0_by_rank(codes: Codes, batch_size: int = 1024) -> Tensor:
     """
     if codes.n_rows == 0:
         raise ValueError("codes hold 0 rows, wanted at least 1 to measure L0")
-    nonzeros = torch.zeros(1, dtype=torch.int64, device="cpu")
+    with isolated():
+        nonzeros = torch.zeros(1, dtype=torch.int64, device="cpu")
     for _, batch in checked_batches(codes, batch_size):
-        if codes.format == "onehot":
-            found = torch.tensor([count_rows(batch)], dtype=torch.int64, device="cpu")
-        elif codes.format == "dense":
-            found = batch["values"].count_nonzero().cpu()[None]
-        else:
-            found = batch["values"].count_nonzero(dim=0).cpu()
-        width = max(len(found), len(nonzeros))
-        nonzeros = torch.nn.functional.pad(nonzeros, (0, width - len(nonzeros)))
-        nonzeros[: len(found)] += found
-    return nonzeros.cumsum(0).double() / codes.n_rows
+        with isolated():
+            if codes.format == "onehot":
+                found = torch.tensor([count_rows(batch)], dtype=torch.int64, device="cpu")
+            elif codes.format == "dense":
+                found = batch["values"].count_nonzero().cpu()[None]
+            else:
+                found = batch["values"].count_nonzero(dim=0).cpu()
+            width = max(len(found), len(nonzeros))
+            nonzeros = torch.nn.functional.pad(nonzeros, (0, width - len(nonzeros)))
+            nonzeros[: len(found)] += found
+    with isolated():
+        return nonzeros.cumsum(0).double() / codes.n_rows

@@ -6,13 +6,13 @@ k-means' centers, PCA's components, autoencoders and random vectors are all of o
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, assert_never
 
 import torch
 from torch import Tensor
 
 from assay.codes import Batch, Format
-from assay.encodings import Form
+from assay.encodings import KINDS, Form
 from assay.numerics.codes import add_squares
 from assay.numerics.errors import ErrorSums
 from assay.numerics.isolation import isolated
@@ -104,17 +104,23 @@ class Centers:
     """Centers as a dictionary: codes say which is nearest, or how near each is; a token is
     reconstructed as the nearest.
 
-    Parameters
-    ----------
-    state: `MiniBatchKMeans.state_dict`.
-    kind: one of ``KINDS["kmeans"]``: `onehot`; `invdist`, 1 / (d + 1e-6); `distance-` and
-        `sqeuclidean`, `neg_euclidean`, `unit` (1 - d / d_max) or `cosine` (x~.c / (|x~| |c|), 0
-        where either is 0), float32.
+    Args:
+        state: `MiniBatchKMeans.state_dict`.
+        kind: one of ``KINDS["kmeans"]``: `onehot`; `invdist`, 1 / (d + 1e-6); `distance-` and
+            `sqeuclidean`, `neg_euclidean`, `unit` (1 - d / d_max) or `cosine` (x~.c / (|x~| |c|), 0
+            where either is 0), float32.
+
+    Raises:
+        ValueError: the kind is another, or the state is no k-means'.
     """
 
     encode_rounded = None
 
     def __init__(self, state: Mapping[str, Tensor], kind: str = "onehot") -> None:
+        if kind not in KINDS["kmeans"]:
+            raise ValueError(
+                f"found the kind {kind!r}, wanted one of {', '.join(KINDS['kmeans'])}: change kind"
+            )
         self.kmeans = MiniBatchKMeans.from_state(state)
         self.kind = kind
         self.n_features = self.kmeans.n_clusters
@@ -156,15 +162,15 @@ class Components:
     dropped. To go with values that are rounded it has the squares of rounded ones, too: then the
     error at a smaller k follows from the values that were kept.
 
-    Raises ValueError unless k is 1 to the number of components, and for a k of whitened
-    coefficients, whose squares are no errors.
+    Args:
+        state: `StreamingPCA.state_dict`.
+        k: how many coefficients a code keeps, the largest in magnitude, by falling magnitude, ties
+            to the lower index; None: all, dense.
+        ks: numbers of coefficients that reconstructions are measured with; by default k, or all.
 
-    Parameters
-    ----------
-    state: `StreamingPCA.state_dict`.
-    k: the coefficients of largest magnitude that a code keeps, by falling magnitude, ties to the
-        lower index; None: all, dense.
-    ks: numbers of coefficients that reconstructions are measured with; by default k, or all.
+    Raises:
+        ValueError: k is not 1 to the number of components, or is given for a PCA that whitens: the
+            squares of its coefficients are no errors.
     """
 
     zero_is_far = False
@@ -220,11 +226,26 @@ def open_dictionary(
     """The dictionary that a fitted state is under a form or the name of one: ``kmeans-onehot``,
     ``pca-topk-00064``.
 
-    ks: numbers of coefficients that reconstructions of components are measured with.
+    Args:
+        form: how codes are made, or the name of that.
+        state: of `MiniBatchKMeans` or `StreamingPCA`, as the form says.
+        ks: numbers of coefficients that reconstructions of components are measured with.
 
-    Raises ValueError for any other name, and for a K above the number of components.
+    Raises:
+        ValueError: the name is no form's, K is above the number of components, or a form of top-K
+            codes has no K, or another has one.
     """
     found = form if isinstance(form, Form) else Form.parse_name(form)
-    return (
-        Centers(state, found.kind) if found.family == "kmeans" else Components(state, found.k, ks)
-    )
+    if (found.kind == "topk") != (found.k is not None):
+        raise ValueError(
+            f"found {found}, wanted a K for topk and for nothing else: write"
+            ' Form("topk", k), or pca-topk-KKKKK'
+        )
+    family = found.family
+    match family:
+        case "kmeans":
+            return Centers(state, found.kind)
+        case "pca":
+            return Components(state, found.k, ks)
+        case _:
+            assert_never(family)

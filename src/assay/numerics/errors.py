@@ -10,7 +10,7 @@ from typing import Self
 from torch import Tensor
 
 from assay.numerics.isolation import isolated
-from assay.numerics.moments import scale_of
+from assay.numerics.moments import check_same_dimensions, scale_of
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,12 @@ def error_sums(x: Tensor, residual: Tensor, std: Tensor) -> ErrorSums:
 
     std (d,) is the sigma that the tokens were divided by; 0 counts as 1.
     """
+    check_same_dimensions(x, std=std)
+    if residual.shape != x.shape:
+        raise ValueError(
+            f"found tokens of shape {tuple(x.shape)} and what is left of them"
+            f" {tuple(residual.shape)}, wanted one shape: are they of one batch?"
+        )
     residual_squares = residual.double().square().sum(0)
     total_squares = x.double().square().sum(0)
     variance = scale_of(std.to(x.device)).square()

@@ -13,6 +13,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from assay.numerics.fitted import NotFittedError
 from assay.numerics.isolation import isolated, snapshot
 
 # A second moment below this share of the squared mean may be rounding alone: whether the tokens
@@ -159,7 +160,7 @@ class StreamingMoments:
 
     def _fitted(self) -> Moments:
         if self._moments is None:
-            raise ValueError(
+            raise NotFittedError(
                 "found 0 tokens, wanted at least 1: call partial_fit with a batch that is not empty"
             )
         return self._moments
@@ -202,7 +203,11 @@ def scale_of(std: Tensor) -> Tensor:
 def standardize(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     """(x - mean) / std, computed in float64: (batch, d) to float32 (batch, d). A std of 0 counts as
     1.
+
+    Raises:
+        ValueError: mean or std are not (d,).
     """
+    check_same_dimensions(x, mean=mean, std=std)
     return ((x.double() - mean.to(x.device, torch.float64)) / scale_of(std.to(x.device))).float()
 
 
@@ -210,8 +215,22 @@ def standardize(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
 def unstandardize(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     """x std + mean, computed in float64, the inverse of `standardize`: (batch, d) to float32
     (batch, d).
+
+    Raises:
+        ValueError: mean or std are not (d,).
     """
+    check_same_dimensions(x, mean=mean, std=std)
     return (x.double() * scale_of(std.to(x.device)) + mean.to(x.device, torch.float64)).float()
+
+
+def check_same_dimensions(x: Tensor, **statistics: Tensor) -> None:
+    """One number a dimension: torch would take a single one for all of them."""
+    for name, each in statistics.items():
+        if each.shape != x.shape[1:]:
+            raise ValueError(
+                f"found tokens of shape {tuple(x.shape)} and a {name} of shape"
+                f" {tuple(each.shape)}, wanted (batch, d) and (d,): are they of one layer?"
+            )
 
 
 @isolated()

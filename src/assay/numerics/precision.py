@@ -81,7 +81,7 @@ _ROUNDING = (
 
 _rounding_lock = threading.Lock()
 
-_within = 0
+_blocks: set[object] = set()  # that are open
 
 _before: dict[str, bool | tuple[bool, bool]] = {}
 
@@ -93,10 +93,9 @@ def sums_in_float32() -> Iterator[None]:
 
     The settings are the process's: the last thread to leave the block puts them back.
     """
-    global _within
-    settings = torch.backends.cuda.matmul
+    settings, block = torch.backends.cuda.matmul, object()
     with _rounding_lock:
-        if _within == 0:
+        if not _blocks:
             for name in _ROUNDING:
                 split = getattr(
                     settings, f"{name}_split_k", None
@@ -105,12 +104,12 @@ def sums_in_float32() -> Iterator[None]:
                     getattr(settings, name) if split is None else (getattr(settings, name), split)
                 )
                 setattr(settings, name, False if split is None else (False, split))
-        _within += 1
+        _blocks.add(block)
     try:
         yield
     finally:
         with _rounding_lock:
-            _within -= 1
-            if _within == 0:
+            _blocks.remove(block)
+            if not _blocks:
                 for name, before in _before.items():
                     setattr(settings, name, before)

@@ -59,10 +59,7 @@ def rank_features(values: Tensor, labels: Tensor, n_classes: int, thresholds: Te
     """
     n_features, n_rows = values.shape
     check_labels(labels, n_rows, n_classes)
-    if values.isnan().any():
-        raise ValueError(
-            "values hold NaN, wanted numbers that can be ranked: look for it in the codes"
-        )
+    _check_not_nan(values)
     classes = torch.where(
         labels < 0, n_classes, labels
     )  # the rows of no class: one class more, left out below
@@ -75,6 +72,13 @@ def rank_features(values: Tensor, labels: Tensor, n_classes: int, thresholds: Te
             values[block], classes, counts, thresholds[block].nan_to_num()
         )
     return ranks
+
+
+def _check_not_nan(values: Tensor) -> None:
+    if values.isnan().any():
+        raise ValueError(
+            "values hold NaN, wanted numbers that can be ranked: look for it in the codes"
+        )
 
 
 def _rank_block(values: Tensor, classes: Tensor, counts: Tensor, thresholds: Tensor) -> Tensor:
@@ -191,7 +195,17 @@ def strongest_examples(values: Tensor, counted: Tensor, patches: int, k: int) ->
         `example` and `patch` int64 (features, k), ties to the lower; and `strength` (features, k,
         patches), the values of all their patches. An example without a patch that counts comes
         last, with patch -1.
+
+    Raises:
+        ValueError: values hold NaN, or the rows are no whole number of examples.
     """
+    n_rows = values.shape[1]
+    if patches < 1 or n_rows % patches or tuple(counted.shape) != (n_rows,) or k < 1:
+        raise ValueError(
+            f"found {n_rows} rows, {patches} patches an example, {tuple(counted.shape)} flags and"
+            f" k = {k}, wanted whole examples, a flag for each row and at least 1 of each"
+        )
+    _check_not_nan(values)
     maps = values.view(len(values), -1, patches)
     ranked = maps.masked_fill(~counted.view(-1, patches), -torch.inf)
     strength = ranked.amax(2)
@@ -208,12 +222,22 @@ def purity_at_k(values: Tensor, labels: Tensor, k: int = 16) -> float:
     there are fewer.
 
     `values` (rows,), `labels` (rows,) int64. A row labeled -1 has no class: it counts in the k and
-    for no class. Raises ValueError where there are no rows or k is not positive.
+    for no class.
+
+    Raises:
+        ValueError: there are no rows, k is not positive, values hold NaN, or labels are others than
+            int64, one for each row.
     """
     if k < 1 or len(values) == 0:
         raise ValueError(
             f"purity of the {k} highest of {len(values)} rows, wanted at least 1 of at least 1"
         )
+    if labels.dtype != torch.int64 or labels.shape != values.shape:
+        raise ValueError(
+            f"labels are {labels.dtype} of shape {tuple(labels.shape)}, wanted torch.int64 of shape"
+            f" {tuple(values.shape)}: give one label for each row"
+        )
+    _check_not_nan(values)
     top = labels[top_rows(values, k)]
     classes = top[top >= 0]
     return int(classes.bincount(minlength=1).max()) / len(top)

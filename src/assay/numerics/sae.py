@@ -18,7 +18,7 @@ whatever the process lets torch round.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -30,6 +30,7 @@ from assay.numerics.moments import check_batch, check_mean_std, scale_of
 from assay.numerics.precision import product
 
 Activation = Literal["relu", "topk", "batchtopk", "jumprelu"]
+InputBias = Literal["b_dec", "none"]
 
 _ROWS = 1 << 24  # entries of a dense code that are held at once
 
@@ -73,18 +74,19 @@ def check_names(shapes: Mapping[str, Sequence[int]]) -> None:
 class SparseAutoencoder:
     """An autoencoder of n features on tokens of d dimensions.
 
-    Raises ValueError for tensors that are missing, unknown or disagree, that stand there twice and
-    differ, that are no floating-point numbers, or hold NaN or infinity.
+    Args:
+        tensors: weights and biases, under any of `NAMES`; `b_enc` may be missing, and `threshold`
+            unless the activation needs it.
+        activation: `relu`, `topk`, `batchtopk` or `jumprelu`.
+        k: entries a token, for `topk` and for nothing else.
+        input_bias: `b_dec`, which is taken off the tokens before they are encoded, or `none`.
+        mean: (d,), where the autoencoder was trained on raw activations: tokens are taken back to
+            them, x = x~ std + mean, and the reconstruction is standardized again.
+        std: (d,), to go with `mean`.
 
-    Parameters
-    ----------
-    tensors: under any of `NAMES`; `b_enc` may be missing, and `threshold` but where the activation
-        needs it.
-    activation: `relu`, `topk`, `batchtopk` or `jumprelu`.
-    k: entries a token, for `topk` and for nothing else.
-    input_bias: `b_dec`, taken off the tokens before they are encoded, or `none`.
-    mean, std: (d,), where it was trained on raw activations: tokens are taken back to them, x = x~
-        std + mean, and the reconstruction is standardized again.
+    Raises:
+        ValueError: tensors are missing, unknown, no floating-point numbers, not finite, or disagree
+            with each other; or an argument is out of range.
     """
 
     format: Format = "sparse"
@@ -98,10 +100,12 @@ class SparseAutoencoder:
         *,
         activation: Activation,
         k: int | None = None,
-        input_bias: Literal["b_dec", "none"] = "b_dec",
+        input_bias: InputBias = "b_dec",
         mean: Tensor | None = None,
         std: Tensor | None = None,
     ) -> None:
+        _check_choice("activation", activation, get_args(Activation))
+        _check_choice("input_bias", input_bias, get_args(InputBias))
         has_threshold = activation in ("jumprelu", "batchtopk")
         found = {
             name: _find(tensors, name) for name in NAMES if name != "threshold" or has_threshold
@@ -223,6 +227,13 @@ class SparseAutoencoder:
         if self.mean is not None and self.std is not None:
             x = ((x.double() - self.mean) / self.std).float()
         return x
+
+
+def _check_choice(name: str, found: str, known: Sequence[str]) -> None:
+    if found not in known:
+        raise ValueError(
+            f"found {name} = {found!r}, wanted one of {', '.join(known)}: change {name}"
+        )
 
 
 def _find(tensors: Mapping[str, Tensor], name: str) -> Tensor | None:

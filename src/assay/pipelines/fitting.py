@@ -111,8 +111,11 @@ class Fit:
     def watch(self, batches: Iterable[Tensor]) -> Iterator[Tensor]:
         """The batches, with an eye on how long they let the fit wait."""
         iterator = iter(batches)
-        # Whatever came before was no step.
-        self._tokens, self._waited, self._began = 0, 0.0, time.perf_counter()
+        self._tokens, self._waited, self._began = (
+            0,
+            0.0,
+            time.perf_counter(),
+        )  # whatever came before was no step
         while True:
             asked = time.perf_counter()
             batch = next(iterator, None)
@@ -185,7 +188,7 @@ class Fit:
         """
         with fit_in_progress():
             yield
-            if stop_is_asked():  # since the last step: nobody else would ask
+            if stop_is_asked():  # since the last step: nobody else would look
                 self.save()
                 raise KeyboardInterrupt
         self._checkpoints.finish(self._about)

@@ -32,49 +32,50 @@ class MiniBatchKMeans(CenterModel, InProgress):
     """k-means by mini-batches, for data that is seen as a stream of batches (batch, d) of real
     numbers, within float32's range.
 
-    Centers are float32, and so are tokens when the nearest is sought; what is summed is float64.
-    NaN and infinity are a ValueError. A step on b tokens takes 2 b K d operations in the fastest
-    precision there is, and memory for the centers twice and a tile of scores.
+    Centers are float32, and so are tokens when the nearest is sought; sums are float64. NaN and
+    infinity are a ValueError. A step on b tokens takes 2 b K d operations in the fastest precision
+    there is, and memory for the centers twice and a tile of scores.
 
-    Parameters
-    ----------
-    n_clusters: centers.
-    seed: of every random draw; one seed and one stream give one result.
-    device: where the model lives, by default that of its first batch; inputs are moved there.
-    n_init: seedings tried; the one with the least mean squared distance on held-out tokens is kept.
-    init_size: tokens to seed from; None means 3 max(n_clusters, tokens of the first batch): more
-        tokens hold more outliers, which make poor seeds.
-    max_iter: passes over the data at most.
-    tol: stop when a step moves the centers by a summed squared distance of at most tol times the
-        mean variance of a dimension among the seeding tokens; 0 never stops so.
-    max_no_improvement: stop after as many steps on end without a new least smoothed inertia, from
-        the second pass on; None never stops so.
-    reassignment_ratio: clusters with a count below this share of the mean, and those in the place
-        of another, are moved to far tokens (see `reassign_centers`), every 10 n_clusters tokens and
-        after any step that leaves a count of 0; 0 never moves any.
-    decay: what the counts are multiplied by before each further pass of `fit` (and rounded up).
-        With 1 the learning rate is 1/n over all tokens ever seen, and early ones, which were
-        nearest to other centers, hold centers back; below 1 centers are exponential moving averages
-        over passes.
+    Args:
+        n_clusters: centers.
+        seed: of every random draw; one seed and one stream give one result.
+        device: where the model lives, by default that of its first batch; inputs are moved there.
+        n_init: seedings tried; the one with the least mean squared distance on held-out tokens is
+            kept.
+        init_size: tokens to seed from; None means 3 max(n_clusters, tokens of the first batch).
+            More tokens hold more outliers, which make poor seeds.
+        max_iter: passes over the data at most.
+        tol: stop when a step moves the centers by a summed squared distance of at most tol times
+            the mean variance of a dimension among the seeding tokens; 0 never stops so.
+        max_no_improvement: stop after this many steps in a row without a new least smoothed
+            inertia, from the second pass on; None never stops so.
+        reassignment_ratio: clusters with a count below this share of the mean, and those in the
+            place of another, are moved to far tokens (see `reassign_centers`), every 10 n_clusters
+            tokens and after any step that leaves a count of 0; 0 never moves any.
+        decay: factor by which the counts shrink before each further pass of `fit` (rounded up).
+            With 1 the learning rate is 1/n over all tokens ever seen, and early ones, which were
+            nearest to other centers, hold centers back; below 1 centers are exponential moving
+            averages over passes.
 
-    Attributes
-    ----------
-    cluster_centers_: float32 (n_clusters, d).
-    counts_: int64 (n_clusters,), the n of the learning rate 1/n.
-    is_seeded_: whether there are centers to go on with.
-    n_steps_, epoch_, steps_of_pass_: steps and passes made, and steps of the pass under way.
-    inertia_: the last batch's mean squared distance before its step.
-    history_: a dict of floats a step: `inertia`, `ewa_inertia` (smoothed), `learning_rate` (mean
-        over the clusters hit of the share of the way they went) and `dead_clusters` (count 0 or
-        below reassignment_ratio times the mean, before they are moved).
+    Attributes:
+        cluster_centers_: float32 (n_clusters, d).
+        counts_: int64 (n_clusters,), the n of the learning rate 1/n.
+        is_seeded_: whether there are centers to go on with.
+        n_steps_: steps made.
+        epoch_: passes made.
+        steps_of_pass_: steps of the pass under way.
+        inertia_: the last batch's mean squared distance before its step.
+        history_: a dict of floats for each step: `inertia`, `ewa_inertia` (smoothed),
+            `learning_rate` (the share of the way to their tokens' mean that centers went, as a mean
+            over the clusters hit) and `dead_clusters` (those with count 0 or below
+            reassignment_ratio times the mean, before they are moved).
 
-    >>> tokens = torch.randn(1000, 8, generator=torch.Generator().manual_seed(0))
-    >>> kmeans = MiniBatchKMeans(4, max_iter=2).fit(lambda epoch: tokens.split(100))
-    >>> kmeans.predict(tokens).shape, kmeans.n_steps_
-    (torch.Size([1000]), 20)
+    Examples:
+        >>> tokens = torch.randn(1000, 8, generator=torch.Generator().manual_seed(0))
+        >>> kmeans = MiniBatchKMeans(4, max_iter=2).fit(lambda epoch: tokens.split(100))
+        >>> kmeans.predict(tokens).shape, kmeans.n_steps_
+        (torch.Size([1000]), 20)
     """
-
-    counts_: Tensor
 
     def __init__(
         self,
@@ -162,12 +163,17 @@ class MiniBatchKMeans(CenterModel, InProgress):
             self._fit = FitState.begin(self.seed, Seeding())
         seeding = self._fit.seeding
         assert seeding is not None
-        yield from try_seedings(
-            tokens, held_out, self.n_clusters, self.n_init, self._fit.generator, seeding
-        )
+        try:
+            yield from try_seedings(
+                tokens, held_out, self.n_clusters, self.n_init, self._fit.generator, seeding
+            )
+        except Exception:
+            self._fit = before  # tokens that cannot be seeded from leave the model as it was
+            raise
         assert seeding.best is not None
         self.cluster_centers_, self._fit.seeding = seeding.best, None
-        self.counts_ = torch.zeros(self.n_clusters, dtype=torch.int64, device=tokens.device)
+        with isolated():
+            self.counts_ = torch.zeros(self.n_clusters, dtype=torch.int64, device=tokens.device)
 
     def steps(self, stream: Callable[[int], Iterable[Tensor]]) -> Iterator[dict[str, float]]:
         """The passes of a fit that was seeded, or the rest of one that was resumed, a step whenever

@@ -9,6 +9,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from assay.numerics.fitted import NotFittedError
 from assay.numerics.kmeans.progress import Progress
 from assay.numerics.kmeans.seeding import Seeding
 
@@ -81,9 +82,13 @@ class InProgress:
 
     @property
     def inertia_(self) -> float:
-        """Mean squared distance of the last batch, before its step. ValueError before any step."""
+        """Mean squared distance of the last batch, before its step.
+
+        Raises:
+            NotFittedError: there was no step yet.
+        """
         if not self.history_:
-            raise ValueError(
+            raise NotFittedError(
                 "found a k-means without steps, wanted one that has seen a batch: call fit or"
                 " partial_fit first"
             )

@@ -95,7 +95,9 @@ def _two_best(  # type: ignore[no-untyped-def]
         if MAY_OVERFLOW:
             # What overflows may be the largest; low bits would make it NaN.
             scores = tl.where(
-                scores == scores, tl.minimum(tl.maximum(scores, -3.0e38), 3.0e38), 3.0e38
+                scores == scores,  # noqa: PLR0124 - which NaN is not
+                tl.minimum(tl.maximum(scores, -3.0e38), 3.0e38),
+                3.0e38,
             )
         bits = (scores.to(tl.int32, bitcast=True) & ~(TILE - 1)) | columns[None, :]
         packed = bits.to(tl.float32, bitcast=True)

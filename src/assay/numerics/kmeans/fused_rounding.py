@@ -119,6 +119,7 @@ def prepare_tokens(  # type: ignore[no-untyped-def]
     ROWS: tl.constexpr,  # noqa: N803
     DIMS: tl.constexpr,  # noqa: N803
 ):
+    """Rows of x less the origin, rounded, with their bounds, norms and what rounding lost."""
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     is_row = (rows < n)[:, None]
     x_rows = x + rows.to(tl.int64)[:, None] * x_stride

@@ -14,6 +14,7 @@ from assay.numerics.isolation import isolated
 from assay.numerics.kmeans.distances import nearest_in_float64, origin_of, settle_by_differences
 from assay.numerics.kmeans.kernels import fused_kernels
 from assay.numerics.kmeans.rounded_centers import RoundedCenters
+from assay.numerics.moments import check_batch
 from assay.numerics.precision import fast_dtypes, float32_is_exact
 
 # Scores held at a time: they stay in the processor's cache, or are few launches on a GPU.
@@ -44,6 +45,9 @@ class NearestCenters:
 
         It is that of float64 distances by differences but where the two best differ by float64's
         rounding.
+
+        Raises:
+            ValueError: x holds NaN or infinity.
         """
         return self._find_left(
             x, torch.empty(0, dtype=torch.int64, device=x.device), None, self._dtypes
@@ -83,6 +87,8 @@ class NearestCenters:
             left = (labels < 0).nonzero()[:, 0]
             if not len(left):
                 return labels
+        # No product settles a token that holds NaN or infinity: only here is one looked for.
+        check_batch(x, len(self._origin))
         if left is None:
             return nearest_in_float64(x, self._centers)
         return labels.index_copy_(0, left, nearest_in_float64(x[left], self._centers))

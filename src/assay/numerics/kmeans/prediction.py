@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from assay.numerics.errors import ErrorSums, error_sums
+from assay.numerics.fitted import NotFittedError
 from assay.numerics.isolation import isolated, snapshot
 from assay.numerics.kmeans.distances import chunked_distances
 from assay.numerics.kmeans.nearest import NearestCenters
@@ -18,18 +19,45 @@ LARGEST = torch.finfo(torch.float32).max
 
 
 class CenterModel:
-    """Centers that tokens are assigned to: `cluster_centers_` float32 (n_clusters, d)."""
+    """Centers that tokens are assigned to."""
 
-    cluster_centers_: Tensor
     n_clusters: int
 
     def __init__(self) -> None:
+        self._centers: Tensor | None = None
+        self._counts: Tensor | None = None
         self._ready: tuple[Tensor, NearestCenters] | None = None
 
     @property
     def is_seeded_(self) -> bool:
         """Whether there are centers to assign to."""
-        return hasattr(self, "cluster_centers_")
+        return self._centers is not None
+
+    @property
+    def cluster_centers_(self) -> Tensor:
+        """The centers, float32 (n_clusters, d).
+
+        Raises:
+            NotFittedError: there are none yet.
+        """
+        return _fitted(self._centers)
+
+    @cluster_centers_.setter
+    def cluster_centers_(self, centers: Tensor) -> None:
+        self._centers = centers
+
+    @property
+    def counts_(self) -> Tensor:
+        """Tokens that each center was moved by, as far as they are remembered: int64 (n_clusters,).
+
+        Raises:
+            NotFittedError: there are none yet.
+        """
+        return _fitted(self._counts)
+
+    @counts_.setter
+    def counts_(self, counts: Tensor) -> None:
+        self._counts = counts
 
     @isolated()
     def predict(self, x: Tensor) -> Tensor:
@@ -75,10 +103,7 @@ class CenterModel:
 
     def _checked(self, x: Tensor) -> Tensor:
         if not self.is_seeded_:
-            raise ValueError(
-                "found a k-means without centers, wanted a fitted one: call fit or partial_fit"
-                " first"
-            )
+            _fitted(None)
         check_batch(x, self.cluster_centers_.shape[1], largest=LARGEST)
         return x.to(self.cluster_centers_.device)
 
@@ -95,3 +120,11 @@ class CenterModel:
             centers = snapshot(centers)
             self._ready = centers, NearestCenters(centers)
         return self._ready[1]
+
+
+def _fitted(tensor: Tensor | None) -> Tensor:
+    if tensor is None:
+        raise NotFittedError(
+            "found a k-means without centers, wanted a fitted one: call fit or partial_fit first"
+        )
+    return tensor

@@ -36,6 +36,8 @@ class Convergence:
     """
 
     def __init__(self, pca: StreamingPCA, watched: int = 64) -> None:
+        if watched < 1:
+            raise ValueError(f"found watched = {watched}, wanted at least 1 component: raise it")
         self.history_: list[dict[str, float]] = []
         self._pca = pca
         self._watched = watched

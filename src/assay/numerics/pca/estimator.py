@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from assay.numerics.errors import ErrorSums
+from assay.numerics.fitted import NotFittedError
 from assay.numerics.isolation import isolated, snapshot
 from assay.numerics.moments import Moments, check_batch, check_later, merge_moments
 from assay.numerics.pca.axes import (
@@ -33,28 +34,27 @@ class StreamingPCA:
     d^3, is made when a fitted attribute is first read after a batch was added. Reading raises
     ValueError before 2 tokens were seen.
 
-    Parameters
-    ----------
-    n_components: how many to keep, at most d; None keeps all d. More than d is a ValueError at the
-        first batch.
-    whiten: coefficients are divided by their standard deviation over the train tokens, and
-        multiplied again by `inverse_transform`; a component without variance is left as it is.
-        Errors of reconstruction do not change.
-    device: where the model lives, by default that of its first batch or checkpoint; inputs are
-        moved there.
+    Args:
+        n_components: how many to keep, at most d; None keeps all d. More than d is a ValueError at
+            the first batch.
+        whiten: divide coefficients by their standard deviation over the train tokens, which
+            `inverse_transform` multiplies by again; a component without variance is left as it is.
+            Errors of reconstruction do not change.
+        device: where the model lives, by default that of its first batch or checkpoint; inputs are
+            moved there.
 
-    Attributes
-    ----------
-    mean_: float64 (d,).
-    components_: orthonormal, in rows by falling variance, signs by `orient`: float64 (n_components,
-        d).
-    explained_variance_: float64 (n_components,).
-    n_samples_seen_: tokens.
+    Attributes:
+        mean_: float64 (d,).
+        components_: orthonormal, in rows by falling variance, signs by `orient`: float64
+            (n_components, d).
+        explained_variance_: float64 (n_components,).
+        n_samples_seen_: tokens.
 
-    >>> tokens = torch.randn(1000, 8, generator=torch.Generator().manual_seed(0))
-    >>> pca = StreamingPCA().partial_fit(tokens[:500]).partial_fit(tokens[500:])
-    >>> pca.transform(tokens).shape, pca.n_samples_seen_
-    (torch.Size([1000, 8]), 1000)
+    Examples:
+        >>> tokens = torch.randn(1000, 8, generator=torch.Generator().manual_seed(0))
+        >>> pca = StreamingPCA().partial_fit(tokens[:500]).partial_fit(tokens[500:])
+        >>> pca.transform(tokens).shape, pca.n_samples_seen_
+        (torch.Size([1000, 8]), 1000)
     """
 
     def __init__(
@@ -137,7 +137,7 @@ class StreamingPCA:
     def _solution(self) -> Axes:
         if self._axes is None:
             if self._moments is None or self._moments.count < 2:
-                raise ValueError(
+                raise NotFittedError(
                     f"found {self.n_samples_seen_} tokens, wanted at least 2: call partial_fit with"
                     " more"
                 )
@@ -240,7 +240,7 @@ class StreamingPCA:
         (d, d), and `count` as JSON.
         """
         if self._moments is None:
-            raise ValueError(
+            raise NotFittedError(
                 "found a PCA without sums, wanted one that has seen tokens: call partial_fit first"
             )
         tensors = {"mean": snapshot(self._moments.mean), "scatter": snapshot(self._moments.second)}

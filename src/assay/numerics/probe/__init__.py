@@ -14,7 +14,7 @@ themselves. One-hot codes need no sketch: a table of counts says all.
 """
 
 from assay.numerics.probe.certificate import Certificate, CertificateError
-from assay.numerics.probe.estimator import LogisticProbe1d, certify_probes, fit_probes, judge_probes
+from assay.numerics.probe.estimator import LogisticProbe1d, certify_sweep, fit_sweep, judge_sweep
 from assay.numerics.probe.labeled import Progress, count_table
 
 __all__ = [
@@ -22,8 +22,8 @@ __all__ = [
     "CertificateError",
     "LogisticProbe1d",
     "Progress",
-    "certify_probes",
+    "certify_sweep",
     "count_table",
-    "fit_probes",
-    "judge_probes",
+    "fit_sweep",
+    "judge_sweep",
 ]

@@ -15,6 +15,7 @@ from assay.numerics.isolation import isolated
 from assay.numerics.probe.labeled import LabeledCodes
 from assay.numerics.probe.logistic import moments_of_rows
 from assay.numerics.probe.state import FittedProbes
+from assay.numerics.ranking import check_labels
 
 CERTIFIED = 1e-8
 """Nats between the loss as reported and that of the rows, and the length of its gradient, at the
@@ -56,8 +57,16 @@ def certify(
     """Certify probes on the first k entries of each row, for each its own k and `pairs` (p, 2), in
     the same passes.
 
-    Of each `n_random` pairs more are drawn. Nothing is raised yet: see `Certificate.check`.
+    Of each `n_random` pairs more are drawn. No difference is raised yet: see `Certificate.check`.
+
+    Raises:
+        ValueError: pairs are not int64 (p, 2), or name features or classes that there are not.
     """
+    data.check_ks([k for _, k in probes])
+    for given in pairs:
+        _check_pairs(given, data)
+    if n_random < 0:
+        raise ValueError(f"found n_random = {n_random}, wanted at least 0: change n_random")
     generator = torch.Generator().manual_seed(seed)
     chosen = [
         _choose(fitted, given, data.codes.n_features, n_random, generator).to(data.labels.device)
@@ -88,6 +97,20 @@ def certify_loss(
     """Largest difference between the losses on other rows and those rows: see
     `LogisticProbe1d.certify_loss`.
     """
+    n_features, n_classes = fitted.train_ce.shape
+    wanted = ((n_classes, len(labels)), (n_classes,), (n_features, n_classes))
+    if (values.shape, features.shape, loss.shape) != wanted:
+        found = ", ".join(str(tuple(each.shape)) for each in (values, features, loss))
+        raise ValueError(
+            f"found values, features and loss of shapes {found}, wanted"
+            f" {', '.join(map(str, wanted))}: give every class's own feature"
+        )
+    if n_classes and not 0 <= int(features.min()) <= int(features.max()) < n_features:
+        raise ValueError(
+            f"found features {int(features.min())} to {int(features.max())}, wanted 0 to"
+            f" {n_features - 1}: give one that was judged"
+        )
+    check_labels(labels, len(labels), n_classes)
     classes = fitted.fitted_classes.nonzero().flatten()
     error = 0.0
     for c in classes.tolist():
@@ -108,6 +131,23 @@ def certify_loss(
             " judged?"
         )
     return error
+
+
+def _check_pairs(pairs: Tensor, data: LabeledCodes) -> None:
+    if pairs.dtype != torch.int64 or pairs.ndim != 2 or pairs.shape[1] != 2:
+        raise ValueError(
+            f"pairs are {pairs.dtype} of shape {tuple(pairs.shape)}, wanted torch.int64 of shape"
+            " (p, 2): give a feature and a class for each"
+        )
+    for name, column, n in (
+        ("features", pairs[:, 0], data.codes.n_features),
+        ("classes", pairs[:, 1], data.n_classes),
+    ):
+        if len(column) and not 0 <= int(column.min()) <= int(column.max()) < n:
+            raise ValueError(
+                f"pairs name {name} {int(column.min())} to {int(column.max())}, wanted 0 to"
+                f" {n - 1}: leave the others out"
+            )
 
 
 def _choose(

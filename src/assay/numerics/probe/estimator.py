@@ -12,12 +12,13 @@ from torch import Tensor
 
 from assay.codes import Codes
 from assay.numerics.codes import as_codes
+from assay.numerics.fitted import NotFittedError
 from assay.numerics.probe import solver
 from assay.numerics.probe.certificate import CERTIFIED, Certificate, certify, certify_loss
 from assay.numerics.probe.judge import base_loss, judge
-from assay.numerics.probe.labeled import LabeledCodes, Progress, sketch_features
+from assay.numerics.probe.labeled import LabeledCodes, Progress, check_slabs, sketch_features
 from assay.numerics.probe.sketch import FeatureSketch
-from assay.numerics.probe.state import FittedProbes, Settings
+from assay.numerics.probe.state import FittedProbes, ProbeSettings
 from assay.numerics.scores import Judgment
 
 K = TypeVar("K", bound=int | None)
@@ -45,61 +46,51 @@ class LogisticProbe1d:
     or every training row belongs to has no finite b0: it is not fitted and its entries are NaN.
 
     Several K of the same top-K codes are fitted, judged and certified in the same passes by
-    `fit_probes`, `judge_probes` and `certify_probes`; the methods are the case of one.
+    `fit_sweep`, `judge_sweep` and `certify_sweep`; the methods are the case of one.
 
-    Parameters
-    ----------
-    ridge : float, default=1e-8
-        lambda > 0, nats.
-    class_weight : None or "balanced", default=None
-        None: every row weighs the same. "balanced": rows of the class weigh n / (2 n_c) and others
-        n / (2 (n - n_c)), as in scikit-learn; b0 is then 0, and losses are weighted means, with
-        these weights on other rows too.
-    max_iter : int, default=200
-        Newton steps, taken or refused, at most.
-    tol : float, default=1e-16
-        Nats above the optimum, by the Newton decrement, at which a probe is done. Values being
-        standardized, the gradient is then at most sqrt(tol).
-    slab_features : int or None, default=None
-        Features worked on together, with a pass over the codes for each such slab. None: what a
-        quarter of the free memory holds.
-    slab_rows : int, default=4096
-        Rows read at once.
+    Args:
+        ridge: lambda > 0, nats.
+        class_weight: None: every row weighs the same. "balanced": rows of the class weigh n / (2
+            n_c) and others n / (2 (n - n_c)), as in scikit-learn; b0 is then 0, and losses are
+            weighted means, with these weights on other rows too.
+        max_iter: Newton steps, taken or refused, at most.
+        tol: nats above the optimum, by the Newton decrement, at which a probe is done. Values being
+            standardized, the gradient is then at most sqrt(tol).
+        slab_features: features worked on together, with a pass over the codes for each such slab.
+            None: as many as a quarter of the free memory holds.
+        slab_rows: rows read at once.
 
-    Attributes
-    ----------
-    coef_standardized_, intercept_standardized_ : float64 (features, classes)
-        w and b on standardized features.
-    coef_, intercept_ : float64 (features, classes)
-        w and b on raw features.
-    loss_ : float64 (features, classes)
-        Mean CE on the training rows, nats, without the ridge.
-    n_iter_ : int64 (features, classes)
-        Newton steps on the last points.
-    converged_ : bool (features, classes)
-        Whether a probe is at the optimum of the rows.
-    base_rate_, fitted_classes_ : float64 (classes,) and bool (classes,)
-        The prevalence, and which classes have both positives and negatives among the training rows.
-    feature_mean_, feature_std_, max_abs_ : float64 (features,)
-        Mean, population standard deviation (0 of a constant feature) and largest magnitude over the
-        training rows.
-    n_refined_ : int
-        Pairs that the first sketch did not settle; 0 of a probe that comes from its state.
-    fitted_ : FittedProbes
-        All of these as one value.
+    Attributes:
+        coef_standardized_: w on standardized features, float64 (features, classes).
+        intercept_standardized_: b on standardized features, float64 (features, classes).
+        coef_: w on raw features, float64 (features, classes).
+        intercept_: b on raw features, float64 (features, classes).
+        loss_: mean CE on the training rows, nats, without the ridge: float64 (features, classes).
+        n_iter_: Newton steps on the last points, int64 (features, classes).
+        converged_: whether a probe is at the optimum of the rows, bool (features, classes).
+        base_rate_: the prevalence, float64 (classes,).
+        fitted_classes_: classes with both positives and negatives among the training rows, bool
+            (classes,).
+        feature_mean_: mean over the training rows, float64 (features,).
+        feature_std_: population standard deviation over them, 0 of a constant: float64 (features,).
+        max_abs_: largest magnitude over them, float64 (features,).
+        n_refined_: pairs that the first sketch did not settle; 0 of a probe that comes from its
+            state.
+        fitted_: all of these as one value, `FittedProbes`.
 
-    Examples
-    --------
-    >>> import torch
-    >>> from assay.numerics.probe import LogisticProbe1d
-    >>> codes = torch.tensor([[1.0, 4.0], [1.0, 9.0], [2.0, 5.0], [2.0, 8.0]])
-    >>> labels = torch.tensor([0, 1, 0, 1])
-    >>> probe = LogisticProbe1d(ridge=1e-3).fit(codes, labels, n_classes=2)
-    >>> probe.loss_.argmin(0).tolist(), probe.judge(codes, labels).average_precision[1].tolist()
-    ([1, 1], [1.0, 1.0])
+    Raises:
+        ValueError: a parameter is out of range.
+
+    Examples:
+        >>> import torch
+        >>> from assay.numerics.probe import LogisticProbe1d
+        >>> codes = torch.tensor([[1.0, 4.0], [1.0, 9.0], [2.0, 5.0], [2.0, 8.0]])
+        >>> labels = torch.tensor([0, 1, 0, 1])
+        >>> probe = LogisticProbe1d(ridge=1e-3).fit(codes, labels, n_classes=2)
+        >>> probe.loss_.argmin(0).tolist(), probe.judge(codes, labels).average_precision[1].tolist()
+        ([1, 1], [1.0, 1.0])
     """
 
-    fitted_: FittedProbes
     coef_standardized_: Tensor = _fitted("coef_standardized")
     intercept_standardized_: Tensor = _fitted("intercept_standardized")
     coef_: Tensor = _fitted("coef")
@@ -130,18 +121,37 @@ class LogisticProbe1d:
         self.tol = tol
         self.slab_features = slab_features
         self.slab_rows = slab_rows
+        self._fitted: FittedProbes | None = None
+        check_slabs(slab_rows, slab_features)
         _ = self.settings  # which refuses what cannot be
 
     def __repr__(self) -> str:
         parameters = (
-            f"{name}={value!r}" for name, value in vars(self).items() if not name.endswith("_")
+            f"{name}={value!r}" for name, value in vars(self).items() if name != "_fitted"
         )
         return f"LogisticProbe1d({', '.join(parameters)})"
 
     @property
-    def settings(self) -> Settings:
+    def fitted_(self) -> FittedProbes:
+        """All that was fitted, as one value.
+
+        Raises:
+            NotFittedError: nothing was.
+        """
+        if self._fitted is None:
+            raise NotFittedError(
+                "found a probe without a fit, wanted a fitted one: call fit or fit_sketch first"
+            )
+        return self._fitted
+
+    @fitted_.setter
+    def fitted_(self, fitted: FittedProbes) -> None:
+        self._fitted = fitted
+
+    @property
+    def settings(self) -> ProbeSettings:
         """What the parameters say of the fit."""
-        return Settings(self.ridge, self.class_weight, self.max_iter, self.tol)
+        return ProbeSettings(self.ridge, self.class_weight, self.max_iter, self.tol)
 
     def fit(
         self,
@@ -156,7 +166,7 @@ class LogisticProbe1d:
         The work is done on the labels' device. Raises ValueError for labels of another kind and
         codes that are not finite.
         """
-        self.fitted_ = fit_probes(self, codes, labels, n_classes, progress=progress)[None].fitted_
+        self.fitted_ = fit_sweep(self, codes, labels, n_classes, progress=progress)[None].fitted_
         return self
 
     def judge(
@@ -167,7 +177,7 @@ class LogisticProbe1d:
 
         Rows are ranked by sign(w) x, which is the order of b + w x; w = 0 counts as positive.
         """
-        return judge_probes({None: self}, codes, labels, progress)[None]
+        return judge_sweep({None: self}, codes, labels, progress)[None]
 
     def certify(
         self,
@@ -187,7 +197,7 @@ class LogisticProbe1d:
         Raises:
             CertificateError: a difference is above `bound`.
         """
-        certificate = certify_probes({None: self}, codes, labels, {None: pairs}, n_random, seed)[
+        certificate = certify_sweep({None: self}, codes, labels, {None: pairs}, n_random, seed)[
             None
         ]
         certificate.check(bound)
@@ -262,7 +272,7 @@ class LogisticProbe1d:
         return probe
 
 
-def fit_probes(
+def fit_sweep(
     probe: LogisticProbe1d,
     codes: Codes | Tensor,
     labels: Tensor,
@@ -284,7 +294,7 @@ def fit_probes(
     return probes
 
 
-def judge_probes(
+def judge_sweep(
     probes: Mapping[K, LogisticProbe1d],
     codes: Codes | Tensor,
     labels: Tensor,
@@ -296,13 +306,13 @@ def judge_probes(
     Raises ValueError for codes of another number of features than the probes were fitted to, and
     for labels of another kind.
     """
-    data = _label_as_fitted(next(iter(probes.values())), codes, labels, progress)
+    data = _label_as_fitted(_first(probes), codes, labels, progress)
     return dict(
         zip(probes, judge([(probe.fitted_, k) for k, probe in probes.items()], data), strict=True)
     )
 
 
-def certify_probes(
+def certify_sweep(
     probes: Mapping[K, LogisticProbe1d],
     codes: Codes | Tensor,
     labels: Tensor,
@@ -315,7 +325,10 @@ def certify_probes(
 
     Raises ValueError for codes of another number of features than the probes were fitted to.
     """
-    data = _label_as_fitted(next(iter(probes.values())), codes, labels)
+    data = _label_as_fitted(_first(probes), codes, labels)
+    missing = [k for k in probes if k not in pairs]
+    if missing:
+        raise ValueError(f"found no pairs for K = {missing}, wanted them for every probe's K")
     found = certify(
         [(probe.fitted_, k) for k, probe in probes.items()],
         data,
@@ -324,6 +337,12 @@ def certify_probes(
         seed,
     )
     return dict(zip(probes, found, strict=True))
+
+
+def _first(probes: Mapping[K, LogisticProbe1d]) -> LogisticProbe1d:
+    if not probes:
+        raise ValueError("found no probes, wanted at least 1: give a probe for each K")
+    return next(iter(probes.values()))
 
 
 def _label_as_fitted(

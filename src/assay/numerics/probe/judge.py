@@ -23,6 +23,7 @@ def judge(probes: Sequence[tuple[FittedProbes, int | None]], data: LabeledCodes)
     """Judge probes on the first k entries of each row, for each its own k (None: all of them), in
     the same passes.
     """
+    data.check_ks([k for _, k in probes])
     n_rows, n_features = data.codes.n_rows, data.codes.n_features
     with isolated():
         results = [

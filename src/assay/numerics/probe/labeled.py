@@ -14,7 +14,13 @@ import torch
 from torch import Tensor
 
 from assay.codes import Batch, Codes
-from assay.numerics.codes import check_finite, check_indices, checked_batches, gather_columns
+from assay.numerics.codes import (
+    TopKCodes,
+    check_finite,
+    check_indices,
+    checked_batches,
+    gather_columns,
+)
 from assay.numerics.isolation import isolated
 from assay.numerics.memory import free_bytes
 from assay.numerics.probe.cells import CellMap
@@ -23,6 +29,13 @@ from assay.numerics.ranking import check_labels, count_classes
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is, and of how much: rows or features."""
+
+
+def check_slabs(rows: int, features: int | None) -> None:
+    """Raise ValueError for slabs of no rows or no features."""
+    for name, value in (("slab_rows", rows), ("slab_features", features)):
+        if value is not None and value < 1:
+            raise ValueError(f"found {name} = {value}, wanted at least 1: change {name}")
 
 
 @dataclass(frozen=True)
@@ -49,7 +62,16 @@ class LabeledCodes:
     progress: Progress | None = None
 
     def __post_init__(self) -> None:
+        check_slabs(self.slab_rows, self.slab_features)
         check_labels(self.labels, self.codes.n_rows, self.n_classes)
+
+    def check_ks(self, ks: Sequence[int | None]) -> None:
+        """Raise ValueError where the codes have no first k entries, for any of the k."""
+        if not ks:
+            raise ValueError("found no K, wanted at least 1: give None for all entries of a row")
+        for k in ks:
+            if k is not None:
+                TopKCodes(self.codes, k)  # raises where it cannot be
 
     @cached_property
     def class_counts(self) -> Tensor:
@@ -98,29 +120,29 @@ def sketch_features(
     tell = data.telling("rows", data.codes.n_rows)
     for rows, batch in checked_batches(data.codes, data.slab_rows):
         labels = data.labels[rows]
-        batch = {
+        here = {
             name: tensor.to(labels.device)
             for name, tensor in batch.items()
             if name in ("values", "indices")
         }
         if data.codes.format == "dense":
-            x = batch["values"][:, columns].float()
+            x = here["values"][:, columns].float()
             if not sketches:
                 sketches = [
                     FeatureSketch(cells or CellMap.of_rows(x.T), data.n_classes, by_class=by_class)
                 ]
             sketches[0].add(x, labels, rows.start, columns.start)
         else:
-            check_indices(batch["indices"], data.codes.n_features)
-            check_finite(batch, rows.start)
+            check_indices(here["indices"], data.codes.n_features)
+            check_finite(here, rows.start)
             if not sketches:
-                feature, value, _ = _events(batch, columns, labels)
+                feature, value, _ = _events(here, columns, labels)
                 cells = cells or CellMap.of_events(feature, value, columns.stop - columns.start)
                 sketches = [FeatureSketch(cells, data.n_classes, by_class=by_class) for _ in ks]
             # An entry beyond the first k of a row is of the sketches with a larger k alone.
             begin: int | None = 0
             for i in order:
-                part = {name: tensor[:, begin : ks[i]] for name, tensor in batch.items()}
+                part = {name: tensor[:, begin : ks[i]] for name, tensor in here.items()}
                 sketches[i].add_events(*_events(part, columns, labels), columns.start)
                 begin = ks[i]
             sketches[order[0]].add_rows(labels)

@@ -138,7 +138,7 @@ class PairLosses:
         total = theta.new_zeros(len(pairs))
         for block, z, _, weights, side in self._blocks(pairs, theta):
             if side is not None:
-                z = z.mul_(side)
+                z.mul_(side)
             softplus = z.abs().neg_().exp_().log1p_().add_(z.clamp_(min=0))
             total[block] += _row_sums(softplus, weights)
         return (total - (self._linear(pairs) * theta).sum(0)) / self._norm(pairs)
@@ -153,7 +153,7 @@ class PairLosses:
         hessian = theta.new_zeros(3, len(pairs))
         for block, z, x, weights, side in self._blocks(pairs, theta):
             if side is not None:
-                z = z.mul_(side)
+                z.mul_(side)
             e = z.abs().neg_().exp_()
             upper = (1 + e).reciprocal_()  # sigma(|z|)
             lower = e * upper

@@ -46,16 +46,20 @@ class FeatureSketch:
     """What the probes need of the rows of some features: additive, so that sketches of parts of the
     rows can be merged.
 
-    Parameters
-    ----------
-    cells: the map, which has to be the same for sketches that are merged.
-    n_classes: labels are int64 in 0..n_classes-1, or -1.
-    by_class: keep the cells of each class apart, which class weights need, and which takes
-        n_classes + 1 times the memory.
+    Args:
+        cells: the map, which has to be the same for sketches that are merged.
+        n_classes: labels are int64 in 0..n_classes-1, or -1.
+        by_class: keep the cells of each class apart, which class weights need; that takes n_classes
+            + 1 times the memory.
 
-    Attributes, float64: `sums` (6, features, groups, cells), the power sums 0 to 5 of |t| + 1 less
-    the cell's middle; `class_sums` (features, classes), sums of t; `low`, `high` (features,), of x;
-    `class_counts` (classes,), `n_rows`.
+    Attributes:
+        sums: float64 (6, features, groups, cells), the power sums 0 to 5 of |t| + 1 less the cell's
+            middle.
+        class_sums: float64 (features, classes), sums of t.
+        low: float64 (features,), the least x.
+        high: float64 (features,), the largest x.
+        class_counts: float64 (classes,), rows of each.
+        n_rows: rows.
     """
 
     @isolated()

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from assay.numerics.codes import TopKCodes
 from assay.numerics.isolation import isolated
 from assay.numerics.probe.cells import CellMap
 from assay.numerics.probe.labeled import LabeledCodes, sketch_features, tabulate
@@ -24,7 +23,7 @@ from assay.numerics.probe.logistic import (
     slab_of_table,
 )
 from assay.numerics.probe.sketch import FeatureSketch, ranges
-from assay.numerics.probe.state import FittedProbes, Settings
+from assay.numerics.probe.state import FittedProbes, ProbeSettings
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +31,7 @@ _FEATURES = 256  # features that are solved together
 
 
 def fit(
-    settings: Settings, data: LabeledCodes, ks: Sequence[int | None] = (None,)
+    settings: ProbeSettings, data: LabeledCodes, ks: Sequence[int | None] = (None,)
 ) -> list[FittedProbes]:
     """Fit probes to the first k entries of each row, for each k (None: all of them), in the same
     passes over the codes.
@@ -40,9 +39,7 @@ def fit(
     Raises ValueError for codes that are not finite, and for a k of codes that are not sparse or
     have fewer entries.
     """
-    for k in ks:
-        if k is not None:
-            TopKCodes(data.codes, k)  # raises where it cannot be
+    data.check_ks(ks)
     n_rows, n_features = data.codes.n_rows, data.codes.n_features
     solvers = [
         _Solver(
@@ -63,7 +60,7 @@ def fit(
 
 
 @isolated()
-def fit_sketch(settings: Settings, sketch: FeatureSketch) -> FittedProbes:
+def fit_sketch(settings: ProbeSettings, sketch: FeatureSketch) -> FittedProbes:
     """Fit on a sketch alone. Pairs that it does not settle, by its bound, are not `converged`: they
     want the rows.
     """

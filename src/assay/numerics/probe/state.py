@@ -5,6 +5,7 @@ any rows.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -21,7 +22,7 @@ _HOW = ("ridge", "balanced", "max_iter", "tol")
 
 
 @dataclass(frozen=True)
-class Settings:
+class ProbeSettings:
     """What is minimized, how far, and when a sketch does for it. The first four are
     `LogisticProbe1d`'s, and in its state.
     """
@@ -42,13 +43,17 @@ class Settings:
     fine_rows: int = 1 << 14  # with no more rows than these the rows themselves are as few
 
     def __post_init__(self) -> None:
-        if not self.ridge > 0:
+        if not 0 < self.ridge < math.inf:
             raise ValueError(
-                f"ridge is {self.ridge}, wanted more than 0: without it separable classes have no"
-                " optimum"
+                f"ridge is {self.ridge}, wanted more than 0, and finite: without it separable"
+                " classes have no optimum"
             )
         if self.class_weight not in (None, "balanced"):
             raise ValueError(f"class_weight is {self.class_weight!r}, wanted None or 'balanced'")
+        if not self.max_iter >= 1:
+            raise ValueError(f"max_iter is {self.max_iter}, wanted at least 1: raise max_iter")
+        if not 0 <= self.tol < math.inf:
+            raise ValueError(f"tol is {self.tol}, wanted a finite number of nats, at least 0")
 
     @property
     def by_class(self) -> bool:
@@ -73,7 +78,7 @@ class FittedProbes:
         n_refined: pairs that the first sketch did not settle. A state does not hold it: 0.
     """
 
-    settings: Settings
+    settings: ProbeSettings
     coef_standardized: Tensor
     intercept_standardized: Tensor
     train_ce: Tensor
@@ -88,7 +93,7 @@ class FittedProbes:
     @classmethod
     @isolated()
     def empty(
-        cls, settings: Settings, n_features: int, class_counts: Tensor, n_rows: int
+        cls, settings: ProbeSettings, n_features: int, class_counts: Tensor, n_rows: int
     ) -> FittedProbes:
         """Before the fit to so many rows, of which `class_counts` (classes,) are of each class:
         NaN, to be filled in.
@@ -120,7 +125,7 @@ class FittedProbes:
                 f"found a probe's state without {', '.join(missing)}, wanted all that state_dict"
                 " gives: fit it again"
             )
-        settings = Settings(
+        settings = ProbeSettings(
             float(state["ridge"]),
             class_weight="balanced" if bool(state["balanced"]) else None,
             max_iter=int(state["max_iter"]),

@@ -12,8 +12,7 @@ from torch import Tensor
 from assay.codes import Codes
 from assay.io.shards import Shards
 from assay.numerics.codes import SelectedCodes, gather_columns, measure_l0_by_rank
-from assay.numerics.probe import LogisticProbe1d, certify_probes, judge_probes
-from assay.numerics.probe import fit_probes as fit_for_each_k
+from assay.numerics.probe import LogisticProbe1d, certify_sweep, fit_sweep, judge_sweep
 from assay.numerics.ranking import count_classes, purity_at_k, strongest_examples
 from assay.numerics.scores import PURITY, Judgment, Scores, best_features, score_encoding
 from assay.parameters import ProbeParameters
@@ -72,19 +71,18 @@ def fit_probes(
     l0 = measure_l0_by_rank(codes_val, parameters.slab_rows)
     train, train_classes, _ = _classify(codes_train, train_labels, parameters.void)
     val, val_classes, counted = _classify(codes_val, val_labels, parameters.void)
-    # The codes of one encoding are its own, all of them.
-    ks = [k for _, k in rows] if len(rows) > 1 else [None]
+    ks = (
+        [k for _, k in rows] if len(rows) > 1 else [None]
+    )  # the codes of one encoding are its own, all of them
     with staged_bar(
         f"layer {layer}, {rows[0][0] if len(rows) == 1 else method}: probes"
     ) as progress:
-        probes = fit_for_each_k(
-            _unfitted(parameters), train, train_classes, n_classes, ks, progress
-        )
-        judged = judge_probes(probes, val, val_classes, progress)
+        probes = fit_sweep(_unfitted(parameters), train, train_classes, n_classes, ks, progress)
+        judged = judge_sweep(probes, val, val_classes, progress)
         best = {k: best_features(probe.loss_).clamp(min=0) for k, probe in probes.items()}
         by_val = {k: best_features(judgment.loss).clamp(min=0) for k, judgment in judged.items()}
         every = torch.arange(n_classes, device=place)
-        certificates = certify_probes(
+        certificates = certify_sweep(
             probes,
             train,
             train_classes,
