@@ -76,9 +76,8 @@ def parse_params(
     from assay.configuration import expand_home
 
     try:
-        return dict(
-            expand_home(value if isinstance(value, dict) else parse_pairs(value))
-        )  # a dict comes from --config
+        # A dict comes from --config.
+        return dict(expand_home(value if isinstance(value, dict) else parse_pairs(value)))
     except ValueError as error:
         raise click.BadParameter(str(error), param=parameter) from None
 

@@ -142,7 +142,7 @@ def _print_counts(labels: PatchLabels) -> None:
 
 @main.group("shards")
 def shards_group() -> None:
-    """Look at folders of shards."""
+    """Check folders of shards."""
 
 
 @shards_group.command("verify")

@@ -107,8 +107,8 @@ class Fingerprints:
         return _digest({"format": FORMAT, "node": node.name, "bound": bound, "inputs": inputs})
 
     def _told(self, name: str) -> str:
-        """The fingerprint of a result, or that it cannot be told: whoever needs it is told why
-        elsewhere.
+        """The fingerprint of a result, or `UNKNOWN` where it cannot be told: whoever needs it is
+        told why elsewhere.
         """
         try:
             return self.fingerprint(name)

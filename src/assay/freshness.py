@@ -107,7 +107,7 @@ class Freshness(Fingerprints):
         return wanted if wanted == UNKNOWN else f"{self._timestamp}.{wanted[:8]}"
 
     def publish(self, names: Collection[str]) -> None:
-        """Put those of the results whose paths people point at in place, each whole; withdraw those
+        """Put those results in place, each whole, that people know by a fixed path; withdraw those
         that these settings do not have.
         """
         for target, made in self.unpublished(names).items():
@@ -118,8 +118,8 @@ class Freshness(Fingerprints):
                     partial.write_bytes(made)
 
     def unpublished(self, names: Collection[str]) -> dict[Path, bytes | None]:
-        """What is to lie where people look, and does not; None for what lies there and is another
-        setting's alone.
+        """What is to lie under the paths that people know, and does not; None for what lies
+        there and is another setting's alone.
 
         The latter only where all is published that these settings have, and only what is kept as a
         version.

@@ -1,5 +1,5 @@
-"""A look at the disk before any work starts: whether the shards, and the user's own files, hold
-what the parameters ask for.
+"""What is checked on the disk before any work starts: whether the shards, and the user's own
+files, hold what the parameters ask for.
 """
 
 from __future__ import annotations

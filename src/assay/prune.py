@@ -113,10 +113,8 @@ def _unrecorded(freshness: Freshness) -> Iterator[Path]:
         elif isinstance(dataset, CodesDataset):
             try:
                 layer = dataset.folder.parent
-            except (
-                FileNotFoundError,
-                ValueError,
-            ):  # there are no shards yet, so there are no codes of them
+            except (FileNotFoundError, ValueError):
+                # There are no shards yet, so there are no codes of them.
                 continue
             yield from layer.glob("[!.]*")
 

@@ -3,7 +3,7 @@ do the same work twice.
 
 A run holds the lock of every node that it is to run, and shares those of the nodes whose results it
 only reads. Locks are by node and fingerprint: runs of other settings, or of other layers, go on
-side by side. What another process holds is waited for, and then it is looked again at what is to
+side by side. A run waits for what another process holds, and then settles again what is left to
 do. A lock is shared as soon as its results are recorded.
 """
 
@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 FOLDER = Path("data/.locks")
 PUBLISHING = "publishing"
 POLL = 0.2
-"""Seconds between two looks at a lock that another process holds."""
+"""Seconds between two tries to take a lock that another process holds."""
 
 
 @dataclass
@@ -67,7 +67,7 @@ class Work:
             self.locks.share(lock)
 
     def publish(self, names: set[str]) -> None:
-        """Put what was made where people look for it, all of a run's files at once."""
+        """Publish what was made under the paths that people know, all of a run's files at once."""
         if not self.freshness.unpublished(names):
             return
         _await(self.locks, PUBLISHING, False, lambda: False, set())
@@ -131,9 +131,8 @@ def _settle(freshness: Freshness, locks: Locks, selected: Pipeline, force: bool)
             def is_made(node: Node | None = node) -> bool:
                 if force or node is None or freshness.stale(Pipeline([node])).nodes:
                     return False
-                return (
-                    node not in freshness.stale(selected).nodes
-                )  # or it is run for what it leaves in memory
+                # It may also be wanted for what it leaves in memory.
+                return node not in freshness.stale(selected).nodes
 
             if not _await(locks, lock, shared, is_made, told):
                 break
@@ -186,7 +185,7 @@ class WorkHook:
 
     @hook_impl
     def before_pipeline_run(self, pipeline: Pipeline) -> None:
-        """Take on what runs without the command line, in a notebook: all of it."""
+        """Take on all nodes of a run that did not come by the command line, as in a notebook."""
         if _Current.work is None:
             self._own = taken_on(current_freshness(), pipeline, force=True)
             self._own.__enter__()

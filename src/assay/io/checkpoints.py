@@ -179,7 +179,7 @@ def _step_of(path: Path) -> int:
 
 def _last_written(folder: Path) -> float:
     """When a fit last saved anything, or made its folder; seconds since the epoch. Now, where it
-    goes while we look.
+    is removed meanwhile.
     """
     try:
         return max(path.stat().st_mtime for path in [folder, *folder.iterdir()])

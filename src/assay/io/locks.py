@@ -75,9 +75,8 @@ class Locks:
         for name in names or tuple(self._held):
             descriptor, shared = self._held.pop(name)
             try:
-                if not shared or try_flock(
-                    descriptor, fcntl.LOCK_EX, self._path(name)
-                ):  # nobody shares it any more
+                # Where one that was shared can be had alone, nobody else shares it any more.
+                if not shared or try_flock(descriptor, fcntl.LOCK_EX, self._path(name)):
                     with suppress(OSError):  # another user's, say
                         self._path(name).unlink()
             finally:
@@ -99,11 +98,8 @@ class Locks:
 
 
 def _open(path: Path) -> int:
-    for flags in (
-        os.O_RDWR | os.O_CREAT,
-        os.O_RDWR,
-        os.O_RDONLY,
-    ):  # to hold a lock it is enough to read
+    # To hold a lock it is enough to read.
+    for flags in (os.O_RDWR | os.O_CREAT, os.O_RDWR, os.O_RDONLY):
         with suppress(PermissionError):
             return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
     raise PermissionError(

@@ -10,7 +10,7 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 
 MOST_HEADER_BYTES = 10_000
-"""That are looked at: numpy pads to 64 bytes, and a header says three things."""
+"""That are read: numpy pads to 64 bytes, and a header says three things."""
 
 _HEADER = re.compile(
     rb"\{'descr': '([<>|=][A-Za-z][0-9]{0,4})', 'fortran_order': (False|True), "

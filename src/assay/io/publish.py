@@ -175,7 +175,7 @@ def _acquire(lock: Path, target: Path) -> int:
 
 
 def _open_lock(lock: Path, target: Path) -> int:
-    """A descriptor to lock; raises ValueError if the file is another user's, who lets nobody look
+    """A descriptor to lock; raises ValueError if the file is another user's, who lets nobody see
     whether the writer lives.
     """
     try:

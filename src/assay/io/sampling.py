@@ -1,6 +1,6 @@
 """What files hold, told from samples of their bytes: a terabyte cannot be hashed before each run.
 
-Neither times nor places are looked at: files that were copied to another disk are the same files.
+Neither times nor places count: files that were copied to another disk are the same files.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def sampled_digest(path: Path, most: int = FOLDER_BYTES, end: int | None = None)
     """SHA-256 (hex) of a file's bytes, or where they are more than ``most``, of pieces from the
     first to the last, or one in the middle.
 
-    ``end`` is where to stop; what comes after is not looked at. Raises ValueError if the file
+    ``end`` is where to stop; what comes after is not read. Raises ValueError if the file
     cannot be read.
     """
     try:

@@ -89,8 +89,8 @@ class DictionaryParameters(Section):
         return self.random is not None or "{seed}" in (self.weights or self.saev_run or "")
 
     def of_seed(self, seed: int | None) -> Self:
-        """What the errors of one seed depend on: the seeds are that one, and the layers, of which
-        each is another's, all.
+        """What the errors of one seed depend on: of the seeds that one, and no choice of layers, as
+        each layer is measured on its own.
 
         Args:
             seed: of one of the `models`; None where its seeds make no difference.
@@ -101,7 +101,7 @@ class DictionaryParameters(Section):
         )
 
     def of_codes(self, seed: int | None) -> Self:
-        """What the codes of one seed depend on: what its errors do, but for the batch size."""
+        """What the codes of one seed depend on: the same but for the batch size."""
         default = type(self).model_fields["batch_size"].default
         return self.of_seed(seed).model_copy(update={"batch_size": default})
 

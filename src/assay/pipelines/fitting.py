@@ -111,11 +111,8 @@ class Fit:
     def watch(self, batches: Iterable[Tensor]) -> Iterator[Tensor]:
         """The batches, with an eye on how long they let the fit wait."""
         iterator = iter(batches)
-        self._tokens, self._waited, self._began = (
-            0,
-            0.0,
-            time.perf_counter(),
-        )  # whatever came before was no step
+        # Whatever came before was no step.
+        self._tokens, self._waited, self._began = 0, 0.0, time.perf_counter()
         while True:
             asked = time.perf_counter()
             batch = next(iterator, None)
@@ -188,7 +185,7 @@ class Fit:
         """
         with fit_in_progress():
             yield
-            if stop_is_asked():  # since the last step: nobody else would look
+            if stop_is_asked():  # since the last step: nobody else would ask
                 self.save()
                 raise KeyboardInterrupt
         self._checkpoints.finish(self._about)

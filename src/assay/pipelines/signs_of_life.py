@@ -112,15 +112,15 @@ class Lines:
 
 
 @contextmanager
-def beside(look: Callable[[], object]) -> Iterator[None]:
-    """Have a thread ``look`` once a second while the block is at work."""
+def beside(tick: Callable[[], object]) -> Iterator[None]:
+    """Have a thread call ``tick`` once a second while the block is at work."""
     over = threading.Event()
 
-    def tick() -> None:
+    def run() -> None:
         while not over.wait(1):
-            look()
+            tick()
 
-    thread = threading.Thread(target=tick, daemon=True)
+    thread = threading.Thread(target=run, daemon=True)
     thread.start()
     try:
         yield

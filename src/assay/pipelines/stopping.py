@@ -61,7 +61,7 @@ def exit_code() -> int | None:
 def _on_signal(number: int, frame: FrameType | None) -> None:
     del frame
     _Noted.came = number
-    at_once = _Noted.fits == 0 or _asked.is_set()  # nobody will look, or nobody has
+    at_once = _Noted.fits == 0 or _asked.is_set()  # nobody will ask, or nobody has
     _asked.set()
     if at_once:
         raise KeyboardInterrupt
@@ -84,7 +84,7 @@ def stop_if_asked() -> None:
 
 @contextmanager
 def fit_in_progress() -> Iterator[None]:
-    """Within the block somebody looks at `stop_is_asked` after every step."""
+    """Within the block somebody asks `stop_is_asked` after every step."""
     with _lock:
         _Noted.fits += 1
     try:

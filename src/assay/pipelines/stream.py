@@ -17,7 +17,7 @@ from assay.numerics.moments import check_statistics, standardize
 from assay.pipelines.signs_of_life import Bar
 
 SAMPLE = 2048
-"""Tokens that are looked at, to see whether statistics can belong to them."""
+"""Tokens of the sample that shows whether statistics can belong to them."""
 
 
 def pick_device(device: str) -> torch.device:
@@ -135,7 +135,7 @@ def judged_tokens(
 ) -> Generator[Tensor]:
     """As :func:`standardized_tokens`, in order, of a split that the statistics were not fitted to.
 
-    A random sample of it is looked at first, since all that follows would be meaningless.
+    A random sample of it is compared with them first, since all that follows would be meaningless.
 
     Raises:
         ValueError: the statistics plainly are of another layer or model than the tokens.

@@ -124,9 +124,8 @@ class Connection:
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
-            self._hook.after_context_created(
-                context
-            )  # another process has made the experiment in the meantime
+            # Another process has made the experiment in the meantime.
+            self._hook.after_context_created(context)
         close_runs_of_the_dead(
             self._hook.mlflow_config.tracking.experiment._experiment.experiment_id
         )

@@ -98,9 +98,8 @@ class Run(ChildRuns):
             if row.model.name == errors["method"]:
                 self._add_to_curves(errors["layer"], row, errors_of(errors, row.k))
                 child = self._children.get((errors["layer"], row.name))
-                if (
-                    child is not None
-                ):  # it was probed first, and found what an earlier run had measured, if anything
+                # It was probed first, and found what an earlier run had measured, if anything.
+                if child is not None:
                     child.add(known_metrics(errors_of(errors, row.k)))
 
     def log_agreement(self, agreement: Mapping[str, Any]) -> None:
@@ -127,9 +126,8 @@ class Run(ChildRuns):
         history = self._load(layer, f"{row.model.name}_history") or []
         for number in thinned(len(history), STEPS):
             known = dict(history[number])
-            child.add(
-                known, int(known.pop("step", number + 1))
-            )  # PCA's record is of some steps only, and says which
+            # PCA's record is of some steps only, and says which.
+            child.add(known, int(known.pop("step", number + 1)))
         errors = self._load(layer, f"{row.model.name}_errors")
         if errors is not None:
             child.add(known_metrics(errors_of(errors, row.k)))
@@ -192,9 +190,8 @@ class Run(ChildRuns):
             parent = self._parent.run_id
             for each in kept:
                 self._submit(each.name, self._client.log_artifact, parent, str(each))
-                if (
-                    each.suffix == ".md"
-                ):  # the table for a paper, where MLflow shows a run's description
+                # The table for a paper is what MLflow shows as the run's description.
+                if each.suffix == ".md":
                     note = each.read_text(encoding="utf-8")
                     self._submit(
                         each.name, self._client.set_tag, parent, "mlflow.note.content", note

@@ -21,8 +21,8 @@ COMPUTES = 0.05
 answer.
 """
 
-LOOK = 0.1
-"""Seconds from one look at the thread to the next."""
+POLL = 0.1
+"""Seconds from one glance at the thread's progress to the next."""
 
 RETRY = 1.0
 """Seconds from one try of a locked database to the next."""
@@ -88,7 +88,7 @@ class Writer:
                     self._deaf = True
                     self._fail(self._doing, TimeoutError(f"no answer for {PATIENCE:.0f} s"))
                 else:
-                    self._changed.wait(LOOK)
+                    self._changed.wait(POLL)
             self._patience = max(
                 0.0, self._patience - (time.monotonic() - max(worked, self._heard))
             )
@@ -138,9 +138,8 @@ class Writer:
     def _fail(self, what: str, error: Exception) -> None:
         if self.failure is not None:
             return
-        said = " ".join(
-            f"{type(error).__name__}: {error}".split()
-        )  # a server may answer with a page
+        # A server may answer with a page.
+        said = " ".join(f"{type(error).__name__}: {error}".split())
         self.failure = f"{what}: {said if len(said) <= 300 else f'{said[:150]} ... {said[-150:]}'}"
         logger.error(
             "MLflow does not take what this run logs, which goes on without, from %s. The results"

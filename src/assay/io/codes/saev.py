@@ -142,7 +142,7 @@ class SaevCodes:
         return {"values": torch.from_numpy(padded), "indices": torch.from_numpy(named)}
 
     def _check_headers(self, archive: zipfile.ZipFile) -> int:
-        """Look at the beginnings of all arrays, and unpack only the smallest: how many features the
+        """Check the beginnings of all arrays, and unpack only the smallest: how many features the
         matrix has.
         """
         found = {

@@ -243,7 +243,7 @@ class Images:
         return len(self._paths)
 
     def check(self, n_patches: int) -> None:
-        """Look at the size of every image, which is in its first bytes; raises ValueError as
+        """Check the size of every image, which is in its first bytes; raises ValueError as
         `read`.
         """
         for example in range(len(self)):

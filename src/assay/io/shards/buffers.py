@@ -60,8 +60,7 @@ def _aligned(shape: tuple[int, int]) -> Rows:
     slower.
     """
     n_bytes = 4 * shape[0] * shape[1]
-    memory = np.empty(
-        n_bytes + _LINE, dtype=np.uint8
-    )  # numpy asks the kernel for huge pages, torch does not
+    # numpy asks the kernel for huge pages, torch does not.
+    memory = np.empty(n_bytes + _LINE, dtype=np.uint8)
     begin = -memory.ctypes.data % _LINE
     return memory[begin : begin + n_bytes].view(np.float32).reshape(shape)

@@ -18,7 +18,7 @@ _AHEAD = 1
 
 
 HostBatch = tuple[torch.Tensor, Numbers]
-"""A batch in pinned memory and its token numbers, not yet looked through."""
+"""A batch in pinned memory and its token numbers, not yet checked for NaN."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ def copied_ahead(
 ) -> Generator[torch.Tensor, None, None]:
     """Each batch on the device, float32 (batch, d_model), while the next is being copied.
 
-    It is looked through for NaN and infinity there, which takes a hundredth of the copy's time, and
+    It is checked for NaN and infinity there, which takes a hundredth of the copy's time, and
     the host waits for the answer before a batch is given out: it was asked for one batch ago.
     `refuse` names the token and raises. What goes wrong in reading ahead is raised after the
     batches before it.
@@ -69,9 +69,8 @@ def _copy(batch: HostBatch, stream: torch.cuda.Stream, device: torch.device) -> 
     largest = torch.empty((), dtype=torch.float32, pin_memory=True)
     with torch.cuda.stream(stream):
         tokens = batch[0].to(device, non_blocking=True)
-        largest.copy_(
-            torch.linalg.vector_norm(tokens, math.inf), non_blocking=True
-        )  # of NaN it is NaN
+        # The norm of what holds a NaN is NaN.
+        largest.copy_(torch.linalg.vector_norm(tokens, math.inf), non_blocking=True)
         return _Copy(batch, tokens, largest, stream.record_event())
 
 

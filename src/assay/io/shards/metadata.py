@@ -307,7 +307,7 @@ class LabelsFile(NamedTuple):
 
 def find_labels(folder: Path, metadata: Metadata) -> LabelsFile | None:
     """The file of the labels, the wide ones before the others; None where there is neither. Its
-    size is not looked at.
+    size is not checked.
     """
     n_labels = metadata.n_examples * metadata.content_tokens_per_example
     if os.path.lexists(folder / WIDE_LABELS_NAME):

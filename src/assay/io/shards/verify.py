@@ -279,7 +279,7 @@ def _judge(
         token = low - block * per_block
         run = tokens[low - start : high - start]
         content = run[1:] if metadata.cls_token and token == 0 else run
-        # NaN passes through min and max, and infinities are extremes: no other look at the numbers
+        # NaN passes through min and max, and infinities are extremes: no other check of the numbers
         # is needed.
         with np.errstate(invalid="ignore"):
             extremes = (content.min(axis=0), content.max(axis=0)) if len(content) else ()

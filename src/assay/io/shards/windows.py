@@ -99,11 +99,11 @@ def windows_from(
     pool = ThreadPoolExecutor(threads, thread_name_prefix="assay-read")
     pending: deque[Window] = deque()
     memory = Buffers(batch_size, source.d_model, device, most=(ahead + 2) * (window // batch_size))
-    looks = device.type != "cuda"
+    checks = device.type != "cuda"
     try:
         while True:
             while len(pending) <= ahead and (numbers := next(numbers_of_windows, None)) is not None:
-                pending.append(_begin(pool, source, numbers, batch_size, memory, looks))
+                pending.append(_begin(pool, source, numbers, batch_size, memory, checks))
             if not pending:
                 return
             yield pending.popleft()
@@ -117,7 +117,7 @@ def _begin(
     numbers: Numbers,
     batch_size: int,
     memory: Buffers,
-    looks: bool,
+    checks: bool,
 ) -> Window:
     """Make the buffers of a window and start reading into them."""
     parts = [numbers[start : start + batch_size] for start in range(0, len(numbers), batch_size)]
@@ -127,18 +127,18 @@ def _begin(
     share = max(1, READ_BYTES // (source.d_model * 4))
     shares = [by_place[start : start + share] for start in range(0, len(numbers), share)]
     reads = [
-        pool.submit(_read, source, numbers, rows, arrays, batch_size, looks) for rows in shares
+        pool.submit(_read, source, numbers, rows, arrays, batch_size, checks) for rows in shares
     ]
     return Window(buffers, arrays, parts, reads)
 
 
 def finish(source: LayerBytes, window: Window) -> Iterator[torch.Tensor]:
-    """Await a window's reads, then give out its batches, each looked through for a NaN or an
-    infinity and let go.
+    """Await a window's reads, then give out its batches, each checked for a NaN or an infinity
+    and let go.
     """
     seen = [read.result() for read in window.reads]
-    looked = [found for found in seen if found is not None]
-    doubtful = list(itertools.chain.from_iterable(looked))
+    checked = [found for found in seen if found is not None]
+    doubtful = list(itertools.chain.from_iterable(checked))
     window.buffers.reverse()
     window.arrays.reverse()
     start = 0
@@ -146,7 +146,7 @@ def finish(source: LayerBytes, window: Window) -> Iterator[torch.Tensor]:
         array = window.arrays.pop()
         if sys.byteorder == "big":
             array.byteswap(inplace=True)
-        if len(looked) < len(seen) or any(start <= row < start + len(numbers) for row in doubtful):
+        if len(checked) < len(seen) or any(start <= row < start + len(numbers) for row in doubtful):
             check_finite(source, array, numbers)
         start += len(numbers)
         del array
@@ -154,7 +154,7 @@ def finish(source: LayerBytes, window: Window) -> Iterator[torch.Tensor]:
 
 
 def unlooked(window: Window) -> Iterator[HostBatch]:
-    """Await a window's reads, then give out its batches; they are looked through on the GPU."""
+    """Await a window's reads, then give out its batches; the GPU checks them."""
     for read in window.reads:
         read.result()
     for buffer, array, numbers in zip(window.buffers, window.arrays, window.numbers, strict=True):
@@ -169,14 +169,14 @@ def _read(
     rows: Numbers,
     arrays: list[Rows],
     batch_size: int,
-    looks: bool,
+    checks: bool,
 ) -> list[int] | None:
     """Read the window's tokens at `rows`, which are in the order of their numbers, each into its
     row.
 
-    Where they are neighbors there too and `looks` is set, what is read is looked through at once,
-    while the processor's cache holds it: gives those that may hold a NaN or an infinity. None: they
-    have yet to be looked through.
+    Where they are neighbors there too and `checks` is set, what is read is checked at once, while
+    the processor's cache holds it: gives those that may hold a NaN or an infinity. None: they have
+    yet to be checked.
 
     Raises:
         ValueError: a file is gone or has become shorter since the folder was opened.
@@ -199,7 +199,7 @@ def _read(
     run_bytes = (np.diff(runs, append=len(rows)) * width).tolist()
     run_numbers = ascending[runs].tolist()
     descriptor, opened = -1, None
-    in_order = looks and sys.byteorder == "little" and bool((np.diff(rows) == 1).all())
+    in_order = checks and sys.byteorder == "little" and bool((np.diff(rows) == 1).all())
     doubtful: list[int] = []
     try:
         for number, n_bytes, start, stop in zip(
@@ -265,7 +265,7 @@ def _read_run(descriptor: int, path: Path, pieces: Pieces, offset: int, left: in
 
 def _doubtful(array: Rows) -> Numbers:
     """The rows that may hold a NaN or an infinity, int64."""
-    # A finite sum of squares has finite terms, and costs a fraction of looking at each. Large
+    # A finite sum of squares has finite terms, and costs a fraction of testing each. Large
     # finite terms may overflow it.
     with np.errstate(over="ignore", invalid="ignore", under="ignore"):
         return np.flatnonzero(~np.isfinite(np.vecdot(array, array)))

@@ -15,9 +15,8 @@ def create_pipeline(
     """Encode the labeled patches in every encoding whose codes no other stage leaves; ``sparsity``
     says what is kept on a small disk.
     """
-    stored = {
-        row.codes: row for row in encodings
-    }  # the rows of PCA share the codes of their largest K
+    # The rows of PCA share the codes of their largest K.
+    stored = {row.codes: row for row in encodings}
     return Pipeline(
         [
             made

@@ -71,9 +71,8 @@ def fit_probes(
     l0 = measure_l0_by_rank(codes_val, parameters.slab_rows)
     train, train_classes, _ = _classify(codes_train, train_labels, parameters.void)
     val, val_classes, counted = _classify(codes_val, val_labels, parameters.void)
-    ks = (
-        [k for _, k in rows] if len(rows) > 1 else [None]
-    )  # the codes of one encoding are its own, all of them
+    # The codes of one encoding are its own, all of them.
+    ks = [k for _, k in rows] if len(rows) > 1 else [None]
     with staged_bar(
         f"layer {layer}, {rows[0][0] if len(rows) == 1 else method}: probes"
     ) as progress:

@@ -179,9 +179,8 @@ def draw_spectrum(curves: list[dict[str, Any]]) -> go.Figure:
                 col=1,
                 **_layer_line(number, curve, len(places)),
             )
-    figure.update_yaxes(
-        LOG | {"dtick": 1}, title_text="variance (sigma²)", row=1, col=1
-    )  # many decades
+    # There are many decades: a tick for each.
+    figure.update_yaxes(LOG | {"dtick": 1}, title_text="variance (sigma²)", row=1, col=1)
     figure.update_yaxes(title_text="cumulative share", row=2, col=1)
     figure.update_xaxes(LOG).update_xaxes(title_text="component", row=2, col=1)
     return _styled(figure, "PCA's spectrum").update_layout(height=640)
@@ -216,29 +215,30 @@ def draw_convergence(curves: list[dict[str, Any]]) -> go.Figure:
 
 
 def draw_convergence_pca(curves: list[dict[str, Any]]) -> go.Figure:
-    """How far PCA's leading subspace moved from one look to the next, and what it left of the
+    """How far PCA's leading subspace moved from one check to the next, and what it left of the
     variance, a line for each layer.
 
     Words where there is one step: all tokens are seen at once.
     """
-    if not any("subspace_drift" in look for curve in curves for look in curve["settled"]):
+    if not any("subspace_drift" in check for curve in curves for check in curve["settled"]):
         return _say("Convergence of PCA", "PCA was fitted in one step.")
     figure = make_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.06)
     for number, curve in enumerate(curves):
         for row, name in enumerate(("subspace_drift", "reconstruction_error"), 1):
-            looks = [look for look in curve["settled"] if name in look]  # the first has no drift
+            checks = [
+                check for check in curve["settled"] if name in check
+            ]  # the first has no drift
             figure.add_scatter(
-                x=[look["step"] for look in looks],
-                y=[look[name] for look in looks],
+                x=[check["step"] for check in checks],
+                y=[check[name] for check in checks],
                 showlegend=row
                 == 2,  # a fit of one step has no drift, and plotly no legend for what is not there
                 row=row,
                 col=1,
-                **_layer_line(number, curve, len(looks)),
+                **_layer_line(number, curve, len(checks)),
             )
-    figure.update_yaxes(
-        LOG | {"dtick": 1}, title_text="drift (mean sin²)", row=1, col=1
-    )  # many decades
+    # There are many decades: a tick for each.
+    figure.update_yaxes(LOG | {"dtick": 1}, title_text="drift (mean sin²)", row=1, col=1)
     figure.update_yaxes(title_text="variance left", row=2, col=1)
     figure.update_xaxes(LOG).update_xaxes(title_text="step", row=2, col=1)
     return _styled(figure, "Convergence of PCA").update_layout(height=640)

@@ -35,7 +35,7 @@ LEGENDS = {
         " steps; of several seeds the first fit's, here and above."
     ),
     "convergence_pca": (
-        "How far PCA's leading subspace moved since the look before, and the share of the variance"
+        "How far PCA's leading subspace moved since the check before, and the share of the variance"
         " so far outside it."
     ),
 }
@@ -87,7 +87,7 @@ def render_page(
 
 
 def _embed(name: str, figure: go.Figure) -> Markup:
-    """A picture; of one of nothing what it says, as text, which takes the room it needs."""
+    """A picture; where there is nothing to draw, its words, which take the room they need."""
     if not figure.data:
         words = figure.layout.annotations[0].text
         return Markup("<p><b>{title}.</b> {words}</p>").format(
@@ -111,9 +111,7 @@ def _side_by_side(matched: pd.DataFrame) -> pd.DataFrame:
 def _cells(
     shown: pd.DataFrame, table: pd.DataFrame
 ) -> dict[str, list[list[dict[str, str]]] | list[str]]:
-    """Titles, and for each cell what is shown and what it is sorted by: a number in full, a text as
-    it is.
-    """
+    """Titles, and for each cell its text and what sorts it: a number in full, or the text."""
     texts, values = shown.to_numpy(object), table.to_numpy(object)
     rows = [
         [{"text": text, "sort": _sortable(value)} for text, value in zip(*pair, strict=True)]

@@ -165,7 +165,7 @@ def list_reconstructions(pooled: pd.DataFrame) -> pd.DataFrame:
 
 
 def _are(rows: pd.DataFrame, said: Callable[[Form], bool]) -> pd.Series[bool]:
-    """Of which rows something is said: of none whose codes have no form of ours."""
+    """Which rows have a form of ours of which something is said."""
     forms = (
         Encoding.parse(encoding, Model(method)).form
         for encoding, method in zip(rows["encoding"], rows["method"], strict=True)

@@ -43,7 +43,7 @@ def fit_statistics(
 def adopt_statistics(
     shards: Shards, given: dict[str, Tensor], parameters: StandardizeParameters, *, layer: int
 ) -> dict[str, Tensor]:
-    """The user's own mean and std, float64 (d_model,), after a look at whether they can belong to
+    """The user's own mean and std, float64 (d_model,), once it is clear that they can belong to
     these tokens.
 
     Raises:
