@@ -13,12 +13,14 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+
+from warm_commands import WarmCommands
 
 ROOT = Path(__file__).parents[1]
 LAYERS, TOKENS, D_MODEL, N_CLASSES = (3, 5), 16, 80, 4
@@ -164,53 +166,68 @@ def new_project(
     return make
 
 
-def start(command: str, project: Path) -> subprocess.Popen[str]:
+def start_cold(command: str, project: Path) -> subprocess.Popen[str]:
     """Start a command line as a user types it, in the project's folder."""
-    environment = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith(("MLFLOW", "KEDRO", "DO_NOT"))
-    }
-    environment |= {
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "COLUMNS": "80",
-    }
     return subprocess.Popen(
         command,
         shell=True,
         cwd=project,
-        env=environment,
+        env=command_environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
 
 
+def command_environment() -> dict[str, str]:
+    """What a user's shell has: nothing of MLflow's and Kedro's."""
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("MLFLOW", "KEDRO", "DO_NOT", "PYTEST_CURRENT"))
+    }
+    return environment | {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "COLUMNS": "80",
+    }
+
+
 @pytest.fixture(scope="session")
-def run_command() -> Callable[[str, Path], subprocess.CompletedProcess[str]]:
+def start_command() -> Iterator[Callable[[str, Path], subprocess.Popen[str]]]:
+    """Start a command line as a user types it, in the project's folder."""
+    warm = WarmCommands(command_environment())
+
+    def start(command: str, project: Path) -> subprocess.Popen[str]:
+        return warm.start(command, project, command_environment()) or start_cold(command, project)
+
+    yield start
+    warm.close()
+
+
+@pytest.fixture(scope="session")
+def run_command(
+    start_command: Callable[[str, Path], subprocess.Popen[str]],
+) -> Callable[[str, Path], subprocess.CompletedProcess[str]]:
     """Run a command line as a user types it; gives its exit code and what it printed."""
 
     def run(command: str, project: Path) -> subprocess.CompletedProcess[str]:
-        process = start(command, project)
-        out, err = process.communicate(timeout=240)
-        return subprocess.CompletedProcess(command, process.returncode, out, err)
+        return ended(start_command(command, project))
 
     return run
+
+
+def ended(process: subprocess.Popen[str]) -> subprocess.CompletedProcess[str]:
+    """Wait for a command; gives its exit code and what it printed."""
+    out, err = process.communicate(timeout=240)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
 @pytest.fixture(scope="session")
 def whole_run(
     new_project: Callable[[], Path],
-    run_command: Callable[[str, Path], subprocess.CompletedProcess[str]],
 ) -> tuple[Path, subprocess.CompletedProcess[str]]:
-    """A run of everything on the planted shards, and what it printed. Who breaks something in it
-    mends it.
+    """A run of everything on the planted shards, in a process of its own, and what it printed. Who
+    breaks something in it mends it.
     """
     project = new_project()
-    return project, run_command("kedro run", project)
-
-
-@pytest.fixture(scope="session")
-def start_command() -> Callable[[str, Path], subprocess.Popen[str]]:
-    """Start a command line as a user types it."""
-    return start
+    return project, ended(start_cold("kedro run", project))
