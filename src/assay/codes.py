@@ -28,7 +28,7 @@ class Codes(Protocol):
 
     @property
     def k(self) -> int | None:
-        """Entries a row: n_features dense, 1 one-hot; None where sparse rows vary, and a batch is
+        """Entries per row: n_features dense, 1 one-hot; None where sparse rows vary, and a batch is
         padded to its longest row with 0.
         """
 

@@ -52,7 +52,7 @@ def main() -> None:
     "--masks",
     type=SHARDS,
     required=True,
-    help="Folder of the masks: one PNG an example, a class id a pixel.",
+    help="Folder of the masks: one PNG per example, a class id per pixel.",
 )
 @click.option(
     "--out",
@@ -73,7 +73,9 @@ def main() -> None:
 @click.option("--crop", is_flag=True, default=None, help="Cut out the center, of the grid's size.")
 @click.option("--pattern", help="Glob of the masks inside their folder.  [default: *.png]")
 @click.option(
-    "--names", type=FILE, help="Text file that lists the masks, one a line, in the examples' order."
+    "--names",
+    type=FILE,
+    help="Text file that lists the masks, one per line, in the examples' order.",
 )
 @click.option(
     "--void", type=int, multiple=True, help="Id that has no vote; may be repeated.  [default: 0]"
@@ -152,8 +154,8 @@ def shards_group() -> None:
     help="Without a PATH: the configuration environment whose shards are meant.  [default: local]",
 )
 def verify_command(paths: tuple[Path, ...], env: str | None) -> None:
-    """Read folders of shards once, whole, and print a verdict a shard. Exits with 1 if anything in
-    any of them is bad.
+    """Read folders of shards once, whole, and print a verdict per shard. Exits with 1 if anything
+    in any of them is bad.
 
     Without a PATH: all shards that the project around the working directory is configured to read.
     """

@@ -17,7 +17,7 @@ class LateHooks:
 
     Args:
         names: of the hooks' classes, `assay.tracking:TrackingHook`, which are made without
-            arguments, once a process.
+            arguments, once per process.
     """
 
     def __init__(self, *names: str) -> None:

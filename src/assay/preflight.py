@@ -88,7 +88,7 @@ def _open_shards(split: str, path: Path) -> Shards:
 
 @functools.cache
 def _warn(message: str) -> None:
-    """Once a process: shards are checked by the command line and by the session."""
+    """Once per process: shards are checked by the command line and by the session."""
     logger.warning("%s", message)
 
 

@@ -88,7 +88,7 @@ def test_what_is_no_image_or_does_not_fit_is_named(tmp_path: Path) -> None:
             images.read(number, 4)
     with pytest.raises(ValueError, match="8 x 8 pixels; wanted 12 x 12, 3 x 3 patches of 4"):
         images.read(0, 9)
-    with pytest.raises(ValueError, match="the shards have 8 patches an example; give grid"):
+    with pytest.raises(ValueError, match="the shards have 8 patches per example; give grid"):
         images.read(0, 8)
 
 

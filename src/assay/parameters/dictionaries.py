@@ -27,7 +27,9 @@ class DictionaryParameters(Section):
         None,
         description="of the autoencoder; batchtopk and jumprelu want `threshold` among its tensors",
     )
-    k: PositiveInt | None = Field(None, description="entries a patch of an autoencoder with `topk`")
+    k: PositiveInt | None = Field(
+        None, description="entries per patch of an autoencoder with `topk`"
+    )
     trained_on: Literal["standardized", "raw"] = Field(
         "standardized", description="the activations that the autoencoder was trained on"
     )
@@ -57,7 +59,7 @@ class DictionaryParameters(Section):
     )
     layers: Choices[Layer] | None = Field(None, description="layers that it is of; null: all")
     batch_size: PositiveInt = Field(
-        8_192, description="tokens a batch, where its reconstruction is measured"
+        8_192, description="tokens per batch, where its reconstruction is measured"
     )
 
     @model_validator(mode="after")

@@ -37,7 +37,7 @@ class DigitsParameters(Section):
     n_probe_train: PositiveInt = Field(400, description="images of the split probe_train")
     n_probe_val: PositiveInt = Field(200, description="images of the split probe_val")
     max_tokens_per_shard: PositiveInt = Field(
-        25_000, description="tokens a shard file, counted once for every layer"
+        25_000, description="tokens per shard file, counted once for every layer"
     )
 
     @model_validator(mode="after")
@@ -70,7 +70,7 @@ class DigitsParameters(Section):
 
     @property
     def n_patches(self) -> int:
-        """Patches an image."""
+        """Patches per image."""
         return (self.image_size // self.patch_size) ** 2
 
     def n_images(self, split: str) -> int:

@@ -39,6 +39,6 @@ class ImagesParameters(Section):
         description="glob of the images, which are taken in the order of their names",
     )
     names: str | None = Field(
-        None, description="a text file that lists the images instead, one a line"
+        None, description="a text file that lists the images instead, one per line"
     )
     classes: PositiveInt = Field(12, description="classes a dictionary, those of the highest AP")

@@ -34,7 +34,7 @@ class StandardizeParameters(Section):
             " in it is replaced"
         ),
     )
-    batch_size: PositiveInt = Field(16_384, description="tokens a batch")
+    batch_size: PositiveInt = Field(16_384, description="tokens per batch")
     max_tokens: PositiveInt | None = Field(
         None, description="tokens that they are taken over, a random sample; null: all of them"
     )
@@ -59,7 +59,7 @@ class KMeansParameters(Section):
     """Mini-batch k-means (Sculley 2010), with scikit-learn's names."""
 
     n_clusters: PositiveInt = Field(16_384, description="clusters")
-    batch_size: PositiveInt = Field(8_192, description="tokens a step")
+    batch_size: PositiveInt = Field(8_192, description="tokens per step")
     n_init: PositiveInt = Field(
         4, description="k-means++ initializations, judged on held-out tokens"
     )
@@ -173,7 +173,7 @@ class PCAParameters(Section):
         description="values of K that are reported; those above d_model are left out",
         json_schema_extra=SELECTS,
     )
-    batch_size: PositiveInt = Field(16_384, description="tokens a batch")
+    batch_size: PositiveInt = Field(16_384, description="tokens per batch")
     max_tokens: PositiveInt | None = Field(
         None, description="tokens that it is fitted on, a random sample; null: all of them"
     )
@@ -208,7 +208,7 @@ class ProbeParameters(Section):
         ),
     )
     max_iter: PositiveInt = Field(200, description="Newton steps at the most")
-    slab_rows: PositiveInt = Field(16_384, description="patches a batch")
+    slab_rows: PositiveInt = Field(16_384, description="patches per batch")
     slab_features: PositiveInt | None = Field(
         None,
         description=(

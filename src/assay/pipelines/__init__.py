@@ -1,3 +1,3 @@
-"""The stages: one folder each, with plain functions in nodes.py and one namespaced pipeline a layer
-in pipeline.py.
+"""The stages: one folder each, with plain functions in nodes.py and one namespaced pipeline per
+layer in pipeline.py.
 """

@@ -1,4 +1,4 @@
-"""The manifest: a file a run that says what it was, how it ended and where its time went."""
+"""The manifest: a file per run that says what it was, how it ended and where its time went."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@
 
     <inference>/<shard hash>/<encoding>/<layer>/
         metadata.json          schema and version, format, shapes, dtype, and where the codes come
-        from shards.json            a row a shard: rows, entries, bytes, SHA-256 of each file, and
+        from shards.json            a row per shard: rows, entries, bytes, SHA-256 of each file, and
         how many features are used how often values000000.bin       float32, float16 or bfloat16
         (its 16 bits): (rows, n_features) dense, (entries,) sparse, none for one-hot
         indices000000.bin      int32: (entries,) sparse, (rows,) one-hot, none for dense
@@ -13,7 +13,7 @@
         standardized space
 
 All numbers are little-endian. ``format`` is ``dense``, ``sparse`` (entries by falling magnitude;
-``k`` a row, or ``k`` is null and rows vary) or ``onehot``. So the first K entries of the rows of
+``k`` per row, or ``k`` is null and rows vary) or ``onehot``. So the first K entries of the rows of
 top-K codes are top-K codes for every smaller K.
 """
 
@@ -110,7 +110,7 @@ class CodesMetadata(BaseModel):
     n_rows: Rows
     n_features: Width
     k: Width | None = Field(
-        description="entries a row: n_features dense, 1 one-hot; null: sparse rows vary"
+        description="entries per row: n_features dense, 1 one-hot; null: sparse rows vary"
     )
     dtype: Dtype = Field(description="of the values")
     provenance: dict[str, str | int | FiniteFloat | bool | None] = Field(

@@ -95,7 +95,7 @@ class StoredCodes:
 
     @property
     def k(self) -> int | None:
-        """Entries a row; None where sparse rows vary in length."""
+        """Entries per row; None where sparse rows vary in length."""
         return self.metadata.k
 
     @property

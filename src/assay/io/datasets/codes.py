@@ -31,7 +31,7 @@ class CodesDataset(AbstractDataset[SourcedCodes, StoredCodes]):
         encoding: e.g. ``pca-topk-00064``.
         layer: e.g. ``layer_23``.
         batch_size: rows held in memory while writing.
-        rows_per_shard: rows a file at the most; what an interrupted run wrote is kept by whole
+        rows_per_shard: rows per file at the most; what an interrupted run wrote is kept by whole
             files.
         dtype: of the values on disk: float32, float16 or bfloat16.
         fingerprint: of what the codes are made from, hex; None: they lie in the layer's folder

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 from assay.io.sampling import sample_bytes, sampled_digest
 
 PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
-"""Numbers a pixel, by a PNG's color type."""
+"""Numbers per pixel, by a PNG's color type."""
 
 ADAM7 = (
     (0, 0, 8, 8),
@@ -80,7 +80,7 @@ class ImageLayout(BaseModel):
         if rows * columns != n_patches:
             found = f"grid is {rows} x {columns}" if self.grid else "no grid is given"
             raise ValueError(
-                f"{found}, and the shards have {n_patches} patches an example; give grid, the rows"
+                f"{found}, and the shards have {n_patches} patches per example; give grid, the rows"
                 f" and columns that make {n_patches}"
             )
         return rows, columns

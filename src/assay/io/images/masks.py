@@ -1,6 +1,6 @@
 """Segmentation masks: what their pixels mean, and how they are brought to the activations' grid.
 
-A mask is a PNG with one class id a pixel. Ids become labels, 0 for void, by a `MaskLayout`, which
+A mask is a PNG with one class id per pixel. Ids become labels, 0 for void, by a `MaskLayout`, which
 is all that differs between ADE20K, COCO-Stuff, FishVista and the like.
 """
 
@@ -166,12 +166,12 @@ def read_mask(path: Path) -> npt.NDArray[np.integer]:
     with open(path, "rb") as file:
         header = file.read(PNG_HEADER_BYTES)
     if len(header) < PNG_HEADER_BYTES or not header.startswith(PNG_SIGNATURE):
-        raise ValueError(f"{path} is no PNG; wanted a PNG with one class id a pixel")
+        raise ValueError(f"{path} is no PNG; wanted a PNG with one class id per pixel")
     depth, color = header[-2:]
     if color not in (0, 3):
         raise ValueError(
             f"{path} is a PNG of {COLOR_TYPES.get(color, 'no known color')}; wanted one of a single"
-            " channel, gray or palette: one class id a pixel"
+            " channel, gray or palette: one class id per pixel"
         )
     try:
         with Image.open(path, formats=["PNG"]) as image:

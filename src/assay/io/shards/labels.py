@@ -90,7 +90,7 @@ class PatchLabels:
 def label_patches(
     metadata: Metadata, folder: Path, layout: MaskLayout, progress: Callable[[int], object]
 ) -> PatchLabels:
-    """Label the patches of recorded images from their masks, one mask an example, in the same
+    """Label the patches of recorded images from their masks, one mask per example, in the same
     order.
 
     The labels are uint16 if `layout.n_classes`, or without it the largest label found, asks for it;

@@ -93,7 +93,7 @@ class Shuffled:
     windows.
 
     With `max_tokens`, only those of a random sample of the runs, which is the same for every seed;
-    that of a smaller number is part of it. Holds 16 bytes a run. The order depends on `seed`,
+    that of a smaller number is part of it. Holds 16 bytes per run. The order depends on `seed`,
     `max_tokens` and the window alone, and the window is the same for every batch size that divides
     WINDOW_TOKENS and is at most a WINDOW_BATCHES-th of it.
     """
@@ -144,7 +144,7 @@ class OrderFile:
     """The order in a .npy file: 1-D little-endian int64 token numbers, some or all of the layer's,
     none twice.
 
-    Opening reads the file once, a MiB of numbers at a time, and holds one bit a token meanwhile;
+    Opening reads the file once, a MiB of numbers at a time, and holds one bit per token meanwhile;
     batches read it piece by piece.
 
     Raises:

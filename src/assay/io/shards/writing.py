@@ -100,7 +100,7 @@ def _checked_labels(
     wanted = (metadata.n_examples, metadata.content_tokens_per_example)
     if array.dtype not in (np.uint8, np.uint16) or array.shape != wanted:
         raise ValueError(
-            f"labels are {array.dtype} {array.shape}, wanted uint8 {wanted}, one a content token,"
+            f"labels are {array.dtype} {array.shape}, wanted uint8 {wanted}, one per content token,"
             " or uint16"
         )
     return array.astype(array.dtype.newbyteorder("<"), copy=False)

@@ -139,7 +139,7 @@ def train(
         images: float32 (n, image_size, image_size), ink in [0, 1].
         labels: uint8 (n, patches), the class of each patch; void (0) counts for nothing.
         n_steps: optimizer steps.
-        batch_size: images a step.
+        batch_size: images per step.
         learning_rate: peak learning rate.
         seed: of the mini-batches.
 
@@ -184,7 +184,7 @@ def record(
         model: the model, put in eval mode.
         images: float32 (n, image_size, image_size), ink in [0, 1].
         layers: numbers of the blocks, from 0, in the order wanted on the layer axis.
-        batch_size: images a batch.
+        batch_size: images per batch.
 
     Yields:
         float32 (batch, n_layers, 1 + patches, d_model), CLS first, in the images' order.

@@ -44,7 +44,7 @@ def draw_nmse_against_l0(baselines: pd.DataFrame) -> go.Figure:
     values of k of a method and layer.
     """
     figure = _figure(
-        "Reconstruction against sparsity", "L0 (nonzeros a patch)", "NMSE (1: as the mean)"
+        "Reconstruction against sparsity", "L0 (nonzeros per patch)", "NMSE (1: as the mean)"
     )
     methods = list(dict.fromkeys(baselines["method"]))
     layers = sorted(set(baselines["layer"]))
@@ -204,7 +204,7 @@ def draw_convergence(curves: list[dict[str, Any]]) -> go.Figure:
     """Inertia of every step of k-means, a line for each layer; words where there is one step."""
     if all(len(curve["inertia"]) < 2 for curve in curves):
         return _say("Convergence of k-means", "k-means was fitted in one step.")
-    figure = _figure("Convergence of k-means", "step", "inertia a token (smoothed)")
+    figure = _figure("Convergence of k-means", "step", "inertia per token (smoothed)")
     for number, curve in enumerate(curves):
         inertia = np.asarray(curve["inertia"])
         places = _thinned(len(inertia))

@@ -97,7 +97,7 @@ def summarize_fits(
     *agreements: dict[str, Any],
     layer: int,
 ) -> dict[str, Any]:
-    """What the report says of a layer's fits: PCA's spectrum and how it settled, tokens a cluster
+    """What the report says of a layer's fits: PCA's spectrum and how it settled, tokens per cluster
     by falling number, inertia by step, seeds' agreement.
     """
     return {

@@ -95,7 +95,7 @@ CLASSES = (
 
 
 def pool_seeds(baselines: pd.DataFrame) -> pd.DataFrame:
-    """One row a (layer, method, encoding, k), in the order of the table: ``seeds``, how many; the
+    """One row per (layer, method, encoding, k), in the order of the table: ``seeds``, how many; the
     mean of each measure over them; and under its name with ``_sd`` the sample standard deviation,
     missing where there is one seed.
     """
@@ -108,7 +108,7 @@ def pool_seeds(baselines: pd.DataFrame) -> pd.DataFrame:
 
 
 def tabulate_paper(baselines: pd.DataFrame) -> pd.DataFrame:
-    """One row a (method, encoding, k), at the layer that is best by train CE, k-means and PCA
+    """One row per (method, encoding, k), at the layer that is best by train CE, k-means and PCA
     first: means over the seeds.
     """
     pooled = pool_seeds(baselines)
@@ -153,7 +153,7 @@ def list_reconstructions(pooled: pd.DataFrame) -> pd.DataFrame:
     """The rows of pooled seeds that have an NMSE, at the L0 of what reconstructs.
 
     The encodings of the same centers have one NMSE, that of the nearest center, and are one row of
-    that name and of one entry a patch, however dense the codes that are probed.
+    that name and of one entry per patch, however dense the codes that are probed.
     """
     rows = pooled.dropna(subset=["nmse"])
     by_center = _are(rows, lambda form: form.is_by_center)
