@@ -16,7 +16,7 @@ from assay.numerics.kmeans.graphed import GraphedSteps
 from assay.numerics.kmeans.passes import make_passes
 from assay.numerics.kmeans.prediction import LARGEST, CenterModel
 from assay.numerics.kmeans.reassignment import reassign_where_due
-from assay.numerics.kmeans.seeding import Seeding, seeding_tokens, try_seedings
+from assay.numerics.kmeans.seeding import Seeding, seeding_tokens
 from assay.numerics.kmeans.settings import (
     check_parameters,
     parameter_tensors,
@@ -113,13 +113,15 @@ class MiniBatchKMeans(CenterModel, InProgress):
         stream: Callable[[int], Iterable[Tensor]],
         on_step: Callable[[dict[str, float]], None] | None = None,
     ) -> Self:
-        """Fit anew on passes `stream(0)`, `stream(1)`, ...: each the same tokens, best shuffled
-        differently.
+        """Fit anew on passes `stream(0)`, `stream(1)`, ...: each the same tokens, preferably
+        shuffled differently.
 
-        The first tokens of `stream(0)` seed the centers before the passes start, so that they
-        should be a fair sample. `on_step` is called after each step with its entry of `history_`.
-        ValueError for a pass without tokens, fewer tokens or distinct tokens than clusters, and
-        parameters out of range.
+        The first tokens of `stream(0)` seed the centers before the passes start, so they should be
+        a fair sample. `on_step` is called after each step with its entry of `history_`.
+
+        Raises:
+            ValueError: a pass has no tokens, there are fewer distinct tokens than clusters, or a
+                parameter is out of range.
         """
         self._fit.seeding = None
         self.seed_from(stream(0))
@@ -134,7 +136,7 @@ class MiniBatchKMeans(CenterModel, InProgress):
         return self._fit.seeding is None and super().is_seeded_
 
     def seed_from(self, batches: Iterable[Tensor]) -> Self:
-        """Start a fit anew: seed the centers from the first tokens of `batches`; `steps` then makes
+        """Start a fit anew: seed the centers from the first tokens of `batches`. `steps` then makes
         the passes.
         """
         for _ in self.seedings(batches):
@@ -142,11 +144,11 @@ class MiniBatchKMeans(CenterModel, InProgress):
         return self
 
     def seedings(self, batches: Iterable[Tensor]) -> Iterator[tuple[int, int]]:
-        """As `seed_from`, a center whenever it is asked: yields seedings tried and centers of the
-        one under way, 0 after a whole one.
+        """As `seed_from`, one center at a time: yields the number of seedings tried and of centers
+        chosen in the current one, 0 after a whole one.
 
-        Whenever it yields, a `checkpoint` can be taken; a seeding that was resumed goes on bit for
-        bit, where `batches` begin with the same tokens.
+        A `checkpoint` can be taken at each yield. A resumed seeding continues bit for bit if
+        `batches` begin with the same tokens.
         """
         check_parameters(self)
         tokens, held_out = seeding_tokens(
@@ -161,37 +163,33 @@ class MiniBatchKMeans(CenterModel, InProgress):
         before = self._fit
         if before.seeding is None:
             self._fit = FitState.begin(self.seed, Seeding())
-        seeding = self._fit.seeding
-        assert seeding is not None
         try:
-            yield from try_seedings(
-                tokens, held_out, self.n_clusters, self.n_init, self._fit.generator, seeding
-            )
+            centers = yield from self._fit.seed(tokens, held_out, self.n_clusters, self.n_init)
         except Exception:
             self._fit = before  # tokens that cannot be seeded from leave the model as it was
             raise
-        assert seeding.best is not None
-        self.cluster_centers_, self._fit.seeding = seeding.best, None
+        self.cluster_centers_ = centers
         with isolated():
             self.counts_ = torch.zeros(self.n_clusters, dtype=torch.int64, device=tokens.device)
 
     def steps(self, stream: Callable[[int], Iterable[Tensor]]) -> Iterator[dict[str, float]]:
-        """The passes of a fit that was seeded, or the rest of one that was resumed, a step whenever
-        it is asked: yields its metrics.
+        """Make the passes of a seeded fit, or the rest of a resumed one, one step at a time: yields
+        each step's metrics.
 
-        Whenever it yields, a `checkpoint` can be taken, and what is resumed from it goes on bit for
-        bit; the first pass asked of `stream` must then begin after the first `steps_of_pass_`
-        batches, and may be empty.
+        A `checkpoint` can be taken at each yield, and a fit resumed from it continues bit for bit.
+        The first pass asked of `stream` must then begin after the first `steps_of_pass_` batches,
+        and may be empty.
         """
         yield from make_passes(self, self._fit.progress, stream)
 
     @isolated()
     def partial_fit(self, x: Tensor) -> Self:
-        """One step on a batch (batch, d); an empty one changes nothing. The first batch also seeds,
-        where fit did not.
+        """Take one step on a batch (batch, d); an empty one changes nothing. The first batch also
+        seeds the centers, unless fit did.
 
-        ValueError when d changes, for NaN and infinity, or when it must seed from fewer (distinct)
-        rows than clusters.
+        Raises:
+            ValueError: d changes, the batch holds NaN or infinity, or it has to seed and has fewer
+                distinct rows than clusters.
         """
         fitted = self.is_seeded_
         check_numbers = check_later(
@@ -231,12 +229,12 @@ class MiniBatchKMeans(CenterModel, InProgress):
 
     @isolated()
     def checkpoint(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """What `resume` needs to go on exactly: tensors, as copies, and JSON; the parameters are
-        not in it.
+        """What `resume` needs to continue exactly: copies of tensors, and JSON; parameters are not
+        in it.
 
         Tensors: `cluster_centers` and `counts` as in `state_dict`, the random `generator`'s state
         uint8 (n,), `history` float64 (steps, 4). JSON: the rest of the progress. Before the last
-        seeding is done: `generator` and what `Seeding.checkpoint` gives.
+        seeding is done: `generator` and the contents of `Seeding.checkpoint`.
         """
         tensors, state = self._fit.checkpoint()
         if self._fit.seeding is None:
@@ -245,11 +243,11 @@ class MiniBatchKMeans(CenterModel, InProgress):
 
     @isolated()
     def resume(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> Self:
-        """Take up what `checkpoint` returned, on this one's parameters; then `steps`, or
-        `partial_fit`.
+        """Restore what `checkpoint` returned, under this model's parameters; continue with `steps`
+        or `partial_fit`, or, if `is_seeded_` is False, first with `seedings`.
 
-        Where it `is_seeded_` not yet, `seedings` go on first. ValueError for other shapes, or
-        another number of clusters.
+        Raises:
+            ValueError: the shapes, or the number of clusters, are others.
         """
         fit = FitState.resumed(tensors, state, self.n_clusters, self.device)
         if fit.seeding is None:
@@ -263,12 +261,14 @@ class MiniBatchKMeans(CenterModel, InProgress):
     @classmethod
     @isolated()
     def from_state(cls, state: Mapping[str, Tensor]) -> Self:
-        """A model that predicts as the one that left `state`, and whose partial_fit goes on at the
-        same learning rates.
+        """A model that predicts as the one that left `state`; its partial_fit continues at the same
+        learning rates.
 
-        What of the parameters is not in it is the default. Random draws begin anew with the seed,
-        and the record of steps is empty: to go on with a fit, `resume` its checkpoint. ValueError
-        for shapes that do not fit and centers that are not finite.
+        Parameters missing from the state take their defaults. Random draws begin anew with the
+        seed, and the record of steps is empty: to continue a fit, `resume` its checkpoint.
+
+        Raises:
+            ValueError: the shapes do not fit, or centers are not finite.
         """
         centers, counts = read_centers(state)
         restored = cls(len(centers), **read_parameters(state))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -11,12 +11,12 @@ from torch import Tensor
 
 from assay.numerics.fitted import NotFittedError
 from assay.numerics.kmeans.progress import Progress
-from assay.numerics.kmeans.seeding import Seeding
+from assay.numerics.kmeans.seeding import Seeding, try_seedings
 
 
 @dataclass
 class FitState:
-    """All that a fit needs to go on, but for centers and counts.
+    """All that a fit needs to go on, except centers and counts.
 
     Attributes:
         generator: of every random draw.
@@ -36,7 +36,7 @@ class FitState:
     def checkpoint(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """The `generator`'s state uint8 (n,), `history` float64 (steps, 4), and the rest as JSON.
 
-        While there is a seeding, what `Seeding.checkpoint` gives takes the place of the history.
+        During a seeding its own checkpoint takes the place of the history.
         """
         generator = {"generator": self.generator.get_state()}
         if self.seeding is not None:
@@ -44,6 +44,17 @@ class FitState:
             return generator | tensors, {"seeding": state}
         history, state = self.progress.checkpoint()
         return generator | {"history": history}, state
+
+    def seed(
+        self, tokens: Tensor, held_out: Tensor | None, n_clusters: int, n_init: int
+    ) -> Generator[tuple[int, int], None, Tensor]:
+        """Finish the seeding under way, as `try_seedings` does; gives the best centers."""
+        seeding = self.seeding
+        assert seeding is not None
+        yield from try_seedings(tokens, held_out, n_clusters, n_init, self.generator, seeding)
+        assert seeding.best is not None
+        self.seeding = None
+        return seeding.best
 
     @classmethod
     def resumed(
@@ -53,7 +64,11 @@ class FitState:
         n_clusters: int,
         device: torch.device | str | None,
     ) -> Self:
-        """From what `checkpoint` returned. ValueError for another number of clusters."""
+        """From what `checkpoint` returned.
+
+        Raises:
+            ValueError: the checkpoint is of another number of clusters.
+        """
         centers = tensors.get("cluster_centers")  # a seeding may have none yet
         if centers is not None and len(centers) != n_clusters:
             raise ValueError(f"found a checkpoint of {len(centers)} clusters, wanted {n_clusters}")

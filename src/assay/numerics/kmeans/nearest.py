@@ -22,11 +22,13 @@ _TILE_BYTES = {"cpu": 8 * 2**20, "cuda": 512 * 2**20}
 
 
 class NearestCenters:
-    """Centers made ready to find the nearest of them for many tokens.
+    """Centers prepared for finding the nearest of them for many tokens.
 
-    centers: float32 (K, d), which must not change while this is in use. dtypes: of the products
-    that are tried, in this order, before float64 settles what is left; by default the fastest of
-    the device, then float32. They change the time, never the answer.
+    Args:
+        centers: float32 (K, d), which must not change while this is in use.
+        dtypes: of the products that are tried, in this order, before float64 settles what is left;
+            by default the fastest of the device, then float32. They change the time, never the
+            answer.
     """
 
     @isolated()
@@ -40,11 +42,11 @@ class NearestCenters:
 
     @isolated()
     def find(self, x: Tensor) -> Tensor:
-        """Index of the nearest center to each row of x (n, d), float32: int64 (n,); ties: the lower
-        index.
+        """Index of the nearest center to each row of x (n, d), float32: int64 (n,); ties go to the
+        lower index.
 
-        It is that of float64 distances by differences but where the two best differ by float64's
-        rounding.
+        Float64 distances by differences give the same answer, except where the two best differ by
+        float64's rounding.
 
         Raises:
             ValueError: x holds NaN or infinity.
@@ -55,10 +57,10 @@ class NearestCenters:
 
     @isolated()
     def guess(self, x: Tensor) -> Tensor:
-        """As `find`, but on a GPU with kernels of our own the first product's answers alone, and -1
-        where it leaves a row in question.
+        """As `find`, but with the fused GPU kernels only the first product's answers, and -1 for a
+        row that it leaves in question.
 
-        The host does not wait for them. `settle` gives those that are missing.
+        The host does not wait for them. `settle` finds the missing ones.
         """
         product = self._product(self._dtypes[0]) if self._dtypes else None
         if product is None or product.kernels is None:
@@ -68,7 +70,7 @@ class NearestCenters:
 
     @isolated()
     def settle(self, x: Tensor, labels: Tensor) -> Tensor:
-        """What `find` gives, from what `guess` gave for the same x."""
+        """The answer of `find`, given that of `guess` for the same x."""
         left = (labels < 0).nonzero()[:, 0]
         return self._find_left(x, labels, left, self._dtypes[1:]) if len(left) else labels
 

@@ -1,6 +1,4 @@
-"""What fitted centers say of tokens: the nearest one, the distances to all, and what the nearest
-leaves.
-"""
+"""The nearest of fitted centers to each token, the distances to all, and reconstruction errors."""
 
 from __future__ import annotations
 
@@ -48,7 +46,7 @@ class CenterModel:
 
     @property
     def counts_(self) -> Tensor:
-        """Tokens that each center was moved by, as far as they are remembered: int64 (n_clusters,).
+        """How many tokens each center stands for in its learning rate 1/n: int64 (n_clusters,).
 
         Raises:
             NotFittedError: there are none yet.
@@ -89,10 +87,10 @@ class CenterModel:
 
     @isolated()
     def reconstruction_errors(self, x: Tensor, std: Tensor) -> dict[int, ErrorSums]:
-        """Errors of a batch (batch, d) of standardized tokens put on their centers, under K = 1:
-        one latent is active.
+        """Errors of a batch (batch, d) of standardized tokens, each reconstructed as its nearest
+        center, under K = 1: one latent is active.
 
-        std (d,) is what the tokens were divided by.
+        std (d,) is the divisor that standardized the tokens.
         """
         x = self._checked(x)
         return {
@@ -108,9 +106,7 @@ class CenterModel:
         return x.to(self.cluster_centers_.device)
 
     def _nearest(self) -> NearestCenters:
-        """The centers made ready, once for all batches until they change: by a step, or by whoever
-        edits them in place.
-        """
+        """The prepared centers, kept until a step or an edit in place changes them."""
         centers = self.cluster_centers_
         if (
             self._ready is None

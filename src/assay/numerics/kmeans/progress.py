@@ -1,4 +1,4 @@
-"""How far a fit of k-means has come, and whether it is done: its state beside the centers."""
+"""How far a fit of k-means has come, and whether it is done."""
 
 from __future__ import annotations
 
@@ -11,18 +11,24 @@ import torch
 from torch import Tensor
 
 METRICS = ("inertia", "ewa_inertia", "learning_rate", "dead_clusters")
-"""Of a step, in `history_`."""
+"""The metrics of a step in `history_`."""
 
 
 @dataclass
 class Progress:
-    """Where a fit stands.
+    """The steps and passes of a fit so far.
 
-    tokens, tokens_since_reassignment: seen in all, and since clusters were last moved to far
-    tokens. pass_size: tokens of a pass; None until the first is over. epoch, steps_of_pass: passes
-    made, and steps of the one under way. stalled: steps on end without a new `least` smoothed
-    inertia. at_rest: the summed squared distance of a step that counts as none; rests: whether the
-    last step was one. history: the metrics of each step.
+    Attributes:
+        tokens: seen in all.
+        tokens_since_reassignment: seen since clusters were last moved to far tokens.
+        pass_size: tokens of a pass; None until the first is over.
+        epoch: passes made.
+        steps_of_pass: steps of the pass under way.
+        stalled: steps in a row without a new `least` smoothed inertia.
+        least: the least smoothed inertia.
+        at_rest: a step whose summed squared distance is at most this leaves the centers at rest.
+        rests: whether the last step did.
+        history: the metrics of each step.
     """
 
     tokens: int = 0
@@ -37,12 +43,12 @@ class Progress:
     history: list[dict[str, float]] = field(default_factory=list)
 
     def record(self, n: int, inertia: float, rate: float, dead: float) -> None:
-        """Note a step on n tokens.
+        """Record a step on n tokens.
 
         The smoothed inertia is scikit-learn's: an exponential average with weight 2 n / (tokens +
         1), at most 1, that leaves out the first step, whose inertia is the seeding's. `tokens` is
-        the size of a pass, which a stream does not tell: in the first pass it is the number seen so
-        far.
+        the size of a pass. A stream does not say it in advance, so during the first pass it is the
+        number seen so far.
         """
         self.tokens += n
         self.tokens_since_reassignment += n
@@ -54,11 +60,11 @@ class Progress:
         )
 
     def judge(self, moved: float | None) -> None:
-        """Note what the last step of a fit says of stopping; `moved` is how far it went, squared,
-        where that is asked for.
+        """Update the stopping rules after a step. `moved`, the summed squared distance that the
+        centers went, is None unless `tol` asks for it.
 
         No step of the first pass counts as one without improvement: its smoothed inertia is over
-            too few tokens.
+        too few tokens.
         """
         smoothed = self.history[-1]["ewa_inertia"]
         self.steps_of_pass += 1
@@ -70,7 +76,11 @@ class Progress:
             )
 
     def end_pass(self) -> None:
-        """Note that a pass is over. ValueError where it was empty."""
+        """Record the end of a pass.
+
+        Raises:
+            ValueError: the pass was empty.
+        """
         if self.steps_of_pass == 0:
             raise ValueError(
                 f"found 0 tokens in pass {self.epoch}, wanted all: stream(epoch) must start a fresh"

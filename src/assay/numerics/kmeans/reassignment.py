@@ -10,23 +10,26 @@ from assay.numerics.kmeans.distances import paired_distances
 from assay.numerics.kmeans.fit_state import FitState
 from assay.numerics.kmeans.step import Step, low_count_clusters
 
-# Centers this share of the tokens' distance apart lie in one place; so many that follow each other
-# along a line are compared.
+# Centers this share of the tokens' distance apart lie in one place. So many of those that follow a
+# center along a line are compared with it.
 _SAME = 2.0**-10
 
-_LOOKED_AT = 16
+_COMPARED = 16
 
 
 @isolated()
 def collapsed_clusters(centers: Tensor, radius: float, generator: torch.Generator) -> Tensor:
     """Which of centers (K, d) lie in the place of one of lower index: bool (K,).
 
-    That is closer by 2^-10 than tokens lie about centers, `radius` in the root mean square, and
-    than either center's length, from 0 and from the mean: so near are no two that share the tokens
-    of one place, and where clusters differ much in size, no two small ones. What is so near is
-    nearer still along a random direction, by the root of d. Along one each is held against the 16
-    that follow it, in place of all, where it is near along some others too; what more part is found
-    another time. Equal centers are always found.
+    Two centers are in one place if they are closer than 2^-10 times each of these: the root mean
+    square distance of tokens to their centers, `radius`; and either center's length, from 0 and
+    from the mean. Centers that share the tokens of one place do not get that near, nor do two small
+    clusters where sizes differ much.
+
+    Such a pair is nearer still along a random direction, by the root of d. So each center is
+    compared with the 16 that follow it along one direction, and not with all, and only if the two
+    are near along some others too. A pair that this misses is found another time. Equal centers are
+    always found.
     """
     directions = torch.randn(
         centers.shape[1], 8, generator=generator, dtype=torch.float64, device="cpu"
@@ -40,7 +43,7 @@ def collapsed_clusters(centers: Tensor, radius: float, generator: torch.Generato
     near = _SAME * torch.minimum(lengths, spread).clamp(max=radius)
     rounding = 4 * torch.finfo(torch.float64).eps * centers.shape[1] * lengths
     # All pairs at once: on a GPU the host waits for their number only.
-    steps = torch.arange(1, min(_LOOKED_AT, len(centers) - 1) + 1, device=centers.device)[:, None]
+    steps = torch.arange(1, min(_COMPARED, len(centers) - 1) + 1, device=centers.device)[:, None]
     follower = torch.arange(len(centers), device=centers.device) + steps
     inside, follower = follower < len(centers), follower.clamp(max=len(centers) - 1)
     gaps = (along[follower] - along).abs_().amax(2)
@@ -64,12 +67,14 @@ def reassign_centers(
     """Put the clusters `low` (bool (K,)) on far tokens of x (n, d): new centers and counts.
 
     A token is drawn with probability proportional to `squared` (n,), its squared distance to its
-    center: far ones, but not the outliers alone (the D^2 sampling of k-means++, Arthur and
-    Vassilvitskii 2007). At most half as many as there are tokens off their centers, the clusters of
-    lowest count first (ties to the lower index), each to a token of its own; where all are low, the
-    last stays. They take the lowest count among the others, so that they neither jump about nor are
-    at once low again. Of two centers that have fallen together the one of higher index gets no more
-    tokens, but its count may be high and stay so: `collapsed_clusters` finds it.
+    center: far tokens, but not the outliers alone (the D^2 sampling of k-means++, Arthur and
+    Vassilvitskii 2007). Each moved cluster goes to a token of its own, the clusters of lowest count
+    first (ties to the lower index). At most half as many move as there are tokens off their
+    centers, and if all are low, the last stays. They take the lowest count among the others, so
+    that they neither jump about nor are low again at once.
+
+    Of two centers in one place the one of higher index gets no more tokens, but its count may be
+    high and stay so: `collapsed_clusters` finds it.
     """
     n_low, n_off = torch.stack([low.sum(), (squared > 0).sum()]).tolist()
     n_moved = min(n_low, n_off // 2, len(low) - 1)
@@ -91,20 +96,20 @@ def reassign_centers(
 def reassign_where_due(
     x: Tensor, step: Step, before: Tensor, ratio: float, fit: FitState
 ) -> tuple[Tensor, Tensor]:
-    """The centers and counts of a step on x (n, d), with those of low count and those in one place
-    moved to far tokens where that is due.
+    """The centers and counts of a step on x (n, d). Where that is due, clusters of low count and
+    those in the place of another are moved to far tokens.
 
-    It is after 10 tokens a cluster, and where a count is 0. before: centers (K, d) that the step
-    started from.
+    It is due after 10 tokens per cluster, and when a count is 0. `before` are the centers (K, d)
+    that the step started from.
     """
     progress = fit.progress
     due = step.has_empty or progress.tokens_since_reassignment >= 10 * len(before)
     if ratio == 0 or not due:
         return step.centers, step.counts
     progress.tokens_since_reassignment = 0
-    # A generator of its own: where none has collapsed, a fit is what it would be without the look.
-    look = torch.Generator().manual_seed(progress.tokens)
+    # A generator of its own: unless a cluster has collapsed, a fit is the same without this check.
+    directions = torch.Generator().manual_seed(progress.tokens)
     low = low_count_clusters(step.counts, ratio) | collapsed_clusters(
-        before, math.sqrt(step.inertia), look
+        before, math.sqrt(step.inertia), directions
     )
     return reassign_centers(x, step.squared, step.centers, step.counts, low, fit.generator)

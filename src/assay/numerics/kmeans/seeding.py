@@ -29,11 +29,15 @@ _LEAST_SQUARE, _MOST_SQUARE = 2.0**-100, 2.0**125
 
 @dataclass
 class Seeding:
-    """Where seedings stand that are not done: `tried`, and the `least` inertia among them, which
-    the `best` centers have.
+    """Seedings that are not done.
 
-    Of the one under way: the numbers of the tokens `chosen` so far, and the squared distance of
-    every token to the `closest` of them, float32 (n,), or float64 where float32 does not hold it.
+    Attributes:
+        tried: seedings that are finished.
+        least: the least inertia among them.
+        chosen: of the seeding under way, the numbers of the tokens chosen so far.
+        closest: the squared distance of every token to the closest of those: float32 (n,), or
+            float64 where float32 cannot represent it.
+        best: the centers with the least inertia, float32 (n_clusters, d).
     """
 
     tried: int = 0
@@ -43,8 +47,8 @@ class Seeding:
     best: Tensor | None = None
 
     def checkpoint(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Copies of `closest` and of the `best` as `cluster_centers`, where there are any, and the
-        rest as JSON; infinity is none.
+        """Copies of `closest` and, as `cluster_centers`, of `best`, if there are any; and the rest
+        as JSON, in which None stands for infinity.
         """
         found = {"closest": self.closest, "cluster_centers": self.best}
         tensors = {name: snapshot(tensor) for name, tensor in found.items() if tensor is not None}
@@ -78,11 +82,12 @@ def kmeans_plus_plus(x: Tensor, n_clusters: int, generator: torch.Generator) -> 
 
     Each next center is the best of 2 + floor(ln n_clusters) tokens drawn with probability
     proportional to the squared distance to the nearest center so far. Draws are made on the CPU, so
-    that one seed gives the same draws anywhere, and on one device the same centers; on another,
-    distances that are rounded otherwise lead to other tokens.
+    that one seed gives the same draws everywhere, and the same centers on one device. Another
+    device rounds distances differently, which may lead to other tokens.
 
-    ValueError where n_clusters is below 1, or x has fewer distinct tokens than clusters, holds NaN,
-    infinity or what float32 does not hold.
+    Raises:
+        ValueError: n_clusters is below 1, or x has fewer distinct tokens than clusters, or holds
+            NaN, infinity or a number beyond float32's range.
     """
     seeding = Seeding()
     for _ in choose_seeds(x, n_clusters, generator, seeding):
@@ -150,8 +155,8 @@ def _choose_next(
     generator: torch.Generator,
     seeding: Seeding,
 ) -> tuple[Tensor, Tensor]:
-    """Choose one more of the tokens; gives them, and their norms, in float64 where float32 no
-    longer tells them apart.
+    """Choose one more token. Returns tokens and norms as given, or in float64 if float32 no longer
+    tells the tokens apart.
     """
     chosen, closest = seeding.chosen, seeding.closest
     assert closest is not None
@@ -198,11 +203,11 @@ def try_seedings(
     generator: torch.Generator,
     seeding: Seeding,
 ) -> Iterator[tuple[int, int]]:
-    """Find the best of n_init seedings, judged on the held-out tokens or, without any, on `tokens`:
-    it is `seeding.best` in the end.
+    """Find the best of n_init seedings, judged on the held-out tokens or, without any, on `tokens`.
+    In the end it is `seeding.best`.
 
-    Yields seedings tried and centers of the one under way, after each center, and 0 centers after a
-    whole seeding.
+    Yields the number of seedings tried and of centers chosen in the current one: after each center,
+    and with 0 centers after a whole seeding.
     """
     judges = tokens if held_out is None else held_out
     while seeding.tried < n_init:
@@ -228,8 +233,11 @@ def seeding_tokens(
     *,
     judge: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    """The first init_size tokens, by default 3 max(n_clusters, tokens of the first batch), and, to
-    `judge` several seedings by, up to as many of those that follow.
+    """The first init_size tokens, by default 3 max(n_clusters, tokens of the first batch). With
+    `judge`, also up to as many of those that follow, to compare several seedings on.
+
+    Raises:
+        ValueError: there are no tokens, or a batch does not fit.
     """
     found: list[Tensor] = []
     size, n = init_size or 0, 0

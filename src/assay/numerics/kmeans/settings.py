@@ -12,7 +12,7 @@ PARAMETERS = {
     **dict.fromkeys(("seed", "n_init", "init_size", "max_iter", "max_no_improvement"), torch.int64),
     **dict.fromkeys(("tol", "reassignment_ratio", "decay"), torch.float64),
 }
-"""What a state holds of them, as tensors of these dtypes."""
+"""The parameters that a state holds, as tensors of these dtypes."""
 
 
 class KMeansParameters(Protocol):
@@ -30,7 +30,11 @@ class KMeansParameters(Protocol):
 
 
 def check_parameters(model: KMeansParameters) -> None:
-    """Raise ValueError for a parameter out of range."""
+    """Check the ranges of all parameters.
+
+    Raises:
+        ValueError: one is out of range.
+    """
     least = {"n_clusters": 1, "n_init": 1, "max_iter": 1, "tol": 0}
     least |= {"init_size": model.n_clusters} if model.init_size is not None else {}
     least |= {"max_no_improvement": 1} if model.max_no_improvement is not None else {}
@@ -78,7 +82,8 @@ def read_parameters(state: Mapping[str, Tensor]) -> dict[str, Any]:
 def read_centers(state: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
     """Copies of a state's centers, float32 (n_clusters, d), and counts, int64 (n_clusters,).
 
-    ValueError for shapes that do not fit and centers that are not finite.
+    Raises:
+        ValueError: the shapes do not fit, or centers are not finite.
     """
     centers, counts = state["cluster_centers"], state["counts"]
     if centers.ndim != 2 or 0 in centers.shape or counts.shape != centers.shape[:1]:

@@ -19,17 +19,17 @@ _ROWS = 1024
 
 @isolated()
 def pull_centers(x: Tensor, centers: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """How tokens x (n, d) pull at their centers: sums of x - c by label (n,), (K, d), and |x -
-    c|^2, (n,); float64.
+    """Sums of x - c over the tokens of each center, (K, d), and |x - c|^2 of each token, (n,), for
+    tokens x (n, d) with labels (n,); float64.
 
-    The same bits in every run.
+    Every run gives the same bits.
     """
     if x.device.type != "cpu":
         # On a GPU index_add_ sums in an order that changes from run to run; segments of sorted rows
         # do not.
         residual = x.double() - centers[labels]
         ordered, hits = residual[labels.argsort(stable=True)], count_classes(labels, len(centers))
-        # Unsafe: without a look at the lengths, which would make the host wait.
+        # Unsafe: the lengths are not checked, which would make the host wait.
         pulls = torch.segment_reduce(ordered, "sum", lengths=hits, axis=0, unsafe=True)
         return pulls, residual.square_().sum(1)
     pulls = torch.zeros(centers.shape, dtype=torch.float64, device=x.device)
@@ -48,9 +48,9 @@ def mini_batch_step(x: Tensor, centers: Tensor, counts: Tensor) -> tuple[Tensor,
     """One step on x (n, d): new centers (K, d) and counts (K,), and the squared distances before
     it, float64 (n,).
 
-    With b tokens in the batch nearest to a center and n in all, it moves by b/n of the way to the
-    mean of the b: as if it took the tokens one after another at a learning rate of one over its
-    count (Sculley 2010).
+    With b tokens in the batch nearest to a center and n in all, the center moves by b/n of the way
+    to the mean of the b: as if it took the tokens one after another at a learning rate of one over
+    its count (Sculley 2010).
     """
     return step_toward(x, centers, counts, NearestCenters(centers).find(x.float()))
 
@@ -73,18 +73,23 @@ def step_toward(
 def low_count_clusters(counts: Tensor, reassignment_ratio: float) -> Tensor:
     """Which of counts (K,) are 0 or below reassignment_ratio times their mean: bool (K,).
 
-    scikit-learn compares with the largest count, which moves small but honest clusters where one is
-    large, as the background's is.
+    scikit-learn compares with the largest count. Where one cluster is large, as the background's
+    is, that rule also moves small clusters that are sound.
     """
     return (counts < reassignment_ratio * counts.double().mean()) | (counts == 0)
 
 
 class Step(NamedTuple):
-    """A step and what is to be said of it.
+    """A step and its metrics.
 
-    New centers (K, d) and counts (K,), the squared distances before it, float64 (n,); their mean,
-    the mean over the clusters hit of the share of the way they went, clusters of low count, and
-    whether one has a count of 0.
+    Attributes:
+        centers: new ones, float32 (K, d).
+        counts: new ones, int64 (K,).
+        squared: squared distances before the step, float64 (n,).
+        inertia: their mean.
+        rate: the share of the way that centers went, as a mean over the clusters hit.
+        n_low: clusters of low count.
+        has_empty: whether one has a count of 0.
     """
 
     centers: Tensor
@@ -99,8 +104,13 @@ class Step(NamedTuple):
 class QueuedStep(NamedTuple):
     """A step as it is queued on a device, before the host waits for any of it.
 
-    labels: int64 (n,), -1 where a token's center is in question, and then the rest counts for
-    nothing. found: float64 (5,), what `Step` says in numbers, and whether any label is -1.
+    Attributes:
+        labels: int64 (n,), -1 where a token's center is in question. If there is any, the rest is
+            void.
+        centers: as in `Step`, like the next two.
+        counts: int64 (K,).
+        squared: float64 (n,).
+        found: float64 (5,), the numbers of `Step`, and whether any label is -1.
     """
 
     labels: Tensor
@@ -117,8 +127,8 @@ def queue_step(
     reassignment_ratio: float,
     labels: Tensor | None = None,
 ) -> QueuedStep:
-    """`mini_batch_step` without a wait, as if the first product had settled every row, or by labels
-    (n,) that are known.
+    """`mini_batch_step` without a wait, by known labels (n,), or else as if the first product had
+    settled every row.
     """
     if labels is None:
         labels = NearestCenters(centers).guess(x.float())
@@ -138,9 +148,9 @@ def step_at_once(
     reassignment_ratio: float,
     queue: Callable[[Tensor, Tensor, Tensor, float], QueuedStep] = queue_step,
 ) -> Step:
-    """`mini_batch_step` with all that is to be known of it, for which a GPU is waited once.
+    """`mini_batch_step` with its metrics, for which the host waits once for a GPU.
 
-    queue: `queue_step`, or what gives the same sooner.
+    queue: `queue_step`, or a faster equivalent.
     """
     queued = queue(x, centers, counts, reassignment_ratio)
     while True:
