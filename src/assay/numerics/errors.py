@@ -17,12 +17,15 @@ from assay.numerics.moments import check_same_dimensions, scale_of
 class ErrorSums:
     """Squared error over `n_tokens` tokens, summed over tokens and dimensions in float64.
 
-    residual      sum ||x~ - x^||^2, in standardized units
-    total         sum ||x~||^2: what predicting the train mean, 0 in this space, leaves
-    residual_raw  sum over dimensions of sigma^2 (x~ - x^)^2, in the activations' own units
-    total_raw     sum over dimensions of sigma^2 x~^2 = ||x - mu||^2
+    Attributes:
+        residual: sum ||x~ - x^||^2, in standardized units.
+        total: sum ||x~||^2, the error of predicting the train mean, which is 0 in this space.
+        residual_raw: sum over dimensions of sigma^2 (x~ - x^)^2, in the activations' own units.
+        total_raw: sum over dimensions of sigma^2 x~^2 = ||x - mu||^2.
+        n_tokens: tokens.
 
-    ValueError for a sum that is negative or not finite.
+    Raises:
+        ValueError: a sum is negative or not finite.
     """
 
     residual: float
@@ -46,15 +49,19 @@ class ErrorSums:
 
     @property
     def nmse(self) -> float:
-        """residual / total: 0 is perfect, 1 is no better than the train mean. ValueError where
-        total is 0.
+        """residual / total: 0 is perfect, 1 is no better than the train mean.
+
+        Raises:
+            ValueError: total is 0.
         """
         return _ratio(self.residual, self.total, self.n_tokens)
 
     @property
     def nmse_raw(self) -> float:
-        """residual_raw / total_raw, the same after un-standardizing. ValueError where total_raw is
-        0.
+        """residual_raw / total_raw, the same in the activations' own units.
+
+        Raises:
+            ValueError: total_raw is 0.
         """
         return _ratio(self.residual_raw, self.total_raw, self.n_tokens)
 
@@ -70,10 +77,15 @@ def _ratio(residual: float, total: float, n_tokens: int) -> float:
 
 @isolated()
 def error_sums(x: Tensor, residual: Tensor, std: Tensor) -> ErrorSums:
-    """Errors of one batch: standardized tokens x~ and what is left of them, x~ - x^, both (batch,
-    d) on one device.
+    """Errors of one batch.
 
-    std (d,) is the sigma that the tokens were divided by; 0 counts as 1.
+    Args:
+        x: standardized tokens x~, (batch, d).
+        residual: x~ - x^, (batch, d), on the same device.
+        std: the sigma that the tokens were divided by, (d,); 0 counts as 1.
+
+    Raises:
+        ValueError: the shapes do not fit, or a sum is not finite.
     """
     check_same_dimensions(x, std=std)
     if residual.shape != x.shape:
@@ -96,11 +108,15 @@ def error_sums(x: Tensor, residual: Tensor, std: Tensor) -> ErrorSums:
 def sum_errors(
     measure: Callable[[Tensor], dict[int, ErrorSums]], batches: Iterable[Tensor]
 ) -> dict[int, ErrorSums]:
-    """Sum what `measure` finds for each number of active latents K over batches (batch, d), in one
-    pass.
+    """Add up the errors of all batches (batch, d), in one pass, for each number of active latents
+    K.
 
-    `measure` is an estimator's `reconstruction_errors` with its std, and K where it takes them,
-    bound. ValueError when there is no token at all.
+    Args:
+        measure: the errors of one batch by K.
+        batches: standardized tokens.
+
+    Raises:
+        ValueError: there is no token at all.
     """
     sums: dict[int, ErrorSums] = {}
     for x in batches:

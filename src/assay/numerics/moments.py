@@ -23,8 +23,8 @@ _ROUNDING = (64 * torch.finfo(torch.float64).eps) ** 2
 
 @dataclass(frozen=True)
 class Moments:
-    """Count, mean (d,) and second moment about it, both float64: (d,) by dimension, or (d, d) with
-    the cross terms.
+    """The count, the mean (d,) and the second moment about it, both float64. The second moment is
+    (d,) by dimension, or (d, d) with the cross terms.
     """
 
     count: int
@@ -33,10 +33,15 @@ class Moments:
 
 
 def check_batch(x: Tensor, d: int | None = None, *, largest: float = math.inf) -> None:
-    """Raise ValueError unless x is (batch, d), of finite real numbers; without d, any width but 0
-    will do.
+    """Check that x is (batch, d), of finite real numbers.
 
-    largest: the magnitude that a number may have at most.
+    Args:
+        x: the batch.
+        d: its width; None: any but 0.
+        largest: the largest magnitude that a number may have.
+
+    Raises:
+        ValueError: it is not.
     """
     check_later(x, d, largest=largest)()
 
@@ -45,10 +50,11 @@ def check_batch(x: Tensor, d: int | None = None, *, largest: float = math.inf) -
 def check_later(
     x: Tensor, d: int | None = None, *, largest: float = math.inf
 ) -> Callable[[], None]:
-    """`check_batch` in two halves: what is called checks the shape, what is returned the numbers.
+    """`check_batch` in two halves: the call checks the shape, and the function that it returns
+    checks the numbers.
 
-    They are looked through at once; a GPU is waited for only when the answer is asked for, once
-    more work is queued behind it.
+    The scan of the numbers starts at once. The host waits for a GPU only when it calls that
+    function, by which time more work is queued behind the scan.
     """
     if x.ndim != 2 or x.shape[1] == 0:
         raise ValueError(
@@ -88,8 +94,8 @@ def _check_numbers(x: Tensor, extremes: Tensor, largest: float) -> None:
 
 @isolated()
 def batch_moments(x: Tensor) -> Moments:
-    """Moments of each dimension of a batch (n, d), n >= 1, in float64; of one whose tokens are all
-    equal they are exact.
+    """Moments of each dimension of a batch (n, d), n >= 1, in float64; exact for a dimension in
+    which all tokens are equal.
     """
     x = x.double()
     mean = x.mean(0)
@@ -116,7 +122,7 @@ def merge_moments(a: Moments, b: Moments) -> Moments:
 class StreamingMoments:
     """Per-dimension mean and population standard deviation (ddof = 0) over a stream of batches.
 
-    Reading `mean_` or `std_`, both float64 (d,), raises ValueError before any token was seen;
+    Reading `mean_` or `std_`, both float64 (d,), raises NotFittedError before any token was seen;
     `count_` is then 0. Sums are kept in float64 on the device of the latest batch.
     """
 
@@ -127,7 +133,8 @@ class StreamingMoments:
     def partial_fit(self, x: Tensor) -> Self:
         """Add a batch (batch, d) of any real dtype; an empty one changes nothing.
 
-        ValueError when d changes, and for NaN and infinity.
+        Raises:
+            ValueError: d changes, or the batch holds NaN or infinity.
         """
         seen = self._moments
         check_batch(x, None if seen is None else seen.mean.shape[0])
@@ -174,8 +181,10 @@ class StreamingMoments:
     @classmethod
     @isolated()
     def from_state(cls, state: Mapping[str, Tensor]) -> Self:
-        """The estimator that left `state`; it can go on with partial_fit. ValueError for a state
-        that cannot be.
+        """The estimator that left `state`; it can continue with partial_fit.
+
+        Raises:
+            ValueError: no statistics can be so.
         """
         check_mean_std(state["mean"], state["std"])
         mean, std, count = (
@@ -224,7 +233,7 @@ def unstandardize(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
 
 
 def check_same_dimensions(x: Tensor, **statistics: Tensor) -> None:
-    """One number a dimension: torch would take a single one for all of them."""
+    """Check for one number per dimension: torch would take a single one for all of them."""
     for name, each in statistics.items():
         if each.shape != x.shape[1:]:
             raise ValueError(
@@ -235,7 +244,11 @@ def check_same_dimensions(x: Tensor, **statistics: Tensor) -> None:
 
 @isolated()
 def check_mean_std(mean: Tensor, std: Tensor) -> None:
-    """Raise ValueError unless mean and std are real, finite and (d,), and no std is below 0."""
+    """Check that mean and std are real, finite and (d,), and that no std is below 0.
+
+    Raises:
+        ValueError: they are not.
+    """
     if mean.ndim != 1 or mean.shape != std.shape:
         raise ValueError(
             f"found mean {tuple(mean.shape)} and std {tuple(std.shape)}, wanted (d,) for both"
@@ -266,12 +279,14 @@ _MIN_TOKENS_FOR_LIMITS = 512
 
 @dataclass(frozen=True)
 class _Limits:
-    """What a random sample of tokens must not go beyond.
+    """Limits that a random sample of tokens has to keep.
 
-    spread_ratio  median over dimensions of the sample's std over that given, or the inverse
-    correlation   over dimensions, of the logarithms of both, at least; it is asked of so many
-    dimensions whose logarithm has at
-                  least a standard deviation of `variation`
+    Attributes:
+        spread_ratio: the largest median over dimensions of the sample's std over the given one, or
+            of the inverse.
+        correlation: the least correlation over dimensions between the logarithms of both.
+        dimensions: how many dimensions it takes to check the correlation.
+        variation: the least standard deviation of the logarithms that it takes.
     """
 
     spread_ratio: float
@@ -290,18 +305,20 @@ _OF_THIS_MODEL = _Limits(spread_ratio=2.7, correlation=0.1, dimensions=64, varia
 
 @isolated()
 def check_statistics(x: Tensor, mean: Tensor, std: Tensor, *, same_data: bool = True) -> None:
-    """Raise ValueError when mean and std (d,) plainly do not belong to the data that the batch x
-    (batch, d) is from.
+    """Refuse mean and std (d,) that plainly do not belong to the data of the batch x (batch, d).
 
-    Medians over dimensions, so that a few outlier dimensions decide nothing: the batch's mean must
-    lie within 1.5 + 3 / sqrt(batch) std of `mean`; from 32 tokens on, the batch's std must be
-    within [1/4, 4] of `std`; and a std of 0 must not be claimed for more than half of the
-    dimensions while they vary. An empty x passes these three.
+    These are medians over dimensions, so that a few outlier dimensions decide nothing. The batch's
+    mean must lie within 1.5 + 3 / sqrt(batch) std of `mean`. From 32 tokens on, the batch's std
+    must be within [1/4, 4] of `std`. And no more than half of the dimensions may have a std of 0
+    although they vary. An empty x passes these three checks.
 
     From 512 tokens on, which have to be a random sample, `std` must be within a factor of 1.5, and
-    the logarithms of both must correlate over dimensions, by 0.25 or more: statistics of another
-    layer or of permuted dimensions do not. Where `mean` and `std` are of other data of the same
-    layer and model (`same_data` false), it is a factor of 2.7, and 0.1.
+    the logarithms of both must correlate over dimensions by 0.25 or more: statistics of another
+    layer or of permuted dimensions do not. If `mean` and `std` are of other data of the same layer
+    and model (`same_data` false), the factor is 2.7 and the correlation 0.1.
+
+    Raises:
+        ValueError: a check fails.
     """
     check_mean_std(mean, std)
     check_batch(x, mean.shape[0])

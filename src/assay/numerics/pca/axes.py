@@ -1,4 +1,4 @@
-"""Scatter matrices, the axes they have, and the coefficients along them."""
+"""Scatter matrices, their principal axes, and the coefficients along them."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -20,8 +20,8 @@ _TIE = 1e-6
 
 
 class Axes(NamedTuple):
-    """Mean (d,), orthonormal components (r, d) in rows and the variance (r,) along each, falling;
-    float64.
+    """The mean (d,), orthonormal components (r, d) in rows, and the variance (r,) along each,
+    falling; float64.
     """
 
     mean: Tensor
@@ -35,7 +35,9 @@ def top_k(z: Tensor, k: int) -> tuple[Tensor, Tensor]:
     indices (batch, k).
 
     Ordered by falling |z|, ties to the lower index; torch.topk promises no order among ties.
-    ValueError unless 1 <= k <= r.
+
+    Raises:
+        ValueError: k is not 1 to r.
     """
     check_k(k, z.shape[1])
     indices = z.abs().argsort(dim=1, descending=True, stable=True)[:, :k]
@@ -55,9 +57,9 @@ def orient(components: Tensor) -> Tensor:
     """Flip rows of components (r, d) so that the entry of largest magnitude is positive; ties to
     the lower index.
 
-    The rule is that a component's mean coefficient over the train tokens is nonnegative, and that
-    this one decides where that mean is below rounding. About the train tokens' own mean it always
-    is: they are centered.
+    The rule is that a component's mean coefficient over the train tokens is nonnegative; this one
+    decides where that mean is below rounding. That is always so, since the train tokens are
+    centered about their own mean.
     """
     magnitude = components.abs()
     largest = magnitude >= magnitude.amax(1, keepdim=True) * (1 - _TIE)
@@ -67,16 +69,16 @@ def orient(components: Tensor) -> Tensor:
 
 @isolated()
 def scatter_step(seen: Moments, x: Tensor) -> Moments:
-    """Moments with the tokens x (n, d) as well; the scatter matrix is updated in place, on and
-    above its diagonal only.
+    """Add the tokens x (n, d) to the moments; the scatter matrix is updated in place, on and above
+    its diagonal only.
 
     Products are taken about the mean so far, m, and moved to the new one, m + delta, by one outer
     product: with Y = x - m,
 
         delta = sum(Y) / count,    M <- M + Y^T Y - count delta delta^T        (count with x)
 
-    which is Chan et al. (1979, eq. 2.1) without a pass for the batch's own mean. delta is a batch's
-    small share of the spread, so that nothing cancels however far the mean is from 0.
+    which is Chan et al. (1979, eq. 2.1) without a pass for the batch's own mean. delta is small
+    beside the spread, so nothing cancels, however far the mean is from 0.
     """
     total = torch.zeros_like(seen.mean)
     d = len(total)
@@ -101,7 +103,7 @@ def principal_axes(moments: Moments, n_components: int) -> Axes:
     """Leading eigenvectors of the covariance scatter / (count - 1), by one float64
     eigendecomposition, oriented.
 
-    Of the scatter matrix (d, d) only what is on and above the diagonal is read.
+    Only the part of the scatter matrix (d, d) on and above the diagonal is read.
     """
     variance, vectors = torch.linalg.eigh(moments.second / (moments.count - 1), UPLO="U")
     components = vectors.T.flip(0)[:n_components]
@@ -119,7 +121,11 @@ def check_n_components(n_components: int | None, d: int) -> None:
 
 @isolated()
 def read_axes(state: Mapping[str, Tensor]) -> Axes:
-    """The axes of a state, copied. ValueError for bad shapes, NaN and infinity."""
+    """The axes of a state, copied.
+
+    Raises:
+        ValueError: the shapes do not fit, or there is NaN or infinity.
+    """
     axes = Axes(
         *(snapshot(state[name]).double() for name in ("mean", "components", "explained_variance"))
     )
@@ -145,8 +151,10 @@ def read_axes(state: Mapping[str, Tensor]) -> Axes:
 def read_sums(
     tensors: Mapping[str, Tensor], count: int, device: torch.device | str | None
 ) -> Moments:
-    """The sums of a checkpoint, copied to `device` (None: where they are). ValueError for bad
-    shapes.
+    """The sums of a checkpoint, copied to `device` (None: where they are).
+
+    Raises:
+        ValueError: the shapes do not fit.
     """
     mean, scatter = tensors["mean"], tensors["scatter"]
     if mean.ndim != 1 or scatter.shape != (len(mean), len(mean)) or count < 1:

@@ -11,28 +11,30 @@ from assay.numerics.pca.estimator import StreamingPCA
 
 @isolated()
 def subspace_drift(components: Tensor, others: Tensor) -> float:
-    """How far two subspaces of one dimension are apart, 0 (the same) to 1 (orthogonal).
+    """How far apart two subspaces of one dimension are, from 0 (the same) to 1 (orthogonal).
 
-    Both are orthonormal rows (k, d). It is the mean squared sine of their principal angles, 1 - ||A
-    B^T||_F^2 / k (Bjorck and Golub 1973, "Numerical methods for computing angles between linear
-    subspaces").
+    Both are given as orthonormal rows (k, d). The distance is the mean squared sine of their
+    principal angles, 1 - ||A B^T||_F^2 / k (Bjorck and Golub 1973, "Numerical methods for computing
+    angles between linear subspaces").
     """
     shared = (components.double() @ others.double().T).square().sum()
     return max(0.0, 1 - float(shared) / len(components))
 
 
 class Convergence:
-    """How a PCA settles while it is fitted: its leading subspace at steps 1, 2, 4, 8, ... and at
-    the last one.
+    """How a PCA settles while it is fitted, by its leading subspace after 1, 2, 4, 8, ... steps and
+    after the last.
 
-    pca: that is fitted; a checkpoint is of both.
-    watched: leading components that are looked at, and no more than a quarter of the dimensions:
-        the whole space would never drift.
+    Args:
+        pca: the one that is fitted; a checkpoint holds both.
+        watched: how many leading components to compare, but at most a quarter of the dimensions:
+            the whole space would never drift.
 
-    `history_` has a dict of floats for each look: `step`; `reconstruction_error`, the share of the
-    variance of the tokens so far that the leading components leave; and `subspace_drift` since the
-    look before, which the first has not. There is none before there are more tokens than
-    components.
+    Attributes:
+        history_: a dict of floats for each comparison: `step`; `reconstruction_error`, the share of
+            the variance of the tokens so far that the leading components leave; and, except in the
+            first, `subspace_drift` since the comparison before. There is none until there are more
+            tokens than components.
     """
 
     def __init__(self, pca: StreamingPCA, watched: int = 64) -> None:
@@ -45,11 +47,11 @@ class Convergence:
 
     @isolated()
     def observe(self, step: int, last: bool = False) -> dict[str, float]:
-        """What there is to say after `step` steps, also in `history_`; nothing where it is not
-        time, or was said already.
+        """The entry of `history_` that is due after `step` steps; empty if none is due, or it was
+        made before.
 
-        It follows from the sums alone: a fit that is resumed from its checkpoint of a step can take
-            this look later.
+        It follows from the sums alone, so a fit that resumes from its checkpoint of a step can make
+        it later.
         """
         due = step > 0 and (last or step & (step - 1) == 0)
         moments = self._pca._moments
@@ -70,8 +72,8 @@ class Convergence:
 
     @isolated()
     def checkpoint(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """The PCA's, with a copy of the `leading` components, float64 (components, d), where there
-        are any, and `history` as JSON.
+        """The PCA's checkpoint, with `history` as JSON and, if there are any, a copy of the
+        `leading` components, float64 (components, d).
         """
         tensors, state = self._pca.checkpoint()
         leading = {} if self._leading is None else {"leading": snapshot(self._leading)}
@@ -79,8 +81,8 @@ class Convergence:
 
     @isolated()
     def resume(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> Self:
-        """Go on from what `checkpoint` returned, the PCA too, bit for bit as if there had been no
-        break.
+        """Continue from what `checkpoint` returned, with the PCA, bit for bit as if there had been
+        no break.
         """
         self._pca.resume(tensors, state)
         self._leading = None

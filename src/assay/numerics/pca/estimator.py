@@ -19,10 +19,10 @@ from assay.numerics.pca.axes import (
     scatter_step,
 )
 from assay.numerics.pca.reconstruction import (
-    deviations,
     project,
     reconstruction_errors,
     squared_errors,
+    unit,
 )
 
 
@@ -30,9 +30,9 @@ class StreamingPCA:
     """PCA from the exact covariance of a stream: one (d, d) matrix in float64, whatever the number
     of tokens.
 
-    A token takes d^2 operations in float64, half of them on a CPU. The eigendecomposition, some 20
-    d^3, is made when a fitted attribute is first read after a batch was added. Reading raises
-    ValueError before 2 tokens were seen.
+    A token takes d^2 operations in float64, half of that on a CPU. The eigendecomposition, some 20
+    d^3, is made when a fitted attribute is first read after a batch was added. Before 2 tokens were
+    seen, reading one raises NotFittedError.
 
     Args:
         n_components: how many to keep, at most d; None keeps all d. More than d is a ValueError at
@@ -77,7 +77,9 @@ class StreamingPCA:
     def partial_fit(self, x: Tensor) -> Self:
         """Add a batch (batch, d) of real numbers; an empty one changes nothing.
 
-        ValueError when d changes, for NaN and infinity, or on a restored model.
+        Raises:
+            ValueError: d changes, the batch holds NaN or infinity, or the model is restored from
+                its state.
         """
         seen = self._moments
         if seen is None and self._axes is not None:
@@ -109,10 +111,12 @@ class StreamingPCA:
 
     @isolated()
     def merge(self, other: Self) -> Self:
-        """Add the tokens that `other` was fitted on: two halves merged equal one pass, to rounding.
-        `other` stays as it is.
+        """Add the tokens that `other` was fitted on; `other` stays as it is. Two halves equal
+        one pass, to rounding.
 
-        ValueError when it has seen another width, or is restored from its components.
+        Raises:
+            ValueError: `other` has seen another width, or one of the two is restored from its
+                state.
         """
         theirs, mine = other._moments, self._moments
         if (theirs is None and other._axes is not None) or (
@@ -179,33 +183,28 @@ class StreamingPCA:
 
     @isolated()
     def project(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """As `transform`, and what the reconstruction by all components leaves of each token,
-        squared: float64 (batch,).
+        """As `transform`, with each token's squared error when all components reconstruct it,
+        float64 (batch,).
 
-        That is ||x - mean||^2 - sum z^2, clamped at 0 against rounding, and exactly 0 where there
-        are d components.
+        That is ||x - mean||^2 - sum z^2, clamped at 0 against rounding, and exactly 0 with d
+        components.
         """
         z, left = project(self._solution(), x)
-        return (z / self._unit()).float(), left
+        return (z / unit(self._solution(), whiten=self.whiten)).float(), left
 
     @isolated()
     def inverse_transform(self, z: Tensor) -> Tensor:
         """z U^T + mean, computed in float64: (batch, n_components) to float32 (batch, d)."""
         check_batch(z, self.components_.shape[0])
-        return (z.to(self.mean_) * self._unit() @ self.components_ + self.mean_).float()
-
-    @isolated()
-    def _unit(self) -> Tensor:
-        """What a coefficient of 1 is worth along each component, float64 (n_components,)."""
-        axes = self._solution()
-        return deviations(axes) if self.whiten else torch.ones_like(axes.variance)
+        scaled = z.to(self.mean_) * unit(self._solution(), whiten=self.whiten)
+        return (scaled @ self.components_ + self.mean_).float()
 
     @isolated()
     def squared_errors(self, x: Tensor, k: int) -> Tensor:
         """||x - x^||^2 of each token with its k largest coefficients kept: float64 (batch,).
 
-        As the components are orthonormal, that is ||x - mean||^2 minus the kept z^2; clamped at 0
-        against rounding.
+        Since the components are orthonormal, that is ||x - mean||^2 minus the kept z^2, clamped at
+        0 against rounding.
         """
         return squared_errors(self._solution(), x, k)
 
@@ -213,12 +212,12 @@ class StreamingPCA:
     def reconstruction_errors(
         self, x: Tensor, std: Tensor, ks: Iterable[int]
     ) -> dict[int, ErrorSums]:
-        """Errors at every K of `ks` for a batch (batch, d) of standardized tokens, std (d,) what
-        they were divided by.
+        """Errors at every K of `ks` for a batch (batch, d) of standardized tokens; std (d,) is the
+        divisor that standardized them.
 
         One projection and one sort serve all K. The raw error weighs dimensions unequally, so it
-        needs the residual itself: one more product a K, in which only the coefficients between the
-        last K and this one are taken off.
+        needs the residual itself: one more product per K, which subtracts only the coefficients
+        between the last K and this one.
         """
         return reconstruction_errors(self._solution(), x, std, ks)
 
@@ -236,8 +235,8 @@ class StreamingPCA:
 
     @isolated()
     def checkpoint(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """What `resume` needs to go on exactly: copies of `mean` float64 (d,) and `scatter` float64
-        (d, d), and `count` as JSON.
+        """What `resume` needs to continue exactly: copies of `mean` float64 (d,) and `scatter`
+        float64 (d, d), and `count` as JSON.
         """
         if self._moments is None:
             raise NotFittedError(
@@ -248,8 +247,10 @@ class StreamingPCA:
 
     @isolated()
     def resume(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> Self:
-        """Go on from what `checkpoint` returned, bit for bit as if there had been no break.
-        ValueError on bad shapes.
+        """Continue from what `checkpoint` returned, bit for bit as if there had been no break.
+
+        Raises:
+            ValueError: the shapes do not fit.
         """
         self._moments = read_sums(tensors, state["count"], self.device)
         self._axes = None
@@ -258,8 +259,10 @@ class StreamingPCA:
     @classmethod
     @isolated()
     def from_state(cls, state: Mapping[str, Tensor]) -> Self:
-        """A model that transforms as the one that left `state`, not to be fitted further.
-        ValueError on bad shapes.
+        """A model that transforms as the one that left `state`; it cannot be fitted further.
+
+        Raises:
+            ValueError: the shapes do not fit, or the state holds NaN or infinity.
         """
         axes = read_axes(state)
         restored = cls(

@@ -1,4 +1,4 @@
-"""The coefficients of tokens, and what the leading components leave of them."""
+"""The coefficients of tokens, and the errors of reconstructing them from the leading ones."""
 
 from collections.abc import Iterable
 
@@ -20,7 +20,7 @@ def center(axes: Axes, x: Tensor) -> Tensor:
 
 @isolated()
 def project(axes: Axes, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Coefficients (batch, r) of x (batch, d), and what is left, squared, (batch,); float64."""
+    """Coefficients (batch, r) of x (batch, d), and squared errors (batch,); float64."""
     centered = center(axes, x)
     z = centered @ axes.components.T
     full_rank = z.shape[1] == centered.shape[1]
@@ -33,8 +33,12 @@ def project(axes: Axes, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @isolated()
-def deviations(axes: Axes) -> Tensor:
-    """The standard deviation along each component, 1 where there is none: float64 (r,)."""
+def unit(axes: Axes, *, whiten: bool) -> Tensor:
+    """What a coefficient of 1 is worth along each component, float64 (r,): 1, or if coefficients
+    are whitened, the standard deviation where there is any.
+    """
+    if not whiten:
+        return torch.ones_like(axes.variance)
     # As in the rank of a matrix: below this an eigenvalue is the decomposition's rounding.
     rounding = axes.variance.max() * axes.mean.shape[0] * torch.finfo(torch.float64).eps
     return torch.where(axes.variance > rounding, axes.variance.sqrt(), 1.0)
