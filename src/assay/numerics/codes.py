@@ -1,10 +1,10 @@
-"""Codes: what an encoder says of every row, of any format and origin, as batches of named tensors.
+"""Codes of every row, of any format and origin, as batches of named tensors.
 
 A batch is a dict. By format it holds
 
 - `dense`: `values` (b, n_features) float32;
-- `sparse`: `values` (b, k) float32, by falling magnitude, and `indices` (b, k) int64; a feature
-  that is not named is 0, and one is named once, but that entries of value 0, which pad rows to one
+- `sparse`: `values` (b, k) float32, by falling magnitude, and `indices` (b, k) int64. A feature
+  that is not named is 0. Each is named once at most, but entries of value 0, which pad rows to one
   length, may name any;
 - `onehot`: `indices` (b,) int64, the one feature that is 1.
 
@@ -27,7 +27,11 @@ def count_rows(batch: Batch) -> int:
 
 
 def check_indices(indices: Tensor, n_features: int) -> None:
-    """Raise ValueError for an index that is not a feature."""
+    """Check that all indices are features.
+
+    Raises:
+        ValueError: one is not.
+    """
     if indices.numel() and (int(indices.min()) < 0 or int(indices.max()) >= n_features):
         raise ValueError(
             f"codes name features {int(indices.min())} to {int(indices.max())}, wanted 0 to"
@@ -41,7 +45,8 @@ def densify(
 ) -> Tensor:
     """Features `start` to `stop` (default: all the rest) of a batch as float32 (b, stop - start).
 
-    Raises ValueError for an index that is not a feature.
+    Raises:
+        ValueError: an index is not a feature.
     """
     stop = n_features if stop is None else stop
     if code_format == "dense":
@@ -98,10 +103,11 @@ class SelectedCodes:
         self.k = codes.k
 
     def batches(self, batch_size: int, start: int = 0) -> Iterator[Batch]:
-        """What is left of each batch of the other codes; none is empty.
+        """The selected rows of each batch of the other codes; none is empty.
 
-        Raises ValueError for NaN and infinity, naming the row of the other codes: who reads these
-        counts only what is left.
+        Raises:
+            ValueError: there is NaN or infinity. The message counts rows of the other codes, since
+                whoever reads these knows the selected ones only.
         """
         if start >= self.n_rows:
             return
@@ -140,13 +146,15 @@ class ComputedCodes:
 
 
 class TopKCodes:
-    """Top-K codes for a K below that of `codes`, which are sparse, by falling magnitude: the first
-    `k` entries of each row.
+    """The first `k` entries of each row of sparse `codes` that are sorted by falling magnitude:
+    top-K codes for a smaller K.
 
-    Batch for batch PCA's equal what the encoder at `k` gives, bit for bit, `error` too: it is the
-    other codes' plus the squares that are left out, added in the encoder's order. Of a folder of
-    rounded values they equal the folder written at `k`. ValueError unless `codes` are sparse with a
-    K of at least `k`.
+    Batch for batch, PCA's equal those of the encoder at `k` bit for bit, `error` too: it is the
+    other codes' error plus the squares of the dropped entries, added in the encoder's order. Those
+    of a folder of rounded values equal the folder written at `k`.
+
+    Raises:
+        ValueError: `codes` are not sparse, or their K is below `k`.
     """
 
     format: Format = "sparse"
@@ -174,8 +182,8 @@ class TopKCodes:
 
 @isolated()
 def add_squares(error: Tensor, dropped: Tensor) -> Tensor:
-    """error (b,) plus the squares of dropped (b, n), float64 (b,), one after the other from the
-    last column to the first.
+    """error (b,) plus the squares of dropped (b, n), float64 (b,), added one by one from the last
+    column to the first.
     """
     total = error.double().clone()
     # One by one, so that a sum that was broken off can be resumed, on any device, and give the same
@@ -187,11 +195,11 @@ def add_squares(error: Tensor, dropped: Tensor) -> Tensor:
 
 @isolated()
 def sparsify(batch: Batch, *, top_k: int | None = None, margin: float | None = None) -> Batch:
-    """A dense batch with the `top_k` entries of largest magnitude a row, or with those of magnitude
-    `margin` or more.
+    """A dense batch reduced to the `top_k` entries of largest magnitude in each row, or to those of
+    magnitude `margin` or more.
 
-    Sparse, by falling magnitude, ties to the lower index; with `margin` padded to the longest row
-    of the batch.
+    The result is sparse, by falling magnitude, ties to the lower index; with `margin` it is padded
+    to the longest row of the batch.
 
     Raises:
         ValueError: the batch is not dense, `top_k` or `margin` is out of range, or not exactly one
@@ -230,10 +238,10 @@ def as_codes(codes: Codes | Tensor) -> Codes:
 
 
 def checked_batches(codes: Codes, batch_size: int) -> Iterator[tuple[slice, Batch]]:
-    """Each batch with the rows it holds, without its gradients' history.
+    """Each batch with the rows it holds, detached from gradients.
 
-    Raises ValueError where the batches hold more or fewer rows than `n_rows`, and for a batch size
-    below 1.
+    Raises:
+        ValueError: the batches hold more or fewer rows than `n_rows`, or the batch size is below 1.
     """
     if batch_size < 1:
         raise ValueError(f"found batches of {batch_size} rows, wanted at least 1: raise it")
@@ -252,8 +260,11 @@ def checked_batches(codes: Codes, batch_size: int) -> Iterator[tuple[slice, Batc
 
 @isolated()
 def check_finite(batch: Batch, first_row: int) -> None:
-    """Raise ValueError for NaN and infinity in a batch of any format, naming row, counted from
-    `first_row`, and feature.
+    """Check a batch of any format for NaN and infinity.
+
+    Raises:
+        ValueError: there is one. The message names the row, counted from `first_row`, and the
+            feature.
     """
     values = batch.get("values")
     if values is None or bool(
@@ -269,7 +280,7 @@ def check_finite(batch: Batch, first_row: int) -> None:
 
 
 def not_finite(row: int, feature: int) -> str:
-    """What is said of a value that is NaN or infinity."""
+    """The message about a value that is NaN or infinity."""
     return (
         f"row {row}, feature {feature} is NaN or infinity, wanted finite values: look for it in the"
         " codes, and in the activations that they were made of"
@@ -283,13 +294,21 @@ def gather_columns(
     device: torch.device | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> list[Tensor]:
-    """Some features of all rows, a feature a row, from one pass over the codes.
+    """Some features of all rows, one in each row of the result, from one pass over the codes.
 
-    `wanted` has any number of (features (f,) int64, repeats and all, and k): of sparse codes the
-    first k entries of each row are looked at, all with None. Gives a float32 (f, n_rows) for each.
-    `progress` is told of the rows that are done.
+    Args:
+        codes: of any format.
+        wanted: any number of pairs of features (f,) int64, which may repeat, and k: of sparse codes
+            only the first k entries of each row count, or all with None.
+        batch_size: rows read at once.
+        device: where the result lives; None: the CPU.
+        progress: called with the number of rows that are done.
 
-    Raises ValueError for NaN and infinity, and for an index that is not a feature.
+    Returns:
+        A float32 (f, n_rows) for each pair.
+
+    Raises:
+        ValueError: there is NaN or infinity, or an index is not a feature.
     """
     place = torch.device("cpu") if device is None else device
     with isolated():
@@ -328,9 +347,10 @@ def _columns(batch: Batch, codes: Codes, features: Tensor) -> Tensor:
 
 
 def measure_l0(codes: Codes, batch_size: int = 1024) -> float:
-    """Mean count of nonzeros a row, counted: a sparse code's stored zero is no nonzero.
+    """Mean count of nonzeros per row; a zero that a sparse code stores is not one.
 
-    Raises ValueError where there are no rows.
+    Raises:
+        ValueError: there are no rows.
     """
     return float(measure_l0_by_rank(codes, batch_size)[-1])
 
@@ -339,7 +359,8 @@ def measure_l0_by_rank(codes: Codes, batch_size: int = 1024) -> Tensor:
     """L0 of the first 1, 2, ... entries of each row of sparse codes, float64 (k,), from one pass;
     of other codes it is (1,).
 
-    Raises ValueError where there are no rows.
+    Raises:
+        ValueError: there are no rows.
     """
     if codes.n_rows == 0:
         raise ValueError("codes hold 0 rows, wanted at least 1 to measure L0")

@@ -1,8 +1,8 @@
-"""Dictionaries: what is judged. Each writes standardized tokens as codes and reconstructs them.
+"""Dictionaries, which write standardized tokens as codes and reconstruct them.
 
 k-means' centers, PCA's components, autoencoders and random vectors are all of one kind here,
-`Dictionary`; whoever measures, encodes or probes knows no other. Every batch of codes carries
-`error` (b,) float64, the squared error of the reconstruction of each token.
+`Dictionary`; the code that measures, encodes and probes knows no other. Every batch of codes
+carries `error` (b,) float64, the squared error of the reconstruction of each token.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -25,7 +25,7 @@ DISTANCE_FLOOR = 1e-6
 
 
 class Dictionary(Protocol):
-    """Vectors with a rule to write tokens as codes over them, and to put tokens together again."""
+    """Vectors with rules to write tokens as codes over them and to reconstruct tokens again."""
 
     @property
     def n_features(self) -> int:
@@ -33,16 +33,16 @@ class Dictionary(Protocol):
 
     @property
     def format(self) -> Format:
-        """Of the codes."""
+        """The format of the codes."""
 
     @property
     def k(self) -> int | None:
-        """Entries a row; None where rows vary."""
+        """Entries per row; None where rows vary."""
 
     @property
     def ks(self) -> tuple[int, ...]:
-        """What its reconstructions are numbered by, a row of the table each: entries that are kept,
-        or features.
+        """The numbers under which reconstructions are measured, a row of the table each: entries
+        that are kept, or features.
         """
 
     @property
@@ -53,8 +53,8 @@ class Dictionary(Protocol):
 
     @property
     def encode_rounded(self) -> Callable[[Tensor, torch.dtype], Batch] | None:
-        """For whoever rounds values to a dtype: the same values, with the error that goes with
-        rounded ones; None: it is the same.
+        """Encodes tokens for storage in a rounded dtype: the same values, with the error that goes
+        with rounded ones. None: the error does not change.
         """
 
     def encode(self, x: Tensor) -> Batch:
@@ -63,8 +63,8 @@ class Dictionary(Protocol):
         """
 
     def errors(self, x: Tensor, std: Tensor) -> dict[int, ErrorSums]:
-        """Errors of the reconstruction of x (b, d) for each of `ks`; std (d,) is what the tokens
-        were divided by.
+        """Errors of the reconstruction of x (b, d) for each of `ks`; std (d,) is the divisor that
+        standardized the tokens.
         """
 
 
@@ -76,7 +76,7 @@ def invert(distances: Tensor) -> Tensor:
 
 @isolated()
 def unit(distances: Tensor) -> Tensor:
-    """1 - d / d_max, d_max the distance to the center that is farthest from the token; 1 where all
+    """1 - d / d_max, where d_max is the distance to the center farthest from the token; 1 where all
     are at 0.
     """
     farthest = distances.amax(1, keepdim=True)
@@ -94,7 +94,7 @@ TRANSFORMS: dict[str, Callable[[Tensor], Tensor]] = {
 
 @isolated()
 def _directions(vectors: Tensor) -> Tensor:
-    """Rows (n, d) over their lengths, float64; 0 where the length is, NaN where there is a NaN."""
+    """Rows (n, d) over their lengths, float64; 0 where the length is, NaN where there is one."""
     vectors = vectors.double()
     lengths = vectors.norm(dim=1, keepdim=True)
     return vectors / torch.where(lengths == 0, 1.0, lengths)
@@ -150,7 +150,9 @@ class Centers:
 
     @isolated()
     def errors(self, x: Tensor, std: Tensor) -> dict[int, ErrorSums]:
-        """Errors of tokens (b, d) put on their nearest centers, under the number of centers."""
+        """Errors of tokens (b, d) reconstructed as their nearest centers, under the number of
+        centers.
+        """
         return dict.fromkeys(self.ks, *self.kmeans.reconstruction_errors(x, std).values())
 
 
@@ -158,8 +160,8 @@ class Components:
     """Principal components, or any orthonormal basis, as a dictionary: codes are coefficients, all
     or the largest.
 
-    The error of the k largest is what all components leave plus the squares of those that are
-    dropped. To go with values that are rounded it has the squares of rounded ones, too: then the
+    The error of the k largest is the error of all components plus the squares of the dropped
+    coefficients. With rounded values it takes the squares of rounded coefficients, so that the
     error at a smaller k follows from the values that were kept.
 
     Args:
@@ -195,7 +197,7 @@ class Components:
 
     @property
     def encode_rounded(self) -> Callable[[Tensor, torch.dtype], Batch] | None:
-        """Of top-K codes; all coefficients leave no square out."""
+        """See `Dictionary`; None where all coefficients are kept, since no square is left out."""
         return self._encode_top if self.format == "sparse" else None
 
     @isolated()
@@ -214,8 +216,8 @@ class Components:
         return {"values": values[:, : self.k], "indices": indices[:, : self.k], "error": error}
 
     def errors(self, x: Tensor, std: Tensor) -> dict[int, ErrorSums]:
-        """Errors of tokens (b, d) with each number of coefficients kept, from one projection and
-        one sort.
+        """Errors of tokens (b, d) for each number of coefficients kept, from one projection and one
+        sort.
         """
         return self.pca.reconstruction_errors(x, std, self.ks)
 
@@ -223,7 +225,7 @@ class Components:
 def open_dictionary(
     form: Form | str, state: Mapping[str, Tensor], ks: Sequence[int] = ()
 ) -> Dictionary:
-    """The dictionary that a fitted state is under a form or the name of one: ``kmeans-onehot``,
+    """The dictionary of a fitted state under a form, or the name of one: ``kmeans-onehot``,
     ``pca-topk-00064``.
 
     Args:
@@ -232,8 +234,8 @@ def open_dictionary(
         ks: numbers of coefficients that reconstructions of components are measured with.
 
     Raises:
-        ValueError: the name is no form's, K is above the number of components, or a form of top-K
-            codes has no K, or another has one.
+        ValueError: there is no form of that name, K is above the number of components, a form of
+            top-K codes has no K, or another form has one.
     """
     found = form if isinstance(form, Form) else Form.parse_name(form)
     if (found.kind == "topk") != (found.k is not None):

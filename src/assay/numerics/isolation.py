@@ -1,9 +1,9 @@
-"""Results that do not depend on what the process has set torch to, nor on what is done to tensors
-afterwards.
+"""Results that depend neither on the settings that the process gave torch, nor on later changes to
+tensors.
 
-Autocast and the gradient modes are switched off here, for as long as something is computed. What
-the process sets for all of torch cannot be: every dtype and device is given where a tensor is made,
-and `precision.float32_is_exact` is asked before a product of float32.
+Autocast and the gradient modes are switched off here while something is computed. Settings for all
+of torch cannot be: so every tensor is made with a dtype and a device, and
+`precision.float32_is_exact` is asked before a product of float32.
 """
 
 from collections.abc import Iterator
@@ -15,12 +15,12 @@ from torch import Tensor
 
 @contextmanager
 def isolated() -> Iterator[None]:
-    """A block, or a decorated function, outside of autocast, without gradients, whose tensors are
-    plain ones in inference mode too.
+    """A block, or a decorated function, without autocast and gradients, whose tensors are plain
+    ones even in inference mode.
 
-    Not around batches that the caller makes, which may want their settings; and a generator of the
-    caller's that yields from within such a setting leaves it on for whoever asked. So it is around
-    what is done with each batch.
+    It is not for code that makes the caller's batches, which may want their settings. Nor may a
+    generator yield from within it, since that would leave it on for the caller. So it goes around
+    the work on each batch.
     """
     autocast = [device for device in ("cpu", "cuda") if torch.is_autocast_enabled(device)]
     if not autocast and not torch.is_grad_enabled() and not torch.is_inference_mode_enabled():

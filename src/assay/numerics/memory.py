@@ -1,4 +1,4 @@
-"""How much memory is free, for defaults that say how much is worked on at once."""
+"""How much memory is free, for defaults that decide how much is worked on at once."""
 
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -11,7 +11,7 @@ _LEAST = 2**26  # a job whose group is full still has to go on, with as little a
 
 
 def free_bytes(device: torch.device) -> int:
-    """Bytes that can be had on the device; on a CPU what the system and the control groups, as
+    """Bytes available on the device; on a CPU those that the system and the control groups, as
     Slurm sets them, leave.
     """
     if device.type == "cuda":
@@ -27,7 +27,7 @@ def free_bytes(device: torch.device) -> int:
 
 
 def _left_by_groups() -> Iterator[int]:
-    """What the limit of each group that this process is in leaves: of both versions of Linux'
+    """Bytes left under the limit of each control group of this process, in both versions of Linux'
     control groups.
     """
     groups = _PROC / "self" / "cgroup"

@@ -1,5 +1,5 @@
-"""What products are rounded to: which low precisions a device multiplies faster, and whether
-float32 is float32.
+"""The rounding of products: which low precisions a device multiplies faster, and whether float32 is
+really float32.
 """
 
 import os
@@ -13,7 +13,8 @@ from torch import Tensor
 
 
 def fast_dtypes(device: torch.device) -> tuple[torch.dtype, ...]:
-    """What the hardware multiplies faster than float32, in the order in which it is worth a try.
+    """The dtypes that the hardware multiplies faster than float32, in the order in which to try
+    them.
 
     Tensor cores take float16 and bfloat16 at one rate, and float16 leaves fewer candidates; where
     it overflows, bfloat16 does not.
@@ -50,8 +51,8 @@ def _cpu_multiplies_bfloat16() -> bool:
 
 
 def float32_is_exact() -> bool:
-    """Whether torch multiplies float32 as float32: the user may have let it round to TF32 or
-    bfloat16 first, where no bound holds.
+    """Whether torch multiplies float32 as float32. The user may have let it round to TF32 or
+    bfloat16 first, and then no bound holds.
     """
     try:
         exact = torch.get_float32_matmul_precision() == "highest"
@@ -65,8 +66,8 @@ def float32_is_exact() -> bool:
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:
-    """a @ b of float32 matrices (n, d) and (d, m), to float32's rounding whatever the process lets
-    torch round: float32 (n, m).
+    """a @ b of float32 matrices (n, d) and (d, m) with float32's rounding, even if the process lets
+    torch round more: float32 (n, m).
     """
     return a @ b if float32_is_exact() else (a.double() @ b.double()).float()
 
@@ -88,10 +89,10 @@ _before: dict[str, bool | tuple[bool, bool]] = {}
 
 @contextmanager
 def sums_in_float32() -> Iterator[None]:
-    """Within the block cuBLAS keeps the partial sums of bfloat16 and float16 products in float32,
-    which torch by default lets it round.
+    """Within the block cuBLAS keeps the partial sums of bfloat16 and float16 products in float32;
+    torch's default lets it round them.
 
-    The settings are the process's: the last thread to leave the block puts them back.
+    The settings are the process's: the last thread to leave the block restores them.
     """
     settings, block = torch.backends.cuda.matmul, object()
     with _rounding_lock:

@@ -1,6 +1,4 @@
-"""What the order of a feature's values says of the classes: average precision, and purity of the
-highest rows.
-"""
+"""Metrics of the order of a feature's values: average precision, and purity of the highest rows."""
 
 import torch
 from torch import Tensor
@@ -13,8 +11,10 @@ _BLOCK = {"cpu": 1 << 20, "cuda": 1 << 25}
 
 
 def check_labels(labels: Tensor, n_rows: int, n_classes: int) -> None:
-    """Raise ValueError unless labels are int64 (n_rows,) in -1..n_classes-1, where -1 is a row of
-    no class.
+    """Check that labels are int64 (n_rows,) in -1..n_classes-1, where -1 is a row of no class.
+
+    Raises:
+        ValueError: they are not, or there are none.
     """
     if labels.dtype != torch.int64 or tuple(labels.shape) != (n_rows,):
         raise ValueError(
@@ -33,10 +33,10 @@ def check_labels(labels: Tensor, n_rows: int, n_classes: int) -> None:
 
 @isolated()
 def count_classes(labels: Tensor, n_classes: int) -> Tensor:
-    """Rows of each class, or of whatever labels (rows,) int64 number, int64 (n_classes,); those
-    labeled -1 are in none.
+    """Rows of each class, int64 (n_classes,), by labels (rows,) int64; those labeled -1 are in
+    none.
 
-    The host does not wait for a GPU, as for `bincount` it does twice.
+    The host does not wait for a GPU, as it does twice for `bincount`.
     """
     counts = torch.zeros(n_classes + 1, dtype=torch.int64, device=labels.device)
     return counts.scatter_add_(0, labels + 1, torch.ones_like(labels))[1:]
@@ -44,18 +44,29 @@ def count_classes(labels: Tensor, n_classes: int) -> Tensor:
 
 @isolated()
 def rank_features(values: Tensor, labels: Tensor, n_classes: int, thresholds: Tensor) -> Tensor:
-    """What the order of each feature's values says of every class: float64 (3, 2, features,
-    n_classes).
+    """Rank all rows by each feature's values, for every class: float64 (3, 2, features, n_classes).
 
-    Along the first dimension the average precision of the values as scores, AP = sum over
-    thresholds t of (R_t - R_{t-1}) P_t, where equal scores are one threshold, as in scikit-learn's
-    `average_precision_score`; and of the rows on `thresholds` (features, n_classes) float64 or
-    beyond, those of the class, and all. Along the second both directions: the highest values first
-    and rows of the threshold or more, and the lowest first and rows of the threshold or less.
+    Along the first dimension:
 
-    `values` (features, rows), `labels` (rows,) int64, -1 a row of no class. All is from one sort a
-    feature, O(rows log rows) for all classes. NaN for the average precision of a class without
-    rows. Raises ValueError for NaN values and bad labels.
+    - the average precision of the values as scores, AP = sum over thresholds t of (R_t - R_{t-1})
+      P_t, where equal scores are one threshold, as in scikit-learn's `average_precision_score`; NaN
+      for a class without rows;
+    - of the rows on `thresholds` or beyond, the number that are of the class;
+    - the number of all rows on `thresholds` or beyond.
+
+    Along the second both directions: the highest values first, and rows of the threshold or more;
+    the lowest first, and rows of the threshold or less.
+
+    All is from one sort per feature, O(rows log rows) for all classes.
+
+    Args:
+        values: (features, rows).
+        labels: int64 (rows,), -1 for a row of no class.
+        n_classes: classes.
+        thresholds: float64 (features, n_classes).
+
+    Raises:
+        ValueError: values hold NaN, or labels are out of range.
     """
     n_features, n_rows = values.shape
     check_labels(labels, n_rows, n_classes)
@@ -142,9 +153,9 @@ def rank_table(table: Tensor, class_counts: Tensor, n_rows: int, thresholds: Ten
     """As `rank_features`, for features that are 0 or 1, from counts: float64 (3, 2, features,
     classes).
 
-    `table` (features, classes + 1) counts the rows of a class where the feature is 1, and its last
-    column those of no class; `class_counts` (classes,) is without that column. Two thresholds: the
-    rows that rank first, then all.
+    `table` (features, classes + 1) counts the rows of a class where the feature is 1; its last
+    column counts those of no class. `class_counts` (classes,) is without that column. There are two
+    thresholds: the rows that rank first, then all.
     """
     hits, class_counts = table[:, :-1].double(), class_counts.double()
     ones = table.sum(1, keepdim=True).double()
@@ -181,14 +192,13 @@ def top_rows(values: Tensor, k: int) -> Tensor:
 
 @isolated()
 def strongest_examples(values: Tensor, counted: Tensor, patches: int, k: int) -> dict[str, Tensor]:
-    """The k examples (all, if there are fewer) whose strongest patch is strongest, by falling
-    strength, for each feature.
+    """For each feature the k examples (all, if there are fewer) with the strongest patches, by
+    falling strength of their strongest patch.
 
     Args:
-        values: (features, rows), float; the rows are examples of so many `patches`, one after the
-            other.
+        values: (features, rows), float; each `patches` rows on end are an example.
         counted: (rows,), bool: the patches that can be the strongest.
-        patches: rows an example.
+        patches: rows per example.
         k: examples.
 
     Returns:
@@ -218,15 +228,15 @@ def strongest_examples(values: Tensor, counted: Tensor, patches: int, k: int) ->
 
 @isolated()
 def purity_at_k(values: Tensor, labels: Tensor, k: int = 16) -> float:
-    """Share of the commonest class among the k rows with the highest values; over all rows, where
+    """Share of the commonest class among the k rows with the highest values, or among all rows if
     there are fewer.
 
-    `values` (rows,), `labels` (rows,) int64. A row labeled -1 has no class: it counts in the k and
-    for no class.
+    `values` (rows,), `labels` (rows,) int64. A row labeled -1 has no class: it counts among the k
+    rows but for no class.
 
     Raises:
-        ValueError: there are no rows, k is not positive, values hold NaN, or labels are others than
-            int64, one for each row.
+        ValueError: there are no rows, k is not positive, values hold NaN, or labels are not int64
+            with one for each row.
     """
     if k < 1 or len(values) == 0:
         raise ValueError(

@@ -1,18 +1,18 @@
-"""Sparse autoencoders as others trained them: their weights by any of the usual names, their codes,
-their reconstruction.
+"""Sparse autoencoders trained elsewhere: their weights under any of the usual names, codes, and
+reconstruction.
 
-With pre = (x - b_dec) W_enc + b_enc (b_dec is taken off only where the autoencoder was trained so),
+With pre = (x - b_dec) W_enc + b_enc (b_dec is subtracted only if the autoencoder was trained so),
 the code a of a token x is
 
 - `relu`: max(pre, 0)
 - `topk` (Gao et al. 2024): max(pre, 0) of the K largest, ties to the lower index, 0 elsewhere
 - `jumprelu` (Rajamanoharan et al. 2024): max(pre, 0) where pre is above the feature's threshold, 0
   elsewhere
-- `batchtopk` (Bussmann et al. 2024): as `jumprelu` with the threshold that training left, the same
-  for all features or not
+- `batchtopk` (Bussmann et al. 2024): as `jumprelu` with the threshold that training left, which may
+  be the same for all features
 
-and the reconstruction a W_dec + b_dec. All is computed in float32, as these models are trained,
-whatever the process lets torch round.
+and the reconstruction is a W_dec + b_dec. All is computed in float32, as these models are trained,
+even if the process lets torch round it.
 """
 
 from __future__ import annotations
@@ -56,11 +56,11 @@ layers, which are the other way round.
 
 
 def check_names(shapes: Mapping[str, Sequence[int]]) -> None:
-    """Check that all tensors are under one of `NAMES`, single numbers (`k`, say) left out.
+    """Check that all tensors are under one of `NAMES`; single numbers (`k`, say) are ignored.
 
     Raises:
-        ValueError: some are of another formula, with gates or a skip connection: without them the
-            codes would be another autoencoder's.
+        ValueError: some belong to another formula, with gates or a skip connection: without them
+            the codes would be another autoencoder's.
     """
     known = {alias for aliases in NAMES.values() for alias in aliases}
     strange = sorted(name for name, shape in shapes.items() if name not in known and len(shape) > 0)
@@ -168,9 +168,12 @@ class SparseAutoencoder:
 
     @isolated()
     def encode(self, x: Tensor) -> Batch:
-        """Codes of standardized tokens (b, d), sparse: `values` float32 and `indices` (b, longest
+        """Sparse codes of standardized tokens (b, d): `values` float32 and `indices` (b, longest
         row), by falling value, and `error` float64 (b,), the squared error of the reconstruction in
-        the standardized space. ValueError for NaN and infinity.
+        the standardized space.
+
+        Raises:
+            ValueError: x holds NaN or infinity, or is of another width.
         """
         parts = [self._encode(part) for part in self._parts(x)]
         width = max((part["values"].shape[1] for part in parts), default=0)
@@ -181,13 +184,13 @@ class SparseAutoencoder:
 
     @isolated()
     def residual(self, x: Tensor) -> Tensor:
-        """What the reconstruction leaves of standardized tokens, x~ - x^, float32 (b, d)."""
+        """The residual of the reconstruction of standardized tokens, x~ - x^, float32 (b, d)."""
         return torch.cat([part - self._decode(self._activations(part)) for part in self._parts(x)])
 
     @isolated()
     def errors(self, x: Tensor, std: Tensor) -> dict[int, ErrorSums]:
-        """Errors of a batch of standardized tokens, under the entries a token, or the features
-        where they vary.
+        """Errors of a batch of standardized tokens, under the entries per token, or under the
+        number of features if the entries vary.
         """
         return {self.ks[0]: error_sums(x, self.residual(x), std)}
 
@@ -237,8 +240,8 @@ def _check_choice(name: str, found: str, known: Sequence[str]) -> None:
 
 
 def _find(tensors: Mapping[str, Tensor], name: str) -> Tensor | None:
-    """The tensor of a name, by any that it goes by, float32; of those that stand there, all must
-    say the same.
+    """The tensor of a name, under any of its aliases, float32; if there are several, they must be
+    equal.
     """
     found = {
         alias: _weights(tensors, alias, change)

@@ -14,13 +14,16 @@ PURITY = (16, 64, 256)
 
 @dataclass(frozen=True)
 class Judgment:
-    """What probes do on some rows, float64 (features, classes); NaN for classes that are not
+    """The results of probes on some rows, float64 (features, classes); NaN for classes that are not
     fitted.
 
-    - `loss`: mean CE, nats, without the ridge; with class weights the weighted mean
-    - `average_precision`: NaN too for classes without rows
-    - `true_positives`, `predicted`: rows with p >= 0.5, of the class and in all
-    - `positives` (classes,), `n_rows`: rows of each class, and in all
+    Attributes:
+        loss: mean CE, nats, without the ridge; with class weights the weighted mean.
+        average_precision: NaN also for classes without rows.
+        true_positives: rows of the class with p >= 0.5.
+        predicted: all rows with p >= 0.5.
+        positives: rows of each class, (classes,).
+        n_rows: rows in all.
     """
 
     loss: Tensor
@@ -59,14 +62,14 @@ class Judgment:
 
 @dataclass(frozen=True)
 class ClassScores:
-    """A class's best feature, picked on train CE and, as the `_by_val` fields say, on validation
-    CE. CE in nats.
+    """A class's best feature, picked on train CE, or on validation CE in the `_by_val` fields. CE
+    in nats.
 
-    `margin` is how much lower its train CE is than the second best feature's, None where there is
+    `margin` is how much lower its train CE is than the second best feature's, None if there is only
     one feature. Precision, recall and F1 are on validation, at p >= 0.5. `mean_feature_ce` and
-    `median_feature_ce` are of the validation CE over all features: a single one that is confident
-    and wrong can ruin the mean. `top_features` are those of the highest validation AP, best first.
-    `n_train` and `n_val` count the class's rows.
+    `median_feature_ce` are of the validation CE over all features: a single feature that is
+    confident and wrong can ruin the mean. `top_features` are those of the highest validation AP,
+    best first. `n_train` and `n_val` count the class's rows.
     """
 
     class_id: int
@@ -105,7 +108,7 @@ class ClassScores:
 
 @dataclass(frozen=True)
 class Scores:
-    """An encoding's scores, means over `classes`: those present in validation and fitted in train.
+    """An encoding's scores: means over `classes`, those present in validation and fitted in train.
     CE in nats.
 
     - `probe_r` = 1 - mean_c CE_val[best_c, c] / mean_c CE_base_val[c], best_c picked on train CE
@@ -114,12 +117,14 @@ class Scores:
     - `mean_train_ce`: mean train CE of the best features, by which the best layer is picked
     - `mean_feature_ce`, `median_feature_ce`: means over classes of a class's mean and median
       validation CE over all features
-    - `mean_margin`, `f1`: means over classes of the best feature's; no margin where there is one
+    - `mean_margin`, `f1`: means over classes of the best feature's; no margin if there is only one
       feature
     - `negative_weights`: the share of w below 0, over all features and classes
 
-    `absent_in_val` and `absent_in_train` name the classes left out. Raises ValueError for values
-    that cannot be.
+    `absent_in_val` and `absent_in_train` name the classes left out.
+
+    Raises:
+        ValueError: a value is impossible.
     """
 
     probe_r: float
@@ -178,8 +183,10 @@ def best_features(ce: Tensor) -> Tensor:
     """Each class's feature of least CE, ties to the lower: int64 (classes,) from (features,
     classes).
 
-    -1 for a class without a probe, all of whose CE is NaN. Raises ValueError where only some of it
-    is.
+    A class without a probe, all of whose CE is NaN, gets -1.
+
+    Raises:
+        ValueError: only some of a class's CE is NaN.
     """
     missing = ce.isnan()
     partly = missing.any(0) & ~missing.all(0)
@@ -203,14 +210,22 @@ def score_encoding(
     coverage_threshold: float = 0.3,
     n_top: int = 10,
 ) -> Scores:
-    """Score an encoding.
+    """Score an encoding. Entries of classes that are absent from either split are ignored.
 
-    `train_ce` (nats) and `coef` are float64 (features, classes), `val` is of the validation rows.
-    `base_ce` (classes,) is the intercept-only CE on validation; `purity` (classes, 3) the purity on
-    validation of `best_features(train_ce)` at the k of `PURITY`; `train_counts` (classes,) int64
-    the train rows of each class, and `fitted` (classes,) bool. Entries of classes that are absent
-    from either split are not looked at. Raises ValueError for shapes that disagree, where no class
-    is left, and for values that cannot be.
+    Args:
+        train_ce: float64 (features, classes), nats.
+        coef: float64 (features, classes).
+        val: the probes' results on the validation rows.
+        base_ce: (classes,), the intercept-only CE on validation.
+        purity: (classes, 3), the purity on validation of `best_features(train_ce)` at the k of
+            `PURITY`.
+        train_counts: int64 (classes,), the train rows of each class.
+        fitted: bool (classes,), the classes that have probes.
+        coverage_threshold: the AP at which a class counts as covered.
+        n_top: how many features of the highest AP to list.
+
+    Raises:
+        ValueError: shapes disagree, no class is left, or a value is impossible.
     """
     _check_shapes(train_ce, coef=coef, loss=val.loss, average_precision=val.average_precision)
     _check_shapes(

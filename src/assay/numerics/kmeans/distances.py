@@ -21,11 +21,11 @@ _MANY = 1 / 32
 
 
 def origin_of(centers: Tensor) -> Tensor:
-    """A point amid centers (K, d), float32 (d,): of each dimension the median of a hundred of them,
-    or all.
+    """A point amid centers (K, d), float32 (d,): the median in each dimension of about a hundred of
+    them, or of all.
 
-    Any would do; bounds are tight about one that is near most tokens. A few centers far away do not
-    draw it off.
+    Any point would do, but bounds are tight about one that is near most tokens. A few centers far
+    away do not move it.
     """
     some = centers[:: max(1, len(centers) // _AMID)]
     return some.sort(dim=0).values[len(some) // 2]  # `median` is not deterministic on a GPU
@@ -34,8 +34,8 @@ def origin_of(centers: Tensor) -> Tensor:
 def settle_by_differences(
     labels: Tensor, x: Tensor, rows: Tensor, centers: Tensor, candidates: Tensor
 ) -> Tensor:
-    """`labels` (n,) with those of `rows` (pairs,) as the nearest of their `candidates` (pairs,), in
-    float64; ties: the lower index.
+    """`labels` (n,), in which those of `rows` (pairs,) are replaced by the nearest of their
+    `candidates` (pairs,), in float64; ties go to the lower index.
     """
     squared = paired_distances(x, rows, centers, candidates)
     least = squared.new_full((len(x),), math.inf).scatter_reduce_(0, rows, squared, "amin")
@@ -46,7 +46,7 @@ def settle_by_differences(
 
 @isolated()
 def paired_distances(x: Tensor, rows: Tensor, centers: Tensor, pairs: Tensor) -> Tensor:
-    """|x[rows] - centers[pairs]|^2 by differences, float64 (pairs,): as exact as can be, however
+    """|x[rows] - centers[pairs]|^2 by differences, float64 (pairs,): as exact as possible, however
     near they are.
     """
     chunk = max(1, _DISTANCE_BYTES // (16 * x.shape[1]))
@@ -97,8 +97,8 @@ def _by_differences(x: Tensor, centers: Tensor) -> Tensor:
 
 
 def _parts(rows: Tensor, n_clusters: int) -> Sequence[Tensor]:
-    """Numbers of rows, so many together that all pairs of a row and a center are no burden; of no
-    rows there is no part.
+    """Numbers of rows in parts, each small enough to hold all pairs of a row and a center; no part
+    if there are no rows.
     """
     return torch.split(rows, max(1, _PAIRS // n_clusters)) if len(rows) else ()
 

@@ -27,14 +27,15 @@ _SAMPLE = 4096
 
 @dataclass(frozen=True)
 class CellMap:
-    """Which cell a value is in: those of t = (x - center) / scale between the powers of 2 of |t| +
-    1, `2^bits` each.
+    """The cell of a value x: with t = (x - center) / scale there are `2^bits` cells between one
+    power of 2 of |t| + 1 and the next.
 
-    Cell by cell |t| + 1 is a float32 cut to its `bits` first places, so that a cell's number is
+    Within a cell, |t| + 1 as a float32 has the same `bits` first places, so that a cell's number is
     read off the float's bits. The last cell of either side is open.
 
     Attributes:
-        center, scale: float64 (features,).
+        center: float64 (features,).
+        scale: float64 (features,).
         bits: cells from one power of 2 to the next, as a power of 2.
         octaves: powers of 2 that have cells of their own.
     """
@@ -52,8 +53,8 @@ class CellMap:
     @classmethod
     @isolated()
     def of_rows(cls, sample: Tensor, bits: int = BITS) -> CellMap:
-        """About the median of (features, rows), with the median distance of the other values from
-        it as the unit.
+        """A map about the median of (features, rows), with the median distance of the other values
+        from it as the unit.
         """
         stride = -(-sample.shape[1] // _SAMPLE)
         ordered = sample[:, ::stride].double().sort(dim=1).values
@@ -70,7 +71,7 @@ class CellMap:
     @classmethod
     @isolated()
     def of_all_rows(cls, values: Tensor, bits: int) -> CellMap:
-        """As `of_rows`, where these (features, rows) are all there are: no cell is open."""
+        """As `of_rows`, if these (features, rows) are all there are: no cell is open."""
         cells = cls.of_rows(values, bits)
         farthest = ((values.double() - cells.center[:, None]).abs().amax(1) / cells.scale).amax()
         octaves = math.frexp(float(farthest) + 1)[1] if bool(farthest.isfinite()) else OCTAVES
@@ -81,7 +82,7 @@ class CellMap:
     def of_events(
         cls, features: Tensor, values: Tensor, n_features: int, bits: int = BITS
     ) -> CellMap:
-        """About 0, with the mean magnitude of a feature's `values` (events,) as the unit."""
+        """A map about 0, with the mean magnitude of a feature's `values` (events,) as the unit."""
         sums = values.new_zeros(2, n_features, dtype=torch.float64)
         sums[0].scatter_add_(0, features, values.double().abs())
         sums[1].scatter_add_(0, features, values.double().abs().sign())
@@ -125,7 +126,7 @@ class CellMap:
 
 
 def _first_positive(*choices: Tensor) -> Tensor:
-    """Of each place the first choice that is a positive number; 1 where none is."""
+    """For each place the first choice that is a positive number; 1 if none is."""
     scale = torch.ones_like(choices[0])
     for choice in reversed(choices):
         scale = torch.where(choice > 0, choice, scale)

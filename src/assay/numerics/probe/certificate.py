@@ -1,5 +1,5 @@
-"""Holding what was reported against the rows themselves: the loss, and the gradient, which at the
-optimum is 0.
+"""Certificates: reported losses compared with the rows themselves, and gradients, which at the
+optimum are 0.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ most.
 
 
 class CertificateError(RuntimeError):
-    """A loss that was reported is not that of the data."""
+    """A reported loss differs from that of the data."""
 
 
 @dataclass(frozen=True)
 class Certificate:
-    """The largest differences between what was fitted and the rows themselves, over `pairs` probes:
-    nats, and the length of the objective's gradient, which at the optimum is 0.
+    """The largest differences over `pairs` probes between the fit and the rows themselves: nats,
+    and the length of the objective's gradient, which at the optimum is 0.
     """
 
     pairs: int
@@ -38,7 +38,11 @@ class Certificate:
     gradient: float
 
     def check(self, bound: float = CERTIFIED) -> None:
-        """Raise CertificateError where a difference is above `bound`."""
+        """Check the differences against `bound`.
+
+        Raises:
+            CertificateError: one is above it.
+        """
         if not max(self.ce_error, self.gradient) <= bound:
             raise CertificateError(
                 f"over {self.pairs} probes the loss differs by up to {self.ce_error:.3g} nats from"
@@ -54,13 +58,15 @@ def certify(
     n_random: int = 64,
     seed: int = 0,
 ) -> list[Certificate]:
-    """Certify probes on the first k entries of each row, for each its own k and `pairs` (p, 2), in
+    """Certify probes on the first k entries of each row, each with its own k and `pairs` (p, 2), in
     the same passes.
 
-    Of each `n_random` pairs more are drawn. No difference is raised yet: see `Certificate.check`.
+    For each probe, `n_random` pairs more are drawn. Differences raise nothing here: see
+    `Certificate.check`.
 
     Raises:
-        ValueError: pairs are not int64 (p, 2), or name features or classes that there are not.
+        ValueError: pairs are not int64 (p, 2), or name features or classes that do not exist; or
+            the codes have no first k entries.
     """
     data.check_ks([k for _, k in probes])
     for given in pairs:
@@ -94,9 +100,7 @@ def certify(
 def certify_loss(
     fitted: FittedProbes, values: Tensor, features: Tensor, labels: Tensor, loss: Tensor
 ) -> float:
-    """Largest difference between the losses on other rows and those rows: see
-    `LogisticProbe1d.certify_loss`.
-    """
+    """See `LogisticProbe1d.certify_loss`."""
     n_features, n_classes = fitted.train_ce.shape
     wanted = ((n_classes, len(labels)), (n_classes,), (n_features, n_classes))
     if (values.shape, features.shape, loss.shape) != wanted:
@@ -153,7 +157,7 @@ def _check_pairs(pairs: Tensor, data: LabeledCodes) -> None:
 def _choose(
     fitted: FittedProbes, given: Tensor, n_features: int, n_random: int, generator: torch.Generator
 ) -> Tensor:
-    """The given pairs and random ones, each once, of classes that are fitted: int64 (p, 2) on the
+    """The given pairs and random ones, each once, if their class is fitted: int64 (p, 2) on the
     CPU.
     """
     classes = fitted.fitted_classes.nonzero().flatten().cpu()
@@ -173,8 +177,8 @@ def _differences(
     """Largest CE error and gradient over `pairs` (p, 2), all of `features` (f,), whose `values` are
     (f, rows).
 
-    The features' mean and scale are the rows' own here, so that what the fit took for them is held
-    against these too.
+    The features' mean and scale are computed from the rows here, so that those of the fit are
+    checked, too.
     """
     feature, label = pairs.T.contiguous()
     place = torch.searchsorted(features, feature)

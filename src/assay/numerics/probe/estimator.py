@@ -1,5 +1,5 @@
-"""The estimator, and what fits, judges and certifies several of them, each on its own K, in the
-same passes over the codes.
+"""The estimator, and functions that fit, judge and certify several of them, each on its own K, in
+the same passes over the codes.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ K = TypeVar("K", bound=int | None)
 
 
 def _fitted(name: str) -> Any:
-    """A read-only attribute of the estimator: what `FittedProbes` calls so."""
+    """A read-only attribute of the estimator: the one of that name in `FittedProbes`."""
     return property(lambda probe: getattr(probe.fitted_, name))
 
 
@@ -150,7 +150,7 @@ class LogisticProbe1d:
 
     @property
     def settings(self) -> ProbeSettings:
-        """What the parameters say of the fit."""
+        """The settings of the fit that the parameters give."""
         return ProbeSettings(self.ridge, self.class_weight, self.max_iter, self.tol)
 
     def fit(
@@ -161,10 +161,10 @@ class LogisticProbe1d:
         progress: Progress | None = None,
     ) -> LogisticProbe1d:
         """Fit on codes (rows, features) and labels (rows,) int64 in 0..n_classes-1, or -1: a
-        negative of every class.
+        negative of every class. The work is done on the labels' device.
 
-        The work is done on the labels' device. Raises ValueError for labels of another kind and
-        codes that are not finite.
+        Raises:
+            ValueError: labels are of another kind, or codes are not finite.
         """
         self.fitted_ = fit_sweep(self, codes, labels, n_classes, progress=progress)[None].fitted_
         return self
@@ -188,14 +188,15 @@ class LogisticProbe1d:
         seed: int = 0,
         bound: float = CERTIFIED,
     ) -> Certificate:
-        """Hold `loss_` and the optimum against the training rows themselves, for `pairs` (p, 2)
-        int64, feature and class, and as many random ones as `n_random` says: one pass.
+        """Compare `loss_` and the optimum with the training rows themselves, for `pairs` (p, 2)
+        int64, feature and class, and `n_random` random ones: one pass.
 
         The loss is the CE without the ridge; the gradient, which is 0 at the optimum, is the
         objective's.
 
         Raises:
             CertificateError: a difference is above `bound`.
+            ValueError: pairs are of another kind, or out of range.
         """
         certificate = certify_sweep({None: self}, codes, labels, {None: pairs}, n_random, seed)[
             None
@@ -204,13 +205,18 @@ class LogisticProbe1d:
         return certificate
 
     def certify_loss(self, values: Tensor, features: Tensor, labels: Tensor, loss: Tensor) -> float:
-        """Largest difference in nats, or as a share of a loss above 1, between a loss that was
-        reported and the rows themselves.
+        """Largest difference between a reported loss and that of the rows themselves: in nats, or
+        as a share of a loss above 1. Classes that are not fitted are left out.
 
-        `loss` (features, classes) is that of these rows as `judge` gives it; it is held over every
-        class's own feature: `features` (classes,), and `values` (classes, rows) theirs.
+        Args:
+            values: (classes, rows), the values of every class's own feature.
+            features: int64 (classes,), which features these are.
+            labels: int64 (rows,).
+            loss: (features, classes), of these rows, as `judge` gives it.
 
-        Classes that are not fitted are left out. Raises CertificateError above the bound.
+        Raises:
+            CertificateError: the difference is above the bound.
+            ValueError: the shapes do not fit.
         """
         return certify_loss(self.fitted_, values, features, labels, loss)
 
@@ -229,9 +235,12 @@ class LogisticProbe1d:
         n_classes: int,
         like: FeatureSketch | None = None,
     ) -> FeatureSketch:
-        """One pass over some of the rows, for workers that share them: with the first one's sketch
-        as `like`, the others' can be merged with it, and `fit_sketch` fits what comes of it. Of
-        dense or sparse codes; all features are held at once.
+        """One pass over some of the rows of dense or sparse codes, for workers that share them.
+        With the first worker's sketch as `like`, the others' can be merged with it, and
+        `fit_sketch` fits the result. All features are held at once.
+
+        Raises:
+            ValueError: the codes are one-hot, which need no sketch.
         """
         data = _label(self, codes, labels, n_classes)
         if data.codes.format == "onehot":
@@ -246,24 +255,25 @@ class LogisticProbe1d:
 
     def fit_sketch(self, sketch: FeatureSketch) -> LogisticProbe1d:
         """Fit on a sketch alone. Pairs that it does not settle, by its bound, are not `converged_`:
-        they want the rows.
+        they need the rows.
         """
         self.fitted_ = solver.fit_sketch(self.settings, sketch)
         return self
 
     def state_dict(self) -> dict[str, Tensor]:
-        """What was fitted and how, as tensors by name, copies: float64 but for `n_iter` and
-        `max_iter` int64, and `converged` and `balanced` bool. What is held in memory together,
-        `slab_features` and `slab_rows`, changes no result, and is not in it.
+        """Copies of the fit's tensors and settings by name: float64, except `n_iter` and `max_iter`
+        int64, and `converged` and `balanced` bool. `slab_features` and `slab_rows` change no result
+        and are not in it.
         """
         return self.fitted_.state_dict()
 
     @classmethod
     def from_state(cls, state: Mapping[str, Tensor]) -> LogisticProbe1d:
-        """A fitted probe from its `state_dict`, that judges, certifies and fits as the one that
+        """A fitted probe from its `state_dict`, which judges, certifies and fits as the one that
         left it.
 
-        ValueError where something of the state is missing.
+        Raises:
+            ValueError: the state lacks something.
         """
         fitted = FittedProbes.from_state(state)
         how = fitted.settings
@@ -280,11 +290,14 @@ def fit_sweep(
     ks: Sequence[int | None] = (None,),
     progress: Progress | None = None,
 ) -> dict[int | None, LogisticProbe1d]:
-    """A probe with the parameters of `probe`, fitted to the first k entries of each row, for each
-    k, from the same passes.
+    """Probes with the parameters of `probe`, one for each k, fitted to the first k entries of each
+    row, from the same passes.
 
     As `LogisticProbe1d.fit` on `TopKCodes(codes, k)`: of sparse codes by falling magnitude; None:
     all entries, of any codes. `probe` is left as it is.
+
+    Raises:
+        ValueError: as `LogisticProbe1d.fit`; or there is no k, or codes have no first k entries.
     """
     ks = list(dict.fromkeys(ks))
     found = solver.fit(probe.settings, _label(probe, codes, labels, n_classes, progress), ks)
@@ -303,8 +316,9 @@ def judge_sweep(
     """As `LogisticProbe1d.judge` of each k's probe on `TopKCodes(codes, k)`, from the same passes
     over the codes.
 
-    Raises ValueError for codes of another number of features than the probes were fitted to, and
-    for labels of another kind.
+    Raises:
+        ValueError: there are no probes, the codes have another number of features than those of the
+            fit or no first k entries, or labels are of another kind.
     """
     data = _label_as_fitted(_first(probes), codes, labels, progress)
     return dict(
@@ -321,9 +335,10 @@ def certify_sweep(
     seed: int = 0,
 ) -> dict[K, Certificate]:
     """As `LogisticProbe1d.certify` of each k's probe and pairs on `TopKCodes(codes, k)`, from the
-    same passes over the codes; no difference is raised yet: see `Certificate.check`.
+    same passes over the codes. Differences raise nothing here: see `Certificate.check`.
 
-    Raises ValueError for codes of another number of features than the probes were fitted to.
+    Raises:
+        ValueError: as `judge_sweep`; or pairs are missing, of another kind, or out of range.
     """
     data = _label_as_fitted(_first(probes), codes, labels)
     missing = [k for k in probes if k not in pairs]
@@ -348,7 +363,7 @@ def _first(probes: Mapping[K, LogisticProbe1d]) -> LogisticProbe1d:
 def _label_as_fitted(
     probe: LogisticProbe1d, codes: Codes | Tensor, labels: Tensor, progress: Progress | None = None
 ) -> LabeledCodes:
-    """As `_label`, of codes that have to be of the model that the probe was fitted to."""
+    """As `_label`, for codes of the model that the probe was fitted to."""
     codes, n_features = as_codes(codes), len(probe.fitted_.feature_mean)
     if codes.n_features != n_features:
         raise ValueError(
@@ -365,7 +380,7 @@ def _label(
     n_classes: int,
     progress: Progress | None = None,
 ) -> LabeledCodes:
-    """The codes with their labels, to be read as the probe says."""
+    """The codes with their labels, under the probe's parameters."""
     return LabeledCodes(
         as_codes(codes), labels, n_classes, probe.slab_rows, probe.slab_features, progress
     )

@@ -1,4 +1,4 @@
-"""What fitted probes do on any rows: CE, average precision, confusion."""
+"""The results of fitted probes on any rows: CE, average precision, confusion."""
 
 from __future__ import annotations
 
@@ -20,8 +20,11 @@ _FEATURES = 256  # features of a table that are judged together
 
 
 def judge(probes: Sequence[tuple[FittedProbes, int | None]], data: LabeledCodes) -> list[Judgment]:
-    """Judge probes on the first k entries of each row, for each its own k (None: all of them), in
+    """Judge probes on the first k entries of each row, each with its own k (None: all of them), in
     the same passes.
+
+    Raises:
+        ValueError: the codes have no first k entries, or there is NaN or infinity.
     """
     data.check_ks([k for _, k in probes])
     n_rows, n_features = data.codes.n_rows, data.codes.n_features
@@ -99,9 +102,7 @@ def _loss(fitted: FittedProbes, slab: Slab, columns: slice, data: LabeledCodes) 
 def _loss_of_values(
     fitted: FittedProbes, values: Tensor, columns: slice, data: LabeledCodes
 ) -> Tensor:
-    """Losses on rows at hand, `values` (features, rows): on sketches of them, where these are exact
-    enough.
-    """
+    """Losses on rows, `values` (features, rows): on sketches of them if these are exact enough."""
     settings, by_class = fitted.settings, fitted.settings.by_class
     matrix = torch.full(
         (len(values), data.n_classes), torch.nan, dtype=torch.float64, device=values.device
@@ -128,8 +129,8 @@ def _loss_of_values(
 
 
 def _choose(fitted: FittedProbes, ranked: Tensor, columns: slice, data: LabeledCodes) -> Tensor:
-    """Of ranks both ways those of the probes' signs: average precision, true positives and
-    predicted (3, f, classes).
+    """From ranks in both directions, those that the probes' signs choose: average precision, true
+    positives and predicted (3, f, classes).
     """
     w, b = fitted.coef_standardized[columns], fitted.intercept_standardized[columns]
     chosen = torch.where(w < 0, ranked[:, 1], ranked[:, 0])

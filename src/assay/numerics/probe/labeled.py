@@ -32,7 +32,11 @@ Progress = Callable[[str, int, int], None]
 
 
 def check_slabs(rows: int, features: int | None) -> None:
-    """Raise ValueError for slabs of no rows or no features."""
+    """Check the sizes of slabs.
+
+    Raises:
+        ValueError: they hold no rows or no features.
+    """
     for name, value in (("slab_rows", rows), ("slab_features", features)):
         if value is not None and value < 1:
             raise ValueError(f"found {name} = {value}, wanted at least 1: change {name}")
@@ -40,18 +44,19 @@ def check_slabs(rows: int, features: int | None) -> None:
 
 @dataclass(frozen=True)
 class LabeledCodes:
-    """Codes with a label for each row, how much of them is worked on at once, and who is told.
-
-    The work is done on the labels' device. Raises ValueError for labels that are not int64 (rows,)
-    in -1..n_classes-1.
+    """Codes with a label for each row, to be worked on in slabs, on the labels' device.
 
     Attributes:
         codes: of any format.
         labels: int64 (rows,) in 0..n_classes-1, or -1: a negative of every class.
         n_classes: classes.
         slab_rows: rows read at once.
-        slab_features: features worked on together; None: what a quarter of the free memory holds.
-        progress: told of rows and features that are done.
+        slab_features: features worked on together; None: as many as a quarter of the free memory
+            holds.
+        progress: called with the numbers of rows and features that are done.
+
+    Raises:
+        ValueError: labels are not int64 (rows,) in -1..n_classes-1, or slabs hold nothing.
     """
 
     codes: Codes
@@ -66,7 +71,11 @@ class LabeledCodes:
         check_labels(self.labels, self.codes.n_rows, self.n_classes)
 
     def check_ks(self, ks: Sequence[int | None]) -> None:
-        """Raise ValueError where the codes have no first k entries, for any of the k."""
+        """Check that the codes have first k entries for each of `ks`; None is all of them.
+
+        Raises:
+            ValueError: they have not, or there is no k.
+        """
         if not ks:
             raise ValueError("found no K, wanted at least 1: give None for all entries of a row")
         for k in ks:
@@ -79,14 +88,12 @@ class LabeledCodes:
         return count_classes(self.labels, self.n_classes)
 
     def slabs(self, stop: int, feature_bytes: int) -> Iterator[slice]:
-        """0 to `stop` in slices of features that are worked on together, each of which takes so
-        much memory.
-        """
+        """0 to `stop` in slices of features to work on together, `feature_bytes` of memory each."""
         fits = max(1, free_bytes(self.labels.device) // 4 // feature_bytes)
         return ranges(stop, min(self.slab_features or fits, fits))
 
     def telling(self, what: str, total: int) -> Callable[[int], None]:
-        """What tells `progress`, if there is one, how much is done."""
+        """A function that tells `progress`, if there is one, how much is done."""
 
         def tell(done: int) -> None:
             if self.progress is not None:
@@ -95,8 +102,8 @@ class LabeledCodes:
         return tell
 
     def gather(self, wanted: Sequence[tuple[Tensor, int | None]]) -> list[Tensor]:
-        """Features (f,) of the first k entries of each row, for each pair of these, as float32 (f,
-        rows): one pass.
+        """Columns as float32 (f, rows), from one pass: for each pair of features (f,) and k, these
+        features of the first k entries of each row.
         """
         tell = self.telling("gathered", self.codes.n_rows)
         return gather_columns(self.codes, wanted, self.slab_rows, self.labels.device, tell)
@@ -110,10 +117,10 @@ def sketch_features(
     by_class: bool,
     cells: CellMap | None = None,
 ) -> list[FeatureSketch]:
-    """Sketches of some features of dense or sparse codes, of the first k entries of each row for
-    every k, from one pass.
+    """Sketches of some features of dense or sparse codes: one of the first k entries of each row
+    for every k, from one pass.
 
-    All are on the same cells: `cells`, or those that the first rows suggest.
+    All use the same cells: `cells`, or those that the first rows suggest.
     """
     order = sorted(range(len(ks)), key=lambda i: math.inf if (k := ks[i]) is None else k)
     sketches: list[FeatureSketch] = []
@@ -153,8 +160,8 @@ def sketch_features(
 
 
 def _events(batch: Batch, columns: slice, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Feature, value and label of each nonzero of a sparse batch that is of the columns, counted
-    from the first.
+    """Feature, value and label of each nonzero of a sparse batch within the columns; features are
+    counted from the first column.
     """
     values, indices = batch["values"], batch["indices"].long()
     kept = (values != 0) & (indices >= columns.start) & (indices < columns.stop)

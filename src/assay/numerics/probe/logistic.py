@@ -1,11 +1,11 @@
 """The logistic loss of many (feature, class) pairs over weighted points, and Newton's method for
 all of them at once.
 
-The mean over rows of softplus(b + w x) - y (b + w x) takes of the labels y only the class's count
-n_c and sum s_jc of x, since they enter linearly. The rest is a sum over points: values and how
-often they occur, the same for every class. A sketch has some hundred, a one-hot feature has two, 0
-and 1. Where nothing less will do every row is one, with its label, and the terms are softplus(b + w
-x) or softplus(-b - w x), so that nothing cancels.
+Labels y enter the mean over rows of softplus(b + w x) - y (b + w x) linearly, so the class's count
+n_c and its sum s_jc of x are all that is needed of them. The rest is a sum over points, that is
+values and how often they occur, which is the same for every class. A sketch has some hundred
+points, a one-hot feature has two, 0 and 1. If nothing less will do, every row is a point, with its
+label, and the terms are softplus(b + w x) or softplus(-b - w x), so that nothing cancels.
 """
 
 from __future__ import annotations
@@ -26,9 +26,7 @@ _BLOCK = {
 
 @dataclass(frozen=True)
 class Cells:
-    """What a sketch knows of the rows that its points stand for, float64 (lines, cells), on raw
-    features.
-    """
+    """The rows of each cell of a sketch, float64 (lines, cells), on raw features."""
 
     counts: Tensor
     mean: Tensor
@@ -38,8 +36,8 @@ class Cells:
 
 @dataclass(frozen=True)
 class Points:
-    """Weighted points, a line for each feature or for each (feature, class); exact, or in the place
-    of the rows in `cells`.
+    """Weighted points, a line for each feature or for each (feature, class): exact, or in place of
+    the rows in `cells`.
     """
 
     values: Tensor  # (lines, points) float32 or float64, on raw features
@@ -49,7 +47,9 @@ class Points:
 
 @dataclass(frozen=True)
 class ClassWeights:
-    """What a row of the class and any other row weigh in each class's loss, float64 (classes,)."""
+    """The weights of a row of the class and of any other row in each class's loss, float64
+    (classes,).
+    """
 
     positive: Tensor
     negative: Tensor
@@ -64,7 +64,7 @@ class ClassWeights:
 
 @dataclass(frozen=True)
 class Slab:
-    """Some features as points, with what of the labels the loss needs."""
+    """Some features as points, with the statistics of the labels that the loss needs."""
 
     points: Points  # of all rows, a line a feature
     class_sums: Tensor | None = (
@@ -87,7 +87,7 @@ def slab_of_rows(values: Tensor, labels: Tensor) -> Slab:
 @isolated()
 def moments_of_rows(values: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and population standard deviation of values (features, rows), float64 (features,);
-    exactly 0 where all are one value.
+    exactly 0 if all values are equal.
     """
     mean = torch.stack([row.double().mean() for row in values])
     std = torch.stack(
@@ -173,15 +173,15 @@ class PairLosses:
 
     @isolated()
     def rounding(self, pairs: Tensor, theta: Tensor) -> Tensor:
-        """How far `loss` can be off since it is a difference, nats, float64 (pairs,): of rows it is
-        none.
+        """How far `loss` can be off because it is a difference, nats, float64 (pairs,); 0 if every
+        row is a point.
         """
         return 1e-15 * (self._linear(pairs) * theta).abs().sum(0) / self._norm(pairs)
 
     @isolated()
     def bound(self, pairs: Tensor, theta: Tensor) -> Tensor:
-        """How far `loss` can be from that of the rows that the points stand for, nats, float64
-        (pairs,): see `sketch`.
+        """How far `loss` can be from that of the rows behind the points, nats, float64 (pairs,):
+        see `sketch`.
         """
         features, classes = self._split(pairs)
         parts: list[tuple[Cells | None, Tensor, Tensor | None]] = [
@@ -334,13 +334,20 @@ def minimize(
     """Minimize many smooth convex functions of two variables at once by Newton's method with
     Marquardt's damping.
 
-    `evaluate(problems (p,) int64, theta (2, p))` gives those problems' objective (p,), gradient (2,
-    p) and Hessian (3, p), float64. A step is taken only where the objective does not rise. A
-    problem is done, and no longer evaluated, when half its squared Newton decrement, 1/2 g^T H^-1
-    g, which is how far the objective is above its optimum, is at most `tol`, and takes that step as
-    its last: where the curvature vanishes, as in a separable class, the decrement is small long
-    before theta is right. Returns theta (2, problems), the steps taken or refused, int64, and which
-    are done.
+    A step is taken only if the objective does not rise. Half the squared Newton decrement, 1/2 g^T
+    H^-1 g, is how far the objective is above its optimum. When it is at most `tol`, a problem takes
+    that step as its last and is no longer evaluated: where the curvature vanishes, as in a
+    separable class, the decrement is small long before theta is right.
+
+    Args:
+        evaluate: called with problems (p,) int64 and theta (2, p); gives those problems' objective
+            (p,), gradient (2, p) and Hessian (3, p), float64.
+        start: theta to begin with, (2, problems).
+        max_iter: steps, taken or refused, at most.
+        tol: see above.
+
+    Returns:
+        theta (2, problems), the steps taken or refused, int64, and which problems are done.
     """
     theta = start.clone()
     active = torch.arange(theta.shape[1], device=theta.device)

@@ -2,17 +2,17 @@
 any probe on them.
 
 The rows are sorted into cells of a fixed map, fine about the feature's middle and wider in
-proportion beyond, and of each cell the count and the power sums 1 to 5 are kept. Three points with
-weights, the nodes of Gauss' quadrature (Golub and Welsch 1969), have the same six sums; put in the
-rows' place they integrate every polynomial of degree 5 within a cell exactly. Of softplus(b + w x)
+proportion beyond it. For each cell the count and the power sums 1 to 5 are kept. Three points with
+weights, the nodes of Gauss' quadrature (Golub and Welsch 1969), have the same six sums; in place of
+the rows they integrate every polynomial of degree 5 within a cell exactly. Of softplus(b + w x)
 they miss, in a cell of n rows, half-width h and variance v, at most
 
-    n sigma'(z) min(w^2 v / 2, (w h)^6 / 11520)        z = b + w x, where in the cell it is nearest
-    to 0
+    n sigma'(z) min(w^2 v / 2, (w h)^6 / 11520)
 
-since the sixth derivative of softplus is at most sigma' and no cubic with leading coefficient 1
-that is orthogonal for the rows has a larger mean square than Chebyshev's, h^6 / 16. The points are
-a data set of their own: any solver takes them.
+with z the value of b + w x in the cell that is nearest to 0. That is since the sixth derivative of
+softplus is at most sigma', and no cubic with leading coefficient 1 that is orthogonal for the rows
+has a larger mean square than Chebyshev's, h^6 / 16. The points are a data set of their own: any
+solver takes them.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ _MATRICES = 1 << 14  # cuSOLVER takes no larger batch
 
 
 class FeatureSketch:
-    """What the probes need of the rows of some features: additive, so that sketches of parts of the
-    rows can be merged.
+    """The data that probes need of the rows of some features. It is additive: sketches of parts of
+    the rows can be merged.
 
     Args:
         cells: the map, which has to be the same for sketches that are merged.
@@ -78,17 +78,16 @@ class FeatureSketch:
 
     @staticmethod
     def bytes_per_feature(n_classes: int, *, by_class: bool = False) -> int:
-        """Memory of a feature in a sketch and in the points that are made of it, as it was
-        measured.
-        """
+        """Memory of a feature in a sketch and in the points made from it, as measured."""
         return 14 * 8 * _POWERS * (OCTAVES << BITS) * (n_classes + 1 if by_class else 1)
 
     @isolated()
     def add(self, x: Tensor, labels: Tensor, first_row: int = 0, first_feature: int = 0) -> None:
         """Add rows x (rows, features) with labels (rows,) int64.
 
-        Raises ValueError for NaN and infinity, and names row and feature, counted from `first_row`
-        and `first_feature`.
+        Raises:
+            ValueError: there is NaN or infinity, or a value too far out. The message names row and
+                feature, counted from `first_row` and `first_feature`.
         """
         self._count(labels)
         group = self._group(labels)
@@ -133,7 +132,7 @@ class FeatureSketch:
         self, features: Tensor, values: Tensor, classes: Tensor, first_feature: int = 0
     ) -> None:
         """Add the rows' nonzeros: feature, value and label of each (events,). The rows themselves
-        are told to `add_rows`.
+        are added by `add_rows`.
         """
         for events in ranges(len(values), math.prod(_BLOCK[values.device.type])):
             feature, value, label = features[events], values[events].double(), classes[events]
@@ -160,7 +159,7 @@ class FeatureSketch:
                 powers *= u
 
     def _away(self, low: Tensor, high: Tensor, features: slice) -> Tensor:
-        """How far from the center the farther of low and high (features,) is, in units:
+        """Distance from the center to the farther of low and high (features,), in units:
         (features,).
         """
         center = self.cells.center[features]
@@ -177,7 +176,7 @@ class FeatureSketch:
 
     @isolated()
     def add_rows(self, labels: Tensor) -> None:
-        """Add rows (rows,) of which `add_events` tells what is not 0."""
+        """Add rows (rows,) whose nonzeros `add_events` adds."""
         self._count(labels)
 
     def __getitem__(self, features: slice) -> FeatureSketch:
@@ -194,8 +193,11 @@ class FeatureSketch:
 
     @isolated()
     def merge(self, other: FeatureSketch) -> None:
-        """Add the rows of another sketch with the same map, on whatever device: as if all had been
+        """Add the rows of another sketch with the same map, on whatever device, as if all had been
         added to this one.
+
+        Raises:
+            ValueError: the maps differ.
         """
         place = self.sums.device
         center, scale = other.cells.center.to(place), other.cells.scale.to(place)
@@ -214,7 +216,7 @@ class FeatureSketch:
 
     @isolated()
     def slab(self, statistics: Statistics, *, nodes: int = 3) -> Slab:
-        """What the losses need; with `nodes` 1 every cell is its mean alone, for a first
+        """The points for the losses; with `nodes` 1 every cell is only its mean, for a first
         approximation.
         """
         own = self.points(by_class=True, nodes=nodes) if self.groups > 1 else None
@@ -222,16 +224,15 @@ class FeatureSketch:
 
     @isolated()
     def statistics(self) -> Statistics:
-        """Mean, spread and class sums of x; what no event told of counts as 0."""
+        """Mean, spread and class sums of x; values without an event count as 0."""
         return Statistics.of(self)
 
     @isolated()
     def points(self, *, by_class: bool = False, nodes: int = 3) -> Points:
-        """The rows of each feature, or of each (feature, class) where they were kept apart, as
-        points.
+        """The rows of each feature as points, or those of each (feature, class) if they were kept
+        apart.
 
-        With `nodes` 1 every cell is its mean alone: a third of the points, for a first
-            approximation.
+        With `nodes` 1 every cell is only its mean: a third of the points, to begin with.
         """
         sums = self.sums[:, :, : self.n_classes].flatten(1, 2) if by_class else self.sums.sum(2)
         counts = sums[0]
@@ -283,11 +284,16 @@ class FeatureSketch:
 
 @dataclass(frozen=True)
 class Statistics:
-    """Of the rows of each feature, float64 (features,); `class_sums` (features, classes) are sums
-    of x less the `center`.
+    """Statistics of the rows of each feature, float64 (features,).
 
-    A constant feature's std is exactly 0. What is not `resolved`, bool, has a spread too small for
-    its cells.
+    Attributes:
+        mean: mean.
+        std: population standard deviation, exactly 0 for a constant feature.
+        low: least value.
+        high: largest value.
+        center: the point about which `class_sums` are taken.
+        class_sums: (features, classes), sums of x - center over each class's rows.
+        resolved: bool; False if the spread is too small for the cells.
     """
 
     mean: Tensor
@@ -331,7 +337,7 @@ class Statistics:
 
 
 def ranges(stop: int, width: int) -> Iterator[slice]:
-    """0 to `stop` in slices of `width`, the last of what is left."""
+    """0 to `stop` in slices of `width`; the last may be shorter."""
     for start in range(0, stop, width):
         yield slice(start, min(start + width, stop))
 
@@ -345,10 +351,11 @@ def _signs(n_cells: int, like: Tensor) -> Tensor:
 
 def _gauss(moments: list[Tensor], nodes: int) -> tuple[Tensor, Tensor, Tensor]:
     """Nodes and weights (nodes, ...) with these raw moments 1 to 5 of a distribution on about [-1,
-    1], and what its variance is at most.
+    1], and an upper bound on its variance.
 
-    The eigenvalues of the Jacobi matrix, whose entries are those of the orthogonal polynomials of
-    the distribution; where it has one point or two, so do the nodes, the rest has weight 0.
+    The nodes are eigenvalues of the Jacobi matrix, whose entries are those of the distribution's
+    orthogonal polynomials. If the distribution has only one point or two, so do the nodes, and the
+    rest has weight 0.
     """
     p1, p2, p3, p4, p5 = moments
     m = p1

@@ -1,5 +1,5 @@
-"""The fit: Newton's method on sketches of the features; what these do not settle on finer ones, and
-the rest on the rows.
+"""The fit: Newton's method on sketches of the features. Pairs that these do not settle are solved
+on finer ones, and the rest on the rows.
 """
 
 from __future__ import annotations
@@ -36,8 +36,9 @@ def fit(
     """Fit probes to the first k entries of each row, for each k (None: all of them), in the same
     passes over the codes.
 
-    Raises ValueError for codes that are not finite, and for a k of codes that are not sparse or
-    have fewer entries.
+    Raises:
+        ValueError: codes are not finite, or a k is given for codes that are not sparse or have
+            fewer entries.
     """
     data.check_ks(ks)
     n_rows, n_features = data.codes.n_rows, data.codes.n_features
@@ -62,7 +63,7 @@ def fit(
 @isolated()
 def fit_sketch(settings: ProbeSettings, sketch: FeatureSketch) -> FittedProbes:
     """Fit on a sketch alone. Pairs that it does not settle, by its bound, are not `converged`: they
-    want the rows.
+    need the rows.
     """
     fitted = FittedProbes.empty(settings, len(sketch.low), sketch.class_counts, sketch.n_rows)
     _Solver(fitted, sketch.class_counts, sketch.n_rows).solve_sketch(0, sketch)
@@ -83,8 +84,8 @@ def _solve_sketches(
 
 
 def _refine(solvers: Sequence[_Solver], data: LabeledCodes, ks: Sequence[int | None]) -> None:
-    """Gather what is not settled of all solvers together, as many features as the memory holds, and
-    solve it again.
+    """Gather the features of unsettled pairs of all solvers together, as many as the memory holds,
+    and solve them again.
     """
     wanted = []
     for number, solver in enumerate(solvers):
@@ -120,8 +121,8 @@ def _check_converged(fitted: FittedProbes) -> FittedProbes:
 
 @dataclass(frozen=True)
 class _Solver:
-    """Fills in probes, from points of training rows: so many, `class_counts` (classes,) float64 of
-    each class.
+    """Fills in probes from points of `n_rows` training rows, of which `class_counts` (classes,)
+    float64 are of each class.
     """
 
     fitted: FittedProbes
@@ -145,8 +146,8 @@ class _Solver:
     def solve_sketch(
         self, first: int, sketch: FeatureSketch, tell: Callable[[int], None] = lambda _: None
     ) -> None:
-        """Fit the features from `first` on on their sketch; `converged` is False afterwards where
-        it did not settle them.
+        """Fit the features from number `first` on by their sketch. Afterwards `converged` is False
+        for pairs that it did not settle.
         """
         fitted = self.fitted
         for part in ranges(len(sketch.low), _FEATURES):
@@ -163,7 +164,7 @@ class _Solver:
 
     @isolated()
     def refine(self, features: Tensor, values: Tensor, labels: Tensor) -> None:
-        """Fit what is not settled of `features` (f,) again: `values` (f, rows) are theirs."""
+        """Fit the unsettled pairs of `features` (f,), whose `values` are (f, rows), again."""
         fitted, settings = self.fitted, self.fitted.settings
         for part in ranges(len(features), 32):
             here = features[part]
@@ -180,10 +181,10 @@ class _Solver:
                 self._solve(here, [slab_of_rows(values[part], labels)], left)
 
     def _solve(self, features: slice | Tensor, slabs: Sequence[Slab], pairs: Tensor) -> None:
-        """Fit `pairs` of `features`, on one slab after the other, and keep what the last says.
+        """Fit `pairs` of `features` on one slab after the other, and keep the results of the last.
 
-        `converged` is then whether a probe is at its optimum, and the slab's bound says that it is
-        the rows' optimum.
+        `converged` is then whether a probe is at its optimum and, by the slab's bound, that is the
+        optimum of the rows.
         """
         if len(pairs) == 0:
             return

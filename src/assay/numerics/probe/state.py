@@ -1,6 +1,4 @@
-"""What a fit leaves: the probes' tensors as one value, how they were fitted, and their losses on
-any rows.
-"""
+"""The result of a fit: the probes' tensors as one value, its settings, and losses on any rows."""
 
 from __future__ import annotations
 
@@ -23,8 +21,11 @@ _HOW = ("ridge", "balanced", "max_iter", "tol")
 
 @dataclass(frozen=True)
 class ProbeSettings:
-    """What is minimized, how far, and when a sketch does for it. The first four are
-    `LogisticProbe1d`'s, and in its state.
+    """The objective of a fit, its tolerances, and the errors that a sketch may make. The first four
+    are parameters of `LogisticProbe1d`, and in its state.
+
+    Raises:
+        ValueError: one is out of range.
     """
 
     ridge: float = 1e-8
@@ -63,19 +64,21 @@ class ProbeSettings:
 
 @dataclass
 class FittedProbes:
-    """The fitted probes: float64 (features, classes) unless it is said; NaN for a class that is not
+    """The fitted probes: float64 (features, classes) unless noted; NaN for a class that is not
     fitted.
 
     Attributes:
         settings: how they were fitted.
-        coef_standardized, intercept_standardized: w and b on standardized features.
+        coef_standardized: w on standardized features.
+        intercept_standardized: b on standardized features.
         train_ce: mean CE on the training rows, nats, without the ridge.
         base_rate: prevalence among the training rows, (classes,).
-        feature_mean, feature_std, max_abs: of the training rows, (features,); the std is the
-            population's, 0 of a constant.
+        feature_mean: mean over the training rows, (features,).
+        feature_std: population standard deviation over them, 0 of a constant, (features,).
+        max_abs: largest magnitude over them, (features,).
         n_iter: int64, Newton steps on the last points.
         converged: bool, at the optimum of the rows.
-        n_refined: pairs that the first sketch did not settle. A state does not hold it: 0.
+        n_refined: pairs that the first sketch did not settle. It is not in a state: 0.
     """
 
     settings: ProbeSettings
@@ -95,8 +98,8 @@ class FittedProbes:
     def empty(
         cls, settings: ProbeSettings, n_features: int, class_counts: Tensor, n_rows: int
     ) -> FittedProbes:
-        """Before the fit to so many rows, of which `class_counts` (classes,) are of each class:
-        NaN, to be filled in.
+        """Probes before the fit to `n_rows` rows, of which `class_counts` (classes,) are of each
+        class: filled with NaN.
         """
         base_rate = class_counts.double() / n_rows
         shape = (n_features, len(base_rate))
@@ -116,8 +119,10 @@ class FittedProbes:
     @classmethod
     @isolated()
     def from_state(cls, state: Mapping[str, Tensor]) -> FittedProbes:
-        """Fitted probes from their `state_dict`, whose tensors are copied; ValueError where
-        something of it is missing.
+        """Fitted probes from their `state_dict`, whose tensors are copied.
+
+        Raises:
+            ValueError: the state lacks something.
         """
         missing = [name for name in (*_TENSORS, *_HOW) if name not in state]
         if missing:
@@ -135,7 +140,7 @@ class FittedProbes:
 
     @isolated()
     def state_dict(self) -> dict[str, Tensor]:
-        """What was fitted and how, as tensors by name, copies: see `LogisticProbe1d.state_dict`."""
+        """Copies of all tensors and settings by name: see `LogisticProbe1d.state_dict`."""
         how = {
             "ridge": torch.tensor(self.settings.ridge, dtype=torch.float64, device="cpu"),
             "balanced": torch.tensor(
@@ -160,7 +165,7 @@ class FittedProbes:
     @property
     @isolated()
     def scale(self) -> Tensor:
-        """What a feature is divided by, float64 (features,): its std, or 1 where it is constant."""
+        """The divisor of a feature, float64 (features,): its std, or 1 if it is constant."""
         return torch.where(self.feature_std > 0, self.feature_std, 1.0)
 
     @property
@@ -178,7 +183,7 @@ class FittedProbes:
     @property
     @isolated()
     def center(self) -> Tensor:
-        """What the ridge draws b and w to, float64 (2, classes): b0, the log-odds of the
+        """The point to which the ridge draws b and w, float64 (2, classes): b0, the log-odds of the
         prevalence, and 0.
         """
         b0 = torch.zeros_like(self.base_rate) if self.settings.by_class else self.base_rate.logit()
@@ -205,8 +210,8 @@ class FittedProbes:
     def losses(
         self, slab: Slab, features: slice | Tensor, class_counts: Tensor, n_rows: int
     ) -> PairLosses:
-        """The losses of features whose points are in `slab`, of any rows: so many, `class_counts`
-        (classes,) of each class.
+        """The losses of features whose points are in `slab`, on any `n_rows` rows, of which
+        `class_counts` (classes,) are of each class.
         """
         weights = None
         if self.settings.by_class:
@@ -226,7 +231,7 @@ class FittedProbes:
     def losses_of_rows(
         self, values: Tensor, features: slice | Tensor, labels: Tensor
     ) -> PairLosses:
-        """The losses of features, whose `values` are (features, rows), on every row."""
+        """The losses of features with `values` (features, rows), on every row."""
         counts = count_classes(labels, self.n_classes)
         return self.losses(slab_of_rows(values, labels), features, counts, len(labels))
 
