@@ -17,7 +17,6 @@ import io
 import json
 import os
 import re
-import runpy
 import select
 import shutil
 import signal
@@ -27,6 +26,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
@@ -132,13 +132,9 @@ class WarmCommands:
     def _warmed(self) -> socket.socket:
         if self._control is None:
             self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            serve = (
-                f"import sys; sys.path[0] = {str(Path(__file__).parent)!r}; import warm_commands"
-                f"; warm_commands.serve({theirs.fileno()}, {self._imports!r})"
-            )
             with theirs:
                 self._server = subprocess.Popen(
-                    [sys.executable, "-c", serve],
+                    [sys.executable, __file__, str(theirs.fileno()), *self._imports],
                     env=self._environment,
                     stdout=subprocess.DEVNULL,
                     pass_fds=[theirs.fileno()],
@@ -311,7 +307,9 @@ def _run(script: str) -> int:
     """Run a script and end as the interpreter does, up to the taking down of what is imported."""
     code: object = None
     try:
-        runpy.run_path(script, run_name="__main__")
+        main = sys.modules["__main__"] = types.ModuleType("__main__")
+        main.__file__ = script
+        exec(compile(Path(script).read_bytes(), script, "exec"), vars(main))
     except SystemExit as ended:
         code = ended.code
     except KeyboardInterrupt:
@@ -331,3 +329,9 @@ def _run(script: str) -> int:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGINT)
     return (code or 0) & 0xFF
+
+
+if __name__ == "__main__":
+    import warm_commands  # Python warns of a fork beside C's threads in __main__ alone
+
+    warm_commands.serve(int(sys.argv[1]), tuple(sys.argv[2:]))
