@@ -105,22 +105,22 @@ def save(tmp_path: Path) -> Callable[[object], Path]:
 
 
 @pytest.mark.parametrize("chunk", [3, 2**20])
-def test_order_file(
-    save: Callable[[object], Path], chunk: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "CHECKED_AT_ONCE", chunk)
+def test_order_file(save: Callable[[object], Path], chunk: int) -> None:
     wanted = np.random.default_rng(0).permutation(100)[:70]
-    order = OrderFile(save(wanted), 100)
+    order = OrderFile(save(wanted), 100, at_once=chunk)
     assert (order.n_tokens, order.window) == (70, 0)
     assert order.numbers(5, 33).tolist() == wanted[5:33].tolist()
-    assert order.identity["order"] != OrderFile(save(wanted[::-1]), 100).identity["order"]
+    assert (
+        order.identity["order"]
+        != OrderFile(save(wanted[::-1]), 100, at_once=chunk).identity["order"]
+    )
     for n, found in ((0, wanted[-1]), (69, wanted[0])):
         again = wanted.copy()
         again[n] = found
         with pytest.raises(
             ValueError, match=f"has token number {found} a second time at position 69"
         ):
-            OrderFile(save(again), 100)
+            OrderFile(save(again), 100, at_once=chunk)
     for wrong in (-1, 100, 2**62, -(2**62)):
         broken = wanted.copy()
         broken[8] = wrong
@@ -128,7 +128,7 @@ def test_order_file(
             ValueError,
             match=re.escape(f"has token number {wrong} at position 8, wanted 0 <= number < 100"),
         ):
-            OrderFile(save(broken), 100)
+            OrderFile(save(broken), 100, at_once=chunk)
 
 
 class Trap:

@@ -144,7 +144,7 @@ class OrderFile:
     """The order in a .npy file: 1-D little-endian int64 token numbers, some or all of the layer's,
     none twice.
 
-    Opening reads the file once, a MiB of numbers at a time, and holds one bit per token meanwhile;
+    Opening reads the file once, `at_once` numbers at a time, and holds one bit per token meanwhile;
     batches read it piece by piece.
 
     Raises:
@@ -154,14 +154,16 @@ class OrderFile:
 
     window = 0
 
-    def __init__(self, path: str | os.PathLike[str], n_tokens: int) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str], n_tokens: int, *, at_once: int = CHECKED_AT_ONCE
+    ) -> None:
         self._path = Path(path)
         self._n_known = n_tokens
         self.n_tokens, self._offset = _npy_header(self._path)
         seen = np.zeros(-(-n_tokens // 8), dtype=np.uint8)
         digest = hashlib.sha256()
-        for start in range(0, self.n_tokens, CHECKED_AT_ONCE):
-            numbers = self.numbers(start, min(start + CHECKED_AT_ONCE, self.n_tokens))
+        for start in range(0, self.n_tokens, at_once):
+            numbers = self.numbers(start, min(start + at_once, self.n_tokens))
             digest.update(numbers.data)
             order = np.argsort(numbers, kind="stable")
             ascending = numbers[order]

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -124,7 +124,20 @@ class _Extent:
         return tuple(np.flatnonzero(self.low[layer] == self.high[layer]).tolist())
 
 
-def verify_shards(path: str | os.PathLike[str], progress: Progress) -> FolderVerdict:
+class _Reading(NamedTuple):
+    """How files are read: bytes at a time, and who is told of how many came."""
+
+    chunk_bytes: int
+    advance: Callable[[int], None]
+
+
+def verify_shards(
+    path: str | os.PathLike[str],
+    progress: Progress,
+    *,
+    chunk_bytes: int = CHUNK_BYTES,
+    most_missing: int = MOST_MISSING,
+) -> FolderVerdict:
     """Read every byte of a folder of shards, once and in order, and judge it. What is wrong is
     returned, never raised.
 
@@ -132,6 +145,12 @@ def verify_shards(path: str | os.PathLike[str], progress: Progress) -> FolderVer
     infinity; a folder, if its JSON files are, or if a layer is the same in all its tokens; labels,
     if they are not one a content token. Some constant dimensions, and padding that is not zero, are
     remarks.
+
+    Args:
+        path: the folder of shards.
+        progress: called with the bytes read since the last call, and those of the whole folder.
+        chunk_bytes: read at a time, or one token if that is more.
+        most_missing: shards that are named one by one where they are missing.
     """
     try:
         folder = real_folder(path)
@@ -141,7 +160,7 @@ def verify_shards(path: str | os.PathLike[str], progress: Progress) -> FolderVer
         return FolderVerdict(Path(path), faults=(str(error),))
     labels_file = find_labels(folder, metadata)
     missing = _missing(folder, entries)
-    if len(missing) > MOST_MISSING:
+    if len(missing) > most_missing:
         return FolderVerdict(
             Path(path),
             faults=(
@@ -163,10 +182,11 @@ def verify_shards(path: str | os.PathLike[str], progress: Progress) -> FolderVer
     def advance(n: int) -> None:
         progress(n, total)
 
+    reading = _Reading(chunk_bytes, advance)
     seen: dict[Path, str] = {}
     shards, first = [], 0
     for entry in entries:
-        shards.append(_verify_shard(folder, metadata, entry, first, extent, seen, advance))
+        shards.append(_verify_shard(folder, metadata, entry, first, extent, seen, reading))
         first += entry.n_examples
     constant = {number: extent.constant(layer) for layer, number in enumerate(metadata.layers)}
     faults = tuple(
@@ -175,7 +195,7 @@ def verify_shards(path: str | os.PathLike[str], progress: Progress) -> FolderVer
         for layer, number in enumerate(metadata.layers)
         if len(constant[number]) == metadata.d_model
     )
-    labels = None if labels_file is None else _verify_labels(folder, metadata, labels_file, advance)
+    labels = None if labels_file is None else _verify_labels(folder, metadata, labels_file, reading)
     doubt = doubt_labels(folder, metadata)
     return FolderVerdict(
         Path(path), tuple(shards), labels, constant, faults, () if doubt is None else (doubt,)
@@ -208,7 +228,7 @@ def _verify_shard(
     first: int,
     extent: _Extent,
     seen: dict[Path, str],
-    advance: Callable[[int], None],
+    reading: _Reading,
 ) -> ShardVerdict:
     """Judge one shard, whose first example has the number `first`; its content tokens are added to
     `extent`.
@@ -220,13 +240,12 @@ def _verify_shard(
         _check_own(path, entry.name, seen)
         n_data = entry.n_examples * metadata.example_bytes
         not_finite = _NotFinite(metadata, first)
-        for start, tokens in _tokens(path, n_data, metadata.d_model, advance):
+        for start, tokens in _tokens(path, n_data, metadata.d_model, reading):
             _judge(start, tokens, metadata, extent, not_finite)
         if not_finite.count:
             faults.append(not_finite.describe())
         n_nonzero = sum(
-            int(np.count_nonzero(chunk))
-            for chunk in _bytes(path, n_data, None, CHUNK_BYTES, advance)
+            int(np.count_nonzero(chunk)) for chunk in _bytes(path, n_data, None, reading)
         )
         if n_nonzero:
             remarks.append(f"padding is not zero ({n_nonzero} bytes); it is never read")
@@ -290,21 +309,22 @@ def _judge(
 
 
 def _tokens(
-    path: Path, n_bytes: int, d_model: int, advance: Callable[[int], None]
+    path: Path, n_bytes: int, d_model: int, reading: _Reading
 ) -> Iterator[tuple[int, Floats]]:
     """The first `n_bytes` of a shard as (number of its first token, tokens (n, d_model)), all
     layers in file order.
     """
-    per_chunk = max(1, CHUNK_BYTES // (4 * d_model))
+    per_chunk = max(1, reading.chunk_bytes // (4 * d_model))
+    whole_tokens = reading._replace(chunk_bytes=per_chunk * 4 * d_model)
     start = 0
-    for chunk in _bytes(path, 0, n_bytes, per_chunk * 4 * d_model, advance):
+    for chunk in _bytes(path, 0, n_bytes, whole_tokens):
         tokens = chunk.view("<f4").reshape(-1, d_model)
         yield start, tokens
         start += len(tokens)
 
 
 def _bytes(
-    path: Path, start: int, end: int | None, chunk_bytes: int, advance: Callable[[int], None]
+    path: Path, start: int, end: int | None, reading: _Reading
 ) -> Iterator[npt.NDArray[np.uint8]]:
     """The bytes from `start` to `end` (None: of the file), uint8, in one buffer that is filled
     again and again.
@@ -312,11 +332,11 @@ def _bytes(
     Raises:
         ValueError: the file ends before `end`.
     """
-    buffer = np.empty(chunk_bytes, dtype=np.uint8)
+    buffer = np.empty(reading.chunk_bytes, dtype=np.uint8)
     with open(path, "rb") as file:
         file.seek(start)
         while end is None or start < end:
-            wanted = chunk_bytes if end is None else min(chunk_bytes, end - start)
+            wanted = len(buffer) if end is None else min(len(buffer), end - start)
             n = file.readinto(buffer[:wanted].data)
             if n < wanted and end is not None:
                 raise ValueError(
@@ -326,18 +346,18 @@ def _bytes(
             if n == 0:
                 return
             yield buffer[:n]
-            advance(n)
+            reading.advance(n)
             start += n
 
 
 def _verify_labels(
-    folder: Path, metadata: Metadata, labels: LabelsFile, advance: Callable[[int], None]
+    folder: Path, metadata: Metadata, labels: LabelsFile, reading: _Reading
 ) -> LabelsVerdict:
     dtype = np.dtype(labels.dtype).newbyteorder("<")
     counts = np.zeros(2 ** (8 * dtype.itemsize), dtype=np.int64)
     try:
         path = sized_labels(folder, metadata, labels)
-        for chunk in _bytes(path, 0, labels.n_bytes, CHUNK_BYTES, advance):
+        for chunk in _bytes(path, 0, labels.n_bytes, reading):
             counts += np.bincount(chunk.view(dtype), minlength=len(counts))
     except (ValueError, OSError) as error:
         return LabelsVerdict(name=labels.name, counts={}, faults=(str(error),))
