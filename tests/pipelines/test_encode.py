@@ -32,7 +32,7 @@ from assay.pipelines.pca.nodes import fit_pca
 from assay.pipelines.standardize.nodes import fit_statistics
 from shards import read_content
 
-LAYERS, TOKENS, D_MODEL = (3, 5), 16, 80
+TOKENS, D_MODEL = 16, 80
 ENCODINGS = {
     "kmeans-onehot": ("onehot", 8),
     "kmeans-invdist": ("dense", 8),

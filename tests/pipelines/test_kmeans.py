@@ -20,7 +20,7 @@ from assay.pipelines.kmeans.pipeline import create_pipeline
 from assay.plan import make_plan
 from shards import read_content
 
-LAYERS, TOKENS, D_MODEL = (3, 5), 16, 80
+LAYERS, TOKENS = (3, 5), 16
 
 SMALL = {
     "n_clusters": 8,

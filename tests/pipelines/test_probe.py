@@ -22,7 +22,7 @@ from assay.parameters import ProbeParameters
 from assay.pipelines.probe.nodes import fit_probes
 from shards import read_content
 
-LAYERS, TOKENS, D_MODEL, N_FEATURES = (3, 5), 16, 80, 6
+LAYERS, TOKENS, N_FEATURES = (3, 5), 16, 6
 ABOUT = {"layer": 5, "method": "pca", "encoding": "pca-dense", "k": 80}
 VOID_MODES = ("drop", "negative", "class")
 
