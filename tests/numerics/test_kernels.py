@@ -243,6 +243,11 @@ for number, kind in enumerate(hostile.KINDS):
             left += 0 if kind == "huge" else int((~settled).sum())
             hostile.assert_nearest(found[settled], x[settled], centers)
         if kind == "norms":
+            for bad in (torch.nan, torch.inf, -torch.inf):
+                strange = x.clone()
+                strange[2, 0] = bad
+                # Left to float64's turn, which refuses it.
+                assert fused.nearest(strange, centers, origin, product)[2] == -1
             labels = torch.arange(n) ** 2 % n_clusters
             hits = torch.bincount(labels, minlength=n_clusters)
             given = x, centers, labels, hits, hits.clamp(min=1)

@@ -177,6 +177,14 @@ def test_best_features_go_to_the_lower_at_a_tie_and_are_none_without_a_probe():
         best_features(ce)
 
 
+@pytest.mark.parametrize(
+    "given_", [{"coverage_threshold": torch.nan}, {"coverage_threshold": 2.0}, {"n_top": 0}]
+)
+def test_what_is_counted_has_a_range(given_):
+    with pytest.raises(ValueError, match="wanted 0 to 1 and at least 1"):
+        score_encoding(**_all_present(2, 2), **given_)
+
+
 def test_inputs_that_disagree_are_refused():
     given_ = _all_present(3, 2)
     with pytest.raises(ValueError, match=r"coef has shape \(2, 2\), wanted \(3, 2\)"):

@@ -225,8 +225,13 @@ def score_encoding(
         n_top: how many features of the highest AP to list.
 
     Raises:
-        ValueError: shapes disagree, no class is left, or a value is impossible.
+        ValueError: shapes disagree, no class is left, or a value is impossible or out of range.
     """
+    if not 0 <= coverage_threshold <= 1 or n_top < 1:
+        raise ValueError(
+            f"found coverage_threshold = {coverage_threshold} and n_top = {n_top}, wanted 0 to 1"
+            " and at least 1: change them"
+        )
     _check_shapes(train_ce, coef=coef, loss=val.loss, average_precision=val.average_precision)
     _check_shapes(
         train_ce[0],

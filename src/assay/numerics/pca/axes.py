@@ -45,7 +45,11 @@ def top_k(z: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def check_k(k: int, n_components: int) -> None:
-    """Raise ValueError unless so many components have k largest ones."""
+    """Check that so many components have k largest ones.
+
+    Raises:
+        ValueError: they have not.
+    """
     if not 1 <= k <= n_components:
         raise ValueError(
             f"found K = {k}, wanted 1 to {n_components}, the number of components: change K"
@@ -112,7 +116,11 @@ def principal_axes(moments: Moments, n_components: int) -> Axes:
 
 
 def check_n_components(n_components: int | None, d: int) -> None:
-    """Raise ValueError unless d dimensions have so many components; None is all of them."""
+    """Check that d dimensions have so many components; None is all of them.
+
+    Raises:
+        ValueError: they have not.
+    """
     if n_components is not None and not 1 <= n_components <= d:
         raise ValueError(
             f"found n_components = {n_components}, wanted 1 to {d}, the dimensions: change it"
