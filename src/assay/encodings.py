@@ -1,5 +1,4 @@
-"""What a row of the table is of, as values; and every name that is made of them, in both
-directions.
+"""Values that identify a row of the table, and every name built from them and parsed into them.
 
 A method of one seed is a `Model`, the way in which tokens are written as codes a `Form`, and both
 together an `Encoding`. Files, datasets, MLflow's runs and the table go by their names, which are
@@ -24,7 +23,7 @@ KINDS: dict[Family, tuple[str, ...]] = {
     ),
     "pca": ("dense", "topk"),
 }
-"""The ways in which centers and components write codes."""
+"""The kinds of codes that each family of dictionaries has. No kind belongs to two families."""
 
 
 def layer_name(layer: int) -> str:
@@ -61,9 +60,7 @@ class Model:
 
     @property
     def family(self) -> Family | None:
-        """What is fitted here under the method's name; None for a dictionary that is not Assay's
-        own.
-        """
+        """`kmeans` or `pca`; None for a dictionary that is not Assay's own."""
         return next((family for family in KINDS if family == self.method), None)
 
     @classmethod
@@ -178,12 +175,12 @@ class Encoding:
 
     @property
     def codes(self) -> str:
-        """The name of the encoding whose codes hold these."""
+        """The name of the stored encoding whose codes contain this one's."""
         return self._named(self.model.name, self.codes_form)
 
     @property
     def codes_form(self) -> Form | None:
-        """The form of the codes that hold these."""
+        """The form of the stored codes that contain this one's."""
         return (
             self.form
             if self.form is None or self.stored_k is None

@@ -36,8 +36,8 @@ SHAPING = {
     if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
     if (names := changing_no_result(field.annotation))
 }
-"""Of each section the parameters that change no result: they say which nodes there are, or how
-often to save.
+"""Per section, the parameters left out of fingerprints, since they change no result: they say which
+nodes there are, or how often to save.
 """
 
 UNKNOWN = "unknown"

@@ -32,8 +32,7 @@ VERSIONS = ".versions"
 
 
 class Freshness(Fingerprints):
-    """The results of a project under the configuration in force: what they are to be, what of them
-    is there, and where.
+    """The results that a project's configuration asks for: which of them exist, and where.
 
     Args:
         project: the project's root folder.

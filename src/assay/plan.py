@@ -43,7 +43,7 @@ class Plan:
     digits: tuple[str, ...]
     """The splits that the ``digits`` pipeline makes; empty where all shards are the user's."""
     kmeans: tuple[Model, ...]
-    """The fits of k-means, a seed each, ``kmeans`` the first."""
+    """The models of k-means, one per seed; the first is called ``kmeans``."""
     gallery_classes: int | None
     """Classes of a dictionary that are shown on the images of probe_val; None: the images are not
     at hand.
@@ -65,7 +65,7 @@ class Plan:
         )
 
     def dictionaries_of(self, layer: int) -> tuple[PlannedDictionary, ...]:
-        """The dictionaries that are of a layer."""
+        """The dictionaries that are planned for a layer."""
         return tuple(each for each in self.dictionaries if layer in each.layers)
 
 

@@ -45,8 +45,12 @@ class SparsityParameters(Section):
     means far: one of the two.
     """
 
-    top_k: PositiveInt | None = Field(None, description="the so many largest entries of each patch")
-    margin: PositiveFloat | None = Field(None, description="the entries of at least this magnitude")
+    top_k: PositiveInt | None = Field(
+        None, description="how many of the largest entries of each patch are kept"
+    )
+    margin: PositiveFloat | None = Field(
+        None, description="entries of at least this magnitude are kept"
+    )
 
     @model_validator(mode="after")
     def _exactly_one(self) -> Self:

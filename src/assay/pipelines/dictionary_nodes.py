@@ -38,9 +38,7 @@ these options.
 
 
 class SourcedCodes(ComputedCodes):
-    """Computed codes that know where they come from, for whoever writes them down: see
-    `assay.io.codes.layout.SourcedCodes`.
-    """
+    """Computed codes with their provenance, for the writer: see `assay.io.codes.layout`."""
 
     def __init__(
         self,
@@ -184,9 +182,7 @@ def encode(
 
 
 def made_from(shards: Shards) -> str:
-    """What codes of these shards are made of, beside their provenance: a shard that was recorded
-    again has its old name.
-    """
+    """The shards' contents, which go with the provenance: shards recorded again keep their name."""
     return f"{FORMAT} {shards.fingerprint()}"
 
 

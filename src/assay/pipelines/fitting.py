@@ -52,7 +52,7 @@ class Fit:
         every: steps from one checkpoint to the next.
         minutes: the most that pass from one checkpoint to the next step, or the next `save_if_due`,
             that is saved whatever its number.
-        method: `kmeans` or `pca`.
+        method: the name of the model that is fitted, as `kmeans-seed-3`.
         shards, layer, statistics: what it is fitted to.
         parameters: JSON; what changes the result.
     """

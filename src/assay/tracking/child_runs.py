@@ -1,4 +1,4 @@
-"""Writing children: they are made, told and closed in the thread that talks to MLflow."""
+"""Creates, updates and closes child runs, in the thread that talks to MLflow."""
 
 from __future__ import annotations
 

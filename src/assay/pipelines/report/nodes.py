@@ -49,8 +49,7 @@ def merge_layer(*metrics: dict[str, Any], encodings: Sequence[Encoding]) -> list
     """The table's rows of one layer: the scores of each encoding, joined with the errors of its
     method and k.
 
-    What is one of several seeds' goes by the name that they share; ``name`` is the encoding's
-    alone.
+    The rows of several seeds share the name of their encoding; ``name`` is unique to each.
     """
     known = {encoding.name: encoding for encoding in encodings}
     errors = {
