@@ -18,7 +18,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from warm_commands import WarmCommands
 
@@ -47,12 +46,17 @@ WHOLE_RUNS = (
 """Files whose tests run the project's commands as a user would."""
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+@pytest.hookimpl(tryfirst=True)  # before xdist looks for groups
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Long files first: a process that took one last would be waited for. And no test that wants a
     GPU where there is none.
     """
+    import torch
+
     items.sort(key=lambda item: item.path.name not in LONG)
     for item in items:
+        if config.pluginmanager.hasplugin("xdist") and (group := _group(item)):
+            item.add_marker(pytest.mark.xdist_group(group))
         if item.path.name in WHOLE_RUNS:
             item.add_marker(pytest.mark.e2e)
         if re.search(r"kill|sigterm|signal|interrupt|broken_off|crash", item.name):
@@ -63,6 +67,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skip(reason="needs a GPU"))
+
+
+def _group(item: pytest.Item) -> str | None:
+    """The tests that one process has to run, with `--dist=loadgroup`: those that look at the whole
+    run, and else a file's, which share what they make; commands in projects of their own go
+    wherever there is time.
+    """
+    if "whole_run" in getattr(item, "fixturenames", ()):
+        return "whole_run"
+    return None if item.path.name == "test_command_line.py" else item.nodeid.partition("::")[0]
 
 
 def write_planted(root: Path, n_examples: int, seed: int) -> Path:
