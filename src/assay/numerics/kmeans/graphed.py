@@ -1,5 +1,5 @@
-"""Steps of mini-batch k-means as CUDA graphs: a step is some sixty launches, which take a host
-longer than a card for small batches.
+"""Steps of mini-batch k-means as CUDA graphs: a step is some sixty launches, which for small
+batches take the host longer than the card.
 """
 
 import logging
@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 
 class _Like(NamedTuple):
-    """What steps have to share for one graph."""
+    """The properties that steps must share to use one graph."""
 
     device: torch.device
     tokens: torch.Size
@@ -25,12 +25,12 @@ class _Like(NamedTuple):
 
 
 class GraphedSteps:
-    """`queue_step`, which is captured where a second batch of one shape follows the first, and
-    replayed for those that come after.
+    """`queue_step`, captured when a second batch of one shape follows the first, and replayed for
+    later ones.
 
-    The same kernels on the same numbers give the same bits. Only where the fused kernels are used:
-    all else waits for the host in between. The graph's inputs and results, once more as large as
-    the centers and the batch, stay on the card with it.
+    The same kernels on the same numbers give the same bits. Graphs are used only with the fused
+    kernels: everything else waits for the host in between. The graph's inputs and results stay on
+    the card with it, and are as large as the centers and the batch once more.
     """
 
     def __init__(self) -> None:
@@ -39,7 +39,7 @@ class GraphedSteps:
         self._fails = False
 
     def __reduce__(self) -> tuple[type["GraphedSteps"], tuple[()]]:
-        """A copy captures its own."""
+        """A copy captures a graph of its own."""
         return GraphedSteps, ()
 
     def __call__(
@@ -67,7 +67,7 @@ class GraphedSteps:
 
 
 class _StepGraph:
-    """A captured step, with fixed places for what goes in and what comes out."""
+    """A captured step, with fixed places for its inputs and results."""
 
     def __init__(self, like: _Like, *inputs: Tensor) -> None:
         self.like = like

@@ -1,4 +1,4 @@
-"""Which kernels of our own a device has, once they were found right there."""
+"""The fused kernels of a device, once a trial there has shown them to be right."""
 
 import logging
 from collections.abc import Callable
@@ -15,12 +15,19 @@ FUSED_TILE = 256
 
 
 class Product(Protocol):
-    """What a product in low precision needs to know of the centers: see
+    """The properties of a product in low precision that the kernels need: see
     `assay.numerics.kmeans.rounded_centers.RoundedCenters`.
 
-    matrix: float16 or bfloat16 (whole tiles of rows, width), the width a multiple of 64, four
-    bounds behind the d dimensions. bounds: float32 (K, 3). unit: a rounding's relative error;
-    least_step, sums, margin, underflow, most_halved: see there.
+    Attributes:
+        matrix: float16 or bfloat16 (whole tiles of rows, width), the width a multiple of 64, with
+            four bounds behind the d dimensions.
+        bounds: float32 (K, 3).
+        unit: the relative error of one rounding.
+        least_step: twice its absolute error where it underflows.
+        sums: g, the relative error of a sum.
+        margin: the factor that raises bounds.
+        underflow: how far squares that underflow may lower a norm.
+        most_halved: the cap on halved norms.
     """
 
     matrix: Tensor
@@ -34,8 +41,8 @@ class Product(Protocol):
 
 
 class Kernels(NamedTuple):
-    """Triton's on a GPU: to make centers ready, to find the nearest of them, and to move them. See
-    `fused` and `fused_step`.
+    """Triton's kernels on a GPU, which prepare centers, find the nearest of them, and move them.
+    See `fused` and `fused_step`.
     """
 
     round_centers: Callable[[Tensor, Tensor, Product], tuple[Tensor, Tensor]]
@@ -45,10 +52,10 @@ class Kernels(NamedTuple):
 
 @cache
 def fused_kernels(device: torch.device) -> Kernels | None:
-    """The kernels where there is Triton and a GPU of Ampere's kind or later, and where what they
-    give in a trial is right.
+    """The kernels, if there are Triton and a GPU of the Ampere generation or later, and a trial
+    shows that they are right there.
 
-    Compilers have been wrong. Elsewhere, and where the trial fails, torch does the same with more
+    Compilers have been wrong. Elsewhere, and if the trial fails, torch does the same with more
     memory and launches.
     """
     if device.type != "cuda":
@@ -83,7 +90,7 @@ def _drawn(device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def try_nearest(kernels: Kernels, device: torch.device, dtype: torch.dtype) -> None:
-    """Rows of one candidate, of a few, and of several in several tiles."""
+    """Try rows with one candidate, with a few, and with several in several tiles."""
     from assay.numerics.kmeans.distances import nearest_in_float64
     from assay.numerics.kmeans.rounded_centers import RoundedCenters
 
@@ -100,7 +107,7 @@ def try_nearest(kernels: Kernels, device: torch.device, dtype: torch.dtype) -> N
 
 
 def try_move(kernels: Kernels, device: torch.device) -> None:
-    """Centers without tokens, with a few, and with a third of all."""
+    """Try centers without tokens, with a few, and with a third of all."""
     x, centers, _ = _drawn(device)
     labels = torch.arange(300, device=device) * 7 % 1000
     labels[::3] = 5

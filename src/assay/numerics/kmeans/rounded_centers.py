@@ -18,22 +18,22 @@ _MOST_GROUPS = 16
 
 
 class RoundedCenters:
-    """Scores of shifted centers c (K, d), float32, by a product in `dtype`: how large they may be,
-    and where they may be the largest.
+    """Upper bounds on the scores of shifted centers c (K, d), float32, by a product in `dtype`, and
+    which of them may be the largest.
 
-    What comes out is no score but the most that it may be: bounds ride along as more dimensions of
-    the product, a center's own each, so that a far center widens no other's. With x' and c' as
+    The product gives not a score but the most that it may be. The bounds ride along in it as more
+    dimensions, one set per center, so that a far center widens no other's. With x' and c' as
     rounded to `dtype`, the score is off by
 
     - |x - x'| |c| + |x'| |c - c'| at most, by rounding (Cauchy-Schwarz);
     - g (|x'| |c| + |c|^2 / 2) at most, by summing d + 4 terms in float32, in any order, whether
-      sums are rounded or cut off: m terms want m 2^-23 times the sum of their magnitudes, and g =
+      sums are rounded or cut off: m terms take m 2^-23 times the sum of their magnitudes, and g =
       (d + 8) 2^-23 leaves enough for x and c, which the shift has rounded.
 
-    So |x - x'| + g |x'| meets |c|, |x'| meets |c - c'|, and g |c|^2 / 2 and whatever rounding takes
-    off are added to the halved norm. All are raised by `margin`, for the rounding of the bounds
-    themselves and of norms in float32. Where b seems the best, with p(b), twice what b may be too
-    large is `_slack`: p(c) >= s(c) >= s(b) >= p(b) - slack for the c that is nearest.
+    So |x - x'| + g |x'| is multiplied by |c|, and |x'| by |c - c'|; g |c|^2 / 2 and any loss by
+    rounding are added to the halved norm. All are raised by `margin`, for the rounding of the
+    bounds themselves and of norms in float32. If b seems the best, with p(b), then `_slack` is
+    twice the excess that p(b) may have: p(c) >= s(c) >= s(b) >= p(b) - slack for the nearest c.
     """
 
     @isolated()
@@ -62,8 +62,8 @@ class RoundedCenters:
             self.bounds, self.holds = self._round_centers(centers - origin)
 
     def _round_centers(self, centers: Tensor) -> tuple[Tensor, Tensor]:
-        """Write shifted centers (K, d) into the matrix, with their bounds; gives `bounds` (K, 3),
-        and whether it holds them all, ().
+        """Write shifted centers (K, d) into the matrix, with their bounds. Returns `bounds` (K, 3),
+        and whether the matrix holds all centers, ().
         """
         self.matrix.zero_()
         own, rest = self.matrix[: len(centers)], self.matrix[len(centers) :]
@@ -89,8 +89,8 @@ class RoundedCenters:
 
     @cached_property
     def holds_the_centers(self) -> bool:
-        """Whether every center, rounded, is finite. On a GPU the host is waited for when it is
-        first asked.
+        """Whether every rounded center is finite. When this is first asked, the host waits for a
+        GPU.
         """
         return bool(self.holds)
 
@@ -105,11 +105,11 @@ class RoundedCenters:
 
     @isolated()
     def shortlist(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Where the centers lie that may be nearest to rows of x (n, d), shifted: pairs (row,
-        group), int64, by row, and bool (pairs, 64).
+        """The centers that may be nearest to rows of x (n, d), shifted: pairs (row, group), int64,
+        by row, and bool (pairs, 64), which of the group's `members` they are.
 
-        The latter says which of the group's `members` may be. Rows with candidates in too many
-        groups have none. Overflow makes a bound infinite or a score NaN: such a row has none, too.
+        Rows with candidates in too many groups get none, and so do rows for which overflow makes a
+        bound infinite or a score NaN.
         """
         tokens = self._allocate(len(x), x.device).fill_(1)
         tokens[:, : self._d] = x
@@ -135,18 +135,18 @@ class RoundedCenters:
         return rows, groups, most[rows, :, groups] >= least[rows, None]
 
     def members(self, places: Tensor, groups: Tensor) -> Tensor:
-        """The centers at these places of these groups: neighbors are in groups of their own, so
-        that those of a group are far apart.
+        """The centers at these places of these groups. Neighbors are in different groups, so that
+        the centers of one group are far apart.
         """
         return places * self._n_groups + groups
 
     def _least(
         self, best: Tensor, seeming: Tensor, norms: Tensor, lost: Tensor, scores: torch.dtype
     ) -> Tensor:
-        """What a score must seem at least to be the largest in truth, float32 (n,), by the best and
-        the center whose it is.
+        """The least score that may be the largest in truth, float32 (n,), given the best score and
+        its center.
 
-        `scores`: the dtype that scores are written down in.
+        `scores`: the dtype that scores are written in.
         """
         # What fills up can only seem the best where all is lost.
         norm_of_best, lost_of_best, raised = self.bounds[
@@ -157,7 +157,7 @@ class RoundedCenters:
         )
 
     def _slack(self, best: Tensor, error: Tensor, scores: torch.finfo) -> Tensor:
-        """How far below the best seeming score one may seem that is larger in truth, float32 (n,).
+        """How far below the best score a score may seem and still be larger in truth, float32 (n,).
         `error`: what was added to the best.
         """
         # A score is rounded as it is written down, and so is one as far below the best as this.
