@@ -18,7 +18,6 @@ from torch import Tensor
 from assay.encodings import KINDS
 from assay.numerics.codes import ComputedCodes, TensorCodes, gather_columns, measure_l0, sparsify
 from assay.numerics.dictionary import open_dictionary
-from assay.numerics.errors import sum_errors
 from assay.numerics.kmeans.estimator import MiniBatchKMeans
 from assay.numerics.kmeans.seeding import kmeans_plus_plus
 from assay.numerics.kmeans.step import mini_batch_step
@@ -26,6 +25,7 @@ from assay.numerics.moments import StreamingMoments, check_statistics, standardi
 from assay.numerics.pca import Convergence, StreamingPCA
 from assay.numerics.probe import LogisticProbe1d
 from assay.numerics.ranking import rank_features
+from assay.numerics.reconstruction_error import sum_errors
 from assay.numerics.sae import SparseAutoencoder
 
 N, D, K, CLASSES = 120, 6, 8, 3

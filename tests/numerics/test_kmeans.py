@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.cluster import MiniBatchKMeans as ScikitMiniBatchKMeans
 
-from assay.numerics.errors import sum_errors
 from assay.numerics.kmeans import distances as distances_module
 from assay.numerics.kmeans import seeding as seeding_module
 from assay.numerics.kmeans.distances import nearest_in_float64 as nearest_centers
@@ -18,6 +17,7 @@ from assay.numerics.kmeans.estimator import MiniBatchKMeans
 from assay.numerics.kmeans.reassignment import collapsed_clusters, reassign_centers
 from assay.numerics.kmeans.seeding import kmeans_plus_plus, seeding_tokens
 from assay.numerics.kmeans.step import low_count_clusters, mini_batch_step
+from assay.numerics.reconstruction_error import sum_errors
 
 
 def randn(seed, *shape):

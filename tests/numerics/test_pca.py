@@ -11,8 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from assay.numerics.errors import ErrorSums, error_sums, sum_errors
 from assay.numerics.pca import Convergence, StreamingPCA, orient, subspace_drift, top_k
+from assay.numerics.reconstruction_error import ErrorSums, error_sums, sum_errors
 
 
 def correlated(seed, n, d, offset=0.0):

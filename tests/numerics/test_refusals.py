@@ -24,10 +24,10 @@ from assay.numerics import (
     unstandardize,
 )
 from assay.numerics.codes import gather_columns
-from assay.numerics.errors import error_sums
 from assay.numerics.pca import Convergence
 from assay.numerics.probe import certify_sweep, count_table, fit_sweep, judge_sweep
 from assay.numerics.ranking import strongest_examples
+from assay.numerics.reconstruction_error import error_sums
 
 
 def draw(*shape, seed=0):

@@ -12,7 +12,6 @@ from assay.numerics.codes import (
     sparsify,
 )
 from assay.numerics.dictionary import Centers, Components, Dictionary, open_dictionary
-from assay.numerics.errors import ErrorSums, sum_errors
 from assay.numerics.kmeans import MiniBatchKMeans, NearestCenters, kmeans_plus_plus
 from assay.numerics.moments import StreamingMoments, standardize, unstandardize
 from assay.numerics.pca import StreamingPCA, top_k
@@ -25,6 +24,7 @@ from assay.numerics.probe import (
     judge_sweep,
 )
 from assay.numerics.ranking import purity_at_k
+from assay.numerics.reconstruction_error import ErrorSums, sum_errors
 from assay.numerics.sae import SparseAutoencoder
 from assay.numerics.scores import ClassScores, Judgment, Scores, best_features, score_encoding
 

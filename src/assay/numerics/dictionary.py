@@ -14,11 +14,11 @@ from torch import Tensor
 from assay.codes import Batch, Format
 from assay.encodings import KINDS, Form
 from assay.numerics.codes import add_squares
-from assay.numerics.errors import ErrorSums
 from assay.numerics.isolation import isolated
 from assay.numerics.kmeans.distances import paired_distances
 from assay.numerics.kmeans.estimator import MiniBatchKMeans
 from assay.numerics.pca import StreamingPCA, top_k
+from assay.numerics.reconstruction_error import ErrorSums
 
 DISTANCE_FLOOR = 1e-6
 """Added to a distance before it is inverted."""

@@ -24,10 +24,10 @@ import torch
 from torch import Tensor
 
 from assay.codes import Batch, Format
-from assay.numerics.errors import ErrorSums, error_sums
 from assay.numerics.isolation import isolated
 from assay.numerics.moments import check_batch, check_mean_std, scale_of
 from assay.numerics.precision import product
+from assay.numerics.reconstruction_error import ErrorSums, error_sums
 
 Activation = Literal["relu", "topk", "batchtopk", "jumprelu"]
 InputBias = Literal["b_dec", "none"]

@@ -20,7 +20,7 @@ from assay.io.shards import Shards
 from assay.io.tensors import fingerprint_tensors
 from assay.numerics.codes import ComputedCodes, sparsify
 from assay.numerics.dictionary import Dictionary, open_dictionary
-from assay.numerics.errors import sum_errors
+from assay.numerics.reconstruction_error import sum_errors
 from assay.numerics.sae import SparseAutoencoder
 from assay.parameters import DictionaryParameters, SparsityParameters
 from assay.pipelines.fitting import CHANGING_NO_RESULT

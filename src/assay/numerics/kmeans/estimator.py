@@ -13,17 +13,17 @@ from torch import Tensor
 from assay.numerics.isolation import isolated, snapshot
 from assay.numerics.kmeans.fit_state import FitState, InProgress
 from assay.numerics.kmeans.graphed import GraphedSteps
-from assay.numerics.kmeans.passes import make_passes
-from assay.numerics.kmeans.prediction import LARGEST, CenterModel
-from assay.numerics.kmeans.reassignment import reassign_where_due
-from assay.numerics.kmeans.seeding import Seeding, seeding_tokens
-from assay.numerics.kmeans.settings import (
+from assay.numerics.kmeans.hyperparameters import (
     check_parameters,
     parameter_tensors,
     read_centers,
     read_parameters,
     show_parameters,
 )
+from assay.numerics.kmeans.passes import make_passes
+from assay.numerics.kmeans.prediction import LARGEST, CenterModel
+from assay.numerics.kmeans.reassignment import reassign_where_due
+from assay.numerics.kmeans.seeding import Seeding, seeding_tokens
 from assay.numerics.kmeans.step import step_at_once
 from assay.numerics.moments import batch_moments, check_later
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from assay.numerics.errors import ErrorSums, error_sums
 from assay.numerics.fitted import NotFittedError
 from assay.numerics.isolation import isolated, snapshot
 from assay.numerics.kmeans.distances import chunked_distances
 from assay.numerics.kmeans.nearest import NearestCenters
 from assay.numerics.moments import check_batch
+from assay.numerics.reconstruction_error import ErrorSums, error_sums
 
 LARGEST = torch.finfo(torch.float32).max
 """The magnitude that a token's entry may have: centers are float32."""

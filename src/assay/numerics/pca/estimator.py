@@ -6,7 +6,6 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from assay.numerics.errors import ErrorSums
 from assay.numerics.fitted import NotFittedError
 from assay.numerics.isolation import isolated, snapshot
 from assay.numerics.moments import Moments, check_batch, check_later, merge_moments
@@ -24,6 +23,7 @@ from assay.numerics.pca.reconstruction import (
     squared_errors,
     unit,
 )
+from assay.numerics.reconstruction_error import ErrorSums
 
 
 class StreamingPCA:

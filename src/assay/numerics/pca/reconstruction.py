@@ -5,10 +5,10 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from assay.numerics.errors import ErrorSums, error_sums
 from assay.numerics.isolation import isolated
 from assay.numerics.moments import check_batch
 from assay.numerics.pca.axes import Axes, check_k, top_k
+from assay.numerics.reconstruction_error import ErrorSums, error_sums
 
 
 @isolated()

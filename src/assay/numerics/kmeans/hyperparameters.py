@@ -15,7 +15,7 @@ PARAMETERS = {
 """The parameters that a state holds, as tensors of these dtypes."""
 
 
-class KMeansParameters(Protocol):
+class KMeansHyperparameters(Protocol):
     """Parameters by name: see `MiniBatchKMeans`."""
 
     n_clusters: int
@@ -29,7 +29,7 @@ class KMeansParameters(Protocol):
     decay: float
 
 
-def check_parameters(model: KMeansParameters) -> None:
+def check_parameters(model: KMeansHyperparameters) -> None:
     """Check the ranges of all parameters.
 
     Raises:
@@ -55,13 +55,13 @@ def check_parameters(model: KMeansParameters) -> None:
         )
 
 
-def show_parameters(model: KMeansParameters) -> str:
+def show_parameters(model: KMeansHyperparameters) -> str:
     """As they are written in a call."""
     names = ("n_clusters", *PARAMETERS)
     return ", ".join(f"{name}={getattr(model, name)!r}" for name in names)
 
 
-def parameter_tensors(model: KMeansParameters) -> dict[str, Tensor]:
+def parameter_tensors(model: KMeansHyperparameters) -> dict[str, Tensor]:
     """The parameters by name, int64 or float64 (), as a state holds them: 0 stands for None."""
     return {
         name: torch.tensor(getattr(model, name) or 0, dtype=dtype, device="cpu")
