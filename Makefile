@@ -20,9 +20,9 @@ install: .venv/.installed
 run: install
 	$(BIN)/kedro run
 
-# A process takes a group of tests, which share what they have made (tests/conftest.py). A thread that waits does not
+# A process takes a file, whose tests share what they have made. A thread that waits does not
 # spin, and rewritten tests are kept: that takes half of the time of short tests.
-PYTEST := OMP_NUM_THREADS=1 GOMP_SPINCOUNT=0 PYTHONDONTWRITEBYTECODE= $(BIN)/pytest --numprocesses=auto --dist=loadgroup --no-loadscope-reorder
+PYTEST := OMP_NUM_THREADS=1 GOMP_SPINCOUNT=0 PYTHONDONTWRITEBYTECODE= $(BIN)/pytest --numprocesses=auto --dist=loadfile --no-loadscope-reorder
 
 test: install lint
 	$(PYTEST)

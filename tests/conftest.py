@@ -15,6 +15,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -34,6 +35,9 @@ LONG = ("test_command_line.py", "test_two_at_once.py", "test_whole_runs.py")
 """Files that start many whole runs."""
 
 
+LOOK_AT_THE_WHOLE_RUN = ("test_command_line.py", "test_notebooks.py")
+
+
 WHOLE_RUNS = (
     *LONG,
     "test_cli.py",
@@ -46,8 +50,7 @@ WHOLE_RUNS = (
 """Files whose tests run the project's commands as a user would."""
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist looks for groups
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Long files first: a process that took one last would be waited for. And no test that wants a
     GPU where there is none.
     """
@@ -55,8 +58,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
     items.sort(key=lambda item: item.path.name not in LONG)
     for item in items:
-        if config.pluginmanager.hasplugin("xdist") and (group := _group(item)):
-            item.add_marker(pytest.mark.xdist_group(group))
         if item.path.name in WHOLE_RUNS:
             item.add_marker(pytest.mark.e2e)
         if re.search(r"kill|sigterm|signal|interrupt|broken_off|crash", item.name):
@@ -69,14 +70,21 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
                 item.add_marker(pytest.mark.skip(reason="needs a GPU"))
 
 
-def _group(item: pytest.Item) -> str | None:
-    """The tests that one process has to run, with `--dist=loadgroup`: those that look at the whole
-    run, and else a file's, which share what they make; commands in projects of their own go
-    wherever there is time.
+@pytest.hookimpl(optionalhook=True)  # xdist's
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With `--dist=loadfile` the files that look at the whole run are one file, so that one process
+    makes it.
     """
-    if "whole_run" in getattr(item, "fixturenames", ()):
-        return "whole_run"
-    return None if item.path.name == "test_command_line.py" else item.nodeid.partition("::")[0]
+    if config.getoption("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling  # type: ignore[import-untyped]
+
+    class Scheduling(LoadFileScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return "whole_run" if Path(file).name in LOOK_AT_THE_WHOLE_RUN else file
+
+    return Scheduling(config, log)
 
 
 def write_planted(root: Path, n_examples: int, seed: int) -> Path:
