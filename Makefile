@@ -27,7 +27,7 @@ PYTEST := OMP_NUM_THREADS=1 GOMP_SPINCOUNT=0 PYTHONDONTWRITEBYTECODE= $(BIN)/pyt
 test: install lint
 	$(PYTEST)
 
-# Without whole runs, killed processes and drawn inputs: a minute on two cores.
+# Without whole runs, killed processes and drawn inputs: a minute and a half on two cores.
 test-fast: install
 	$(PYTEST) -m "not e2e and not crash and not property"
 
