@@ -137,6 +137,78 @@ def test_nmse_of_every_k_equals_an_explicit_float64_reconstruction(whole_run, pl
             )
 
 
+def test_whitened_coefficients_reach_the_table_and_nothing_is_fitted_again_for_them(
+    whole_run, run_command, planted, tmp_path
+):
+    project = tmp_path / "project"
+    shutil.copytree(whole_run[0], project)
+    before = cells(project / "data/08_reporting/baselines.csv", ["layer", "encoding"])
+    ended = run_command("kedro run --params=pca.whiten:true,layers:[5]", project)
+    assert ended.returncode == 0, ended.stderr
+    made = [name for name in made_last(project) if not name.startswith("report.")]
+    ks = (1, 4, 16, 64)
+    assert made == sorted(
+        [
+            "layer_5.pca.measure",
+            *(f"layer_5.probe.pca-topk-{k:05d}" for k in ks),
+            *(
+                f"layer_5.encode.{name}.probe_{split}"
+                for name in ("pca-dense", *(f"pca-topk-{k:05d}" for k in ks))
+                for split in ("train", "val")
+            ),
+            "layer_5.report.gather",
+            "layer_5.report.merge",
+        ]
+    )
+    table = cells(project / "data/08_reporting/baselines.csv", ["layer", "encoding"])
+    assert [name for _, name in table] == ENCODINGS
+    for encoding in ("kmeans-onehot", "kmeans-invdist"):
+        for name in set(COLUMNS[3:-1]) - {"seed"}:
+            assert table[5, encoding][name] == before[5, encoding][name]
+    train, tokens = (
+        np.concatenate(
+            [batch.numpy() for batch in Shards(path).batches(layer=5, batch_size=100)]
+        ).astype(np.float64)
+        for path in planted
+    )
+    mean, std = train.mean(axis=0), train.std(axis=0)
+    standardized, seen = (tokens - mean) / std, (train - mean) / std
+    _, singular, components = np.linalg.svd(seen, full_matrices=False)
+    z = standardized @ components.T
+    white = z / (singular / np.sqrt(len(seen) - 1))
+    for k in ks:
+        ranks = np.argsort(np.argsort(-np.abs(white), axis=1), axis=1)
+        residual = standardized - np.where(ranks < k, z, 0) @ components
+        row = table[5, f"pca-topk-{k:05d}"]
+        assert row["nmse"] == pytest.approx((residual**2).sum() / (standardized**2).sum(), rel=1e-6)
+        assert row["nmse"] > before[5, f"pca-topk-{k:05d}"]["nmse"]
+        raw = ((residual * std) ** 2).sum() / ((standardized * std) ** 2).sum()
+        assert row["nmse_raw"] == pytest.approx(raw, rel=1e-6)
+        assert row["l0"] == k
+        folders = (
+            project / f"data/07_model_output/inference/{planted[1].name}/pca-topk-{k:05d}/layer_5"
+        )
+        (codes,) = (
+            found
+            for found in map(StoredCodes, folders.iterdir())
+            if "whiten" in json.loads(str(found.provenance["parameters"]))
+        )
+        assert codes.k == k
+        errors = torch.cat([batch["error"] for batch in codes.batches(100)])
+        np.testing.assert_allclose(errors, (residual**2).sum(axis=1), rtol=1e-5, atol=1e-9)
+    about = json.loads((project / "data/08_reporting/about.json").read_text())
+    assert about["PCA codes"] == "each coefficient over its standard deviation"
+    back = run_command("kedro run --params=layers:[5]", project)
+    assert back.returncode == 0, back.stderr
+    assert not [name for name in made_last(project) if not name.startswith("report.")]
+    assert (
+        cells(project / "data/08_reporting/baselines.csv", ["layer", "encoding"])[
+            5, "pca-topk-00016"
+        ]["nmse"]
+        == before[5, "pca-topk-00016"]["nmse"]
+    )
+
+
 def cells(path: Path, index: str | list[str]) -> dict[Any, dict[str, Any]]:
     """A table's rows by what is in these columns."""
     rows: dict[Any, Any] = pd.read_csv(path).set_index(index).to_dict("index")
@@ -439,8 +511,9 @@ FAULTS = {
         "layer_3.kmeans_model",
         "2000",
     ],
-    "--params=layers:[true]": ["layers", "no parameter is a boolean"],
-    "--params=latent_topk:true": ["latent_topk", "no parameter is a boolean"],
+    "--params=layers:[true]": ["layers", "found [True], want no boolean"],
+    "--params=latent_topk:true": ["latent_topk", "found True, want no boolean"],
+    "--params=pca.whiten:1": ["pca.whiten` is 1", "Write true or false"],
     "--runner=Nonsense": ["Nonsense"],
     "--env=nowhere": ["conf/nowhere"],
     "--runner=ParallelRunner": ["ParallelRunner", "ThreadRunner"],

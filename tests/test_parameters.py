@@ -96,6 +96,16 @@ FAULTS = [
     ({"kmeans": {"seed": 2**32}}, ["`kmeans.seed` is 4294967296", "less than 4294967296"]),
     ({"pca": {"topk": [1, 0]}}, ["`pca.topk.1` is 0", "greater than 0"]),
     ({"pca": {"topk": [4, 1, 4]}}, ["`pca.topk`", "[4, 1, 4]", "none twice"]),
+    ({"pca": {"whiten": 1}}, ["`pca.whiten` is 1", "boolean", "Write true or false"]),
+    ({"pca": {"whiten": 0.0}}, ["`pca.whiten` is 0.0", "boolean"]),
+    ({"pca": {"whiten": "yes"}}, ["`pca.whiten` is 'yes'", "boolean", "without quotes"]),
+    ({"pca": {"whiten": "true"}}, ["`pca.whiten` is 'true'", "boolean"]),
+    ({"pca": {"whiten": "01"}}, ["`pca.whiten` is '01'", "boolean"]),
+    ({"pca": {"whiten": [True]}}, ["`pca.whiten` is [True]", "boolean"]),
+    ({"pca": {"whiten": None}}, ["`pca.whiten` is None", "boolean"]),
+    ({"pca": {"topk": [True]}}, ["`pca.topk`", "found [True], want no boolean"]),
+    ({"pca": {"batch_size": True}}, ["`pca.batch_size`", "found True, want no boolean"]),
+    ({"shards": SHARDS | {"fit": True}}, ["`shards.fit`", "found True, want no boolean"]),
     ({"probe": {"void": "ignore"}}, ["`probe.void` is 'ignore'", "'drop', 'negative' or 'class'"]),
     ({"probe": {"ridge": 0}}, ["`probe.ridge` is 0", "greater than 0"]),
     ({"probe": {"ridge": float("inf")}}, ["`probe.ridge` is inf", "finite"]),
@@ -132,6 +142,12 @@ def test_a_section_overrides_only_what_it_names():
     parameters = parse_parameters(LEAST | {"kmeans": {"n_clusters": 8}})
     assert parameters.kmeans.n_clusters == 8
     assert parameters.kmeans.batch_size == 8_192
+
+
+@pytest.mark.parametrize("value", [True, False])
+def test_a_boolean_is_taken_where_it_is_one(value):
+    assert parse_parameters(LEAST).pca.whiten is False
+    assert parse_parameters(LEAST | {"pca": {"whiten": value}}).pca.whiten is value
 
 
 def test_parameters_cannot_be_changed():
@@ -317,7 +333,7 @@ def test_what_a_parameter_changes_is_said_on_its_field():
             "seed",
             "more_seeds",
         },
-        "params:pca": {"topk", "checkpoint_steps", "checkpoint_minutes"},
+        "params:pca": {"topk", "whiten", "checkpoint_steps", "checkpoint_minutes"},
         "params:probe": {"slab_features"},
     } == fingerprints.SHAPING
     assert {

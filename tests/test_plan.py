@@ -41,6 +41,19 @@ def test_the_table_has_a_row_for_each_kmeans_encoding_and_each_k():
     assert plan.kmeans == (kmeans,)
 
 
+def test_whitened_coefficients_of_each_k_have_codes_of_their_own():
+    floor = {"floor": {"random": "directions"}}
+    raw = make_plan(parse(DIGITS, dictionaries=floor), d_model=80)
+    white = make_plan(parse(DIGITS, dictionaries=floor, pca={"whiten": True}), d_model=80)
+    assert (raw.whiten, white.whiten) == (False, True)
+    assert white.encodings[2:] == tuple(
+        Encoding(Model("pca"), Form("topk", k), k) for k in (1, 4, 16, 64)
+    )
+    assert all(row.codes == row.name for row in white.encodings)
+    assert list(white.rows) == list(raw.rows)
+    assert white.dictionaries == raw.dictionaries, "random directions have no spread"
+
+
 def test_random_directions_have_rows_where_every_k_is_too_large():
     """Preflight refuses such a K; a plan without rows broke off before it, with a traceback."""
     plan = make_plan(

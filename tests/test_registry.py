@@ -17,7 +17,7 @@ from assay.configuration import ConfigLoader
 from assay.encodings import KINDS as FORMS
 from assay.encodings import Form
 from assay.fingerprints import Fingerprints
-from assay.parameters import SparsityParameters, parse_parameters
+from assay.parameters import PCAParameters, SparsityParameters, parse_parameters
 from assay.pipeline_registry import register_pipelines
 from assay.tracking.describe import sum_by_stage
 
@@ -246,6 +246,57 @@ def test_every_k_is_probed_by_one_node_on_the_codes_of_the_largest(register, lat
     assert len(made) == 2 * len({widest, latent_topk} - {None})
 
 
+@pytest.mark.parametrize("latent_topk", [None, 16, 70])
+def test_whitened_codes_are_probed_by_a_node_for_each_k(register, latent_topk):
+    pipelines = register(latent_topk=latent_topk, pca={"topk": [1, 16], "whiten": True})
+    whole = pipelines["__default__"]
+    ks = sorted({1, 16} | {latent_topk} - {None})
+    probing = [node for node in whole.nodes if ".probe.pca" in node.name and "layer_3" in node.name]
+    assert sorted(node.name for node in probing) == [f"layer_3.probe.pca-topk-{k:05d}" for k in ks]
+    for node in probing:
+        name = node.name.partition("probe.")[2]
+        assert node.inputs[0] == f"layer_3.codes_{name}_probe_train"
+        assert node.func.keywords["rows"] == ((name, int(name[-5:])),)
+    encoded = [name for name in names(whole) if ".encode.pca" in name and "layer_3" in name]
+    assert len(encoded) == 2 * len({*ks, latent_topk})
+    whitened = {
+        node.name for node in whole.nodes if getattr(node.func, "keywords", {}).get("whiten")
+    }
+    assert whitened == {
+        name for name in names(whole) if re.search(r"\.(encode\.pca-[^.]+\.|pca\.measure$)", name)
+    }
+
+
+def test_a_change_of_whiten_remakes_what_is_made_with_pca_and_nothing_else(register):
+    changes = {"dictionaries": {"floor": {"random": "directions"}}}
+    before, after = (
+        told(
+            register(pca={"topk": [1, 16], "whiten": whiten}, **changes)["__default__"],
+            pca=PCAParameters(topk=(1, 16), whiten=whiten),
+        )
+        for whiten in (False, True)
+    )
+    remade = re.compile(
+        r"layer_\d\.(pca_errors|(codes|scores|probes|pairs|examples)_pca-)"
+        r"|(rows|examples)_layer|baselines|paper|matched|classes|figure|gallery|about|report_page"
+    )
+    assert {name for name in after if before.get(name) != after[name]} == {
+        name for name in after if remade.match(name)
+    }
+    kept = {name for name in after if not remade.match(name)}
+    assert {
+        "layer_3.pca_model",
+        "layer_3.pca_history",
+        "layer_3.codes_floor-topk-00016_probe_val",
+    } < (kept)
+
+
+def test_whiten_that_is_false_is_part_of_no_fingerprint(register):
+    """So results from before there was one are found."""
+    for node in register()["__default__"].nodes:
+        assert "whiten" not in getattr(node.func, "keywords", {}), node.name
+
+
 def test_sparsity_is_bound_to_the_nodes_whose_codes_it_may_change(register):
     encodings = [f"kmeans-{kind}" for kind in FORMS["kmeans"]]
     for sparsity in (None, {"top_k": 2}):
@@ -256,9 +307,12 @@ def test_sparsity_is_bound_to_the_nodes_whose_codes_it_may_change(register):
             assert getattr(node.func, "keywords", {}).get("sparsity") == wanted, node.name
 
 
-def told(pipeline: Pipeline) -> dict[str, str]:
-    """The fingerprints of what the nodes make of sources and parameters that nobody has changed."""
+def told(pipeline: Pipeline, **parameters: Any) -> dict[str, str]:
+    """The fingerprints of what the nodes make of sources that nobody has changed, and of these
+    parameters.
+    """
     sources: dict[str, Any] = {name: MemoryDataset({"of": name}) for name in pipeline.inputs()}
+    sources |= {f"params:{name}": MemoryDataset(each) for name, each in parameters.items()}
     for dataset in sources.values():
         dataset.fingerprint = lambda: "the same"
     fingerprints = Fingerprints(DataCatalog(sources), pipeline)

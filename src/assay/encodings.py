@@ -155,7 +155,7 @@ class Encoding:
         form: how they are made; None for a dictionary that has one way of its own.
         k: clusters or kept components; None: what the dictionary says.
         stored_k: K of the top-K codes that are stored, of which these are the first `k` entries:
-            the sweep's largest K serves all.
+            the sweep's largest K serves all. None: these are stored themselves.
     """
 
     model: Model

@@ -38,6 +38,8 @@ class Plan:
     """The form of the codes that the ``pca`` pipeline leaves: ``pca-dense``, or ``pca-topk-...``
     where ``latent_topk`` is set.
     """
+    whiten: bool
+    """PCA's coefficients are whitened, and no K reads the codes of another."""
     sparsity: SparsityParameters | None
     """What is kept of dense k-means codes that do not fit on the disk; None: they have to fit."""
     digits: tuple[str, ...]
@@ -100,7 +102,10 @@ def _make_plan(parameters: Parameters, d_model: int | None) -> Plan:
     )
     if parameters.latent_topk is not None:
         ks = sorted({*ks, parameters.latent_topk})
-    pca = [Encoding(Model("pca"), Form("topk", k), k, stored_k=max(ks)) for k in ks]
+    sweep = [Encoding(Model("pca"), Form("topk", k), k, stored_k=max(ks)) for k in ks]
+    # The error of a smaller K follows from the values that a larger one stores, unless those are
+    # whitened.
+    pca = [replace(row, stored_k=None) for row in sweep] if parameters.pca.whiten else sweep
     fitted = parameters.kmeans
     models = (
         Model("kmeans", fitted.seed),
@@ -116,7 +121,7 @@ def _make_plan(parameters: Parameters, d_model: int | None) -> Plan:
                 model,
                 each,
                 layers_of(each, parameters),
-                tuple(_encodings_of(model, each, kmeans[: len(forms)], pca)),
+                tuple(_encodings_of(model, each, kmeans[: len(forms)], sweep)),
             )
             for name, each in parameters.dictionaries.items()
             for model in each.models(name)
@@ -126,6 +131,7 @@ def _make_plan(parameters: Parameters, d_model: int | None) -> Plan:
             if parameters.latent_topk is None
             else Form("topk", parameters.latent_topk)
         ),
+        whiten=parameters.pca.whiten,
         sparsity=parameters.kmeans.sparsity,
         digits=digits_splits(parameters),
         gallery_classes=(
@@ -144,16 +150,17 @@ def layers_of(dictionary: DictionaryParameters, parameters: Parameters) -> tuple
 
 
 def _encodings_of(
-    model: Model, dictionary: DictionaryParameters, kmeans: list[Encoding], pca: list[Encoding]
+    model: Model, dictionary: DictionaryParameters, kmeans: list[Encoding], sweep: list[Encoding]
 ) -> Iterator[Encoding]:
-    """A random dictionary has the encodings of the method that it is the floor of; any other has
-    one, of its own name.
+    """A random dictionary has the encodings of the method that it is the floor of, never whitened:
+    along random directions no standard deviation is known. Any other has one, of its own name.
     """
     if dictionary.random is None:
         yield Encoding(model, None, dictionary.k)
     else:
         yield from (
-            replace(row, model=model) for row in (kmeans if dictionary.random == "centres" else pca)
+            replace(row, model=model)
+            for row in (kmeans if dictionary.random == "centres" else sweep)
         )
 
 

@@ -160,13 +160,59 @@ def test_topk_of_all_components_is_the_dense_code():
     assert torch.equal(topk.encode(x)["error"], dense.encode(x)["error"])
 
 
-def test_topk_codes_of_a_pca_that_whitens_are_refused():
-    state = StreamingPCA(whiten=True).partial_fit(_tokens(40, 2)).state_dict()
-    with pytest.raises(
-        ValueError, match=r"whitens, wanted coefficients whose squares are errors: .*whiten=False"
-    ):
-        open_dictionary("pca-topk-00002", state)
-    assert open_dictionary("pca-dense", state).encode(_tokens(3, 1))["error"].tolist() == [0.0] * 3
+@settings(deadline=None, max_examples=40)
+@given(st.integers(0, 9), st.integers(1, D), st.integers(0, 99), st.data())
+def test_whitened_codes_follow_the_formula_and_their_errors_are_of_the_coefficients_themselves(
+    n, n_components, seed, data
+):
+    k = data.draw(st.integers(1, n_components))
+    state, x = _pca_state(n_components), _tokens(n, seed, 3.0)
+    z = _coefficients(x, state)
+    white = z / np.sqrt(state["explained_variance"].numpy())
+    kept = _kept(white, k)
+    encoder = open_dictionary(f"pca-topk-{k:05d}", state, whiten=True)
+    batch = encoder.encode(x)
+    assert batch["indices"].tolist() == kept.tolist()
+    np.testing.assert_allclose(
+        batch["values"].numpy(), np.take_along_axis(white, kept, 1), rtol=1e-6, atol=1e-10
+    )
+    _assert_error(batch, _residuals(x, state, z, kept))
+    dense = open_dictionary("pca-dense", state, whiten=True).encode(x)
+    np.testing.assert_allclose(dense["values"].numpy(), white, rtol=1e-6, atol=1e-10)
+    _assert_error(dense, _residuals(x, state, z, _kept(z, n_components)))
+    if k == D:
+        assert batch["error"].tolist() == [0.0] * n
+        assert torch.equal(densify(batch, "sparse", D), dense["values"])
+
+
+def test_a_component_without_variance_is_whitened_by_nothing():
+    state = {
+        "mean": torch.zeros(3, dtype=torch.float64),
+        "components": torch.eye(3, dtype=torch.float64),
+        "explained_variance": torch.tensor([16.0, 0.25, 0.0], dtype=torch.float64),
+    }
+    x = torch.tensor([[4.0, 3.0, 2.0], [4.0, 0.25, 2.0]], dtype=torch.float32)
+    batch = open_dictionary("pca-topk-00002", state, whiten=True).encode(x)
+    assert batch["indices"].tolist() == [[1, 2], [2, 0]]
+    assert batch["values"].tolist() == [[6.0, 2.0], [2.0, 1.0]]
+    assert batch["error"].tolist() == [16.0, 0.0625]
+
+
+def test_codes_are_whitened_as_the_state_says_unless_it_is_said_when_it_is_opened():
+    x = _tokens(40, 2) * torch.arange(1, D + 1)
+    states = {
+        whiten: StreamingPCA(whiten=whiten).partial_fit(x).state_dict() for whiten in (False, True)
+    }
+    for name in ("pca-dense", "pca-topk-00002"):
+        raw, white = (open_dictionary(name, states[each]).encode(x) for each in (False, True))
+        assert not torch.equal(raw["values"], white["values"])
+        for state in states.values():
+            for whiten, wanted in ((False, raw), (True, white)):
+                encoder = open_dictionary(name, state, whiten=whiten)
+                found = encoder.encode(x)
+                assert all(torch.equal(found[key], tensor) for key, tensor in wanted.items())
+                top = name != "pca-dense"
+                assert (encoder.encode_rounded is not None) == (top and not whiten)
 
 
 def test_ties_go_to_the_lower_index():

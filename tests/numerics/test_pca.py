@@ -384,7 +384,7 @@ def test_whitened_coefficients_have_unit_variance_and_come_back():
     x = torch.cat(
         [x, torch.ones(400, 1, dtype=torch.float32)], dim=1
     )  # a dimension without variance
-    plain, white = fitted(x), StreamingPCA(whiten=True).partial_fit(x)
+    white = StreamingPCA(whiten=True).partial_fit(x)
     z = white.transform(x)
     np.testing.assert_allclose(
         z[:, :5].double().var(0), torch.ones(5, dtype=torch.float32), rtol=1e-5
@@ -392,7 +392,40 @@ def test_whitened_coefficients_have_unit_variance_and_come_back():
     assert bool(z.isfinite().all())
     np.testing.assert_allclose(white.inverse_transform(z), x, atol=1e-5)
     assert torch.equal(StreamingPCA.from_state(white.state_dict()).transform(x), z)
-    np.testing.assert_allclose(white.squared_errors(x, 2), plain.squared_errors(x, 2), atol=1e-12)
+    assert torch.equal(fitted(x).scale_, torch.ones(6, dtype=torch.float64))
+
+
+@settings(deadline=None, max_examples=25)
+@given(seed=st.integers(0, 99), n_components=st.sampled_from([None, 4]))
+def test_whitened_the_k_largest_are_kept_that_are_the_largest_so(seed, n_components):
+    """Against the reconstruction of each token, for every K: the errors themselves are raw."""
+    x = correlated(seed, 200, 6, offset=2.0)
+    x[:, 5] = 3.0  # a component without variance
+    tokens = correlated(seed + 1, 30, 6, offset=2.0)
+    mean, vt, variance = svd(x)
+    sigma = np.append(np.sqrt(variance[:5]), 1)
+    std = np.linspace(0.5, 4, 6)
+    kept, exact = n_components or 6, tokens.double().numpy()
+    z = ((exact - mean) @ vt.T)[:, :kept]
+    white = StreamingPCA(n_components, whiten=True).partial_fit(x)
+    found = white.reconstruction_errors(tokens, torch.from_numpy(std), range(1, kept + 1))
+    others_kept = 0
+    for k in range(1, kept + 1):
+        residual = np.empty_like(exact)
+        for i, (token, row) in enumerate(zip(exact, z, strict=True)):
+            largest = np.argsort(-np.abs(row / sigma[:kept]), kind="stable")[:k]
+            others_kept += set(largest) != set(np.argsort(-np.abs(row), kind="stable")[:k])
+            residual[i] = token - mean - row[largest] @ vt[largest]
+        assert found[k].nmse == pytest.approx((residual**2).sum() / (exact**2).sum(), abs=1e-14)
+        raw = ((residual * std) ** 2).sum() / ((exact * std) ** 2).sum()
+        assert found[k].nmse_raw == pytest.approx(raw, abs=1e-14)
+        np.testing.assert_allclose(
+            white.squared_errors(tokens, k), (residual**2).sum(1), rtol=1e-9, atol=1e-12
+        )
+    assert others_kept > 0
+    if n_components is None:
+        assert found[6].nmse < 1e-28
+        assert found[6].nmse_raw < 1e-28
 
 
 def test_rounding_is_not_whitened_to_a_variance_of_1():

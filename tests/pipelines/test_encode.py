@@ -86,10 +86,11 @@ def gather(codes, batch_size):
     return {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
 
 
-def oracle(encoding, tokens, models):
+def oracle(encoding, tokens, models, *, whiten=False):
     """Each token's dense code and squared error, one at a time in float64."""
     centers = models["kmeans"]["cluster_centers"].double().numpy()
     mean, components = models["pca"]["mean"].numpy(), models["pca"]["components"].numpy()
+    sigma = np.sqrt(models["pca"]["explained_variance"].numpy()) if whiten else np.ones(D_MODEL)
     values, errors = [], []
     for token in tokens:
         if encoding.startswith("kmeans"):
@@ -106,8 +107,8 @@ def oracle(encoding, tokens, models):
         else:
             z = components @ (token - mean)
             k = D_MODEL if encoding == "pca-dense" else int(encoding[-5:])
-            z[np.argsort(-np.abs(z), kind="stable")[k:]] = 0
-            values.append(z)
+            z[np.argsort(-np.abs(z / sigma), kind="stable")[k:]] = 0
+            values.append(z / sigma)
             errors.append(((token - mean - z @ components) ** 2).sum())
     return np.array(values), np.array(errors)
 
@@ -131,6 +132,29 @@ def test_codes_are_those_of_the_tokens_in_order(planted, fitted, encode, encodin
         np.put_along_axis(dense, found["indices"].numpy(), found["values"].numpy(), axis=1)
     np.testing.assert_allclose(dense, values, rtol=1e-5, atol=2e-6)
     np.testing.assert_allclose(found["error"].numpy(), errors, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("encoding", ["pca-dense", "pca-topk-00001", "pca-topk-00016"])
+@pytest.mark.parametrize("dtype", get_args(Dtype))
+def test_whitened_codes_are_those_of_the_tokens_and_their_errors_stay_on_any_disk(
+    planted, fitted, encode, tmp_path, encoding, dtype
+):
+    """No K but their own is read from them, so rounding what is stored changes no error."""
+    statistics, models = fitted
+    codes = encode(encoding, whiten=True)
+    assert json.loads(codes.provenance["parameters"])["whiten"] is True
+    assert "whiten" not in json.loads(encode(encoding).provenance["parameters"])
+    tokens = (read_content(planted[1], 5) - statistics["mean"].numpy()) / statistics["std"].numpy()
+    values, errors = oracle(encoding, tokens, models, whiten=True)
+    found = gather(codes, 64)
+    dense = densify(found, codes.format, D_MODEL)
+    np.testing.assert_allclose(dense.numpy(), values, rtol=1e-5, atol=2e-6)
+    np.testing.assert_allclose(found["error"].numpy(), errors, rtol=1e-5, atol=1e-5)
+    write_codes(tmp_path / "codes", codes, batch_size=64, rows_per_shard=128, dtype=dtype)
+    stored = gather(StoredCodes(tmp_path / "codes"), 64)
+    assert torch.equal(stored["error"], found["error"])
+    relative = {"float32": 0, "float16": 2**-10, "bfloat16": 2**-7}[dtype]
+    torch.testing.assert_close(stored["values"].float(), found["values"], rtol=relative, atol=1e-6)
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)

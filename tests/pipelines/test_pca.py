@@ -23,7 +23,7 @@ LAYERS, TOKENS, D_MODEL = (3, 5), 16, 80
 KS = (1, 4, 16, 80)
 
 
-def measure_pca(shards, statistics, model, parameters, layer, ks):
+def measure_pca(shards, statistics, model, parameters, layer, ks, **options):
     return measure(
         shards,
         statistics,
@@ -34,6 +34,7 @@ def measure_pca(shards, statistics, model, parameters, layer, ks):
         name="pca",
         kind=Form("dense"),
         ks=ks,
+        **options,
     )
 
 
@@ -87,14 +88,15 @@ def test_components_are_the_right_singular_vectors_of_the_centered_tokens(
     np.testing.assert_allclose(np.abs((found[:5] * components[:5]).sum(axis=1)), 1, atol=1e-6)
 
 
+@pytest.mark.parametrize("options", [{}, {"whiten": True}], ids=str)
 def test_nmse_at_every_k_is_that_of_an_explicit_reconstruction(
-    planted, layer, statistics, standardized, tmp_path
+    planted, layer, statistics, standardized, tmp_path, options
 ):
     model, _ = fit_pca(
         Shards(planted[0]), statistics, PCAParameters(), Checkpoints(tmp_path), "cpu", layer=layer
     )
     found = measure_pca(
-        Shards(planted[1]), statistics, model, PCAParameters(batch_size=50), layer, KS
+        Shards(planted[1]), statistics, model, PCAParameters(batch_size=50), layer, KS, **options
     )
     rows = found.pop("rows")
     assert found == {"layer": layer, "method": "pca", "n_tokens": 24 * TOKENS}
@@ -103,11 +105,12 @@ def test_nmse_at_every_k_is_that_of_an_explicit_reconstruction(
     mean, components, std = (
         value.numpy() for value in (model["mean"], model["components"], statistics["std"])
     )
+    sigma = np.sqrt(model["explained_variance"].numpy()) if options else np.ones(D_MODEL)
     for k, row in zip(KS, rows, strict=True):
         residual = np.empty_like(val)
         for i, token in enumerate(val):
             z = components @ (token - mean)
-            kept = np.argsort(-np.abs(z), kind="stable")[:k]
+            kept = np.argsort(-np.abs(z / sigma), kind="stable")[:k]
             residual[i] = token - mean - z[kept] @ components[kept]
         assert row["nmse"] == pytest.approx(
             (residual**2).sum() / (val**2).sum(), rel=1e-6, abs=1e-12
@@ -208,6 +211,7 @@ def test_topk_is_the_parameter_that_says_which_k_are_measured():
         assert measure.func.keywords["ks"] == topk
     assert set(PCAParameters.model_fields) == {
         "topk",
+        "whiten",
         "batch_size",
         "max_tokens",
         "checkpoint_steps",

@@ -17,6 +17,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score
 
 from assay.numerics.codes import TensorCodes
+from assay.numerics.dictionary import open_dictionary
+from assay.numerics.pca import StreamingPCA
 from assay.numerics.probe import CertificateError
 from assay.parameters import ProbeParameters
 from assay.pipelines.probe.nodes import fit_probes
@@ -501,6 +503,23 @@ def test_codes_of_a_larger_k_serve_every_row_of_a_sweep(split, probe):
         assert (scores["encoding"], scores["k"], len(pairs)) == (encoding, k, len(table))
         for name in ("train_ce", "val_ce", "val_ap", "base_ce"):
             torch.testing.assert_close(found[name], wanted[name], rtol=1e-9, atol=1e-10)
+
+
+def test_scores_of_whitened_coefficients_are_those_of_the_raw_ones(split, probe):
+    """Of all of them: features are standardized before they are probed."""
+    tokens = [values.double() for values in split[0]]
+    pca = StreamingPCA().partial_fit(tokens[0])
+    both = []
+    for whiten in (False, True):
+        encoder = open_dictionary("pca-dense", pca.state_dict(), whiten=whiten)
+        both.append(probe([TensorCodes(encoder.encode(x)["values"]) for x in tokens]))
+    (raw, raw_scores), (white, white_scores) = both
+    for name in ("train_ce", "val_ce", "val_ap"):
+        torch.testing.assert_close(white[name], raw[name], rtol=1e-5, atol=1e-6)
+    scale = pca.explained_variance_.sqrt()[:, None]
+    torch.testing.assert_close(white["coef"], raw["coef"] * scale, rtol=1e-3, atol=1e-5)
+    for name in ("probe_r", "map", "purity_at_16", "coverage_at_0.3", "l0"):
+        assert white_scores[name] == pytest.approx(raw_scores[name], rel=1e-5), name
 
 
 @pytest.mark.parametrize("name", ["model", "statistics", "encoding", "layer"])

@@ -730,6 +730,8 @@ def test_what_was_read_counts_samples_and_names_what_was_given(planted):
     assert (
         sampled["statistics, PCA from"] == f"{fit}, 768 patches"
     )  # a sample of more than there are is all
+    whitened = about(planted, pca=PCAParameters(whiten=True))
+    assert whitened["PCA codes"] == "each coefficient over its standard deviation"
     given_ = about(
         planted,
         standardize=StandardizeParameters(statistics="mu_sigma.safetensors"),

@@ -151,7 +151,8 @@ class TopKCodes:
 
     Batch for batch, PCA's equal those of the encoder at `k` bit for bit, `error` too: it is the
     other codes' error plus the squares of the dropped entries, added in the encoder's order. Those
-    of a folder of rounded values equal the folder written at `k`.
+    of a folder of rounded values equal the folder written at `k`. Of PCA's whitened codes only the
+    entries are those at `k`: their squares are no errors.
 
     Raises:
         ValueError: `codes` are not sparse, or their K is below `k`.

@@ -164,32 +164,38 @@ class Components:
     coefficients. With rounded values it takes the squares of rounded coefficients, so that the
     error at a smaller k follows from the values that were kept.
 
+    From whitened values it does not follow without the standard deviations. So their error at k is
+    no other when they are rounded: the squares are those of the dropped coefficients themselves.
+
     Args:
         state: `StreamingPCA.state_dict`.
         k: how many coefficients a code keeps, the largest in magnitude, by falling magnitude, ties
             to the lower index; None: all, dense.
         ks: numbers of coefficients that reconstructions are measured with; by default k, or all.
+        whiten: whether a coefficient is divided by the standard deviation along its component, and
+            is large or small as that; None: as the state says.
 
     Raises:
-        ValueError: k is not 1 to the number of components, or is given for a PCA that whitens: the
-            squares of its coefficients are no errors.
+        ValueError: k is not 1 to the number of components.
     """
 
     zero_is_far = False
 
     def __init__(
-        self, state: Mapping[str, Tensor], k: int | None = None, ks: Sequence[int] = ()
+        self,
+        state: Mapping[str, Tensor],
+        k: int | None = None,
+        ks: Sequence[int] = (),
+        *,
+        whiten: bool | None = None,
     ) -> None:
         self.pca = StreamingPCA.from_state(state)
+        if whiten is not None:
+            self.pca.whiten = whiten
         self.n_features = len(self.pca.components_)
         if k is not None and not 1 <= k <= self.n_features:
             raise ValueError(
                 f"found K = {k}, wanted 1 to {self.n_features}, the number of components: change K"
-            )
-        if k is not None and self.pca.whiten:
-            raise ValueError(
-                "found a PCA that whitens, wanted coefficients whose squares are errors: fit it"
-                " with whiten=False"
             )
         self.format: Format = "dense" if k is None else "sparse"
         self.k = self.n_features if k is None else k
@@ -197,8 +203,10 @@ class Components:
 
     @property
     def encode_rounded(self) -> Callable[[Tensor, torch.dtype], Batch] | None:
-        """See `Dictionary`; None where all coefficients are kept, since no square is left out."""
-        return self._encode_top if self.format == "sparse" else None
+        """See `Dictionary`; None where all coefficients are kept, since no square is left out, and
+        where they are whitened, since no other error is worked out from those that are kept.
+        """
+        return self._encode_top if self.format == "sparse" and not self.pca.whiten else None
 
     @isolated()
     def encode(self, x: Tensor) -> Batch:
@@ -212,7 +220,10 @@ class Components:
     def _encode_top(self, x: Tensor, dtype: torch.dtype) -> Batch:
         z, left = self.pca.project(x)
         values, indices = top_k(z, self.n_features)
-        error = add_squares(left, values[:, self.k :].to(dtype))
+        dropped = values[:, self.k :].to(dtype)
+        if self.pca.whiten:  # an error is of the coefficients themselves
+            dropped = dropped * self.pca.scale_[indices[:, self.k :]]
+        error = add_squares(left, dropped)
         return {"values": values[:, : self.k], "indices": indices[:, : self.k], "error": error}
 
     def errors(self, x: Tensor, std: Tensor) -> dict[int, ErrorSums]:
@@ -223,7 +234,11 @@ class Components:
 
 
 def open_dictionary(
-    form: Form | str, state: Mapping[str, Tensor], ks: Sequence[int] = ()
+    form: Form | str,
+    state: Mapping[str, Tensor],
+    ks: Sequence[int] = (),
+    *,
+    whiten: bool | None = None,
 ) -> Dictionary:
     """The dictionary of a fitted state under a form, or the name of one: ``kmeans-onehot``,
     ``pca-topk-00064``.
@@ -232,6 +247,7 @@ def open_dictionary(
         form: how codes are made, or the name of that.
         state: of `MiniBatchKMeans` or `StreamingPCA`, as the form says.
         ks: numbers of coefficients that reconstructions of components are measured with.
+        whiten: whether coefficients of components are whitened; None: as the state says.
 
     Raises:
         ValueError: there is no form of that name, K is above the number of components, a form of
@@ -248,6 +264,6 @@ def open_dictionary(
         case "kmeans":
             return Centers(state, found.kind)
         case "pca":
-            return Components(state, found.k, ks)
+            return Components(state, found.k, ks, whiten=whiten)
         case _:
             assert_never(family)

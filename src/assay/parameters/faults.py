@@ -56,6 +56,8 @@ def _help(name: str, fault: Any) -> str:
             f" It is one value a run: run {name}:{value[0]} first, then the others, each with its"
             " own `kedro run`."
         )
+    if fault["type"] == "bool_type":
+        return " Write true or false, without quotes."
     if fault["type"] == "string_type" and isinstance(value, int | float):
         return " It is text: put it in quotes in the YAML."
     return ""

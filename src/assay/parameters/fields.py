@@ -60,8 +60,8 @@ OPERATIONAL: JsonDict = {"changes": "how the work is done"}
 """Of a field that changes no result: how often to save, or what is held in memory together."""
 
 SELECTS: JsonDict = {"changes": "which nodes there are"}
-"""Of a field that only selects which nodes there are: a change of it leaves the results that are
-there as they are.
+"""Of a field that only selects which nodes there are, or what some are bound to: a change of it
+leaves the results that are there as they are.
 """
 
 
@@ -83,12 +83,14 @@ class Section(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _is_what_it_looks_like(cls, value: Any, info: ValidationInfo) -> Any:
+        assert info.field_name is not None
+        types = types_of(cls.model_fields[info.field_name].annotation)
+        if bool in types:  # a StrictBool, which nothing else looks like
+            return value
         values = value if isinstance(value, list | tuple) else [value]
         if any(isinstance(each, bool) for each in values):
-            raise ValueError(f"found {value}: no parameter is a boolean")
-        if info.field_name is not None and str not in types_of(
-            cls.model_fields[info.field_name].annotation
-        ):
+            raise ValueError(f"found {value}, want no boolean")
+        if str not in types:
             for each in values:
                 if (
                     isinstance(each, str)

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from typing import Literal, Self
 
-from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import (
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    StrictBool,
+    field_validator,
+    model_validator,
+)
 
 from assay.parameters.fields import OPERATIONAL, SELECTS, Choices, Section, Seeds, check_braces
 
@@ -175,6 +182,14 @@ class PCAParameters(Section):
     topk: Choices[PositiveInt] = Field(
         (1, 4, 16, 64, 256, 1024),
         description="values of K that are reported; those above d_model are left out",
+        json_schema_extra=SELECTS,
+    )
+    whiten: StrictBool = Field(
+        False,
+        description=(
+            "codes are coefficients over the standard deviation along each component, and the K"
+            " largest are those that are the largest so"
+        ),
         json_schema_extra=SELECTS,
     )
     batch_size: PositiveInt = Field(16_384, description="tokens per batch")

@@ -71,6 +71,7 @@ def measure(
     name: str,
     kind: OpenedAs,
     ks: tuple[int, ...] = (),
+    whiten: bool = False,
 ) -> dict[str, Any]:
     """NMSE of a dictionary on the validation tokens, in the standardized space and raw, in one
     pass.
@@ -86,9 +87,10 @@ def measure(
         name: the model's, which the result goes by.
         kind: how the model is opened.
         ks: numbers of coefficients that components are measured with.
+        whiten: whether the largest coefficients are those that are the largest whitened.
     """
     place = pick_device(device)
-    dictionary = _open(model, statistics, kind, place, ks)
+    dictionary = _open(model, statistics, kind, place, ks, whiten=whiten)
     batch_size = (
         kind.batch_size if isinstance(kind, DictionaryParameters) else parameters.batch_size
     )
@@ -115,6 +117,7 @@ def encode(
     kind: OpenedAs,
     seed: int | None = None,
     sparsity: SparsityParameters | None = None,
+    whiten: bool = False,
 ) -> SourcedCodes:
     """Codes of every content token of a layer, in order, computed as they are read: nothing is done
     yet when this returns.
@@ -134,9 +137,10 @@ def encode(
         kind: how the model is opened.
         seed: the model's, for the record.
         sparsity: what is kept where the disk is too small; None: such codes are refused.
+        whiten: whether coefficients of components are whitened.
     """
     place = pick_device(device)
-    dictionary = _open(model, statistics, kind, place)
+    dictionary = _open(model, statistics, kind, place, whiten=whiten)
 
     def stream(
         batch_size: int, start: int, encode: Callable[[Tensor], Batch] = dictionary.encode
@@ -152,7 +156,7 @@ def encode(
         "shards": shards.name,
         "model": fingerprint_tensors(model),
         "statistics": fingerprint_tensors(statistics),
-        "parameters": json.dumps(_made_with(kind, parameters), sort_keys=True),
+        "parameters": json.dumps(_made_with(kind, parameters, whiten=whiten), sort_keys=True),
         "seed": seed,
     }
     codes = functools.partial(
@@ -187,11 +191,19 @@ def made_from(shards: Shards) -> str:
 
 
 def measuring_node(
-    stage: str, model: str, *, layer: int, name: str, kind: OpenedAs, ks: tuple[int, ...] = ()
+    stage: str,
+    model: str,
+    *,
+    layer: int,
+    name: str,
+    kind: OpenedAs,
+    ks: tuple[int, ...] = (),
+    whiten: bool = False,
 ) -> Node:
     """The node that measures the dictionary ``name``, whose tensors are the dataset ``model``."""
+    options = {"whiten": True} if whiten else {}  # see `encoding_nodes`
     return node(
-        bind(measure, layer=layer, name=name, kind=kind, ks=ks),
+        bind(measure, layer=layer, name=name, kind=kind, ks=ks, **options),
         ["shards_val", *_inputs(model, kind)],
         f"{name}_errors",
         name=f"{stage}.measure",
@@ -207,14 +219,17 @@ def encoding_nodes(
     kind: OpenedAs,
     seed: int | None = None,
     sparsity: SparsityParameters | None = None,
+    whiten: bool = False,
 ) -> list[Node]:
     """The nodes that leave the encoding ``name`` of both probe splits, by the dictionary whose
     tensors are the dataset ``model``.
     """
-    # Bound, it is part of the fingerprints of those nodes alone whose codes it may change.
-    options = (
+    # Bound, each is part of the fingerprints of those nodes alone whose codes it may change.
+    options: dict[str, Any] = (
         {"sparsity": sparsity} if sparsity and isinstance(kind, Form) and kind.zero_is_far else {}
     )
+    if whiten:
+        options["whiten"] = True
     return [
         node(
             bind(encode, layer=layer, name=name, kind=kind, seed=seed, **options),
@@ -237,10 +252,13 @@ def _open(
     kind: OpenedAs,
     place: torch.device,
     ks: tuple[int, ...] = (),
+    *,
+    whiten: bool = False,
 ) -> Dictionary:
     tensors = {name: tensor.to(place) for name, tensor in model.items()}
     if isinstance(kind, Form):
-        return open_dictionary(kind, tensors, ks)
+        # Said here, so that a fit serves both and need not know.
+        return open_dictionary(kind, tensors, ks, whiten=whiten)
     assert kind.activation is not None
     raw = kind.trained_on == "raw"
     return SparseAutoencoder(
@@ -253,13 +271,13 @@ def _open(
     )
 
 
-def _made_with(kind: OpenedAs, parameters: Any) -> dict[str, Any]:
+def _made_with(kind: OpenedAs, parameters: Any, *, whiten: bool) -> dict[str, Any]:
     if isinstance(kind, DictionaryParameters):
         return kind.model_dump(mode="json", exclude={"layers", "batch_size"})
     made_with: dict[str, Any] = parameters.model_dump(
         mode="json", exclude=set(CHANGING_NO_RESULT[kind.family])
     )
-    return made_with
+    return made_with | ({"whiten": True} if whiten else {})
 
 
 def _sparser(

@@ -39,7 +39,7 @@ class StreamingPCA:
             the first batch.
         whiten: divide coefficients by their standard deviation over the train tokens, which
             `inverse_transform` multiplies by again; a component without variance is left as it is.
-            Errors of reconstruction do not change.
+            Of whitened coefficients others are the largest, so errors of keeping K change.
         device: where the model lives, by default that of its first batch or checkpoint; inputs are
             moved there.
 
@@ -174,10 +174,15 @@ class StreamingPCA:
         """
         return self._solution().variance
 
+    @property
+    def scale_(self) -> Tensor:
+        """What a coefficient of 1 is worth along each component: float64 (n_components,)."""
+        return unit(self._solution(), whiten=self.whiten)
+
     @isolated()
     def transform(self, x: Tensor) -> Tensor:
-        """Coefficients z = (x - mean) U, computed in float64: (batch, d) to float32 (batch,
-        n_components).
+        """Coefficients z = (x - mean) U / scale_, computed in float64: (batch, d) to float32
+        (batch, n_components).
         """
         return self.project(x)[0]
 
@@ -190,14 +195,13 @@ class StreamingPCA:
         components.
         """
         z, left = project(self._solution(), x)
-        return (z / unit(self._solution(), whiten=self.whiten)).float(), left
+        return (z / self.scale_).float(), left
 
     @isolated()
     def inverse_transform(self, z: Tensor) -> Tensor:
         """z U^T + mean, computed in float64: (batch, n_components) to float32 (batch, d)."""
         check_batch(z, self.components_.shape[0])
-        scaled = z.to(self.mean_) * unit(self._solution(), whiten=self.whiten)
-        return (scaled @ self.components_ + self.mean_).float()
+        return (z.to(self.mean_) * self.scale_ @ self.components_ + self.mean_).float()
 
     @isolated()
     def squared_errors(self, x: Tensor, k: int) -> Tensor:
@@ -206,7 +210,7 @@ class StreamingPCA:
         Since the components are orthonormal, that is ||x - mean||^2 minus the kept z^2, clamped at
         0 against rounding.
         """
-        return squared_errors(self._solution(), x, k)
+        return squared_errors(self._solution(), x, k, whiten=self.whiten)
 
     @isolated()
     def reconstruction_errors(
@@ -219,7 +223,7 @@ class StreamingPCA:
         needs the residual itself: one more product per K, which subtracts only the coefficients
         between the last K and this one.
         """
-        return reconstruction_errors(self._solution(), x, std, ks)
+        return reconstruction_errors(self._solution(), x, std, ks, whiten=self.whiten)
 
     @isolated()
     def state_dict(self) -> dict[str, Tensor]:

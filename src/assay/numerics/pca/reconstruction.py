@@ -44,22 +44,32 @@ def unit(axes: Axes, *, whiten: bool) -> Tensor:
     return torch.where(axes.variance > rounding, axes.variance.sqrt(), 1.0)
 
 
+def _largest(axes: Axes, z: Tensor, k: int, *, whiten: bool) -> tuple[Tensor, Tensor]:
+    """As `top_k` of coefficients z (batch, r), raw ones; if they are whitened, those that are the
+    largest then.
+    """
+    if not whiten:
+        return top_k(z, k)
+    _, indices = top_k(z / unit(axes, whiten=True), k)
+    return z.gather(1, indices), indices
+
+
 @isolated()
-def squared_errors(axes: Axes, x: Tensor, k: int) -> Tensor:
+def squared_errors(axes: Axes, x: Tensor, k: int, *, whiten: bool) -> Tensor:
     """See `StreamingPCA.squared_errors`."""
     centered = center(axes, x)
-    values, _ = top_k(centered @ axes.components.T, k)
+    values, _ = _largest(axes, centered @ axes.components.T, k, whiten=whiten)
     return (centered.square().sum(1) - values.square().sum(1)).clamp(min=0)
 
 
 @isolated()
 def reconstruction_errors(
-    axes: Axes, x: Tensor, std: Tensor, ks: Iterable[int]
+    axes: Axes, x: Tensor, std: Tensor, ks: Iterable[int], *, whiten: bool
 ) -> dict[int, ErrorSums]:
     """See `StreamingPCA.reconstruction_errors`."""
     residual = center(axes, x)
     z = residual @ axes.components.T
-    values, indices = top_k(z, z.shape[1])
+    values, indices = _largest(axes, z, z.shape[1], whiten=whiten)
     errors: dict[int, ErrorSums] = {}
     done = 0
     for k in sorted(set(ks)):

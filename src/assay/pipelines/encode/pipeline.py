@@ -10,12 +10,16 @@ from assay.pipelines.dictionary_nodes import encoding_nodes
 
 
 def create_pipeline(
-    layer: int, encodings: Iterable[Encoding], *, sparsity: SparsityParameters | None = None
+    layer: int,
+    encodings: Iterable[Encoding],
+    *,
+    sparsity: SparsityParameters | None = None,
+    whiten: bool = False,
 ) -> Pipeline:
     """Encode the labeled patches in every encoding whose codes no other stage leaves; ``sparsity``
-    says what is kept on a small disk.
+    says what is kept on a small disk, ``whiten`` whether PCA's coefficients are whitened.
     """
-    # The rows of PCA share the codes of their largest K.
+    # The rows of PCA share the codes of their largest K, unless they are whitened.
     stored = {row.codes: row for row in encodings}
     return Pipeline(
         [
@@ -30,6 +34,7 @@ def create_pipeline(
                 kind=row.codes_form,
                 seed=row.model.seed,
                 sparsity=sparsity,
+                whiten=whiten and row.codes_form.family == "pca",
             )
         ]
     )

@@ -8,9 +8,11 @@ from assay.pipelines.pca.nodes import fit_pca
 from assay.pipelines.stream import bind
 
 
-def create_pipeline(layer: int, *, ks: tuple[int, ...], form: Form) -> Pipeline:
+def create_pipeline(
+    layer: int, *, ks: tuple[int, ...], form: Form, whiten: bool = False
+) -> Pipeline:
     """Fit PCA, measure its reconstruction at every K, and leave the codes of the labeled patches in
-    one form.
+    one form; with ``whiten`` what is measured and left is of whitened coefficients.
     """
     fit = node(
         bind(fit_pca, layer=layer),
@@ -18,8 +20,10 @@ def create_pipeline(layer: int, *, ks: tuple[int, ...], form: Form) -> Pipeline:
         ["pca_model", "pca_history"],
         name="pca.fit",
     )
-    measure = measuring_node("pca", "pca_model", layer=layer, name="pca", kind=Form("dense"), ks=ks)
+    measure = measuring_node(
+        "pca", "pca_model", layer=layer, name="pca", kind=Form("dense"), ks=ks, whiten=whiten
+    )
     codes = encoding_nodes(
-        f"encode.{form.name}", "pca_model", layer=layer, name=form.name, kind=form
+        f"encode.{form.name}", "pca_model", layer=layer, name=form.name, kind=form, whiten=whiten
     )
     return Pipeline([fit, measure, *codes])

@@ -36,10 +36,14 @@ def create_pipeline(layer: int, encodings: Iterable[Encoding]) -> Pipeline:
                     for row in rows
                     for kind in ("probes", "scores", "pairs", "examples")
                 ],
-                # Of PCA's sweep no K is named: a node that is called otherwise whenever its largest
-                # K changes is hard to ask for.
-                name=f"probe.{'pca-topk' if rows[0].model.family == 'pca' else codes}",
+                # Where PCA's sweep shares codes no K is named: a node that is called otherwise
+                # whenever its largest K changes is hard to ask for.
+                name=f"probe.{'pca-topk' if _is_pcas_sweep(rows[0]) else codes}",
             )
             for codes, rows in sharing.items()
         ]
     )
+
+
+def _is_pcas_sweep(row: Encoding) -> bool:
+    return row.model.family == "pca" and row.stored_k is not None

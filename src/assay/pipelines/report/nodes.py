@@ -200,9 +200,11 @@ def describe_data(
     for what, used in fits.items():
         fitted.setdefault(used, []).append(what)
     void = VOID[probe.void]
+    whitened = {"PCA codes": "each coefficient over its standard deviation"} if pca.whiten else {}
     return (
         {"model": f"{shards_fit.metadata.family} {shards_fit.metadata.ckpt}"}
         | {f"{', '.join(whats)} from": used for used, whats in fitted.items()}
+        | whitened
         | {
             "reconstruction on": _say_used(shards_val, None),
             "probes fitted on": f"{_say_used(shards_probe_train, rows[0]['n_train'])}; {void}",
