@@ -156,11 +156,15 @@ def _merge_sketches(x):
     return probe.fit_sketch(first).state_dict()
 
 
-def _encoded(name, x):
+def _encoded(name, x, **options):
     state = (
         _fitted().kmeans.state_dict() if name.startswith("kmeans") else _fitted().pca.state_dict()
     )
-    return open_dictionary(name, state).encode(x)
+    return open_dictionary(name, state, **options).encode(x)
+
+
+def _whitened():
+    return StreamingPCA.from_state(_fitted().pca.state_dict() | {"whiten": torch.tensor(True)})
 
 
 def _of_autoencoder(activation, x):
@@ -191,6 +195,11 @@ ENTRIES: dict[str, Callable[[Tensor], dict[str, Tensor]]] = {
     "pca errors": lambda x: _errors(
         partial(_fitted().pca.reconstruction_errors, std=_fitted().statistics["std"], ks=[1, 3]), x
     ),
+    "pca squared errors, whitened": lambda x: {"errors": _whitened().squared_errors(x, 2)},
+    "pca errors, whitened": lambda x: _errors(
+        partial(_whitened().reconstruction_errors, std=_fitted().statistics["std"], ks=[1, 3]), x
+    ),
+    "pca-topk-00003, whitened": partial(_encoded, "pca-topk-00003", whiten=True),
     **{
         name: partial(_encoded, name)
         for name in (*(f"kmeans-{kind}" for kind in KINDS["kmeans"]), "pca-dense", "pca-topk-00003")

@@ -147,9 +147,12 @@ def test_pca_is_the_same_and_gone_on_with_to_the_bit(tokens: Tensor) -> None:
         *(f"kmeans-distance-{each}" for each in ("sqeuclidean", "neg_euclidean", "unit", "cosine")),
         "pca-dense",
         "pca-topk-00005",
+        "pca-dense, whitened",
+        "pca-topk-00005, whitened",
     ],
 )
 def test_codes_are_the_same(tokens: Tensor, name: str) -> None:
+    name, _, whiten = name.partition(", ")
     if name.startswith("pca"):
         state = StreamingPCA().partial_fit(tokens).state_dict()
     else:
@@ -157,10 +160,9 @@ def test_codes_are_the_same(tokens: Tensor, name: str) -> None:
             "cluster_centers": tokens[:N_CLUSTERS].clone(),
             "counts": torch.ones(N_CLUSTERS, dtype=torch.int64),
         }
-    found = open_dictionary(name, {key: each.cuda() for key, each in state.items()}).encode(
-        tokens.cuda()
-    )
-    for key, wanted in open_dictionary(name, state).encode(tokens).items():
+    there = {key: each.cuda() for key, each in state.items()}
+    found = open_dictionary(name, there, whiten=bool(whiten)).encode(tokens.cuda())
+    for key, wanted in open_dictionary(name, state, whiten=bool(whiten)).encode(tokens).items():
         assert_same(found[key], wanted, rtol=1e-6, atol=1e-6 * float(wanted.double().abs().max()))
 
 
