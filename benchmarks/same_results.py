@@ -57,7 +57,13 @@ def read(path: Path) -> dict[str, Any]:
         }
     if path.suffix == ".parquet":
         frame = pd.read_parquet(path)
-        return {str(name): column.to_numpy().tobytes() for name, column in frame.items()}
+        return {
+            str(name): (
+                str(column.dtype),
+                column.tolist() if column.dtype == object else column.to_numpy().tobytes(),
+            )
+            for name, column in frame.items()
+        }
     if path.suffix == ".json":
         return {
             name: value

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import yaml
@@ -77,6 +78,8 @@ def test_runs_are_the_same_where_no_bit_of_their_results_differs(tmp_path, monke
         table = tmp_path / run / "data/08_reporting/baselines.csv"
         table.parent.mkdir()
         table.write_text("nmse\n0.1\n")
+        pairs = pd.DataFrame({"name": ["a", "b"], "ce": [0.5, center]})
+        pairs.to_parquet(tmp_path / run / "data/pairs.parquet")
         return tmp_path / run / "data"
 
     def compare(first: Path, second: Path) -> tuple[bool, str]:
@@ -87,9 +90,11 @@ def test_runs_are_the_same_where_no_bit_of_their_results_differs(tmp_path, monke
         return bool(ended.value.code), capsys.readouterr().out
 
     first = write("1", 0.2)
-    same = (False, "2 results with 2 values compared\nall the same, to the bit\n")
+    same = (False, "3 results with 4 values compared\nall the same, to the bit\n")
     assert compare(first, write("2", 0.2)) == same
     differs, said = compare(first, write("3", float(np.nextafter(np.float32(0.2), np.float32(1)))))
     assert differs
     assert "/06_models/kmeans.safetensors/kmeans.safetensors: centers differs" in said
+    assert "/pairs.parquet: ce differs" in said
+    assert "name" not in said
     assert compare(tmp_path / "none", tmp_path / "none")[0]

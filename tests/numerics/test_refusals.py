@@ -16,6 +16,7 @@ from assay.numerics import (
     StreamingMoments,
     StreamingPCA,
     TensorCodes,
+    best_features,
     measure_l0,
     open_dictionary,
     purity_at_k,
@@ -149,7 +150,7 @@ def test_an_autoencoder_of_no_known_kind_is_refused(name):
 def test_statistics_are_one_number_a_dimension(move, shape):
     whole, other = torch.ones(4), torch.ones(shape)
     for name, mean, std in (("mean", other, whole), ("std", whole, other)):
-        with pytest.raises(ValueError, match=f"a {name} of shape .*wanted .batch, d. and .d,."):
+        with pytest.raises(ValueError, match=rf"a {name} of shape .*wanted .\.\.\., d. and .d,."):
             move(TOKENS, mean, std)
 
 
@@ -333,3 +334,43 @@ def test_losses_that_are_certified_have_a_feature_for_each_class():
 def test_settings_keep_what_they_check():
     probe = LogisticProbe1d(max_iter=3, tol=0.0)
     assert dataclasses.astuple(probe.settings)[:4] == (1e-8, None, 3, 0.0)
+
+
+def test_the_feature_of_a_class_without_a_probe_is_left_out():
+    x, labels = draw(60, 4), torch.arange(60) % 2
+    probe = LogisticProbe1d().fit(x, labels, 3)
+    best = best_features(probe.loss_)
+    assert best.tolist()[2] == -1
+    assert probe.certify_loss(x.T[best], best, labels, probe.judge(x, labels).loss) < 1e-12
+    pairs = torch.stack([best, torch.arange(3)], 1)
+    probe.certify(x, labels, pairs).check()
+    with pytest.raises(ValueError, match="features -6 to"):
+        probe.certify(x, labels, pairs - torch.tensor([[9, 0]]))
+
+
+def test_a_number_too_large_for_float32_is_named_as_such_in_a_later_batch_too():
+    x = draw(60, 4).double()
+    kmeans = MiniBatchKMeans(3).partial_fit(x)
+    x[7, 2] = 1e300
+    with pytest.raises(ValueError, match=r"1e\+300"):
+        kmeans.partial_fit(x)
+
+
+def test_tokens_of_several_images_are_standardized_alike():
+    x, mean, std = draw(3, 10, 6), draw(6, seed=1), draw(6, seed=2).abs()
+    flat = standardize(x.view(30, 6), mean, std)
+    assert torch.equal(standardize(x, mean, std).view(30, 6), flat)
+    assert torch.equal(
+        unstandardize(flat.view(3, 10, 6), mean, std).view(30, 6), unstandardize(flat, mean, std)
+    )
+
+
+def test_nan_in_patches_that_do_not_count_is_ranked_nowhere():
+    values = draw(1, 8)
+    values[0, 3] = torch.nan
+    counted = torch.arange(8) != 3
+    found = strongest_examples(values, counted, 4, 2)
+    assert sorted(found["example"][0].tolist()) == [0, 1]
+    assert bool((found["patch"] >= 0).all())
+    with pytest.raises(ValueError, match="NaN"):
+        strongest_examples(values, torch.ones(8, dtype=torch.bool), 4, 2)

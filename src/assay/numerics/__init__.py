@@ -12,6 +12,7 @@ from assay.numerics.codes import (
     sparsify,
 )
 from assay.numerics.dictionary import Centers, Components, Dictionary, open_dictionary
+from assay.numerics.fitted import NotFittedError
 from assay.numerics.kmeans import MiniBatchKMeans, NearestCenters, kmeans_plus_plus
 from assay.numerics.moments import StreamingMoments, standardize, unstandardize
 from assay.numerics.pca import StreamingPCA, top_k
@@ -41,6 +42,7 @@ __all__ = [
     "LogisticProbe1d",
     "MiniBatchKMeans",
     "NearestCenters",
+    "NotFittedError",
     "Scores",
     "SelectedCodes",
     "SparseAutoencoder",

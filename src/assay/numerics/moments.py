@@ -210,8 +210,7 @@ def scale_of(std: Tensor) -> Tensor:
 
 @isolated()
 def standardize(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """(x - mean) / std, computed in float64: (batch, d) to float32 (batch, d). A std of 0 counts as
-    1.
+    """(x - mean) / std, computed in float64: (..., d) to float32 (..., d). A std of 0 counts as 1.
 
     Raises:
         ValueError: mean or std are not (d,).
@@ -222,8 +221,8 @@ def standardize(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
 
 @isolated()
 def unstandardize(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """x std + mean, computed in float64, the inverse of `standardize`: (batch, d) to float32
-    (batch, d).
+    """x std + mean, computed in float64, the inverse of `standardize`: (..., d) to float32
+    (..., d).
 
     Raises:
         ValueError: mean or std are not (d,).
@@ -235,10 +234,10 @@ def unstandardize(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
 def check_same_dimensions(x: Tensor, **statistics: Tensor) -> None:
     """Check for one number per dimension: torch would take a single one for all of them."""
     for name, each in statistics.items():
-        if each.shape != x.shape[1:]:
+        if each.shape != x.shape[-1:]:
             raise ValueError(
                 f"found tokens of shape {tuple(x.shape)} and a {name} of shape"
-                f" {tuple(each.shape)}, wanted (batch, d) and (d,): are they of one layer?"
+                f" {tuple(each.shape)}, wanted (..., d) and (d,): are they of one layer?"
             )
 
 

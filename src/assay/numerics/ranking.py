@@ -86,7 +86,8 @@ def rank_features(values: Tensor, labels: Tensor, n_classes: int, thresholds: Te
 
 
 def _check_not_nan(values: Tensor) -> None:
-    if values.isnan().any():
+    # The largest of numbers with a NaN among them is NaN: one pass without a copy.
+    if values.numel() and values.amax().isnan():
         raise ValueError(
             "values hold NaN, wanted numbers that can be ranked: look for it in the codes"
         )
@@ -215,10 +216,10 @@ def strongest_examples(values: Tensor, counted: Tensor, patches: int, k: int) ->
             f"found {n_rows} rows, {patches} patches an example, {tuple(counted.shape)} flags and"
             f" k = {k}, wanted whole examples, a flag for each row and at least 1 of each"
         )
-    _check_not_nan(values)
     maps = values.view(len(values), -1, patches)
     ranked = maps.masked_fill(~counted.view(-1, patches), -torch.inf)
     strength = ranked.amax(2)
+    _check_not_nan(strength)
     example = strength.argsort(dim=1, descending=True, stable=True)[:, :k]
     rows = torch.arange(len(values), device=values.device)[:, None]
     patch = ranked[rows, example].argmax(2)

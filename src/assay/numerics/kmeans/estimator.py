@@ -202,10 +202,12 @@ class MiniBatchKMeans(CenterModel, InProgress):
             for _ in self._seed(x.to(self.device or x.device), None):
                 pass
         x = x.to(self.cluster_centers_.device)
-        step = step_at_once(
-            x, self.cluster_centers_, self.counts_, self.reassignment_ratio, self._queue
-        )
-        check_numbers()
+        try:
+            step = step_at_once(
+                x, self.cluster_centers_, self.counts_, self.reassignment_ratio, self._queue
+            )
+        finally:
+            check_numbers()  # first: a step on bad numbers fails with less to say
         self._fit.progress.record(len(x), step.inertia, step.rate, step.n_low)
         self.cluster_centers_, self.counts_ = reassign_where_due(
             x, step, self.cluster_centers_, self.reassignment_ratio, self._fit

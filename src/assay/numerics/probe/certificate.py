@@ -69,8 +69,8 @@ def certify(
             the codes have no first k entries.
     """
     data.check_ks([k for _, k in probes])
-    for given in pairs:
-        _check_pairs(given, data)
+    for (fitted, _), given in zip(probes, pairs, strict=True):
+        _check_pairs(given, data, fitted.fitted_classes)
     if n_random < 0:
         raise ValueError(f"found n_random = {n_random}, wanted at least 0: change n_random")
     generator = torch.Generator().manual_seed(seed)
@@ -109,9 +109,10 @@ def certify_loss(
             f"found values, features and loss of shapes {found}, wanted"
             f" {', '.join(map(str, wanted))}: give every class's own feature"
         )
-    if n_classes and not 0 <= int(features.min()) <= int(features.max()) < n_features:
+    own = features[fitted.fitted_classes]  # -1, as `best_features` has it, for the others
+    if len(own) and not 0 <= int(own.min()) <= int(own.max()) < n_features:
         raise ValueError(
-            f"found features {int(features.min())} to {int(features.max())}, wanted 0 to"
+            f"found features {int(own.min())} to {int(own.max())}, wanted 0 to"
             f" {n_features - 1}: give one that was judged"
         )
     check_labels(labels, len(labels), n_classes)
@@ -137,21 +138,24 @@ def certify_loss(
     return error
 
 
-def _check_pairs(pairs: Tensor, data: LabeledCodes) -> None:
+def _check_pairs(pairs: Tensor, data: LabeledCodes, fitted_classes: Tensor) -> None:
     if pairs.dtype != torch.int64 or pairs.ndim != 2 or pairs.shape[1] != 2:
         raise ValueError(
             f"pairs are {pairs.dtype} of shape {tuple(pairs.shape)}, wanted torch.int64 of shape"
             " (p, 2): give a feature and a class for each"
         )
-    for name, column, n in (
-        ("features", pairs[:, 0], data.codes.n_features),
-        ("classes", pairs[:, 1], data.n_classes),
-    ):
-        if len(column) and not 0 <= int(column.min()) <= int(column.max()) < n:
-            raise ValueError(
-                f"pairs name {name} {int(column.min())} to {int(column.max())}, wanted 0 to"
-                f" {n - 1}: leave the others out"
-            )
+    _check_range("classes", pairs[:, 1], data.n_classes)
+    # `best_features` has -1 for the other classes, whose pairs are left out.
+    is_fitted = fitted_classes.to(pairs.device)[pairs[:, 1]]
+    _check_range("features", pairs[is_fitted, 0], data.codes.n_features)
+
+
+def _check_range(name: str, column: Tensor, n: int) -> None:
+    if len(column) and not 0 <= int(column.min()) <= int(column.max()) < n:
+        raise ValueError(
+            f"pairs name {name} {int(column.min())} to {int(column.max())}, wanted 0 to"
+            f" {n - 1}: leave the others out"
+        )
 
 
 def _choose(
