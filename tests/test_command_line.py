@@ -515,7 +515,7 @@ FAULTS = {
     "--params=latent_topk:true": ["latent_topk", "found True, want no boolean"],
     "--params=pca.whiten:1": ["pca.whiten` is 1", "Write true or false"],
     "--runner=Nonsense": ["Nonsense"],
-    "--env=nowhere": ["conf/nowhere"],
+    "--env=nowhere": ["conf has no environment `nowhere`, want one of"],
     "--runner=ParallelRunner": ["ParallelRunner", "ThreadRunner"],
 }
 

@@ -12,9 +12,11 @@ import pytest
 from assay import configuration
 from assay.configuration import (
     ConfigLoader,
+    ConfigurationError,
     _check_dictionaries,
     current_configuration,
     expand_home,
+    read_parameters,
 )
 from assay.parameters import parse_parameters
 
@@ -142,6 +144,13 @@ def test_files_of_other_environments_and_hidden_ones_are_nobodys_concern(conf):
 def test_a_file_whose_name_is_misspelt_is_not_passed_over(conf, name, right):
     (conf / "local" / name).write_text("")
     assert refusal(conf) == f"{conf / 'local' / name} would not be read: call it {right}.yml"
+
+
+def test_an_environment_that_is_not_there_is_a_line_with_those_that_are(conf):
+    with pytest.raises(
+        ConfigurationError, match=r"no environment `nope`, want one of .*base, local"
+    ):
+        read_parameters(conf.parent, "nope")
 
 
 def test_the_home_folder_and_the_environment_can_be_named(conf, monkeypatch):

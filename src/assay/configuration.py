@@ -80,8 +80,9 @@ class ConfigLoader(OmegaConfigLoader):
     checked before anything else.
 
     Raises:
-        ConfigurationError: a file is no YAML, names a key twice or a global that there is none of,
-            or has a name that nobody reads; a line, with the file's path.
+        ConfigurationError: there is no such environment; or a file is no YAML, names a key twice or
+            a global that there is none of, or has a name that nobody reads; a line, with the file's
+            path.
     """
 
     def __init__(
@@ -91,6 +92,11 @@ class ConfigLoader(OmegaConfigLoader):
         runtime_params: dict[str, Any] | None = None,
         **rest: Any,
     ) -> None:
+        if env is not None and not (Path(conf_source) / env).is_dir():
+            there = sorted(each.name for each in Path(conf_source).glob("[!.]*/"))
+            raise ConfigurationError(
+                f"{conf_source} has no environment `{env}`, want one of {', '.join(there)}"
+            )
         with _told_shortly():
             for path in _files(
                 Path(conf_source), (rest.get("base_env"), env or rest.get("default_run_env"))

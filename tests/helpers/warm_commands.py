@@ -28,6 +28,7 @@ import threading
 import time
 import types
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -233,7 +234,8 @@ class WarmProcess(subprocess.Popen[str]):
     def send_signal(self, sig: int) -> None:
         """Send a signal, where the process has not ended."""
         if self.poll() is None:
-            os.kill(self.pid, sig)
+            with suppress(ProcessLookupError):  # it has ended since
+                os.kill(self.pid, sig)
 
 
 def serve(control: int, imports: tuple[str, ...]) -> None:
@@ -270,10 +272,13 @@ def serve(control: int, imports: tuple[str, ...]) -> None:
                 if not message:
                     os._exit(0)  # what the imports would do at exit is the forks'
                 out, err, status = fds
+                # Before the command can take it, a Ctrl-C would be lost.
+                signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
                 pid = os.fork()
                 if pid == 0:
                     ours = [control, status, *running, *(end for _, end in running.values())]
                     _become(json.loads(message), out, err, ours)
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
                 os.write(status, STATUS.pack(pid))
                 os.close(out)
                 os.close(err)
@@ -292,9 +297,13 @@ def _become(request: dict[str, Any], out: int, err: int, ours: list[int]) -> NoR
         os.environ.update(request["variables"], PWD=request["cwd"])
         sys.argv = request["argv"]
         sys.path[0] = str(Path(sys.argv[0]).parent)
-        import numpy as np
+        # A process has seeds of its own; strings' hashes alone are those of the warm process.
+        if "torch" in sys.modules:
+            import numpy as np
+            import torch
 
-        np.random.seed()  # noqa: NPY002  # a process has a seed of its own
+            np.random.seed()  # noqa: NPY002
+            torch.seed()
         code = _run(sys.argv[0])
     except BaseException:
         sys.excepthook(*sys.exc_info())
@@ -307,6 +316,7 @@ def _run(script: str) -> int:
     """Run a script and end as the interpreter does, up to the taking down of what is imported."""
     code: object = None
     try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
         main = sys.modules["__main__"] = types.ModuleType("__main__")
         main.__file__ = script
         exec(compile(Path(script).read_bytes(), script, "exec"), vars(main))

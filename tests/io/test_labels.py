@@ -278,6 +278,14 @@ def test_masks_that_numbers_leave_out_are_named(
         label(metadata, tmp_path, patch_size=2)
 
 
+def test_masks_that_a_list_leaves_out_are_to_be_listed(tmp_path: Path) -> None:
+    write_masks(tmp_path, {f"m{n}.png": blocks([1, 1], [1, 1]) for n in range(4)})
+    names = tmp_path / "names.txt"
+    names.write_text("m0.png\nm1.png\nm3.png\n")
+    with pytest.raises(ValueError, match=r"m2\.png is missing: add them to the list$"):
+        label(make_metadata(n_examples=4), tmp_path, patch_size=2, names=names)
+
+
 @pytest.mark.parametrize("n_masks", [0, 1, 3])
 def test_another_number_of_masks_than_examples_is_refused(tmp_path: Path, n_masks: int) -> None:
     write_masks(tmp_path, {f"{number}.png": blocks([1, 1], [1, 1]) for number in range(n_masks)})

@@ -115,7 +115,8 @@ def label_patches(
             f"{folder} has {len(paths)} masks ({layout.names or layout.pattern}), and the shards"
             f" have {metadata.n_examples} examples; wanted a mask for each, "
             + (
-                f"but by their numbers {name_some(gaps)} missing: restore them"
+                f"but by their numbers {name_some(gaps)} missing: "
+                + ("restore them" if layout.names is None else "add them to the list")
                 if gaps
                 else "correct the folder or the pattern"
             )
