@@ -23,7 +23,7 @@ from torch import Tensor
 
 from assay.numerics.kmeans.distances import nearest_in_float64
 from assay.numerics.kmeans.estimator import MiniBatchKMeans
-from assay.numerics.kmeans.kernels import fused_kernels
+from assay.numerics.kmeans.kernel_trial import fused_kernels
 from assay.numerics.kmeans.nearest import NearestCenters
 from assay.numerics.pca import StreamingPCA
 

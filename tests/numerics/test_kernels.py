@@ -15,7 +15,7 @@ import pytest
 import torch
 from numpy.lib import NumpyVersion
 
-from assay.numerics.kmeans import distances, graphed, kernels, rounded_centers
+from assay.numerics.kmeans import distances, graphed, kernel_trial, kernels, rounded_centers
 from assay.numerics.kmeans import nearest as nearest_module
 from assay.numerics.kmeans.step import mini_batch_step, pull_centers, queue_step, step_at_once
 from assay.numerics.ranking import count_classes
@@ -39,22 +39,22 @@ def by_torch(move_off=0.0, label_off=0):
 
 
 def test_there_are_none_but_on_cuda(monkeypatch, caplog):
-    assert kernels.fused_kernels(torch.device("cpu")) is None
+    assert kernel_trial.fused_kernels(torch.device("cpu")) is None
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 0))
     monkeypatch.setitem(sys.modules, "assay.numerics.kmeans.fused", None)
-    kernels.fused_kernels.cache_clear()
-    assert kernels.fused_kernels(torch.device("cuda", 7)) is None
+    kernel_trial.fused_kernels.cache_clear()
+    assert kernel_trial.fused_kernels(torch.device("cuda", 7)) is None
     assert "the fused kernels are not used" in caplog.text
 
 
 def test_the_trial_lets_the_right_ones_through_and_no_others():
     cpu = torch.device("cpu")
-    kernels.try_nearest(by_torch(), cpu, torch.float16)
-    kernels.try_move(by_torch(), cpu)
+    kernel_trial.try_nearest(by_torch(), cpu, torch.float16)
+    kernel_trial.try_move(by_torch(), cpu)
     with pytest.raises(ArithmeticError, match=r"of 300 in torch\.float16 it settled 300, 0 right"):
-        kernels.try_nearest(by_torch(label_off=1), cpu, torch.float16)
+        kernel_trial.try_nearest(by_torch(label_off=1), cpu, torch.float16)
     with pytest.raises(ArithmeticError, match=r"one was moved 1\.0e-03 off"):
-        kernels.try_move(by_torch(move_off=1e-3), cpu)
+        kernel_trial.try_move(by_torch(move_off=1e-3), cpu)
 
 
 def test_a_step_with_kernels_is_the_step_without(monkeypatch):
@@ -145,7 +145,7 @@ def test_on_cuda_a_captured_step_is_the_same_bits():
     """Batches of two shapes in turn, some with rows that the first product leaves in question, and
     a step in another's results.
     """
-    if kernels.fused_kernels(torch.device("cuda", torch.cuda.current_device())) is None:
+    if kernel_trial.fused_kernels(torch.device("cuda", torch.cuda.current_device())) is None:
         pytest.skip("no kernels of our own on this card")
     steps, n_replayed, kept = graphed.GraphedSteps(), 0, []
     for number, n in enumerate([300, 300, 300, 70, 300, 300, 70, 70, 300]):
@@ -168,7 +168,7 @@ def test_on_cuda_a_captured_step_is_the_same_bits():
 @pytest.mark.parametrize(("n", "n_clusters", "d"), [(1, 1, 1), (130, 257, 70), (1000, 4096, 388)])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_on_cuda_they_settle_rows_by_brute_force(kind, n, n_clusters, d, dtype):
-    fused = kernels.fused_kernels(torch.device("cuda"))
+    fused = kernel_trial.fused_kernels(torch.device("cuda"))
     assert fused is not None
     x, centers = (each.cuda() for each in make(kind, n, n_clusters, d, 1))
     origin = distances.origin_of(centers)
@@ -198,7 +198,7 @@ def test_on_cuda_centers_move_as_on_the_cpu(n, n_clusters, d, of_one):
     labels[: int(of_one * n)] = n_clusters // 2
     hits = count_classes(labels, n_clusters)
     given = x, centers, labels, hits, 2 * hits + 1
-    fused = kernels.fused_kernels(torch.device("cuda"))
+    fused = kernel_trial.fused_kernels(torch.device("cuda"))
     assert fused is not None
     moved, squared = fused.move_centers(*(each.cuda() for each in given))
     again, _ = fused.move_centers(*(each.cuda() for each in given))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from assay.numerics.isolation import isolated
-from assay.numerics.kmeans.kernels import fused_kernels
+from assay.numerics.kmeans.kernel_trial import fused_kernels
 from assay.numerics.kmeans.step import QueuedStep, queue_step
 
 logger = logging.getLogger(__name__)

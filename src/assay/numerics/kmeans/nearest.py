@@ -12,7 +12,7 @@ from torch import Tensor
 
 from assay.numerics.isolation import isolated
 from assay.numerics.kmeans.distances import nearest_in_float64, origin_of, settle_by_differences
-from assay.numerics.kmeans.kernels import fused_kernels
+from assay.numerics.kmeans.kernel_trial import fused_kernels
 from assay.numerics.kmeans.rounded_centers import RoundedCenters
 from assay.numerics.moments import check_batch
 from assay.numerics.precision import fast_dtypes, float32_is_exact

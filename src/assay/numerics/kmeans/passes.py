@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -12,14 +12,32 @@ from torch import Tensor
 from assay.numerics.isolation import isolated
 from assay.numerics.kmeans.progress import Progress
 
-if TYPE_CHECKING:
-    from assay.numerics.kmeans.estimator import MiniBatchKMeans
-
 logger = logging.getLogger(__name__)
 
 
+class Stepping(Protocol):
+    """What passes need of `MiniBatchKMeans`."""
+
+    max_iter: int
+    tol: float
+    decay: float
+    cluster_centers_: Tensor
+    counts_: Tensor
+
+    @property
+    def is_done_(self) -> bool:
+        """Whether the fit has come to its end."""
+
+    @property
+    def n_steps_(self) -> int:
+        """Steps made."""
+
+    def partial_fit(self, x: Tensor) -> object:
+        """Take a step with a batch (batch, d)."""
+
+
 def make_passes(
-    kmeans: MiniBatchKMeans, progress: Progress, stream: Callable[[int], Iterable[Tensor]]
+    kmeans: Stepping, progress: Progress, stream: Callable[[int], Iterable[Tensor]]
 ) -> Iterator[dict[str, float]]:
     """See `MiniBatchKMeans.steps`. progress: how far the fit has come."""
     while progress.epoch < kmeans.max_iter and not kmeans.is_done_:

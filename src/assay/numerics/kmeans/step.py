@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from assay.numerics.isolation import isolated
-from assay.numerics.kmeans.kernels import fused_kernels
+from assay.numerics.kmeans.kernel_trial import fused_kernels
 from assay.numerics.kmeans.nearest import NearestCenters
 from assay.numerics.ranking import count_classes
 
