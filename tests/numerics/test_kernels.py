@@ -266,6 +266,7 @@ def interpreter_works() -> bool:
     return NumpyVersion(version) >= "3.7.0" or NumpyVersion(np.__version__) < "2.4.0"
 
 
+@pytest.mark.e2e  # a process of its own, for 20 seconds
 @pytest.mark.skipif(
     not interpreter_works(), reason="needs Triton, and before its 3.7 numpy before 2.4"
 )
