@@ -127,7 +127,7 @@ class Centers:
         self.format: Format = "onehot" if kind == "onehot" else "dense"
         self.k = 1 if kind == "onehot" else self.n_features
         self.ks = (self.n_features,)
-        self.zero_is_far = kind in ("invdist", "distance-unit", "distance-cosine")
+        self.zero_is_far = Form(kind).zero_is_far
         self._directions = (
             _directions(self.kmeans.cluster_centers_) if kind == "distance-cosine" else None
         )
