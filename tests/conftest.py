@@ -157,9 +157,8 @@ def new_project(
 
     def make() -> Path:
         project = tmp_path_factory.mktemp("project")
-        shutil.copytree(
-            ROOT / "conf", project / "conf", ignore=lambda *_: ["local"]
-        )  # whoever tests may have settings there
+        # Whoever tests may have settings there.
+        shutil.copytree(ROOT / "conf", project / "conf", ignore=lambda *_: ["local"])
         (project / "conf/local").mkdir()
         for name in ("pyproject.toml", ".telemetry"):
             shutil.copy(ROOT / name, project / name)

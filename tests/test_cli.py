@@ -66,9 +66,8 @@ def test_hooks_are_imported_and_registered_when_a_session_begins():
     late.after_context_created(context)
     assert seen == [(context, hook) for hook in late.hooks]
     assert all(manager.is_registered(hook) for hook in late.hooks)
-    late.after_context_created(
-        context
-    )  # Kedro makes another context when the session runs, and calls them itself
+    # Kedro makes another context when the session runs, and calls them itself.
+    late.after_context_created(context)
     assert seen == [(context, hook) for hook in late.hooks]
 
 

@@ -601,9 +601,8 @@ def test_an_older_version_is_used_where_it_is_asked_for_and_stays_until_it_is_pr
     for k in (6, 4):  # neither fit nor errors have been lost
         assert "Nothing to do" in run_command(f"{few}{k}", project).stdout
     models = project / "data/06_models/layer_3/kmeans.safetensors"
-    shown = (
-        project / "data/08_reporting/agreement.csv"
-    )  # as of a run with several seeds, which these settings do not have
+    # As of a run with several seeds, which these settings do not have.
+    shown = project / "data/08_reporting/agreement.csv"
     version = (
         shown.parent / ".versions/agreement.csv/2026-01-01T00.00.00.000Z.0123abcd/agreement.csv"
     )
@@ -913,9 +912,8 @@ def test_the_page_works_in_a_browser_without_a_network(whole_run, tmp_path, widt
         html.unescape(ended.stdout.partition('<pre id="found">')[2].partition("</pre>")[0])
     )
     assert found["faults"] == found["broken"] == found["outside"] == found["overlaps"] == []
-    assert set(found["charts"]) == set(FIGURES) - {
-        "convergence_pca"
-    }  # one step: words, not a picture
+    # One step: words, not a picture.
+    assert set(found["charts"]) == set(FIGURES) - {"convergence_pca"}
     assert all(traces >= 2 for traces in found["charts"].values())
     assert (found["pictures"], found["unloaded"]) == (2 * 3 * 6, 0)  # methods, classes, images
     assert len(found["sorted"]) == 8

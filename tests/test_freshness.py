@@ -90,9 +90,8 @@ PIPELINE = Pipeline(
         ),
         make("fit_pca", ["shards", "statistics", "params:pca", "params:device"], "pca_model"),
         make("measure", ["kmeans_model", "pca_model"], "errors"),
-        make(
-            "encode", ["kmeans_model", "params:device"], "codes"
-        ),  # the only one that memory alone holds
+        # The only one that memory alone holds.
+        make("encode", ["kmeans_model", "params:device"], "codes"),
         make("probe", ["codes", "params:probe"], ["probes", "scores"]),
         make("report", ["errors", "scores"], "table"),
     ]
@@ -275,10 +274,11 @@ def test_a_raised_format_makes_everything_stale(project, monkeypatch):
         ("statistics", {"standardize"}),
         ("kmeans_model", {"fit_kmeans"}),
         ("errors", {"measure"}),
+        # Codes are in memory: they are made again to feed the probes.
         (
             "scores",
             {"probe", "encode"},
-        ),  # codes are in memory: they are made again to feed the probes
+        ),
         ("probes", {"probe", "encode"}),
         ("table", {"report"}),
     ],
@@ -417,9 +417,8 @@ def test_a_run_that_stands_still_while_another_writes_keeps_its_own(tmp_path, mo
     project, run = Project(tmp_path), Node.run
     other = Project(tmp_path)
     other.settings["params:kmeans"] = CHANGED["params:kmeans"]
-    project.run(
-        PIPELINE.only_nodes("standardize", "fit_pca")
-    )  # what both read; else the second would wait for it
+    # What both read; else the second would wait for it.
+    project.run(PIPELINE.only_nodes("standardize", "fit_pca"))
 
     def stand_still(node, inputs):
         made = run(node, inputs)
@@ -901,9 +900,8 @@ def test_a_session_after_one_that_was_interrupted_in_a_notebook_records_what_it_
         SequentialRunner().run(PIPELINE, catalog, hooks)
         made.after_pipeline_run(pipeline=PIPELINE)
 
-    hook = (
-        WorkHook()
-    )  # Kedro's settings have one a process, and no hook of it is called for an interrupt
+    # Kedro's settings have one a process, and no hook of it is called for an interrupt.
+    hook = WorkHook()
     with monkeypatch.context() as patch:
         patch.setattr(JSONDataset, "save", interrupt)
         with pytest.raises(KeyboardInterrupt):

@@ -103,8 +103,7 @@ def test_the_table_the_page_mlflow_and_the_notebook_say_the_same(project):
         ]
         assert len(mine) == len(shown) == len(logged) == 1
         for measure in measures:
-            assert mine[0][measure] == pytest.approx(
-                row[measure], abs=1e-9
-            )  # to_json keeps ten digits
+            # to_json keeps ten digits.
+            assert mine[0][measure] == pytest.approx(row[measure], abs=1e-9)
             assert float(shown[0][measure]) == pytest.approx(row[measure], rel=1e-12)
             assert logged[f"metrics.{measure}"].item() == pytest.approx(row[measure], rel=1e-12)

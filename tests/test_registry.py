@@ -219,9 +219,8 @@ def test_latent_topk_takes_the_place_of_the_dense_codes(register):
     assert {name for name in names(topk) if "encode" in name and "probe_val" in name} == {
         f"layer_{layer}.encode.pca-topk-00007.probe_val" for layer in (0, 3)
     }
-    assert not any(
-        "pca-topk-00007" in name for name in names(register(latent_topk=7)["encode"])
-    )  # that is pca's to leave
+    # That is pca's to leave.
+    assert not any("pca-topk-00007" in name for name in names(register(latent_topk=7)["encode"]))
     assert "layer_3.scores_pca-topk-00007" in register(latent_topk=7)["__default__"].all_outputs()
     assert "layer_3.scores_pca-topk-00007" not in register()["__default__"].all_outputs()
 

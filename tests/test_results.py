@@ -51,9 +51,8 @@ def found() -> dict[str, float | list[int]]:
         "pca-dense": pca.state_dict(),
     }.items():
         codes = TensorCodes(open_dictionary(name, state).encode(tokens)["values"])
-        labels = torch.where(
-            torch.arange(400) % 7 == 0, (group + 1) % 5, group
-        )  # a seventh is wrong, so that losses are finite
+        # A seventh is wrong, so that losses are finite.
+        labels = torch.where(torch.arange(400) % 7 == 0, (group + 1) % 5, group)
         probes[name] = LogisticProbe1d(1e-3).fit(codes, labels, 5).loss_.sum()
     onehot = open_dictionary("kmeans-onehot", kmeans.state_dict())
     topk = open_dictionary("pca-topk-00002", pca.state_dict())

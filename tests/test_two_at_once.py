@@ -105,9 +105,8 @@ def test_pairs_of_runs_with_different_seeds(
     """
     project, wanted = new_project(), alone
     for delay, seeds in ((0, (1, 2)), (1, (3, 4)), (3, (5, 6))):
-        part = (
-            "" if delay == 0 else " --to-nodes=report.tabulate"
-        )  # the page once: it takes a while
+        # The page once: it takes a while.
+        part = "" if delay == 0 else " --to-nodes=report.tabulate"
         first = start_command(f"{SMALL}{seeds[0]}{part}", project)
         time.sleep(delay)
         second = start_command(f"{SMALL}{seeds[1]}{part}", project)
@@ -125,9 +124,8 @@ def test_pairs_of_runs_with_different_seeds(
         ended = run_command(f"{SMALL}{seed}", project)
         assert "Nothing to do" in ended.stdout, ended.stdout + ended.stderr
         assert shown(project) == seed
-    stopped = start_command(
-        f"exec {SMALL}7", project
-    )  # what is not by seed is there, so that nobody waits
+    # What is not by seed is there, so that nobody waits.
+    stopped = start_command(f"exec {SMALL}7", project)
     while not list(
         (project / "data/06_models/layer_5/kmeans.safetensors").glob("*/kmeans.safetensors")
     )[6:]:

@@ -758,9 +758,8 @@ def test_kill_9_at_20_random_moments_loses_no_whole_shard_and_changes_no_byte(
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
-@pytest.mark.parametrize(
-    "n_features", [4000, 1000]
-)  # a write fails; the last of it fails, as the files are closed
+# A write fails; the last of it fails, as the files are closed.
+@pytest.mark.parametrize("n_features", [4000, 1000])
 def test_a_disk_that_is_full_after_all_leaves_the_older_codes_and_what_is_whole(
     tmp_path: Path, n_features: int
 ) -> None:
@@ -853,9 +852,10 @@ def test_failing_to_move_in_leaves_the_older_folder(
     assert calls[1:] == [folder.name, folder.name]
     assert tree(folder) == before
     monkeypatch.undo()
+    # All is whole.
     write_codes(
         folder, replace(make_codes("onehot"), arrays={"indices": torch.empty(11)}), batch_size=3
-    )  # all is whole
+    )
     assert_same(StoredCodes(folder), make_codes("onehot"), 4)
     assert partials(folder) == []
 

@@ -229,9 +229,8 @@ def test_shuffled_batches_are_mixed(
     per_batch = [len(np.unique(batch[:, 0])) for batch in batches]
     shards_per_batch = [len(np.unique(batch[:, 0] // 10)) for batch in batches]
     assert len(batches) == 100
-    assert np.mean(per_batch) > (
-        14 if pool == 256 else 50
-    )  # in order, 4; of the 16 or 400 in the pool
+    # In order, 4; of the 16 or 400 in the pool.
+    assert np.mean(per_batch) > (14 if pool == 256 else 50)
     assert np.mean(shards_per_batch) > (11 if pool == 256 else 28)  # in order, 1; of 40
     other = torch.cat(list(numbered.batches(layer=0, batch_size=64, shuffle=True, seed=4)))
     assert (torch.cat(batches) == other).all(dim=1).float().mean() < 0.05

@@ -145,9 +145,8 @@ def test_no_bit_can_change_unseen(tmp_path: Path, any_schema: bool) -> None:
     path = tmp_path / "a.safetensors"
     write_tensors(path, make_state())
     whole = path.read_bytes()
-    header = range(
-        8 * whole.index(b'"mean"'), 8 * len(whole)
-    )  # before it are our own names, which tell our files from others'
+    # Before it are our own names, which tell our files from others'.
+    header = range(8 * whole.index(b'"mean"'), 8 * len(whole))
     for bit in header if any_schema else range(8 * len(whole)):
         changed = bytearray(whole)
         changed[bit // 8] ^= 1 << bit % 8

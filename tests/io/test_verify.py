@@ -170,9 +170,8 @@ def test_padding_that_is_not_zero_is_a_remark(folder: Path, judge: Judge) -> Non
 def test_sizes_and_links_are_faults_of_their_shards(folder: Path, judge: Judge) -> None:
     os.truncate(folder / "acts000000.bin", 100)
     (folder / "acts000001.bin").unlink()
-    os.truncate(
-        folder / "acts000002.bin", 2 * TOKENS * D_MODEL * 4
-    )  # cut to its one example: legal
+    # Cut to its one example: legal.
+    os.truncate(folder / "acts000002.bin", 2 * TOKENS * D_MODEL * 4)
     os.truncate(folder / "labels.bin", 14)
     verdict = judge(folder)
     first, second, third = verdict.shards

@@ -177,13 +177,14 @@ def test_on_cuda_they_settle_rows_by_brute_force(kind, n, n_clusters, d, dtype):
         pytest.skip(f"{kind} does not fit {dtype}")
     found = fused.nearest(x, centers, origin, product)
     settled = found >= 0
+    # Bounds overflow, underflow or are wide.
     in_question = (
         "huge",
         "norms",
         "two scales",
         "tiny",
         "far and tiny",
-    )  # bounds overflow, underflow or are wide
+    )
     assert float(settled.double().mean()) > 0.95 or kind in in_question
     assert_nearest(found[settled].cpu(), x[settled].cpu(), centers.cpu())
 

@@ -260,11 +260,12 @@ LOG_SPREAD = torch.linspace(-0.5, 0.5, 64, dtype=torch.float32)[
     [
         (LOG_SPREAD.exp(), True, None),
         (LOG_SPREAD.exp() * 1.4, True, None),
+        # Another layer.
         (
             LOG_SPREAD.exp() * 1.75,
             True,
             "is a median of 0.5.* wanted 0.667 to 1.5 times",
-        ),  # another layer
+        ),
         (LOG_SPREAD.exp() / 1.75, True, "is a median of 1.7.* wanted 0.667 to 1.5 times"),
         (LOG_SPREAD.exp() * 1.75, False, None),
         (LOG_SPREAD.exp() * 3, False, "wanted 0.37 to 2.7 times"),

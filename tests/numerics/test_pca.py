@@ -287,9 +287,8 @@ def test_the_spectrum_survives_a_far_mean_and_a_condition_number_of_1e8():
     for batch in (1, 100, 2500):
         np.testing.assert_allclose(fitted(x, batch).explained_variance_, variance, rtol=1e-6)
     sums = x.sum(0)
-    in_float32 = (x.T @ x - torch.outer(sums, sums) / n) / (
-        n - 1
-    )  # what float32 sums over a stream come to
+    # What float32 sums over a stream come to.
+    in_float32 = (x.T @ x - torch.outer(sums, sums) / n) / (n - 1)
     assert np.abs(np.linalg.eigvalsh(in_float32)[::-1] / variance - 1).max() > 1000
 
 
@@ -381,9 +380,8 @@ def test_checkpoints_that_cannot_be_are_refused():
 
 def test_whitened_coefficients_have_unit_variance_and_come_back():
     x = correlated(3, 400, 5, offset=2.0)
-    x = torch.cat(
-        [x, torch.ones(400, 1, dtype=torch.float32)], dim=1
-    )  # a dimension without variance
+    # A dimension without variance.
+    x = torch.cat([x, torch.ones(400, 1, dtype=torch.float32)], dim=1)
     white = StreamingPCA(whiten=True).partial_fit(x)
     z = white.transform(x)
     np.testing.assert_allclose(

@@ -401,9 +401,8 @@ def test_a_feature_that_is_0_at_first_and_tiny_later_is_not_lost(scale, class_we
     _check_against_the_direct_solver(probe, x, labels, 2)
     every = torch.cartesian_prod(torch.arange(2), torch.arange(2))
     probe.certify(codes, labels, every)
-    probe.feature_std_.mul_(
-        1.001
-    )  # the rows' own scale is what the ridge is held against, and the loss
+    # The rows' own scale is what the ridge is held against, and the loss.
+    probe.feature_std_.mul_(1.001)
     probe.feature_mean_.add_(0.1 * std)
     with pytest.raises(CertificateError):
         probe.certify(codes, labels, every)
@@ -796,9 +795,8 @@ def test_a_weight_of_exactly_zero_ranks_the_highest_value_first(code_format):
 @pytest.mark.parametrize("ridge", [1e-8, 1e-3])
 def test_one_hot_codes_need_no_rows(ridge):
     x, labels, n_classes = _make("onehot")
-    x = torch.cat(
-        [x, torch.zeros(len(x), 1, dtype=torch.float32)], 1
-    )  # and a feature that no row has
+    # And a feature that no row has.
+    x = torch.cat([x, torch.zeros(len(x), 1, dtype=torch.float32)], 1)
     held, held_labels, _ = _make("onehot", n_rows=60, seed=1)
     held = torch.cat([held, torch.zeros(len(held), 1, dtype=torch.float32)], 1)
     table, dense = (

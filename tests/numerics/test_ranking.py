@@ -168,9 +168,8 @@ def test_purity_is_of_the_sixteen_highest_unless_told():
     labels = torch.tensor([0] * 16 + [1] * 84)
     assert purity_at_k(torch.arange(100.0, dtype=torch.float32).flip(0), labels) == 1.0
     assert purity_at_k(torch.arange(100.0, dtype=torch.float32).flip(0), labels, 32) == 0.5
-    assert (
-        purity_at_k(torch.zeros(100, dtype=torch.float32), labels) == 1.0
-    )  # all equal: the lowest rows
+    # All equal: the lowest rows.
+    assert purity_at_k(torch.zeros(100, dtype=torch.float32), labels) == 1.0
     for values, k in (
         (torch.zeros(0, dtype=torch.float32), 16),
         (torch.zeros(3, dtype=torch.float32), 0),

@@ -335,9 +335,8 @@ def test_batchtopk_of_saev_names_its_threshold_by_the_module_that_holds_it():
 @pytest.mark.parametrize("name", ["b_gate", "r_mag", "W_skip"])
 def test_tensors_of_a_formula_that_is_not_ours_are_refused(name):
     """A gated one was taken for relu without `b_enc`, and a skip connection left out."""
-    wanted = SparseAutoencoder(
-        _tensors() | {"k": torch.tensor(3)}, activation="relu"
-    )  # what a single number says, `k` says too
+    # What a single number says, `k` says too.
+    wanted = SparseAutoencoder(_tensors() | {"k": torch.tensor(3)}, activation="relu")
     assert wanted.n_features == N
     with pytest.raises(ValueError, match=f"found {name} as well: an autoencoder of another kind"):
         SparseAutoencoder(

@@ -168,6 +168,7 @@ def test_encodings_is_the_parameter_that_says_which_codes_are_made():
             parse_parameters({"layers": [5], "shards": shards, "kmeans": {"encodings": encodings}})
         )
         assert [row.name for row in plan.encodings if row.model.method == "kmeans"] == encodings
+    # Also in test_encode.py and test_fitting.py.
     elsewhere = {
         "encodings",
         "order",
@@ -175,7 +176,7 @@ def test_encodings_is_the_parameter_that_says_which_codes_are_made():
         "checkpoint_steps",
         "checkpoint_minutes",
         "more_seeds",
-    }  # also in test_encode.py and test_fitting.py
+    }
     assert set(KMeansParameters.model_fields) == {*CHANGES, *elsewhere}
 
 

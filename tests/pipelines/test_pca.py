@@ -209,6 +209,7 @@ def test_topk_is_the_parameter_that_says_which_k_are_measured():
         (measure,) = create_pipeline(5, ks=topk, form=Form("dense")).only_nodes("pca.measure").nodes
         assert isinstance(measure.func, partial)
         assert measure.func.keywords["ks"] == topk
+    # That is all of them.
     assert set(PCAParameters.model_fields) == {
         "topk",
         "whiten",
@@ -216,7 +217,7 @@ def test_topk_is_the_parameter_that_says_which_k_are_measured():
         "max_tokens",
         "checkpoint_steps",
         "checkpoint_minutes",
-    }  # that is all of them
+    }
 
 
 @pytest.mark.parametrize("layer", [3], indirect=True)

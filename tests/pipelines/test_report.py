@@ -239,12 +239,13 @@ def test_the_papers_table_has_each_method_at_its_best_layer():
     }
     assert paper["method"].tolist() == ["kmeans", "kmeans", "pca", "pca"]
     other = baselines.assign(method=baselines["method"].replace("kmeans", "a-sae"))
+    # The baselines come first.
     assert tabulate_paper(other)["method"].tolist() == [
         "pca",
         "pca",
         "a-sae",
         "a-sae",
-    ]  # the baselines come first
+    ]
 
 
 def test_the_columns_of_the_other_tables_are_those_that_the_docs_name():
@@ -280,9 +281,8 @@ def test_every_class_has_a_row_and_the_absent_are_named():
     assert mine.loc[2, "average_precision"] == pytest.approx(0.4)
     assert mine["average_precision"].isna()[7]  # missing, not 0
     for name in ("n_train", "n_val", "feature", "feature_by_val"):
-        assert (
-            classes[name].dtype == "Int64"
-        )  # whole numbers in the file, also beside classes that have none
+        # Whole numbers in the file, also beside classes that have none.
+        assert classes[name].dtype == "Int64"
 
 
 def test_a_row_is_matched_with_the_pca_row_of_its_layer_whose_l0_is_nearest_by_ratio():
@@ -300,9 +300,8 @@ def test_a_row_is_matched_with_the_pca_row_of_its_layer_whose_l0_is_nearest_by_r
         for encoding, k in (("kmeans-invdist", 16), ("kmeans-onehot", 1))
     }
     ratios = {row.encoding: row.l0_ratio for row in matched.itertuples()}
-    assert ratios == pytest.approx(
-        {"kmeans-invdist": 5 / 16, "kmeans-onehot": 3.9}
-    )  # near is not equal
+    # Near is not equal.
+    assert ratios == pytest.approx({"kmeans-invdist": 5 / 16, "kmeans-onehot": 3.9})
     # The distances reconstruct nothing: at their L0 there is no error to hold against PCA's.
     errors_of = matched.set_index("encoding")[["nmse", "nmse_raw", "pca_nmse", "pca_nmse_raw"]]
     assert errors_of.loc["kmeans-onehot"].notna().to_numpy().all()
@@ -406,10 +405,11 @@ def test_the_rows_of_several_seeds_share_a_name_and_are_pooled_for_the_paper():
     classes = tabulate_classes(three_seeds())
     assert classes["seed"].tolist()[:3] == [0, 4, 9]
     matched = match_budgets(tabulate_baselines(three_seeds(3), layer_of(5, [0.4] * 4)))
+    # There is no PCA in layer 3.
     assert matched["encoding"].tolist() == [
         "kmeans-invdist",
         "kmeans-onehot",
-    ]  # there is no PCA in layer 3
+    ]
 
 
 def test_the_best_layer_is_that_of_the_mean_over_the_seeds():
@@ -507,9 +507,8 @@ def test_every_picture_has_lines_names_and_titled_axes():
             )
             for trace in figure.data
         }
-        assert len(colors) == len({trace.name for trace in figure.data}), (
-            name
-        )  # told apart by more than color
+        # Told apart by more than color.
+        assert len(colors) == len({trace.name for trace in figure.data}), name
 
 
 def test_the_pictures_show_the_tables_numbers():
@@ -540,14 +539,14 @@ def test_the_pictures_show_the_tables_numbers():
     shares = [trace for trace in figures["spectrum"].data if trace.yaxis == "y2"]
     assert all(trace.y[-1] == pytest.approx(1) for trace in shares)
     assert [trace.name for trace in figures["clusters"].data] == ["layer 3", "layer 5"]
-    assert (
-        min(figures["clusters"].data[0].y) == 0.5
-    )  # an empty cluster still has a place on the axis
+    # An empty cluster still has a place on the axis.
+    assert min(figures["clusters"].data[0].y) == 0.5
     drift, left = figures["convergence_pca"].data[:2]
+    # The first look has no drift.
     assert (list(drift.x), list(drift.y)) == (
         [2, 4, 8],
         [0.5, 0.25, 0.125],
-    )  # the first look has no drift
+    )
     assert (list(left.x), list(left.y)) == ([1, 2, 4, 8], [0.5, 0.6, 0.6, 0.6])
 
 
@@ -603,9 +602,8 @@ def test_the_metrics_of_one_layer_are_drawn_over_the_encodings():
         "Purity@16",
         "Coverage@0.3",
     ]
-    assert (
-        list(figure.data[0].y) == baselines["encoding"].tolist()[1:]
-    )  # a row without NMSE has no such mark
+    # A row without NMSE has no such mark.
+    assert list(figure.data[0].y) == baselines["encoding"].tolist()[1:]
     for trace, measure in zip(figure.data, ("nmse", *METRICS), strict=True):
         assert trace.mode == "markers"
         assert (
@@ -662,9 +660,8 @@ def test_an_nmse_that_is_rounding_does_not_stretch_the_axis():
     figure = drawn(layers)["nmse_against_l0"]
     assert min(value for trace in figure.data for value in trace.y) == 1e-6
     shown = {(trace.marker.symbol, trace.line.color) for trace in figure.data}
-    assert (
-        len(shown) == len(figure.data) == 4
-    )  # two methods, two layers: each has a look of its own
+    # Two methods, two layers: each has a look of its own.
+    assert len(shown) == len(figure.data) == 4
 
 
 def test_a_row_without_nmse_is_in_every_picture_but_the_one_of_nmse():
@@ -727,9 +724,8 @@ def test_what_was_read_counts_samples_and_names_what_was_given(planted):
         planted, kmeans=KMeansParameters(max_tokens=500), pca=PCAParameters(max_tokens=10_000)
     )
     assert sampled["k-means from"] == f"{fit}, 500 of 768 patches"
-    assert (
-        sampled["statistics, PCA from"] == f"{fit}, 768 patches"
-    )  # a sample of more than there are is all
+    # A sample of more than there are is all.
+    assert sampled["statistics, PCA from"] == f"{fit}, 768 patches"
     whitened = about(planted, pca=PCAParameters(whiten=True))
     assert whitened["PCA codes"] == "each coefficient over its standard deviation"
     given_ = about(

@@ -66,11 +66,12 @@ def test_statistics_is_the_parameter_that_puts_the_users_own_in_place():
     (adopt,) = create_pipeline(3, given_statistics=True).nodes
     assert adopt.name == "standardize.adopt"
     assert "given_statistics" in adopt.inputs
+    # That is all of them.
     assert set(StandardizeParameters.model_fields) == {
         "statistics",
         "batch_size",
         "max_tokens",
-    }  # that is all of them
+    }
 
 
 def test_max_tokens_is_a_random_sample(planted):
@@ -144,9 +145,10 @@ def test_statistics_of_another_layer_or_in_another_order_are_refused(planted, ow
 
 
 def test_statistics_of_the_cls_token_are_refused(planted):
+    # The planted CLS tokens are all 1000.
     given = {
         "mean": torch.full((80,), 1e3),
         "std": torch.ones(80),
-    }  # the planted CLS tokens are all 1000
+    }
     with pytest.raises(ValueError, match="std from the mean given"):
         adopt_statistics(Shards(planted[0]), given, StandardizeParameters(), layer=5)

@@ -117,9 +117,8 @@ def test_a_run_that_is_taken_up_keeps_its_name_and_loses_the_reason_it_ended_for
     if where == "environment":
         monkeypatch.setenv("MLFLOW_RUN_ID", run.info.run_id)
         connection = connect()
-        assert (
-            "MLFLOW_RUN_ID" not in os.environ
-        )  # a second session in this process has a run of its own
+        # A second session in this process has a run of its own.
+        assert "MLFLOW_RUN_ID" not in os.environ
     else:
         mlflow.set_experiment(experiment_id=experiment)
         with mlflow.start_run(run.info.run_id):

@@ -28,9 +28,8 @@ def test_a_process_is_gone_when_it_has_ended_and_not_before(other):
     assert not is_gone(own_process())
     assert not is_gone(json.dumps(noted))
     child.kill()
-    os.waitid(
-        os.P_PID, child.pid, os.WEXITED | os.WNOWAIT
-    )  # a zombie, which nobody has asked for yet
+    # A zombie, which nobody has asked for yet.
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
     assert is_gone(json.dumps(noted))
     child.wait()
     assert is_gone(json.dumps(noted))

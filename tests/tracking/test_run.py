@@ -222,9 +222,8 @@ def test_a_run_that_is_taken_up_goes_on_with_the_children_that_it_has(begin, run
     before = {name: each.info.run_id for name, each in runs().items()}
     monkeypatch.setenv("MLFLOW_RUN_ID", before["__default__"])
     hook = begin()
-    save(
-        hook, begin, "layer_3.scores_kmeans-onehot", scores("kmeans-onehot")
-    )  # probed again, the other one not
+    # Probed again, the other one not.
+    save(hook, begin, "layer_3.scores_kmeans-onehot", scores("kmeans-onehot"))
     save(hook, begin, "rows_layer_3", [row(name) for name in ROWS])
     finish(hook)
     after = runs()

@@ -45,11 +45,12 @@ def test_what_is_made_in_parts_has_one_whole_child_a_row(project, run_command):
     assert sorted(found["params.encoding"]) == ["kmeans-invdist", "kmeans-onehot", "pca-topk-00004"]
     assert sorted(found["params.k"]) == ["4", "8", "8"]  # one name for all methods
     measured = found.set_index("params.encoding")["metrics.nmse"].notna().to_dict()
+    # Nobody has asked for PCA's.
     assert measured == {
         "kmeans-invdist": True,
         "kmeans-onehot": True,
         "pca-topk-00004": False,
-    }  # nobody has asked for PCA's
+    }
     assert found["metrics.map"].notna().all()
     onehot = found[found["params.encoding"] == "kmeans-onehot"]["run_id"].item()
     assert len(mlflow.MlflowClient().get_metric_history(onehot, "inertia")) > 1

@@ -15,9 +15,8 @@ def free_bytes(device: torch.device) -> int:
     Slurm sets them, leave.
     """
     if device.type == "cuda":
-        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(
-            device
-        )  # torch's own, to use again
+        # Torch's own, to use again.
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(torch.cuda.mem_get_info(device)[0]) + cached
     free = 4 * 2**30  # where nothing is known
     system = _numbers(_PROC / "meminfo")

@@ -98,9 +98,8 @@ def sums_in_float32() -> Iterator[None]:
     with _rounding_lock:
         if not _blocks:
             for name in _ROUNDING:
-                split = getattr(
-                    settings, f"{name}_split_k", None
-                )  # set together in newer versions of torch
+                # Set together in newer versions of torch.
+                split = getattr(settings, f"{name}_split_k", None)
                 _before[name] = (
                     getattr(settings, name) if split is None else (getattr(settings, name), split)
                 )

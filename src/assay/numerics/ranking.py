@@ -71,9 +71,8 @@ def rank_features(values: Tensor, labels: Tensor, n_classes: int, thresholds: Te
     n_features, n_rows = values.shape
     check_labels(labels, n_rows, n_classes)
     _check_not_nan(values)
-    classes = torch.where(
-        labels < 0, n_classes, labels
-    )  # the rows of no class: one class more, left out below
+    # The rows of no class: one class more, left out below.
+    classes = torch.where(labels < 0, n_classes, labels)
     counts = count_classes(classes, n_classes + 1)
     ranks = torch.empty(3, 2, n_features, n_classes, dtype=torch.float64, device=values.device)
     width = max(1, _BLOCK[values.device.type] // n_rows)
@@ -124,9 +123,8 @@ def _rank_block(values: Tensor, classes: Tensor, counts: Tensor, thresholds: Ten
     # Within a class's segment `by_class` are the places of its rows, from the highest value on.
     rising = ordered.flip(1).double()
     low = torch.searchsorted(rising, thresholds)
-    above = n_rows - torch.stack(
-        [low, torch.searchsorted(rising, thresholds, right=True)]
-    )  # rows >= and > the threshold
+    # Rows >= and > the threshold.
+    above = n_rows - torch.stack([low, torch.searchsorted(rising, thresholds, right=True)])
     places = segment * n_rows + by_class
     base = torch.arange(len(counts) - 1, device=values.device) * n_rows
     hits = torch.stack(
@@ -184,9 +182,8 @@ def top_rows(values: Tensor, k: int) -> Tensor:
     to the lower row.
     """
     if k < len(values):
-        candidates = (
-            (values >= values.topk(k).values[-1]).nonzero().flatten()
-        )  # sorting them all takes far longer
+        # Sorting them all takes far longer.
+        candidates = (values >= values.topk(k).values[-1]).nonzero().flatten()
         return candidates[values[candidates].argsort(descending=True, stable=True)][:k]
     return values.argsort(descending=True, stable=True)
 

@@ -141,9 +141,8 @@ def _shortlist(  # type: ignore[no-untyped-def]
     top = tl.max(tops, 1)
     tile = tl.min(tl.where(tops == top[:, None], tiles, TILES), 1)
     seeming = tile * TILE + tl.sum(tl.where(tiles == tile[:, None], columns, 0), 1)
-    clear = (rows < n) & (
-        seeming < n_centers
-    )  # what fills up can only seem the best where all is lost
+    # What fills up can only seem the best where all is lost.
+    clear = (rows < n) & (seeming < n_centers)
     of_best = bounds + 3 * tl.where(clear, seeming, 0)
     norm, loss = (
         tl.load(norms + rows, mask=rows < n, other=0.0),

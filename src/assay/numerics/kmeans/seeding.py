@@ -246,9 +246,8 @@ def seeding_tokens(
         if x.shape[0] == 0:
             continue
         size = size or 3 * max(n_clusters, x.shape[0])
-        found.append(
-            x.detach().to(device or x.device, copy=True)
-        )  # a stream may fill one buffer again and again
+        # A stream may fill one buffer again and again.
+        found.append(x.detach().to(device or x.device, copy=True))
         n += x.shape[0]
         if n >= (2 * size if judge else size):
             break

@@ -18,10 +18,11 @@ from torch import Tensor
 
 from assay.numerics.isolation import isolated
 
+# Elements worked on at once: on a CPU a handful of temporaries stay in cache.
 _BLOCK = {
     "cpu": 1 << 16,
     "cuda": 1 << 24,
-}  # elements worked on at once: on a CPU a handful of temporaries stay in cache
+}
 
 
 @dataclass(frozen=True)
@@ -361,9 +362,8 @@ def minimize(
         now = theta[:, active]
         theta[:, active] = torch.where(left, now, now - step)
         done[active] = ~left
-        go_on = left.nonzero()[
-            :, 0
-        ]  # a mask would be counted for each: of all this a GPU's host waits here only
+        # A mask would be counted for each: of all this a GPU's host waits here only.
+        go_on = left.nonzero()[:, 0]
         active, damping, value = active[go_on], damping[go_on], value[go_on]
         gradient, hessian = gradient[:, go_on], hessian[:, go_on]
         if len(active) == 0 or n_iter == max_iter:
@@ -372,9 +372,8 @@ def minimize(
         now = theta[:, active]
         trial = now - _newton_step(gradient, hessian, damping)
         new = evaluate(active, trial)
-        rounding = 1e-15 * (
-            1 + trial.abs().sum(0)
-        )  # the objective is a difference of sums of about this size
+        # The objective is a difference of sums of about this size.
+        rounding = 1e-15 * (1 + trial.abs().sum(0))
         falls = new[0] <= value + rounding
         theta[:, active] = torch.where(falls, trial, now)
         value = torch.where(falls, new[0], value)

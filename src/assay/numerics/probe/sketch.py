@@ -32,10 +32,11 @@ from assay.numerics.probe.cells import BITS, OCTAVES, CellMap
 from assay.numerics.probe.logistic import Cells, Points, Slab
 from assay.numerics.ranking import count_classes
 
+# Features and rows: on a CPU what a block needs stays in cache.
 _BLOCK = {
     "cpu": (64, 1 << 10),
     "cuda": (4096, 1 << 12),
-}  # features and rows: on a CPU what a block needs stays in cache
+}
 _POWERS = 6
 _SPAN = 1e50  # times the unit: further out the fifth power is no longer a float64
 _RESOLVED = 1e-4  # units: a spread below this is lost beside the 1 that is added to |t|

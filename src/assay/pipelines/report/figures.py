@@ -225,9 +225,8 @@ def draw_convergence_pca(curves: list[dict[str, Any]]) -> go.Figure:
     figure = make_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.06)
     for number, curve in enumerate(curves):
         for row, name in enumerate(("subspace_drift", "reconstruction_error"), 1):
-            checks = [
-                check for check in curve["settled"] if name in check
-            ]  # the first has no drift
+            # The first has no drift.
+            checks = [check for check in curve["settled"] if name in check]
             figure.add_scatter(
                 x=[check["step"] for check in checks],
                 y=[check[name] for check in checks],
