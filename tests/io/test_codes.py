@@ -811,7 +811,8 @@ def test_of_two_writers_at_once_the_second_is_refused(tmp_path: Path) -> None:
         lambda: write_codes(path, Waiting("dense", made.arrays, 200, 5, 5), batch_size=1)
     )
     try:
-        while not partials(path):
+        # The lock's file is there before the lock is held; the folder is made by who holds it.
+        while not any(found.is_dir() for found in partials(path)):
             time.sleep(0.001)
         with pytest.raises(ValueError, match="is being written by another live process"):
             write_codes(path, made, batch_size=1)
