@@ -2,6 +2,7 @@
 runs alone on a GPU machine.
 """
 
+from assay.architecture import Architecture
 from assay.codes import Codes
 from assay.numerics.codes import (
     SelectedCodes,
@@ -30,6 +31,7 @@ from assay.numerics.sae import SparseAutoencoder
 from assay.numerics.scores import ClassScores, Judgment, Scores, best_features, score_encoding
 
 __all__ = [
+    "Architecture",
     "Centers",
     "Certificate",
     "CertificateError",

@@ -1,0 +1,132 @@
+"""Configurations that libraries save beside weights, of which nothing is passed over."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from assay.io.strict_json import read_json_file, shown
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is none.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; it belongs to the weights beside it")
+    return checked_object(read_json_file(path), path)
+
+
+def checked_object(found: Any, named: Path) -> dict[str, Any]:
+    """A JSON object that was read from ``named``.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    if not isinstance(found, dict):
+        raise ValueError(  # noqa: TRY004
+            f"{named} has a configuration that is a {type(found).__name__}, wanted a JSON object:"
+            " save it again"
+        )
+    return found
+
+
+class Config:
+    """The keys of a configuration, each of which has to be used or known to change nothing.
+
+    Args:
+        values: as read.
+        named: the file, for messages.
+    """
+
+    def __init__(self, values: Mapping[str, Any], named: Path) -> None:
+        self._values = dict(values)
+        self._left = set(self._values)
+        self.named = named
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._values
+
+    def take(self, key: str, kind: type | tuple[type, ...], default: Any = None) -> Any:
+        """The value of a key that the formula uses, and ``default`` where it is missing or null.
+
+        Raises:
+            ValueError: it is of another type. True is no number.
+        """
+        self._left.discard(key)
+        found = self._values.get(key)
+        if found is None:
+            return default
+        kinds = kind if isinstance(kind, tuple) else (kind,)
+        if not isinstance(found, kinds) or (isinstance(found, bool) and bool not in kinds):
+            raise ValueError(
+                f"{self.named}: `{key}` is {shown(json.dumps(found))}, wanted"
+                f" {' or '.join(each.__name__ for each in kinds)}: save it again"
+            )
+        return found
+
+    def require(self, key: str, *wanted: Any, why: str) -> None:
+        """Check that a key, if it is there, has one of the values that the formula is right for.
+
+        Raises:
+            ValueError: it has another; ``why`` says what that would change.
+        """
+        self._left.discard(key)
+        if key in self._values and not any(
+            type(self._values[key]) is type(each) and self._values[key] == each for each in wanted
+        ):
+            raise ValueError(
+                f"{self.named}: `{key}` is {shown(json.dumps(self._values[key]))}, wanted"
+                f" {' or '.join(json.dumps(each) for each in wanted)}: {why}"
+            )
+
+    def ignore(self, keys: Iterable[str]) -> None:
+        """Note keys that change neither codes nor reconstruction, whatever they say."""
+        self._left.difference_update(keys)
+
+    def finish(self) -> None:
+        """Check that no key is left.
+
+        Raises:
+            ValueError: there are some that no formula here knows.
+        """
+        if self._left:
+            raise ValueError(
+                f"{self.named}: found {', '.join(sorted(self._left))}, which could change the"
+                " codes and is not known here; remove it from a copy of the file if it changes"
+                " nothing"
+            )
+
+
+def take_tensors(
+    tensors: Mapping[str, Any], names: Mapping[str, str], named: Path, optional: Iterable[str] = ()
+) -> dict[str, Any]:
+    """The tensors of a file under other names.
+
+    Args:
+        tensors: as read.
+        names: what each of the file's tensors is called here; all have to be there.
+        named: the file, for messages.
+        optional: of the file's names, those that may be missing.
+
+    Raises:
+        ValueError: some are missing, or others are there, which belong to another formula.
+    """
+    missing = names.keys() - tensors.keys() - set(optional)
+    if missing:
+        raise ValueError(
+            f"{named} holds {', '.join(sorted(tensors)) or 'no tensor'}, wanted"
+            f" {', '.join(sorted(missing))} as well: save it too"
+        )
+    strange = tensors.keys() - names.keys()
+    if strange:
+        raise ValueError(
+            f"{named}: found {', '.join(sorted(strange))} as well, which the formula of these"
+            " weights has no place for: an autoencoder of another kind?"
+        )
+    return {here: tensors[there] for there, here in names.items() if there in tensors}

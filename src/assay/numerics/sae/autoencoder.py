@@ -1,0 +1,329 @@
+"""An autoencoder as a dictionary: codes, their reconstruction, and its error.
+
+All is computed in float32, as these models are trained, even if the process lets torch round it;
+the reconstruction of the codes that are kept, and so their error, in float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from assay.architecture import TENSORS, Architecture
+from assay.codes import Batch, Format
+from assay.numerics.isolation import isolated
+from assay.numerics.moments import check_batch, check_mean_std, scale_of
+from assay.numerics.precision import product
+from assay.numerics.reconstruction_error import ErrorSums, error_sums
+from assay.numerics.sae.activations import activate, largest, pursue
+
+_ROWS = 1 << 24  # entries of a dense code that are held at once
+
+_LAYER_NORM_EPS = 1e-5
+
+_SPARSE = (
+    40  # a product with codes is slower than adding up rows if fewer than 1 in so many is not 0
+)
+
+
+class SparseAutoencoder:
+    """An autoencoder of n features on tokens of d dimensions.
+
+    `encode`, `residual` and `errors` take standardized tokens, as those of every dictionary do;
+    `encode_dense` and `reconstruct` take tokens as the autoencoder saw them. Both are the same
+    unless `mean` and `std` are given.
+
+    Args:
+        tensors: weights and biases by the names of `assay.architecture.TENSORS`.
+        architecture: how codes are made.
+        mean: (d,), where the autoencoder was trained on raw activations: tokens are taken back to
+            them, x = x~ std + mean, and the reconstruction is standardized again.
+        std: (d,), to go with `mean`.
+
+    Attributes:
+        n_features: n.
+        k: entries per token; None where tokens have more or fewer.
+        formula: of the codes and the reconstruction, in one line.
+
+    Raises:
+        ValueError: tensors are missing, unknown, no floating-point numbers, not finite, or disagree
+            with each other or with the architecture.
+
+    Examples:
+        >>> import torch
+        >>> from assay.numerics import Architecture, SparseAutoencoder
+        >>> tensors = {"W_enc": torch.eye(2), "W_dec": torch.eye(2)}
+        >>> sae = SparseAutoencoder(tensors, Architecture("topk", k=1))
+        >>> sae.encode_dense(torch.tensor([[3.0, 4.0]]))
+        tensor([[0., 4.]])
+    """
+
+    format: Format = "sparse"
+    zero_is_far = False
+    encode_rounded = None
+
+    @isolated()
+    def __init__(
+        self,
+        tensors: Mapping[str, Tensor],
+        architecture: Architecture,
+        *,
+        mean: Tensor | None = None,
+        std: Tensor | None = None,
+    ) -> None:
+        unknown = sorted(tensors.keys() - TENSORS.keys())
+        if unknown:
+            raise ValueError(
+                f"found tensors {', '.join(unknown)}, wanted none but {', '.join(TENSORS)}: rename"
+                " them, or leave them out if the formula has no such term"
+            )
+        self._tensors = {name: _weights(name, tensor) for name, tensor in tensors.items()}
+        d, n = self._check_shapes(architecture)
+        self.architecture = architecture
+        self.formula = architecture.formula(tensors.keys())
+        self.k = architecture.k
+        self.ks = (self.k or n,)
+        self.n_features = n
+        if (mean is None) != (std is None):
+            raise ValueError(
+                "found a mean or a std alone, wanted both, or none for an autoencoder of"
+                " standardized tokens"
+            )
+        if mean is not None and std is not None:
+            check_mean_std(mean, std)
+            if tuple(mean.shape) != (d,):
+                raise ValueError(
+                    f"found weights of {d} dimensions and mean {tuple(mean.shape)}, wanted ({d},):"
+                    " are they of one layer?"
+                )
+        self.mean, self.std = mean, None if std is None else scale_of(std)
+
+    def _check_shapes(self, architecture: Architecture) -> tuple[int, int]:
+        """Check that the tensors fit each other and the architecture; gives d and n."""
+        found = {name: tuple(tensor.shape) for name, tensor in self._tensors.items()}
+        pursues = architecture.activation == "matching_pursuit"
+        wanted = {"W_dec"} if pursues else {"W_dec", "W_enc"}
+        if architecture.activation == "jumprelu":
+            wanted.add("threshold")
+        if "r_mag" in found or "b_gate" in found:
+            wanted |= {"b_gate", "r_mag"}
+        useless = found.keys() - wanted - {"center", "b_out"}
+        if not pursues:
+            useless -= {"b_enc", "scale"}
+        if missing := wanted - found.keys():
+            raise ValueError(
+                f"found tensors {', '.join(sorted(found)) or 'none'}, wanted"
+                f" {', '.join(sorted(missing))} as well for {architecture.activation}: save it too"
+            )
+        if useless:
+            raise ValueError(
+                f"found {', '.join(sorted(useless))}, which {architecture.activation} has no use"
+                " for: leave it out, or name the activation that it belongs to"
+            )
+        if len(found["W_dec"]) != 2:
+            raise ValueError(
+                f"found W_dec of shape {found['W_dec']}, wanted (n_features, d): is it one model's?"
+            )
+        n, d = found["W_dec"]
+        features, dimensions = ((n,),), ((d,),)
+        shapes = {
+            **dict.fromkeys(TENSORS, features),
+            "W_enc": ((d, n),),
+            "W_dec": ((n, d),),
+            "b_out": dimensions,
+            "center": dimensions,
+            "threshold": ((n,), (1,), ()),
+        }
+        for name, shape in found.items():
+            if shape not in shapes[name]:
+                raise ValueError(
+                    f"found W_dec {n} x {d} and {name} {shape}, wanted"
+                    f" {' or '.join(map(str, shapes[name]))}: are they of one model?"
+                )
+        k = architecture.k
+        if k is not None and (k > n or (architecture.activation == "groupmax" and n % k)):
+            raise ValueError(
+                f"found k = {k} for {architecture.activation} of {n} features, wanted 1 to {n}"
+                + (", a divisor of it" if architecture.activation == "groupmax" else "")
+            )
+        return d, n
+
+    @isolated()
+    def encode_dense(self, x: Tensor) -> Tensor:
+        """Codes of tokens as the autoencoder saw them (b, d): float32 (b, n), 0 where a feature is
+        not active.
+
+        Raises:
+            ValueError: x holds NaN or infinity, or is of another width.
+        """
+        parts = [self._activations(part) for part in self._parts(x)]
+        return torch.cat(parts) if parts else x.new_zeros(0, self.n_features)
+
+    @isolated()
+    def reconstruct(self, x: Tensor) -> Tensor:
+        """Reconstruction of tokens as the autoencoder saw them (b, d), in the same space: float32
+        (b, d).
+
+        Raises:
+            ValueError: x holds NaN or infinity, or is of another width.
+        """
+        return torch.cat(
+            [self._decode(part, *self._entries(part)).float() for part in self._parts(x)]
+        )
+
+    @isolated()
+    def encode(self, x: Tensor) -> Batch:
+        """Sparse codes of standardized tokens (b, d): `values` float32 and `indices` (b, longest
+        row), by falling magnitude, and `error` float64 (b,), the squared error of the
+        reconstruction in the standardized space.
+
+        Raises:
+            ValueError: x holds NaN or infinity, or is of another width.
+        """
+        parts = [self._encode(part) for part in self._parts(x)]
+        width = max((part["values"].shape[1] for part in parts), default=0)
+        for part in parts:
+            for name in ("values", "indices"):
+                part[name] = torch.nn.functional.pad(part[name], (0, width - part[name].shape[1]))
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+    @isolated()
+    def residual(self, x: Tensor) -> Tensor:
+        """The residual of the reconstruction of standardized tokens, x~ - x^, float64 (b, d)."""
+        parts = ((part, self._seen(part)) for part in self._parts(x))
+        return torch.cat([self._left(part, seen, *self._entries(seen)) for part, seen in parts])
+
+    @isolated()
+    def errors(self, x: Tensor, std: Tensor) -> dict[int, ErrorSums]:
+        """Errors of a batch of standardized tokens, under the entries per token, or under the
+        number of features if the entries vary.
+        """
+        return {self.ks[0]: error_sums(x, self.residual(x), std)}
+
+    def _parts(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Rows whose dense codes are held at once, float32."""
+        check_batch(x, self._tensors["W_dec"].shape[1])
+        return torch.split(x.float(), max(1, _ROWS // self.n_features))
+
+    def _encode(self, x: Tensor) -> Batch:
+        seen = self._seen(x)
+        values, indices = self._entries(seen)
+        error = self._left(x, seen, values, indices).square().sum(1)
+        # What pads a row names feature 0, not one that may be named already.
+        return {"values": values, "indices": torch.where(values != 0, indices, 0), "error": error}
+
+    def _entries(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The entries of the codes of tokens as the autoencoder saw them, by falling magnitude:
+        values and indices (b, k), or (b, longest row), where 0 pads the others.
+        """
+        codes = self._activations(x)
+        width = self.k or int((codes != 0).sum(1).max()) if len(codes) else 0
+        indices = largest(codes.abs(), width) if width else codes.new_zeros(len(x), 0).long()
+        return codes.gather(1, indices), indices
+
+    def _seen(self, x: Tensor) -> Tensor:
+        """Standardized tokens as the autoencoder saw them, float32."""
+        if self.mean is None or self.std is None:
+            return x
+        return (x.double() * self.std + self.mean).float()
+
+    def _left(self, x: Tensor, seen: Tensor, values: Tensor, indices: Tensor) -> Tensor:
+        """x~ - x^, float64, of standardized tokens, the same as the autoencoder saw them, and the
+        entries of their codes.
+        """
+        found = self._decode(seen, values, indices)
+        if self.mean is not None and self.std is not None:
+            found = (found - self.mean) / self.std
+        return x.double() - found
+
+    def _activations(self, x: Tensor) -> Tensor:
+        """Dense codes of tokens as the autoencoder saw them."""
+        get = self._tensors.get
+        x = self._normalize(x)
+        if (center := get("center")) is not None:
+            x = x - center
+        if self.architecture.activation == "matching_pursuit":
+            return pursue(x, self._tensors["W_dec"], self.architecture)
+        pre = product(x, self._tensors["W_enc"])
+        gate, r_mag = get("b_gate"), get("r_mag")
+        is_open = None
+        if gate is not None and r_mag is not None:
+            is_open = pre + gate > 0
+            pre = pre * r_mag.exp()
+        if (bias := get("b_enc")) is not None:
+            pre = pre + bias
+        if (scale := get("scale")) is not None:
+            pre = pre * scale
+        codes = activate(pre, self.architecture, get("threshold"))
+        return codes if is_open is None else torch.where(is_open, codes, 0.0)
+
+    @cached_property
+    def _decoder(self) -> Tensor:
+        return self._tensors["W_dec"].double()
+
+    def _normalize(self, x: Tensor) -> Tensor:
+        match self.architecture.norm:
+            case "layer_norm":
+                mean, std = _moments(x)
+                return (x - mean) / (std + _LAYER_NORM_EPS)
+            case "constant_norm_rescale":
+                return x * _to_sqrt_d(x)
+            case _:
+                return x
+
+    def _decode(self, x: Tensor, values: Tensor, indices: Tensor) -> Tensor:
+        """Reconstruction (b, d), float64, of tokens as the autoencoder saw them, from the entries
+        of their codes.
+        """
+        get = self._tensors.get
+        values, decoder = values.double(), self._decoder
+        if (scale := get("scale")) is not None:
+            # A feature of scale 0 has code 0.
+            values = values / torch.where(scale == 0, 1.0, scale.double())[indices]
+        if values.shape[1] * _SPARSE <= self.n_features:
+            found = torch.nn.functional.embedding_bag(
+                indices, decoder, per_sample_weights=values, mode="sum"
+            )
+        else:
+            codes = values.new_zeros(len(values), self.n_features)
+            found = codes.scatter_add_(1, indices, values) @ decoder
+        if (bias := get("b_out")) is not None:
+            found = found + bias
+        match self.architecture.norm:
+            case "layer_norm":
+                mean, std = _moments(x)
+                return found * std + mean
+            case "constant_norm_rescale":
+                return found / _to_sqrt_d(x)
+            case _:
+                return found
+
+
+def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation (n - 1) of each token's dimensions, (b, 1)."""
+    mean = x.mean(1, keepdim=True)
+    return mean, (x - mean).std(1, keepdim=True)
+
+
+def _to_sqrt_d(x: Tensor) -> Tensor:
+    """What scales each token to the length sqrt(d), (b, 1): a token of length 0 stays as it is."""
+    lengths = torch.linalg.vector_norm(x, dim=1, keepdim=True)
+    return torch.sqrt(x.new_tensor(x.shape[1])) / torch.where(lengths == 0, 1.0, lengths)
+
+
+def _weights(name: str, tensor: Tensor) -> Tensor:
+    if not tensor.is_floating_point():
+        raise ValueError(
+            f"found {name} of {tensor.dtype}, wanted floating-point numbers: save it as it was"
+            " trained"
+        )
+    tensor = tensor.detach().float().contiguous()
+    if tensor.numel() and not all(limit.isfinite() for limit in tensor.aminmax()):
+        raise ValueError(
+            f"found {name} with NaN or infinity, wanted finite numbers: save it again, from before"
+            " it diverged"
+        )
+    return tensor
