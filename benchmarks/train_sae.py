@@ -78,10 +78,11 @@ def main() -> None:
     path = Path(f"data/06_models/saes/layer_{arguments.layer}/{kind}.safetensors")
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file(train(tokens, arguments.features, kind, k, arguments.l1, arguments.steps), path)
-    options = f"activation: topk, k: {k}" if kind == "topk" else "activation: relu"
+    formula = f"activation: topk, k: {k}" if kind == "topk" else "activation: relu"
+    formula += ", trained_on: standardized, input_bias: b_dec"
     where = str(path).replace(f"layer_{arguments.layer}", "{layer}")
     sys.stdout.write(
-        f'sae-{kind}: {{weights: "{where}", {options}, layers: [{arguments.layer}]}}\n'
+        f'sae-{kind}: {{weights: "{where}", {formula}, layers: [{arguments.layer}]}}\n'
     )
 
 

@@ -14,9 +14,10 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
+from assay.io.saes import Settings, hand_made
 from assay.io.shards import Shards
-from assay.numerics.sae import SparseAutoencoder
 from assay.parameters import DictionaryParameters
+from assay.sae import open_sae
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -47,11 +48,16 @@ def test_the_small_autoencoder_is_what_its_script_says(planted, tmp_path, activa
         (5,),
     )
     assert dictionary.weights is not None
-    weights = load_file(tmp_path / dictionary.weights.replace("{layer}", "layer_5"))
+    path = tmp_path / dictionary.weights.replace("{layer}", "layer_5")
+    weights = load_file(path)
     torch.testing.assert_close(weights["W_dec"].norm(dim=1), torch.ones(96))
     x = torch.cat(list(Shards(planted[1]).batches(layer=5, batch_size=1000))).double()
     x = ((x - x.mean(0)) / x.std(0)).float()
-    sae = SparseAutoencoder(weights, activation=activation, k=k)
+    assert dictionary.trained_on == "standardized"
+    stored = hand_made.read(
+        path, Settings(activation, k), input_bias=dictionary.input_bias == "b_dec"
+    )
+    sae = open_sae(stored)
     assert float(sae.residual(x).square().sum() / x.square().sum()) < 0.9
 
 

@@ -31,10 +31,11 @@ from safetensors.numpy import load_file, save_file
 from safetensors.torch import save_file as save_torch_file
 
 from assay.io.codes import StoredCodes
+from assay.io.saes import Settings, hand_made
 from assay.io.shards import Shards
 from assay.numerics.codes import densify
-from assay.numerics.sae import SparseAutoencoder
 from assay.pipelines.report.nodes import FIGURES
+from assay.sae import open_sae
 
 COLUMNS = [
     "layer",
@@ -697,7 +698,10 @@ def test_other_dictionaries_are_rows_of_the_table(new_project, run_command, plan
         batch.double() for batch in Shards(planted[0]).batches(layer=5, batch_size=10_000)
     ]
     mean, std = statistics[0].mean(0), statistics[0].std(0, unbiased=False)
-    sae = SparseAutoencoder(weights, activation="topk", k=6)
+    stored = hand_made.read(
+        project / "saes/layer_5.safetensors", Settings("topk", 6), input_bias=True
+    )
+    sae = open_sae(stored)
     for path in planted:
         tokens = torch.cat(list(Shards(path).batches(layer=5, batch_size=100)))
         standardized = ((tokens.double() - mean) / std).float()
@@ -713,7 +717,13 @@ def test_other_dictionaries_are_rows_of_the_table(new_project, run_command, plan
         (folder / "metrics.json").write_text(json.dumps(metrics))
     parameters = project / "conf/base/parameters.yml"
     given = {
-        "mine": {"weights": "saes/{layer}.safetensors", "activation": "topk", "k": 6},
+        "mine": {
+            "weights": "saes/{layer}.safetensors",
+            "activation": "topk",
+            "k": 6,
+            "trained_on": "standardized",
+            "input_bias": "b_dec",
+        },
         "theirs": {"saev_run": "runs/abc"},
         "random-centres": {"random": "centres"},
         "random-directions": {"random": "directions", "seeds": [3, 4]},
@@ -779,7 +789,8 @@ def test_other_dictionaries_are_rows_of_the_table(new_project, run_command, plan
     (project / "saes/layer_5.safetensors").unlink()
     ended = run_command("kedro run --params=layers:[5],pca.topk:[4,16]", project)
     assert ended.returncode != 0
-    assert "layer_5.weights_mine" in ended.stderr
+    assert "layer_5.sae_mine" in ended.stderr
+    assert "dictionaries.mine.weights" in ended.stderr
     assert "correct its path" in ended.stderr
     assert "Traceback" not in ended.stderr
 

@@ -161,8 +161,7 @@ def test_the_home_folder_and_the_environment_can_be_named(conf, monkeypatch):
         "shards: {fit: ~/fit, val: '${oc.env:ASSAY_SHARDS}/val'}\nstatistics: ~/mu.safetensors\n"
     )
     (conf / "local/parameters.yml").write_text(
-        "dictionaries: {mine: {weights: ~/sae, activation: relu}}\nkmeans: {seed:"
-        " '${oc.env:ASSAY_SEED}'}\n"
+        "dictionaries: {mine: {sae: ~/sae}}\nkmeans: {seed: '${oc.env:ASSAY_SEED}'}\n"
     )
     loader = load(conf, shards={"probe_val": "~/probe"})
     parameters = parse_parameters(loader["parameters"])
@@ -178,7 +177,7 @@ def test_the_home_folder_and_the_environment_can_be_named(conf, monkeypatch):
         == loader["catalog"]["shards_probe_val"]["filepath"]
     )
     assert parameters.standardize.statistics == "/home/me/mu.safetensors"
-    assert parameters.dictionaries["mine"].weights == "/home/me/sae"
+    assert parameters.dictionaries["mine"].sae == "/home/me/sae"
     assert parameters.kmeans.seed == 7
 
 

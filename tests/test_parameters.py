@@ -277,21 +277,46 @@ def test_base_probes_the_layers_that_the_digits_are_recorded_at():
     assert set(parameters.layers) <= set(parameters.digits.layers)
 
 
+WEIGHTS = {
+    "weights": "a",
+    "activation": "relu",
+    "trained_on": "standardized",
+    "input_bias": "b_dec",
+}
+
+
 @pytest.mark.parametrize(
     ("given", "match"),
     [
-        ({}, "found none, want one of weights, saev_run and random"),
+        ({}, "found none, want one of sae, weights, saev_run and random"),
         ({"saev_run": "a", "random": "centres"}, "found saev_run and random, want one of"),
-        ({"weights": "a"}, "want an activation where weights are given"),
-        ({"random": "centres", "activation": "relu"}, "want an activation where weights are given"),
         (
-            {"weights": "a", "activation": "topk"},
-            "found k None and activation topk, want k for topk",
+            {"weights": "a"},
+            "found weights without activation and trained_on and input_bias, want activation",
         ),
         (
-            {"weights": "a", "activation": "relu", "k": 3},
-            "found k 3 and activation relu, want k for topk",
+            {"weights": "a", "activation": "relu", "input_bias": "b_dec"},
+            r"found weights without trained_on, want activation, trained_on \(standardized or",
         ),
+        (
+            {"weights": "a", "activation": "relu", "trained_on": "raw"},
+            r"found weights without input_bias, want .*input_bias \(b_dec or none\) said",
+        ),
+        (
+            WEIGHTS | {"activation": "groupmax"},
+            "found weights with activation groupmax, want relu, topk, batchtopk, jumprelu, or",
+        ),
+        (WEIGHTS | {"activation": "topk"}, "found k None and activation topk, want k for topk"),
+        (WEIGHTS | {"k": 3}, "found k 3 and activation relu, want k for topk"),
+        (WEIGHTS | {"threshold": 0.5}, "found threshold beside weights, want it beside sae alone"),
+        ({"sae": "a", "input_bias": "none"}, "found input_bias beside sae, want it beside weights"),
+        (
+            {"random": "centres", "activation": "relu"},
+            "found activation beside random, want it beside sae or weights alone",
+        ),
+        ({"saev_run": "a", "trained_on": "raw"}, "found trained_on beside saev_run, want it"),
+        ({"sae": "a", "normalization": "l3"}, "normalization"),
+        ({"sae": "a", "activation": "tanh"}, "activation"),
         ({"weight": "a"}, "did you mean `dictionaries.mine.weights`"),
         ({"random": "centers"}, "'centres' or 'directions'"),
     ],

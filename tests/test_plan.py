@@ -70,10 +70,12 @@ def test_more_seeds_are_rows_of_their_own_made_by_models_of_their_own():
         "relu": {
             "weights": "saes/{layer}-{seed}.safetensors",
             "activation": "relu",
+            "trained_on": "raw",
+            "input_bias": "none",
             "seeds": [5, 6],
         },
-        "one": {"weights": "saes/{seed}.safetensors", "activation": "relu", "seeds": [5]},
-        "unknown": {"weights": "saes/a.safetensors", "activation": "relu"},
+        "one": {"sae": "saes/{seed}/sae.pt", "seeds": [5]},
+        "unknown": {"sae": "saes/a/sae.pt"},
     }
     plan = make_plan(parse(DIGITS, dictionaries=dictionaries, **changes), d_model=80)
     assert {model.name: model.seed for model in plan.kmeans} == {"kmeans": 0, "kmeans-seed-7": 7}
@@ -153,7 +155,7 @@ def test_a_plan_cannot_be_changed():
 def test_two_rows_of_one_name_are_refused():
     dictionaries = {
         "a": {"random": "centres"},
-        "a-onehot": {"weights": "a.safetensors", "activation": "relu"},
+        "a-onehot": {"sae": "a/sae.pt"},
     }
     with pytest.raises(
         ValueError,

@@ -278,25 +278,20 @@ def test_statistics_of_another_width_are_refused_before_any_work(shards, tmp_pat
         (GOOD, None),
         (TORCH, None),
         (
-            GOOD | {"W_enc": (100, 80)},
-            "`W_enc` is 100 x 80, want 80 x features for these shards: it is the other way round.",
+            GOOD | {"W_enc": (100, 80), "W_dec": (80, 100)},
+            "is of 100 dimensions, want 80 for these shards: it is the other way round.",
         ),
         (
-            TORCH | {"encoder__weight": (80, 100)},
-            "`encoder.weight` is 80 x 100, want features x 80 for these shards: it is the other",
+            {"W_enc": (64, 100), "W_dec": (100, 64), "b_dec": (64,)},
+            "is of 64 dimensions, want 80 for these shards.",
         ),
-        (
-            GOOD | {"W_dec": (80, 100)},
-            "`W_dec` is 80 x 100, want features x 80 for these shards: it is the other way round.",
-        ),
-        (GOOD | {"W_enc": (64, 100)}, "`W_enc` is 64 x 100, want 80 x features for these shards."),
-        (GOOD | {"b_dec": (100,)}, "`b_dec` is 100, want 80 for these shards."),
-        (GOOD | {"b_dec": ()}, "`b_dec` is one number, want 80 for these shards."),
+        (GOOD | {"W_enc": (100, 80)}, "found an encoder 100 x 80 and a decoder 100 x 80"),
+        (TORCH | {"encoder__weight": (80, 100)}, "found an encoder 100 x 80 and a decoder"),
+        (GOOD | {"W_dec": (80, 100)}, "found an encoder 80 x 100 and a decoder 80 x 100"),
+        (GOOD | {"b_dec": (100,)}, "b_out (100,), wanted (80,)"),
+        (GOOD | {"b_dec": ()}, "b_out (), wanted (80,)"),
         (GOOD | {"W_skip": (80, 80)}, "found W_skip as well: an autoencoder of another kind"),
-        (
-            {"W_enc": (80, 100), "b_dec": (80,)},
-            "holds W_enc, b_dec, want W_dec or decoder.weight: save it too.",
-        ),
+        ({"W_enc": (80, 100), "b_dec": (80,)}, "wanted W_dec or decoder.weight for relu: save it"),
     ],
 )
 def test_weights_that_are_turned_or_of_another_width_are_refused_before_any_work(
@@ -305,6 +300,8 @@ def test_weights_that_are_turned_or_of_another_width_are_refused_before_any_work
     sae = {
         "weights": "saes/{layer}-{seed}.safetensors",
         "activation": "relu",
+        "trained_on": "standardized",
+        "input_bias": "none",
         "seeds": [1, 2],
         "layers": [5],
     }
@@ -315,11 +312,10 @@ def test_weights_that_are_turned_or_of_another_width_are_refused_before_any_work
     if fault is None:
         check_shards(parameters, tmp_path)
     else:
-        with pytest.raises(
-            ValueError,
-            match="^dictionaries.mine.weights: .*layer_5-2.safetensors.*" + re.escape(fault),
-        ):
+        with pytest.raises(ValueError, match=re.escape(fault)) as caught:
             check_shards(parameters, tmp_path)
+        assert str(caught.value).startswith("dictionaries.mine.weights: ")
+        assert "layer_5-2.safetensors" in str(caught.value)
 
 
 def test_an_order_of_other_shards_is_refused_before_any_work(shards, tmp_path):

@@ -25,7 +25,7 @@ CONF = Path(__file__).parents[1] / "conf"
 STAGES = ("digits", "standardize", "kmeans", "pca", "encode", "probe", "report")
 
 DICTIONARIES = {
-    "mine": {"weights": "saes/{layer}.safetensors", "activation": "relu", "layers": [3]},
+    "mine": {"sae": "saes/{layer}", "layers": [3]},
     "theirs": {"saev_run": "runs/{layer}"},
     "random-centres": {"random": "centres"},
     "random-directions": {"random": "directions"},
@@ -128,7 +128,7 @@ def test_each_pipeline_holds_its_ancestors(register, changes):
     if "dictionaries" in changes:
         theirs = ("codes_theirs_probe_train", "codes_theirs_probe_val", "metrics_theirs")
         wanted |= {
-            "layer_3.weights_mine",
+            "layer_3.sae_mine",
             *(f"layer_{n}.{name}" for n in (0, 3) for name in theirs),
         }
     wanted |= {"images_probe_val"} if "images" in changes else set()
@@ -326,7 +326,7 @@ def test_every_node_can_be_told_from_others(register, changes):
 
 
 SEVERAL = {
-    "mine": {"weights": "{layer}-{seed}.safetensors", "activation": "relu", "seeds": [0, 1, 2]},
+    "mine": {"sae": "{layer}-{seed}", "seeds": [0, 1, 2]},
     "theirs": {"saev_run": "runs/{layer}-{seed}", "seeds": [0, 1, 2]},
 }
 
@@ -350,7 +350,7 @@ def test_a_change_of_a_dictionary_leaves_what_it_is_no_part_of(register, change,
 
 def test_a_change_of_what_makes_a_dictionarys_codes_remakes_them(register):
     before = told(register(dictionaries=SEVERAL)["dictionaries"])
-    changed = {**SEVERAL, "mine": {**SEVERAL["mine"], "input_bias": "none"}}
+    changed = {**SEVERAL, "mine": {**SEVERAL["mine"], "trained_on": "standardized"}}
     after = told(register(dictionaries=changed)["dictionaries"])
     assert {name.split(".")[1] for name in after if after[name] != before[name]} == {
         name.format(seed)
@@ -413,7 +413,7 @@ def test_only_catalog_names_join_stages(register, environment, changes):
     pipelines = register(**changes)
     configuration.ConfigurationHook().after_catalog_created(catalog)  # the users' own dictionaries
     known = {*resolver.config, *catalog.keys()}
-    assert ("layer_3.weights_mine" in known) == ("dictionaries" in changes)
+    assert ("layer_3.sae_mine" in known) == ("dictionaries" in changes)
     assert ("images_probe_val" in known) == ("shards" not in changes or "images" in changes)
     for pipeline in pipelines.values():
         for name in pipeline.datasets() - {"digits_vit"}:
@@ -424,15 +424,13 @@ def test_only_catalog_names_join_stages(register, environment, changes):
 def test_layers_that_were_counted_from_the_end_have_places_of_their_own(register):
     loader = ConfigLoader(str(CONF), base_env="base", default_run_env="base")
     resolver = CatalogConfigResolver(loader["catalog"])
-    dictionaries = {
-        "mine": {"weights": "saes/{layer}.safetensors", "activation": "relu", "layers": [-2]}
-    }
+    dictionaries = {"mine": {"sae": "saes/{layer}", "layers": [-2]}}
     pipelines = register(layers=[-2, -1], dictionaries=dictionaries, shards=OWN)
     catalog = DataCatalog()
     configuration.ConfigurationHook().after_catalog_created(catalog)
-    weights = catalog.get("layer_-2.weights_mine")
+    weights = catalog.get("layer_-2.sae_mine")
     assert weights is not None
-    assert Path(weights._describe()["filepath"]).name == "layer_-2.safetensors"
+    assert Path(weights._describe()["filepath"]).name == "layer_-2"
     namespaced = [name for name in pipelines["__default__"].all_outputs() if "layer_" in name]
     assert {name.partition(".")[0] for name in namespaced if "." in name} == {
         "layer_-2",

@@ -208,6 +208,7 @@ class ConfigurationHook:
         """Add the images and what the user's own dictionaries are read from: how many there are,
         and where, only the parameters say.
         """
+        from assay.autoencoders import given_autoencoders
         from assay.io.datasets import ImagesDataset
         from assay.plan import find_images
 
@@ -220,6 +221,8 @@ class ConfigurationHook:
                 for layer in parameters.layers:
                     for entry, dataset in _sources(layer, model, dictionary, parameters, project):
                         catalog[entry] = dataset
+        for given in given_autoencoders(parameters, project):
+            catalog[given.entry] = given.dataset
 
     @hook_impl(tryfirst=True)
     def before_pipeline_run(self) -> None:
@@ -242,15 +245,9 @@ def _sources(
     parameters: Parameters,
     project: Path,
 ) -> Iterator[tuple[str, AbstractDataset[Any, Any]]]:
-    from assay.io.datasets import SaevInferenceDataset, TensorsDataset
+    from assay.io.datasets import SaevInferenceDataset
     from assay.plan import place
 
-    if dictionary.weights is not None:
-        path = str(place(project, dictionary.weights, layer, model.seed))
-        yield (
-            f"{layer_name(layer)}.weights_{model.name}",
-            TensorsDataset(filepath=path, load_args={"any_schema": True}),
-        )
     if dictionary.saev_run is not None:
         run = str(place(project, dictionary.saev_run, layer, model.seed))
         for split in ("probe_train", "probe_val"):

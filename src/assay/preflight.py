@@ -6,23 +6,22 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from assay.autoencoders import check_autoencoders
 from assay.io.datasets import find_shards
 from assay.io.images import ImageLayout, Images
 from assay.io.shards import Shards
 from assay.io.shards.metadata import doubt_labels
 from assay.io.shards.order import OrderFile
 from assay.io.tensors import read_shapes
-from assay.numerics.sae import NAMES, check_names
 from assay.parameters import Parameters
 from assay.pipelines.digits.canvases import cell_size
 from assay.pipelines.stream import pick_device
-from assay.plan import digits_splits, find_images, layers_of, place
+from assay.plan import digits_splits, find_images, place
 
 logger = logging.getLogger(__name__)
 
@@ -182,83 +181,32 @@ def _check_given(parameters: Parameters, project: Path, d_model: int, n_fit: int
     """What the user's own files hold goes with shards of this width; a file that is not there is
     told of elsewhere.
     """
-    for layer in parameters.layers:
-        if parameters.standardize.statistics is not None:
+    if parameters.standardize.statistics is not None:
+        for layer in parameters.layers:
             path = place(project, parameters.standardize.statistics, layer)
-            _check_shapes(
-                "standardize.statistics",
-                path,
-                {name: {name: (d_model,)} for name in ("mean", "std")},
-            )
-        for name, dictionary in parameters.dictionaries.items():
-            if dictionary.weights is None or layer not in layers_of(dictionary, parameters):
-                continue
-            for seed in dictionary.seeds:
-                path = place(project, dictionary.weights, layer, seed)
-                _check_shapes(f"dictionaries.{name}.weights", path, _weights_wanted(d_model))
-                _check_kind(f"dictionaries.{name}.weights", path)
+            _check_statistics(path, d_model)
+    check_autoencoders(parameters, project, d_model)
     if parameters.kmeans.order is not None:
         OrderFile(parameters.kmeans.order, n_fit)
 
 
-def _weights_wanted(d_model: int) -> dict[str, dict[str, tuple[int | None, ...]]]:
-    """The shapes of an autoencoder's tensors under each of their names; None is the number of its
-    features.
-    """
-    features = 0  # stands for them, and turns with the tensor
-    canonical = {"W_enc": (d_model, features), "W_dec": (features, d_model), "b_dec": (d_model,)}
-    return {
-        name: {
-            alias: tuple(n or None for n in change(torch.empty(shape, device="meta")).shape)
-            for alias, change in NAMES[name].items()
-        }
-        for name, shape in canonical.items()
-    }
-
-
-def _check_kind(parameter: str, path: Path) -> None:
-    """A file of weights is of an autoencoder that we have a formula of."""
-    try:
-        check_names(read_shapes(path) if path.is_file() else {})
-    except ValueError as error:
-        raise ValueError(f"{parameter}: {path}: {error}.") from error
-
-
-def _check_shapes(
-    parameter: str, path: Path, wanted: dict[str, dict[str, tuple[int | None, ...]]]
-) -> None:
-    """A file holds each tensor under one of its names, in the shape that it has under that."""
+def _check_statistics(path: Path, d_model: int) -> None:
+    """A file of statistics holds a mean and a std, a number per dimension."""
     if not path.is_file():
         return
     shapes = read_shapes(path)
-    for aliases in wanted.values():
-        given = [alias for alias in aliases if alias in shapes]
-        if not given:
+    for name in ("mean", "std"):
+        if name not in shapes:
             raise ValueError(
-                f"{parameter}: {path} holds {', '.join(sorted(shapes))}, want"
-                f" {' or '.join(aliases)}: save it too."
+                f"standardize.statistics: {path} holds {', '.join(sorted(shapes))}, want {name}:"
+                " save it too."
             )
-        for alias in given:
-            if not _agree(shapes[alias], aliases[alias]):
-                turned = (
-                    ": it is the other way round"
-                    if _agree(shapes[alias][::-1], aliases[alias])
-                    else ""
-                )
-                raise ValueError(
-                    f"{parameter}: {path}: `{alias}` is {_by(shapes[alias])}, want"
-                    f" {_by(aliases[alias])} for these shards{turned}."
-                )
-
-
-def _agree(found: Sequence[int], wanted: Sequence[int | None]) -> bool:
-    return len(found) == len(wanted) and all(
-        n in (None, m) for m, n in zip(found, wanted, strict=True)
-    )
-
-
-def _by(shape: Sequence[int | None]) -> str:
-    return " x ".join("features" if n is None else str(n) for n in shape) or "one number"
+        if shapes[name] != (d_model,):
+            found = " x ".join(map(str, shapes[name])) or "one number"
+            raise ValueError(
+                f"standardize.statistics: {path}: `{name}` is {found}, want {d_model} for these"
+                " shards."
+            )
 
 
 def _check_images(parameters: Parameters, project: Path, shards: Shards) -> None:

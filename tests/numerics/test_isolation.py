@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from assay.architecture import Architecture
 from assay.encodings import KINDS
 from assay.numerics.codes import ComputedCodes, TensorCodes, gather_columns, measure_l0, sparsify
 from assay.numerics.dictionary import open_dictionary
@@ -79,7 +80,7 @@ class _Fitted:
 @cache
 def _fitted():
     x, generator = _tokens(), torch.Generator().manual_seed(2)
-    shapes = {"W_enc": (D, 16), "b_enc": (16,), "W_dec": (16, D), "b_dec": (D,)}
+    shapes = {"W_enc": (D, 16), "b_enc": (16,), "W_dec": (16, D), "b_out": (D,)}
     weights = {
         name: torch.randn(shape, generator=generator, dtype=torch.float32)
         for name, shape in shapes.items()
@@ -87,7 +88,7 @@ def _fitted():
     return _Fitted(
         MiniBatchKMeans(K, max_iter=2).fit(_stream(x)),
         StreamingPCA().partial_fit(x),
-        weights | {"threshold": torch.linspace(-5, 5, 16, dtype=torch.float32)},
+        weights,
         StreamingMoments().partial_fit(x).state_dict(),
         {
             str(weight): LogisticProbe1d(1e-3, class_weight=weight).fit(x, _labels(), CLASSES)
@@ -129,10 +130,31 @@ def _errors(measure, x):
     }
 
 
-def _autoencoder(activation, **options):
-    return SparseAutoencoder(
-        _fitted().weights, activation=activation, k=3 if activation == "topk" else None, **options
-    )
+ARCHITECTURES = {
+    "relu": Architecture("relu"),
+    "topk": Architecture("topk", 3),
+    "signed topk": Architecture("topk", 3, signed=True),
+    "abstopk": Architecture("abstopk", 3),
+    "jumprelu": Architecture("jumprelu"),
+    "groupmax": Architecture("groupmax", 4),
+    "matching pursuit": Architecture("matching_pursuit", max_iterations=4),
+    "gated": Architecture("relu"),
+    "layer norm": Architecture("relu", norm="layer_norm"),
+    "rescaled": Architecture("topk", 3, norm="constant_norm_rescale"),
+}
+
+
+def _autoencoder(kind, **options):
+    weights, per_feature = _fitted().weights, torch.linspace(-5, 5, 16, dtype=torch.float32)
+    if kind == "jumprelu":
+        weights = weights | {"threshold": per_feature}
+    if kind == "gated":
+        weights = weights | {"b_gate": per_feature, "r_mag": per_feature / 5}
+    if kind == "matching pursuit":
+        weights = {"W_dec": torch.nn.functional.normalize(weights["W_dec"])}
+    if kind == "topk":
+        weights = weights | {"center": weights["b_out"], "scale": per_feature.abs()}
+    return SparseAutoencoder(weights, ARCHITECTURES[kind], **options)
 
 
 def _fit_probe(codes, **parameters):
@@ -169,7 +191,11 @@ def _whitened():
 
 def _of_autoencoder(activation, x):
     sae = _autoencoder(activation)
-    return sae.encode(x) | {"left": sae.residual(x)}
+    return sae.encode(x) | {
+        "left": sae.residual(x),
+        "codes": sae.encode_dense(x),
+        "back": sae.reconstruct(x),
+    }
 
 
 ENTRIES: dict[str, Callable[[Tensor], dict[str, Tensor]]] = {
@@ -204,14 +230,10 @@ ENTRIES: dict[str, Callable[[Tensor], dict[str, Tensor]]] = {
         name: partial(_encoded, name)
         for name in (*(f"kmeans-{kind}" for kind in KINDS["kmeans"]), "pca-dense", "pca-topk-00003")
     },
-    **{
-        f"sae {activation}": partial(_of_autoencoder, activation)
-        for activation in ("relu", "topk", "jumprelu", "batchtopk")
-    },
+    **{f"sae {activation}": partial(_of_autoencoder, activation) for activation in ARCHITECTURES},
     "sae of raw tokens": (
         lambda x: _autoencoder(
             "relu",
-            input_bias="none",
             mean=_fitted().statistics["mean"],
             std=_fitted().statistics["std"],
         ).encode(x)

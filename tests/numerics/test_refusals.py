@@ -9,10 +9,10 @@ import torch
 
 from assay.encodings import Form
 from assay.numerics import (
+    Architecture,
     Centers,
     LogisticProbe1d,
     MiniBatchKMeans,
-    SparseAutoencoder,
     StreamingMoments,
     StreamingPCA,
     TensorCodes,
@@ -137,12 +137,26 @@ def test_dictionaries_of_no_known_kind_are_refused():
         open_dictionary(Form("bogus"), kmeans)
 
 
-@pytest.mark.parametrize("name", ["activation", "input_bias"])
-def test_an_autoencoder_of_no_known_kind_is_refused(name):
-    given: Any = {"activation": "relu", name: "bogus"}
-    tensors = {"W_enc": draw(4, 6), "W_dec": draw(6, 4), "b_dec": draw(4)}
-    with pytest.raises(ValueError, match=f"found {name} = 'bogus', wanted one of"):
-        SparseAutoencoder(tensors, **given)
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"activation": "bogus"}, "found activation = 'bogus', wanted one of relu, topk, abstopk"),
+        (
+            {"activation": "relu", "norm": "bogus"},
+            "found norm = 'bogus', wanted one of none, layer_norm, constant_norm_rescale",
+        ),
+        ({"activation": "relu", "k": 3}, "found k = 3 for relu, wanted at least 1 for topk"),
+        ({"activation": "topk"}, "found k = None for topk, wanted at least 1 for topk, abstopk"),
+        ({"activation": "abstopk", "k": 0}, "found k = 0 for abstopk"),
+        (
+            {"activation": "matching_pursuit", "max_iterations": 0},
+            "found max_iterations = 0, wanted at least 1",
+        ),
+    ],
+)
+def test_an_autoencoder_of_no_known_kind_is_refused(given, message):
+    with pytest.raises(ValueError, match=message):
+        Architecture(**given)
 
 
 @pytest.mark.parametrize("move", [standardize, unstandardize])

@@ -2,12 +2,15 @@
 against what they are.
 """
 
-from typing import Any
+import json
+from typing import Literal
 
 import numpy as np
 import pytest
 import torch
 
+from assay.architecture import Architecture
+from assay.io.saes import StoredSae
 from assay.io.shards import Shards
 from assay.numerics.codes import densify
 from assay.numerics.dictionary import open_dictionary
@@ -19,6 +22,7 @@ from assay.pipelines.dictionaries.nodes import (
     draw_directions,
 )
 from assay.pipelines.dictionary_nodes import encode, measure
+from assay.sae import open_sae
 
 D_MODEL, N = 80, 120
 
@@ -44,44 +48,52 @@ def weights():
         "W_enc": directions.T.contiguous(),
         "W_dec": directions,
         "b_enc": torch.full((N,), -0.3),
-        "b_dec": torch.randn(D_MODEL, generator=generator) * 0.1,
-        "threshold": torch.full((N,), 0.5),
+        "b_out": torch.randn(D_MODEL, generator=generator) * 0.1,
     }
 
 
-CHOICES: dict[str, dict[str, Any]] = {
-    "relu": {"activation": "relu"},
-    "topk": {"activation": "topk", "k": 5},
-    "raw": {"activation": "jumprelu", "trained_on": "raw"},
-    "bias": {"activation": "batchtopk", "input_bias": "none"},
-}
+def make_stored(weights, kind):
+    """An autoencoder of a kind, as it would be read."""
+    architectures = {
+        "relu": Architecture("relu"),
+        "topk": Architecture("topk", 5),
+        "signed": Architecture("topk", 5, signed=True),
+        "jumprelu": Architecture("jumprelu"),
+    }
+    tensors = weights | {"center": weights["b_out"]}
+    if kind == "jumprelu":
+        tensors["threshold"] = torch.full((N,), 0.5)
+    return StoredSae("saev", architectures[kind], tensors)
 
 
-@pytest.mark.parametrize("choice", CHOICES)
+KINDS: tuple[tuple[str, Literal["standardized", "raw"]], ...] = (
+    ("relu", "standardized"),
+    ("topk", "standardized"),
+    ("signed", "raw"),
+    ("jumprelu", "raw"),
+)
+
+
+@pytest.mark.parametrize(("kind", "trained_on"), KINDS)
 def test_an_autoencoders_errors_and_codes_are_those_of_its_definition(
-    planted, tokens, statistics, weights, choice
+    planted, tokens, statistics, weights, kind, trained_on
 ):
-    options = CHOICES[choice]
-    dictionary = DictionaryParameters(weights="sae.safetensors", **options)
+    stored = make_stored(weights, kind)
     std = statistics["std"]
-    raw = {"mean": statistics["mean"], "std": std} if options.get("trained_on") == "raw" else {}
-    sae = SparseAutoencoder(
-        weights,
-        activation=options["activation"],
-        k=options.get("k"),
-        input_bias=options.get("input_bias", "b_dec"),
-        **raw,
-    )
+    sae = open_sae(stored, **(statistics if trained_on == "raw" else {}))
+    k = stored.architecture.k
     x = ((tokens[1] - statistics["mean"]) / std).float()
     left = sae.residual(x).double()
     shards = Shards(planted[1])
-    errors = measure(shards, statistics, weights, "cpu", layer=5, name="mine", kind=dictionary)
+    errors = measure(
+        shards, statistics, stored, "cpu", layer=5, name="mine", kind=trained_on, batch_size=500
+    )
     (row,) = errors["rows"]
     assert (errors["layer"], errors["method"], errors["n_tokens"], row["k"]) == (
         5,
         "mine",
         len(x),
-        options.get("k", N),
+        k or N,
     )
     assert row["nmse"] == pytest.approx(
         float(left.square().sum() / x.double().square().sum()), rel=1e-4
@@ -89,17 +101,19 @@ def test_an_autoencoders_errors_and_codes_are_those_of_its_definition(
     wanted = (left * std).square().sum() / (x.double() * std).square().sum()
     assert row["nmse_raw"] == pytest.approx(float(wanted), rel=1e-4)
 
-    codes = encode(shards, statistics, weights, "cpu", layer=5, name="mine", kind=dictionary)
+    codes = encode(shards, statistics, stored, "cpu", layer=5, name="mine", kind=trained_on)
     assert (codes.format, codes.n_rows, codes.n_features, codes.k) == (
         "sparse",
         len(x),
         N,
-        options.get("k"),
+        k,
     )
     found = torch.cat([densify(batch, "sparse", N) for batch in codes.batches(100, 7)])
     np.testing.assert_allclose(found, densify(sae.encode(x[7:]), "sparse", N), rtol=1e-4, atol=1e-4)
     assert codes.provenance["encoding"] == "mine"
-    assert options["activation"] in str(codes.provenance["parameters"])
+    said = json.loads(str(codes.provenance["parameters"]))
+    assert said == {"library": "saev", "formula": stored.formula, "trained_on": trained_on}
+    assert codes.provenance["model"] == stored.fingerprint()
 
 
 def test_the_batch_size_is_that_of_the_measurement(planted, statistics, weights, monkeypatch):
@@ -110,8 +124,16 @@ def test_the_batch_size_is_that_of_the_measurement(planted, statistics, weights,
         "errors",
         lambda self, x, std: (seen.append(len(x)), errors(self, x, std))[1],
     )
-    dictionary = DictionaryParameters(weights="sae.safetensors", activation="relu", batch_size=100)
-    measure(Shards(planted[1]), statistics, weights, "cpu", layer=5, name="mine", kind=dictionary)
+    measure(
+        Shards(planted[1]),
+        statistics,
+        make_stored(weights, "relu"),
+        "cpu",
+        layer=5,
+        name="mine",
+        kind="standardized",
+        batch_size=100,
+    )
     assert seen == [100, 100, 100, 84]
 
 
@@ -176,14 +198,19 @@ def test_what_saev_measured_is_divided_by_the_train_mean_as_every_other_row(
     """saev's own ratio is about the mean of the tokens that it judges. The same autoencoder by its
     weights gives the same row.
     """
-    dictionary = DictionaryParameters(
-        weights="sae.safetensors", activation="relu", trained_on="raw"
-    )
+    stored = make_stored(weights, "relu")
     measured = measure(
-        Shards(planted[1]), shifted, weights, "cpu", layer=5, name="mine", kind=dictionary
+        Shards(planted[1]),
+        shifted,
+        stored,
+        "cpu",
+        layer=5,
+        name="mine",
+        kind="raw",
+        batch_size=500,
     )
     (mine,) = measured["rows"]
-    sae = SparseAutoencoder(weights, activation="relu", mean=shifted["mean"], std=shifted["std"])
+    sae = open_sae(stored, mean=shifted["mean"], std=shifted["std"])
     x = tokens[1]
     left = sae.residual(((x - shifted["mean"]) / shifted["std"]).float()).double() * shifted["std"]
     metrics = {

@@ -7,7 +7,8 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from dataclasses import replace
+from typing import Any, Literal
 
 import torch
 from kedro.pipeline import node
@@ -16,25 +17,29 @@ from torch import Tensor
 
 from assay.codes import Batch, Format
 from assay.encodings import Form
+from assay.io.saes import StoredSae
 from assay.io.shards import Shards
 from assay.io.tensors import fingerprint_tensors
 from assay.numerics.codes import ComputedCodes, sparsify
 from assay.numerics.dictionary import Dictionary, open_dictionary
 from assay.numerics.reconstruction_error import sum_errors
-from assay.numerics.sae import SparseAutoencoder
-from assay.parameters import DictionaryParameters, SparsityParameters
+from assay.parameters import SparsityParameters
 from assay.pipelines.fitting import CHANGING_NO_RESULT
 from assay.pipelines.stream import bind, judged_tokens, pick_device
+from assay.sae import open_sae
 
 FORMAT = 2
 """Raised whenever the same tokens and model would give other codes: what was begun of older ones is
 not resumed.
 """
 
-OpenedAs = Form | DictionaryParameters
-"""How a model's tensors are opened: as centers or components of a form, or as an autoencoder with
-these options.
+OpenedAs = Form | Literal["standardized", "raw"]
+"""How a model is opened: its tensors as centers or components of a form, or an autoencoder by the
+activations that it was trained on.
 """
+
+Stored = dict[str, Tensor] | StoredSae
+"""A fitted model's tensors, or an autoencoder as it was read."""
 
 
 class SourcedCodes(ComputedCodes):
@@ -63,7 +68,7 @@ class SourcedCodes(ComputedCodes):
 def measure(
     shards: Shards,
     statistics: dict[str, Tensor],
-    model: dict[str, Tensor],
+    model: Stored,
     device: str,
     parameters: Any = None,
     *,
@@ -72,6 +77,7 @@ def measure(
     kind: OpenedAs,
     ks: tuple[int, ...] = (),
     whiten: bool = False,
+    batch_size: int | None = None,
 ) -> dict[str, Any]:
     """NMSE of a dictionary on the validation tokens, in the standardized space and raw, in one
     pass.
@@ -79,21 +85,19 @@ def measure(
     Args:
         shards: whose content tokens of the layer are read.
         statistics: ``mean``, ``std`` (d_model,) that they are standardized with.
-        model: the dictionary's tensors.
+        model: the dictionary's tensors, or the autoencoder.
         device: as the parameter has it: `auto`, `cpu` or `cuda`.
-        parameters: of the method, which say how many tokens a batch has; an autoencoder's are its
-            ``kind``.
+        parameters: of the method, which say how many tokens a batch has.
         layer: the block number.
         name: the model's, which the result goes by.
         kind: how the model is opened.
         ks: numbers of coefficients that components are measured with.
         whiten: whether the largest coefficients are those that are the largest whitened.
+        batch_size: tokens per batch, where no method's parameters say it.
     """
     place = pick_device(device)
     dictionary = _open(model, statistics, kind, place, ks, whiten=whiten)
-    batch_size = (
-        kind.batch_size if isinstance(kind, DictionaryParameters) else parameters.batch_size
-    )
+    batch_size = batch_size or parameters.batch_size
     batches = judged_tokens(shards, layer, statistics, batch_size, place, doing=f"{name}, NMSE")
     sums = sum_errors(lambda x: dictionary.errors(x, statistics["std"]), batches)
     rows = [{"k": k, "nmse": sums[k].nmse, "nmse_raw": sums[k].nmse_raw} for k in dictionary.ks]
@@ -108,7 +112,7 @@ def measure(
 def encode(
     shards: Shards,
     statistics: dict[str, Tensor],
-    model: dict[str, Tensor],
+    model: Stored,
     device: str,
     parameters: Any = None,
     *,
@@ -128,10 +132,9 @@ def encode(
     Args:
         shards: whose content tokens of the layer are read.
         statistics: ``mean``, ``std`` (d_model,) that they are standardized with.
-        model: the dictionary's tensors.
+        model: the dictionary's tensors, or the autoencoder.
         device: as the parameter has it: `auto`, `cpu` or `cuda`.
-        parameters: what the method was fitted with, for the record; an autoencoder's are its
-            ``kind``.
+        parameters: what the method was fitted with, for the record.
         layer: the block number.
         name: the encoding's.
         kind: how the model is opened.
@@ -154,9 +157,13 @@ def encode(
         "encoding": kind.name if isinstance(kind, Form) else name,
         "layer": layer,
         "shards": shards.name,
-        "model": fingerprint_tensors(model),
+        "model": (
+            model.fingerprint() if isinstance(model, StoredSae) else fingerprint_tensors(model)
+        ),
         "statistics": fingerprint_tensors(statistics),
-        "parameters": json.dumps(_made_with(kind, parameters, whiten=whiten), sort_keys=True),
+        "parameters": json.dumps(
+            _made_with(model, kind, parameters, whiten=whiten), sort_keys=True
+        ),
         "seed": seed,
     }
     codes = functools.partial(
@@ -199,9 +206,13 @@ def measuring_node(
     kind: OpenedAs,
     ks: tuple[int, ...] = (),
     whiten: bool = False,
+    batch_size: int | None = None,
 ) -> Node:
     """The node that measures the dictionary ``name``, whose tensors are the dataset ``model``."""
-    options = {"whiten": True} if whiten else {}  # see `encoding_nodes`
+    # Bound where they are said: see `encoding_nodes`.
+    options: dict[str, Any] = {"whiten": True} if whiten else {}
+    if batch_size is not None:
+        options["batch_size"] = batch_size
     return node(
         bind(measure, layer=layer, name=name, kind=kind, ks=ks, **options),
         ["shards_val", *_inputs(model, kind)],
@@ -247,7 +258,7 @@ def _inputs(model: str, kind: OpenedAs) -> list[str]:
 
 
 def _open(
-    model: dict[str, Tensor],
+    model: Stored,
     statistics: dict[str, Tensor],
     kind: OpenedAs,
     place: torch.device,
@@ -255,25 +266,20 @@ def _open(
     *,
     whiten: bool = False,
 ) -> Dictionary:
-    tensors = {name: tensor.to(place) for name, tensor in model.items()}
-    if isinstance(kind, Form):
+    tensors = model.tensors if isinstance(model, StoredSae) else model
+    tensors = {name: tensor.to(place) for name, tensor in tensors.items()}
+    if not isinstance(model, StoredSae):
+        assert isinstance(kind, Form)
         # Said here, so that a fit serves both and need not know.
         return open_dictionary(kind, tensors, ks, whiten=whiten)
-    assert kind.activation is not None
-    raw = kind.trained_on == "raw"
-    return SparseAutoencoder(
-        tensors,
-        activation=kind.activation,
-        k=kind.k,
-        input_bias=kind.input_bias,
-        mean=statistics["mean"].to(place) if raw else None,
-        std=statistics["std"].to(place) if raw else None,
-    )
+    space = {name: statistics[name].to(place) for name in ("mean", "std")} if kind == "raw" else {}
+    return open_sae(replace(model, tensors=tensors), **space)
 
 
-def _made_with(kind: OpenedAs, parameters: Any, *, whiten: bool) -> dict[str, Any]:
-    if isinstance(kind, DictionaryParameters):
-        return kind.model_dump(mode="json", exclude={"layers", "batch_size"})
+def _made_with(model: Stored, kind: OpenedAs, parameters: Any, *, whiten: bool) -> dict[str, Any]:
+    if isinstance(model, StoredSae):
+        return {"library": model.library, "formula": model.formula, "trained_on": kind}
+    assert isinstance(kind, Form)
     made_with: dict[str, Any] = parameters.model_dump(
         mode="json", exclude=set(CHANGING_NO_RESULT[kind.family])
     )

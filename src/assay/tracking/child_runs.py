@@ -97,18 +97,21 @@ class ChildRuns(Curves):
         }
 
     def _source_of(self, layer: int, method: str) -> str:
-        """Where a dictionary lies: the version of the fitted model, the weights, or saev's folder;
-        relative where it is the project's.
+        """Where a dictionary lies: the version of the fitted model, the autoencoder's file, or
+        saev's folder; relative where it is the project's.
         """
         kept = self._catalog.keys()
         name = next(
             (
                 name
-                for kind in ("weights", "metrics")
+                for kind in ("sae", "metrics")
                 if (name := f"{layer_name(layer)}.{kind}_{method}") in kept
             ),
             None,
         )
         dataset: Any = self._catalog.get(name or f"{layer_name(layer)}.{method}_model")
-        path = dataset.folder if hasattr(dataset, "folder") else Path(str(dataset._get_load_path()))
+        path = next(
+            (Path(getattr(dataset, name)) for name in ("path", "folder") if hasattr(dataset, name)),
+            None,
+        ) or Path(str(dataset._get_load_path()))
         return str(path.relative_to(self._project) if path.is_relative_to(self._project) else path)

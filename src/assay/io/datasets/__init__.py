@@ -3,6 +3,7 @@
 from assay.io.datasets.checkpoints import CheckpointsDataset
 from assay.io.datasets.codes import CodesDataset
 from assay.io.datasets.images import ImagesDataset
+from assay.io.datasets.sae import SaeDataset
 from assay.io.datasets.saev import SaevInferenceDataset
 from assay.io.datasets.shards import ShardsDataset, find_shards
 from assay.io.datasets.tensors import TensorsDataset
@@ -11,6 +12,7 @@ __all__ = [
     "CheckpointsDataset",
     "CodesDataset",
     "ImagesDataset",
+    "SaeDataset",
     "SaevInferenceDataset",
     "ShardsDataset",
     "TensorsDataset",

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -11,6 +13,7 @@ import torch
 from torch import Tensor
 
 from assay.architecture import Architecture
+from assay.io.tensors import fingerprint_tensors
 
 Library = Literal[
     "saev",
@@ -116,6 +119,14 @@ class StoredSae:
     def n_features(self) -> int:
         """Features of its codes."""
         return self.tensors["W_dec"].shape[0]
+
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of what makes codes and reconstruction: the same wherever the file lies,
+        and whatever format it is saved in.
+        """
+        tensors = {name: tensor.float() for name, tensor in self.tensors.items()}
+        said = json.dumps([asdict(self.architecture), fingerprint_tensors(tensors)], sort_keys=True)
+        return hashlib.sha256(said.encode()).hexdigest()
 
     def check(self, settings: Settings, d_model: int | None, n_features: int | None) -> None:
         """Check that what is typed, and what a configuration says of the sizes, is so.

@@ -39,20 +39,19 @@ def create_pipeline(
                 )
             ]
         )
-    if dictionary.weights is not None:
-        weights = f"weights_{name}"
+    if dictionary.is_autoencoder:
+        stored, trained_on = f"sae_{name}", dictionary.trained_on or "raw"
         return Pipeline(
             [
                 measuring_node(
-                    stage, weights, layer=layer, name=name, kind=dictionary.of_seed(model.seed)
-                ),
-                *encoding_nodes(
-                    f"{stage}.encode",
-                    weights,
+                    stage,
+                    stored,
                     layer=layer,
                     name=name,
-                    kind=dictionary.of_codes(model.seed),
+                    kind=trained_on,
+                    batch_size=dictionary.batch_size,
                 ),
+                *encoding_nodes(f"{stage}.encode", stored, layer=layer, name=name, kind=trained_on),
             ]
         )
     return Pipeline(_random(layer, model, encodings))

@@ -1,0 +1,86 @@
+"""The autoencoders that the parameters name: where they lie, and if they go with the shards."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from kedro.io import DatasetError
+
+from assay.encodings import Model, layer_name
+from assay.io.datasets import SaeDataset
+from assay.parameters import Parameters
+from assay.plan import layers_of, place
+from assay.sae import open_sae
+
+
+@dataclass(frozen=True)
+class GivenAutoencoder:
+    """An autoencoder of one layer and one seed."""
+
+    layer: int
+    model: Model
+    parameter: str
+    """That names it, as `dictionaries.mine.sae`."""
+    typed: str
+    """What the parameter says."""
+    dataset: SaeDataset
+
+    @property
+    def entry(self) -> str:
+        """The catalog's name for it."""
+        return f"{layer_name(self.layer)}.sae_{self.model.name}"
+
+
+def given_autoencoders(parameters: Parameters, project: Path) -> Iterator[GivenAutoencoder]:
+    """Every autoencoder that is named, on every layer that it is of."""
+    for name, dictionary in parameters.dictionaries.items():
+        typed = dictionary.sae or dictionary.weights
+        if typed is None:
+            continue
+        parameter = f"dictionaries.{name}.{'weights' if dictionary.sae is None else 'sae'}"
+        settings = {
+            setting: value
+            for setting in ("activation", "k", "threshold", "normalization")
+            if (value := getattr(dictionary, setting)) is not None
+        }
+        for model in dictionary.models(name):
+            for layer in layers_of(dictionary, parameters):
+                dataset = SaeDataset(
+                    filepath=str(place(project, typed, layer, model.seed)),
+                    settings=settings,
+                    input_bias=dictionary.input_bias,
+                    parameter=parameter,
+                )
+                yield GivenAutoencoder(layer, model, parameter, typed, dataset)
+
+
+def check_autoencoders(parameters: Parameters, project: Path, d_model: int) -> None:
+    """Check that the autoencoders that are there are understood, and are of these activations; one
+    that is missing is told of elsewhere, if it is needed.
+
+    Raises:
+        ValueError: one is damaged, not understood, or of another width.
+        OSError: one cannot be read.
+    """
+    for given in given_autoencoders(parameters, project):
+        if given.dataset.exists():
+            _check(given, d_model)
+
+
+def _check(given: GivenAutoencoder, d_model: int) -> None:
+    try:
+        stored = given.dataset.load()
+    except DatasetError as error:
+        raise (error.__cause__ or error) from None
+    if stored.d_model != d_model:
+        turned = ": it is the other way round" if stored.n_features == d_model else ""
+        raise ValueError(
+            f"{given.parameter}: {given.dataset.path} is of {stored.d_model} dimensions, want"
+            f" {d_model} for these shards{turned}."
+        )
+    try:
+        open_sae(stored)
+    except ValueError as error:
+        raise ValueError(f"{given.parameter}: {given.dataset.path}: {error}.") from error
