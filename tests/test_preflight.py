@@ -1,5 +1,6 @@
 """What is refused before a run begins, by a look at the disks."""
 
+import json
 import re
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from assay.parameters import parse_parameters
 from assay.plan import find_images, make_plan
@@ -316,6 +317,79 @@ def test_weights_that_are_turned_or_of_another_width_are_refused_before_any_work
             check_shards(parameters, tmp_path)
         assert str(caught.value).startswith("dictionaries.mine.weights: ")
         assert "layer_5-2.safetensors" in str(caught.value)
+
+
+def write_sparsify(folder: Path, *, d=80, n=100, **config) -> None:
+    """An autoencoder as sparsify saves it, which records its layer by its folder's name."""
+    folder.mkdir(parents=True)
+    tensors = {"encoder__weight": (n, d), "encoder__bias": (n,), "W_dec": (n, d), "b_dec": (d,)}
+    save(folder / "sae.safetensors", **tensors)
+    said = {"activation": "topk", "k": 4, "d_in": d} | config
+    (folder / "cfg.json").write_text(json.dumps(said))
+
+
+@pytest.mark.parametrize(
+    ("folder", "changes", "typed", "fault"),
+    [
+        ("layers.5", {}, {}, None),
+        ("layers.5", {}, {"k": 4, "activation": "topk", "layers": [5]}, None),
+        ("layers.4", {}, {}, "trained on layers.4 of layer 4, the residual stream after block 4"),
+        ("layers.5", {"transcode": True}, {}, "it predicts what a module makes of its input"),
+        ("layers.5", {"d": 64}, {}, "is of 64 dimensions, want 80 for these shards."),
+        ("layers.5", {"k": 101}, {}, "found k = 101 for topk of 100 features"),
+        ("layers.5", {"new": 3}, {}, "found new, which could change the codes"),
+        ("layers.5", {}, {"k": 5}, "found k 5 typed, and the file says 4"),
+        ("layers.5", {}, {"activation": "batchtopk"}, "found activation jumprelu typed, and the"),
+    ],
+)
+def test_an_autoencoder_of_other_activations_is_refused_before_any_work(
+    shards, tmp_path, folder, changes, typed, fault
+):
+    write_sparsify(tmp_path / "saes" / folder, **changes)
+    given = {"sae": f"saes/{folder}", "layers": [5]} | typed
+    parameters = parse(shards, dictionaries={"mine": given})
+    if fault is None:
+        check_shards(parameters, tmp_path)
+        return
+    with pytest.raises(ValueError, match=re.escape(fault)) as caught:
+        check_shards(parameters, tmp_path)
+    assert str(caught.value).startswith("dictionaries.mine.sae: ")
+    assert folder in str(caught.value)
+
+
+def test_weights_with_nan_are_refused_before_any_work(shards, tmp_path):
+    write_sparsify(tmp_path / "layers.5")
+    tensors = load_file(tmp_path / "layers.5/sae.safetensors")
+    tensors["W_dec"][3, 2] = torch.nan
+    save_file(tensors, tmp_path / "layers.5/sae.safetensors")
+    parameters = parse(shards, dictionaries={"mine": {"sae": "layers.5", "layers": [5]}})
+    with pytest.raises(
+        ValueError, match=r"^dictionaries\.mine\.sae: .* W_dec with NaN or infinity"
+    ):
+        check_shards(parameters, tmp_path)
+
+
+def test_a_configuration_that_is_missing_is_told_before_any_work(shards, tmp_path):
+    write_sparsify(tmp_path / "layers.5")
+    (tmp_path / "layers.5/cfg.json").unlink()
+    parameters = parse(shards, dictionaries={"mine": {"sae": "layers.5", "layers": [5]}})
+    with pytest.raises(FileNotFoundError, match=r"^dictionaries\.mine\.sae: .*cfg.json: no such"):
+        check_shards(parameters, tmp_path)
+
+
+def test_a_layer_that_is_counted_from_the_end_cannot_be_compared_which_is_said(tmp_path, caplog):
+    fit = str(write(tmp_path / "fit", layers=(-2, -1)))
+    write_sparsify(tmp_path / "layers.5")
+    given = {"mine": {"sae": "layers.5", "layers": [-2]}}
+    parameters = parse(dict.fromkeys(SPLITS, fit), layers=[-2], dictionaries=given)
+    check_shards(parameters, tmp_path)
+    check_shards(parameters, tmp_path)
+    (said,) = (record.message for record in caplog.records if "sae" in record.message)
+    assert re.fullmatch(
+        r"dictionaries\.mine\.sae: /.*layers\.5 records layers\.5, and the shards count layer -2 from"
+        r" the end: whether they are the same cannot be told\.",
+        said,
+    )
 
 
 def test_an_order_of_other_shards_is_refused_before_any_work(shards, tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +12,12 @@ from kedro.io import DatasetError
 
 from assay.encodings import Model, layer_name
 from assay.io.datasets import SaeDataset
+from assay.io.saes.residual_stream import check_place
 from assay.parameters import Parameters
 from assay.plan import layers_of, place
 from assay.sae import open_sae
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -61,7 +66,8 @@ def check_autoencoders(parameters: Parameters, project: Path, d_model: int) -> N
     that is missing is told of elsewhere, if it is needed.
 
     Raises:
-        ValueError: one is damaged, not understood, or of another width.
+        ValueError: one is damaged, not understood, of another width, or was trained on something
+            else than the residual stream after its layer's block.
         OSError: one cannot be read.
     """
     for given in given_autoencoders(parameters, project):
@@ -82,5 +88,18 @@ def _check(given: GivenAutoencoder, d_model: int) -> None:
         )
     try:
         open_sae(stored)
+        compared = check_place(stored.recorded, given.layer)
     except ValueError as error:
         raise ValueError(f"{given.parameter}: {given.dataset.path}: {error}.") from error
+    if not compared:
+        _warn(
+            f"{given.parameter}: {given.dataset.path} records"
+            f" {stored.recorded.hook or f'layer {stored.recorded.layer}'}, and the shards count"
+            f" layer {given.layer} from the end: whether they are the same cannot be told."
+        )
+
+
+@functools.cache
+def _warn(message: str) -> None:
+    """Once per process, since this is checked by the command line and by the session."""
+    logger.warning("%s", message)
