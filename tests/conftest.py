@@ -35,13 +35,14 @@ LONG = ("test_command_line.py", "test_two_at_once.py", "test_whole_runs.py")
 """Files that start many whole runs."""
 
 
-LOOK_AT_THE_WHOLE_RUN = ("test_command_line.py", "test_notebooks.py")
+LOOK_AT_THE_WHOLE_RUN = ("test_command_line.py", "test_export.py", "test_notebooks.py")
 
 
 WHOLE_RUNS = (
     *LONG,
     "test_cli.py",
     "test_commands.py",
+    "test_export.py",
     "test_notebooks.py",
     "test_benchmarks.py",
     "test_gpu_benchmark.py",

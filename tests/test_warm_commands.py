@@ -122,6 +122,11 @@ def test_what_needs_a_shell_or_other_imports_has_a_process_of_its_own():
         {"MLFLOW_TRACKING_URI": "http://127.0.0.1:80"},
         ["kedro", "run", "--params=a:1"],
     )
+    assert parse("assay export saev a --layer 3") == (
+        {},
+        ["assay", "export", "saev", "a", "--layer", "3"],
+    )
+    assert parse("assay labels shards") is None
     assert parse("exec kedro prune --dry-run") == ({}, ["kedro", "prune", "--dry-run"])
     for command in (
         "",

@@ -1,5 +1,5 @@
-"""`assay`: the commands that need no Kedro project. Importing this is quick: what a command needs,
-it imports itself.
+"""`assay`: the commands that need no Kedro project, and `export`, which is for what a project has.
+Importing this is quick: what a command needs, it imports itself.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class _Pair(click.ParamType[Any]):
 
 @click.group()
 def main() -> None:
-    """Assay's commands on shards of activations. Training and probing: kedro run."""
+    """Assay's commands on shards of activations and on results. Training and probing: kedro run."""
 
 
 @main.command("labels")
@@ -188,17 +188,11 @@ def _configured_shards(env: str | None) -> tuple[Path, ...]:
     to make.
     """
     from kedro.framework.startup import bootstrap_project
-    from kedro.utils import find_kedro_project
 
     from assay.configuration import read_parameters
     from assay.plan import digits_splits
 
-    project = find_kedro_project(Path.cwd())
-    if project is None:
-        raise ValueError(
-            f"{Path.cwd()} is in no Kedro project: name the shards to verify, or change to the"
-            " project"
-        )
+    project = _find_project("name the shards to verify, or change to the project")
     bootstrap_project(project)
     parameters = read_parameters(project, env)
     made_here = digits_splits(parameters)
@@ -259,6 +253,69 @@ def _say(faults: tuple[str, ...], remarks: tuple[str, ...]) -> str:
             *(f"note: {note}" for note in remarks),
         ]
     )
+
+
+@main.group("export")
+def export_group() -> None:
+    """Results of the project around the working directory, as other projects read them."""
+
+
+def _parse_params(ctx: click.Context, param: click.Parameter, value: str) -> dict[str, Any]:
+    del ctx
+    from assay.arguments import parse_pairs
+
+    try:
+        return parse_pairs(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param=param) from None
+
+
+@export_group.command("saev")
+@click.argument("encoding")
+@click.option("--layer", type=int, required=True, help="The block number, as in the table.")
+@click.option(
+    "--out",
+    type=SHARDS,
+    help="Folder to write, as a run of saev's.  [default: data/09_export/saev/runs/<encoding>-"
+    "layer_<N> in the project]",
+)
+@click.option("--env", help="The configuration environment of the run.  [default: local]")
+@click.option(
+    "--params",
+    default="",
+    callback=_parse_params,
+    help="The parameters of the run, as it had them.",
+)
+@click.option("--force", is_flag=True, help="Replace an older export.")
+def export_saev_command(
+    encoding: str,
+    layer: int,
+    out: Path | None,
+    env: str | None,
+    params: dict[str, Any],
+    force: bool,
+) -> None:
+    """Write the codes of the labeled patches (token_acts.npz) and their probes
+    (probe1d_metrics.npz), of ENCODING in the table, as saev's notebooks read them.
+    """
+    with _short_errors():
+        project = _find_project("type this in the project's folder, after `kedro run`")
+    from assay.export import export_saev
+    from assay.pipelines.signs_of_life import told
+
+    with told(_say_aside):
+        lines = export_saev(project, encoding, layer, env=env, params=params, out=out, force=force)
+    for line in lines:
+        click.echo(line)
+
+
+def _find_project(otherwise: str) -> Path:
+    from kedro.utils import find_kedro_project
+
+    project = find_kedro_project(Path.cwd())
+    if project is None:
+        raise ValueError(f"{Path.cwd()} is in no Kedro project: {otherwise}")
+    return Path(project)
 
 
 @contextmanager

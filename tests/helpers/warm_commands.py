@@ -70,11 +70,15 @@ QUIET = {
 LATE = frozenset({"KEDRO_ENV", "MLFLOW_RUN_ID", "MLFLOW_TRACKING_URI"})
 """Variables that nothing reads as it is imported: a command may set them."""
 
+WARM = (["kedro", "run"], ["kedro", "prune"], ["assay", "export"])
+"""How the commands begin that need no process of their own."""
+
 STATUS = struct.Struct("i")
 
 
 def parse(command: str) -> tuple[dict[str, str], list[str]] | None:
-    """Take apart a command line that needs no shell: NAME=value ... kedro run|prune ...
+    """Take apart a command line that needs no shell: NAME=value ... kedro run|prune ..., or
+    assay export ...
 
     Returns:
         The variables that it sets and its words; None where a process of its own has to run it.
@@ -88,7 +92,7 @@ def parse(command: str) -> tuple[dict[str, str], list[str]] | None:
         del words[0]
     if words[:1] == ["exec"]:
         del words[0]
-    warm = words[:2] in (["kedro", "run"], ["kedro", "prune"]) and variables.keys() <= LATE
+    warm = words[:2] in WARM and variables.keys() <= LATE
     return (variables, words) if warm else None
 
 

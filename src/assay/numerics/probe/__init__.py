@@ -14,6 +14,7 @@ themselves. One-hot codes need no sketch: a table of counts says all.
 """
 
 from assay.numerics.probe.certificate import Certificate, CertificateError
+from assay.numerics.probe.confusion import count_predictions
 from assay.numerics.probe.estimator import LogisticProbe1d, certify_sweep, fit_sweep, judge_sweep
 from assay.numerics.probe.labeled import Progress, count_table
 
@@ -23,6 +24,7 @@ __all__ = [
     "LogisticProbe1d",
     "Progress",
     "certify_sweep",
+    "count_predictions",
     "count_table",
     "fit_sweep",
     "judge_sweep",

@@ -63,14 +63,14 @@ def fit_probes(
     _check_alike(codes_train, codes_val)
     place = pick_device(device)
     train_labels, val_labels = (
-        _read_labels(shards_train).to(place),
-        _read_labels(shards_val).to(place),
+        read_labels(shards_train).to(place),
+        read_labels(shards_val).to(place),
     )
     first = 0 if parameters.void == "class" else 1
     n_classes = int(torch.stack([train_labels.max(), val_labels.max()]).max()) + 1 - first
     l0 = measure_l0_by_rank(codes_val, parameters.slab_rows)
-    train, train_classes, _ = _classify(codes_train, train_labels, parameters.void)
-    val, val_classes, counted = _classify(codes_val, val_labels, parameters.void)
+    train, train_classes, _ = classify(codes_train, train_labels, parameters.void)
+    val, val_classes, counted = classify(codes_val, val_labels, parameters.void)
     # The codes of one encoding are its own, all of them.
     ks = [k for _, k in rows] if len(rows) > 1 else [None]
     with staged_bar(
@@ -231,7 +231,8 @@ def _show_examples(
     return {"label": classes + first_label, "feature": best[classes], **shown}
 
 
-def _read_labels(shards: Shards) -> Tensor:
+def read_labels(shards: Shards) -> Tensor:
+    """The patches' labels, int64 (rows,). ValueError where all of them are void."""
     labels = shards.labels()
     if (labels == VOID).all():
         raise ValueError(
@@ -241,7 +242,7 @@ def _read_labels(shards: Shards) -> Tensor:
     return labels
 
 
-def _classify(codes: Codes, labels: Tensor, void: str) -> tuple[Codes, Tensor, Tensor]:
+def classify(codes: Codes, labels: Tensor, void: str) -> tuple[Codes, Tensor, Tensor]:
     """The codes that take part, the class of each, int64 (label - 1 and -1 for void, or the label
     where void is a class), and which patches they are, bool.
     """
