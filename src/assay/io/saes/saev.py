@@ -24,7 +24,6 @@ LONGEST_HEADER = 2**20
 SCHEMAS = (None, 1, 2, 3, 4, 5)
 
 TRAINING = (
-    "exp_factor",
     "ghost_grads",
     "l1_coeff",
     "n_reinit_samples",
@@ -38,6 +37,12 @@ TRAINING = (
     "use_ghost_grads",
 )
 """What says how an autoencoder was initialized and trained."""
+
+
+def begins(weights: Path) -> bool:
+    """Whether a file begins as saev's do, whatever it is called."""
+    with weights.open("rb") as file:
+        return file.read(1) == b"{"
 
 
 def read(weights: Path, settings: Settings) -> StoredSae:
@@ -57,7 +62,10 @@ def read(weights: Path, settings: Settings) -> StoredSae:
     config = header if schema is None else Config(header.take("cfg", dict, {}), weights)
     activation, params = _activation(header, config, schema)
     d, n = config.take("d_model", int), config.take("d_sae", int)
-    d = config.take("d_vit", int) if d is None else d
+    d = config.take("d_vit", int, d)
+    expansion = config.take("exp_factor", int)
+    if n is None and d is not None and expansion is not None:
+        n = d * expansion
     config.ignore(TRAINING)
     header.finish()
     config.finish()
@@ -67,7 +75,8 @@ def read(weights: Path, settings: Settings) -> StoredSae:
     tensors = take_tensors(check_tensors(load_pickle(rest, weights), weights), names, weights)
     if schema in (None, 1):
         tensors["center"] = tensors["b_out"]
-    stored = StoredSae("saev", _architecture(activation, params), tensors)
+    architecture = _architecture(activation, params, tensors["b_enc"].numel())
+    stored = StoredSae("saev", architecture, tensors)
     stored.check(settings, d, n)
     return stored
 
@@ -113,8 +122,9 @@ def _activation(header: Config, config: Config, schema: int | None) -> tuple[str
     return name, params
 
 
-def _architecture(activation: str, params: Config) -> Architecture:
-    k = params.take("top_k", int, 32)
+def _architecture(activation: str, params: Config, n: int) -> Architecture:
+    # As the library has it, where there are fewer features.
+    k = min(params.take("top_k", int, 32), n)
     params.finish()
     match activation:
         case "Relu":

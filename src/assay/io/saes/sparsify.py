@@ -17,7 +17,10 @@ from assay.io.saes.stored import Recorded, Settings, StoredSae
 from assay.io.strict_json import shown
 from assay.io.tensors import read_tensors
 
-TRAINING = ("expansion_factor", "multi_topk", "normalize_decoder")
+TRAINING = ("multi_topk", "normalize_decoder")
+
+HOOK = re.compile(r"((?:\w+\.)*(?:layers?|h|blocks|resblocks))[._](\d{1,9})((?:\.\w+)*)")
+"""A folder's name, which is the module's: `layers.3`, `layers.3.mlp`, once `layers_3`."""
 
 
 def read(weights: Path, config: Path, settings: Settings) -> StoredSae:
@@ -38,6 +41,9 @@ def read(weights: Path, config: Path, settings: Settings) -> StoredSae:
         )
     k, transcodes = said.take("k", int, 32), said.take("transcode", bool, False)
     d, n = said.take("d_in", int), said.take("num_latents", int, 0)
+    expansion = said.take("expansion_factor", int)
+    if n == 0 and d is not None and expansion is not None:
+        n = d * expansion
     said.ignore(TRAINING)
     said.finish()
     names = {
@@ -50,11 +56,10 @@ def read(weights: Path, config: Path, settings: Settings) -> StoredSae:
     tensors["W_enc"] = tensors["W_enc"].T
     if not transcodes:
         tensors["center"] = tensors["b_out"]
-    folder = weights.absolute().parent.name
-    layer = re.fullmatch(r"layers[._](\d+)", folder)
+    hook = HOOK.fullmatch(weights.absolute().parent.name)
     recorded = Recorded(
-        layer=int(layer[1]) if layer else None,
-        hook=folder if layer else None,
+        layer=int(hook[2]) if hook else None,
+        hook=f"{hook[1]}.{hook[2]}{hook[3]}" if hook else None,
         predicts="what a module makes of its input (transcode)" if transcodes else None,
     )
     architecture = Architecture("topk" if activation == "topk" else "groupmax", k)
