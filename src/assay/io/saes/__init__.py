@@ -5,8 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from assay.io.saes import hand_made, prisma, saelens, saev, sparsify
-from assay.io.saes.configs import read_config
+from assay.io.saes import (
+    dictionary_learning,
+    hand_made,
+    overcomplete,
+    prisma,
+    saelens,
+    saev,
+    sparsify,
+)
 from assay.io.saes.locate import Found, locate
 from assay.io.saes.stored import Library, Recorded, Settings, StoredSae
 
@@ -25,14 +32,19 @@ def read_sae(path: Path, settings: Settings | None = None) -> StoredSae:
         ValueError: it is damaged, is of no library that is known here, has something that the
             formula would pass over, or contradicts what is typed.
     """
-    found = locate(path)
-    stored = _read(found, settings or Settings())
+    try:
+        found = locate(path)
+        stored = _read(found, settings or Settings())
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror or error}; restore it") from error
     files = (file for file in (found.weights, found.config) if file and file.is_file())
     return replace(stored, files=tuple(files))
 
 
 def _read(found: Found, settings: Settings) -> StoredSae:
-    match found.library or _guess(found):
+    match found.library:
         case "saev":
             return saev.read(found.weights, settings)
         case "sparsify":
@@ -44,6 +56,10 @@ def _read(found: Found, settings: Settings) -> StoredSae:
         case "ViT-Prisma":
             assert found.config is not None
             return prisma.read(found.weights, found.config, settings)
+        case "dictionary_learning":
+            return dictionary_learning.read(found.weights, found.config, settings)
+        case "overcomplete":
+            return overcomplete.read(found.weights, settings)
         case _:
             if found.weights.name.endswith((".pkl", ".pkl.gz")):
                 raise ValueError(
@@ -55,14 +71,3 @@ def _read(found: Found, settings: Settings) -> StoredSae:
                 " dictionary_learning, overcomplete, sparsify or ViT-Prisma do, or give it as"
                 " `weights` with its formula typed"
             )
-
-
-def _guess(found: Found) -> Library | None:
-    """Whose a file of another name is, by how it begins, or by the configuration beside it."""
-    if found.weights.suffix != ".pt":
-        return None
-    if saev.begins(found.weights):
-        return "saev"
-    if found.config is not None and "layer_subtype" in read_config(found.config):
-        return "ViT-Prisma"
-    return None

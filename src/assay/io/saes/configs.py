@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from assay.io.saes.pickles import DTYPES
 from assay.io.strict_json import read_json_file, shown
 
 
@@ -19,6 +20,10 @@ def read_config(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; it belongs to the weights beside it")
+    if (size := path.stat().st_size) > LONGEST_CONFIG:
+        raise ValueError(
+            f"{path} has {size} bytes, wanted at most {LONGEST_CONFIG}: is it a configuration?"
+        )
     return checked_object(read_json_file(path), path)
 
 
@@ -34,6 +39,13 @@ def checked_object(found: Any, named: Path) -> dict[str, Any]:
             " save it again"
         )
     return found
+
+
+LONGEST_CONFIG = 2**22
+"""Bytes; those of the libraries have some thousands."""
+
+_LONGEST = 80
+_MOST = 20
 
 
 class Config:
@@ -65,7 +77,7 @@ class Config:
         kinds = kind if isinstance(kind, tuple) else (kind,)
         if not isinstance(found, kinds) or (isinstance(found, bool) and bool not in kinds):
             raise ValueError(
-                f"{self.named}: `{key}` is {shown(json.dumps(found))}, wanted"
+                f"{self.named}: `{key}` is {_short(found)}, wanted"
                 f" {' or '.join(each.__name__ for each in kinds)}: save it again"
             )
         return found
@@ -81,7 +93,7 @@ class Config:
             type(self._values[key]) is type(each) and self._values[key] == each for each in wanted
         ):
             raise ValueError(
-                f"{self.named}: `{key}` is {shown(json.dumps(self._values[key]))}, wanted"
+                f"{self.named}: `{key}` is {_short(self._values[key])}, wanted"
                 f" {' or '.join(json.dumps(each) for each in wanted)}: {why}"
             )
 
@@ -97,9 +109,8 @@ class Config:
         """
         if self._left:
             raise ValueError(
-                f"{self.named}: found {', '.join(sorted(self._left))}, which could change the"
-                " codes and is not known here; remove it from a copy of the file if it changes"
-                " nothing"
+                f"{self.named}: found {_names(self._left)}, which could change the codes and"
+                " is not known here; remove it from a copy of the file if it changes nothing"
             )
 
 
@@ -115,18 +126,51 @@ def take_tensors(
         optional: of the file's names, those that may be missing.
 
     Raises:
-        ValueError: some are missing, or others are there, which belong to another formula.
+        ValueError: some are missing, others are there, which belong to another formula, or an
+            encoder or decoder is no matrix.
     """
     missing = names.keys() - tensors.keys() - set(optional)
     if missing:
         raise ValueError(
-            f"{named} holds {', '.join(sorted(tensors)) or 'no tensor'}, wanted"
+            f"{named} holds {_names(tensors) or 'no tensor'}, wanted"
             f" {', '.join(sorted(missing))} as well: save it too"
         )
     strange = tensors.keys() - names.keys()
     if strange:
         raise ValueError(
-            f"{named}: found {', '.join(sorted(strange))} as well, which the formula of these"
+            f"{named}: found {_names(strange)} as well, which the formula of these"
             " weights has no place for: an autoencoder of another kind?"
         )
-    return {here: tensors[there] for there, here in names.items() if there in tensors}
+    found = {here: tensors[there] for there, here in names.items() if there in tensors}
+    for there, here in names.items():
+        if there not in tensors:
+            continue
+        dtype, shape = tensors[there].dtype, tuple(tensors[there].shape)
+        if dtype not in DTYPES:
+            raise ValueError(
+                f"{named}: {there} is of {dtype}, wanted floating-point numbers of at least 16 bits"
+            )
+        if here in ("W_enc", "W_dec") and (len(shape) != 2 or 0 in shape):
+            raise ValueError(
+                f"{named}: {there} is of shape {shape}, wanted features and dimensions: save it"
+                " again"
+            )
+    return found
+
+
+def _short(value: object) -> str:
+    """What a configuration says, for a message: of what may be nested or long, not all."""
+    if isinstance(value, list | dict):
+        return f"a {'list' if isinstance(value, list) else 'mapping'} of {len(value)}"
+    # A pickled configuration holds things that JSON has no form for.
+    is_json = value is None or isinstance(value, str | int | float)
+    text = json.dumps(value) if is_json else f"of {type(value).__name__}"
+    return shown(text if len(text) <= _LONGEST else f"{text[:_LONGEST]}...")
+
+
+def _names(names: Iterable[object]) -> str:
+    """Some names that a file holds, for a message."""
+    found = sorted(map(str, names))
+    return ", ".join(shown(name[:_LONGEST]) for name in found[:_MOST]) + (
+        f" and {len(found) - _MOST} more" if len(found) > _MOST else ""
+    )

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from assay.io.saes import saev
+from assay.io.saes.configs import read_config
 from assay.io.saes.stored import Library
 
 DEEPEST = 4
 """Folders below a path that are searched: `runs/<id>/checkpoint/sae.pt` is two deep."""
+
+
+WEIGHTS = (".pt", ".pth", ".safetensors")
 
 
 @dataclass(frozen=True)
@@ -44,12 +51,12 @@ def locate(path: Path) -> Found:
         return _of_file(path)
     if not path.is_dir():
         raise FileNotFoundError(f"{path}: no such file or folder; correct the path")
-    found = _below(path, DEEPEST)
+    found = _below(path, DEEPEST, set())
     if not found:
         names = ", ".join(sorted({weights for weights, _, _ in LAYOUTS}))
         raise FileNotFoundError(
-            f"{path} holds no autoencoder: found none of {names}, and no other .pt or .safetensors:"
-            " name the file"
+            f"{path} holds no autoencoder: found none of {names}, and no other .pt, .pth or"
+            " .safetensors: name the file"
         )
     if len(found) > 1:
         some = ", ".join(str(each.weights.relative_to(path)) for each in found[:5])
@@ -64,22 +71,48 @@ def _of_file(path: Path) -> Found:
     for weights, config, library in LAYOUTS:
         if path.name == weights:
             beside = path.with_name(config) if config else None
+            if library == "dictionary_learning" and beside is not None and not beside.is_file():
+                beside = None
             return Found(library, path, beside)
-    beside = path.with_name("config.json")
-    return Found(None, path, beside if beside.is_file() else None)
+    return _of_other_name(path)
 
 
-def _below(folder: Path, depth: int) -> list[Found]:
+def _of_other_name(path: Path) -> Found:
+    """Whose a file is that bears no library's name, by how it begins and what is beside it."""
+    if path.suffix not in (".pt", ".pth"):
+        return Found(None, path)
+    if saev.begins(path):
+        return Found("saev", path)
+    if path.parent.name == "checkpoints" and re.fullmatch(r"ae_\d+\.pt", path.name):
+        # dictionary_learning's, of an unfinished training.
+        config = path.parent.with_name("config.json")
+        return Found("dictionary_learning", path, config if config.is_file() else None)
+    config = path.with_name("config.json")
+    said = read_config(config) if config.is_file() else {}
+    if "trainer" in said:
+        return Found("dictionary_learning", path, config)
+    if "layer_subtype" in said:
+        return Found("ViT-Prisma", path, config)
+    return Found("overcomplete", path)
+
+
+def _below(folder: Path, depth: int, seen: set[str]) -> list[Found]:
     """The autoencoders in a folder; if there is none, those in the folders in it."""
-    for weights, _, _ in LAYOUTS:
+    real = os.path.realpath(folder)
+    if real in seen:
+        return []
+    seen.add(real)
+    named: dict[Library | None, Path] = {}
+    for weights, _, library in LAYOUTS:
         if (folder / weights).is_file():
-            return [_of_file(folder / weights)]
-    alone = sorted(file for file in folder.iterdir() if file.suffix in (".pt", ".safetensors"))
+            named.setdefault(library, folder / weights)
+    if named:
+        return [_of_file(file) for file in named.values()]
+    within = sorted(folder.iterdir())
+    alone = [file for file in within if file.suffix in WEIGHTS and file.is_file()]
     if alone:
         return [_of_file(file) for file in alone]
     if not depth:
         return []
-    folders = sorted(
-        each for each in folder.iterdir() if each.is_dir() and not each.name.startswith(".")
-    )
-    return [found for each in folders for found in _below(each, depth - 1)]
+    folders = [each for each in within if each.is_dir() and not each.name.startswith(".")]
+    return [found for each in folders for found in _below(each, depth - 1, seen)]
