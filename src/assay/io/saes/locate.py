@@ -104,7 +104,9 @@ def _below(folder: Path, depth: int, seen: set[str]) -> list[Found]:
     seen.add(real)
     named: dict[Library | None, Path] = {}
     for weights, _, library in LAYOUTS:
-        if (folder / weights).is_file():
+        # Others save a state dict beside theirs, too.
+        is_beside = weights == "state_dict.pt" and named
+        if not is_beside and (folder / weights).is_file():
             named.setdefault(library, folder / weights)
     if named:
         return [_of_file(file) for file in named.values()]
