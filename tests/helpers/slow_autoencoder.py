@@ -10,7 +10,7 @@ from torch import Tensor
 from assay.io.saes import Settings, StoredSae, read_sae
 from assay.sae import open_sae
 
-D, N, TOKENS = 6, 10, 40
+D, N, TOKENS = 6, 12, 40
 
 Act = Callable[[Tensor], Tensor]
 

@@ -39,7 +39,9 @@ def read(weights: Path, config: Path, settings: Settings) -> StoredSae:
             f"{config}: `activation` is {shown(activation)}, wanted topk or groupmax: this version"
             " does not know it"
         )
-    k, transcodes = said.take("k", int, 32), said.take("transcode", bool, False)
+    k, transcodes = said.take("k", int, settings.k), said.take("transcode", bool, False)
+    if k is None:
+        raise ValueError(f"{config} says no k: type it (k)")
     d, n = said.take("d_in", int), said.take("num_latents", int, 0)
     expansion = said.take("expansion_factor", int)
     if n == 0 and d is not None and expansion is not None:
