@@ -16,6 +16,7 @@ from PIL import Image
 import assay
 from assay.commands import main
 from assay.io.shards import Shards
+from saes import write_sparsify
 from shards import edit_json, make_shards
 
 
@@ -289,6 +290,59 @@ def test_the_command_that_makes_labels_right_is_printed_in_one_piece(
     assert (
         f"assay labels {shards} --masks MASKS --patch-size PIXELS --out {out} --force"
         in ended.output
+    )
+
+
+def test_an_autoencoder_says_what_it_is(tmp_path: Path) -> None:
+    folder = write_sparsify(tmp_path / "layers.7", d=6, n=10, k=3)
+    found = run("sae", tmp_path, "--k", 3, "--activation", "topk")
+    assert found.exit_code == 0, found.output
+    assert found.output.splitlines() == [
+        "library     sparsify",
+        "formula     code = relu top-3((x - c) W_enc + b_enc);  x^ = code W_dec + b_out",
+        "d_model     6",
+        "n_features  10",
+        "k           3",
+        "layer       7",
+        "hook        layers.7",
+        f"files       {folder / 'sae.safetensors'}",
+        f"            {folder / 'cfg.json'}",
+    ]
+
+
+def test_an_autoencoder_that_a_run_would_refuse_says_why(tmp_path: Path) -> None:
+    write_sparsify(tmp_path / "layers.7", d=6, n=10, transcode=True)
+    found = run("sae", tmp_path)
+    assert found.exit_code == 0, found.output
+    assert found.output.splitlines()[-1].startswith("notes       kedro run refuses it: it predicts")
+
+
+@pytest.mark.parametrize(
+    ("config", "options", "said"),
+    [
+        ({"new": 1}, [], "found new, which could change the codes"),
+        ({}, ["--k", 5], "found k 5 typed, and the file says 4"),
+        ({}, ["--threshold", 0.5], "found threshold 0.5 typed, and there is none"),
+        ({}, ["--normalization", "l1"], "found normalization l1 typed, and the file says None"),
+        ({"k": 11}, [], "found k = 11 for topk of 10 features"),
+    ],
+)
+def test_an_autoencoder_that_cannot_be_read_is_told_in_two_lines(
+    tmp_path: Path, config: dict[str, Any], options: list[Any], said: str
+) -> None:
+    write_sparsify(tmp_path / "layers.7", d=6, n=10, **config)
+    found = run("sae", tmp_path, *options)
+    assert found.exit_code == 1
+    first, second = found.output.splitlines()
+    assert first == f"Error: {tmp_path} cannot be read as it is:"
+    assert said in second
+
+
+def test_an_autoencoder_that_is_not_there_is_told_in_two_lines(tmp_path: Path) -> None:
+    found = run("sae", tmp_path / "nowhere")
+    assert found.exit_code == 1
+    assert found.output.splitlines()[1].endswith(
+        "nowhere: no such file or folder; correct the path"
     )
 
 

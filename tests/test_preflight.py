@@ -1,6 +1,5 @@
 """What is refused before a run begins, by a look at the disks."""
 
-import json
 import re
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from assay.parameters import parse_parameters
 from assay.plan import find_images, make_plan
 from assay.preflight import check_shards, find_d_model
+from saes import write_sparsify
 from shards import edit_json, make_shards
 
 SPLITS = ("fit", "val", "probe_train", "probe_val")
@@ -317,15 +317,6 @@ def test_weights_that_are_turned_or_of_another_width_are_refused_before_any_work
             check_shards(parameters, tmp_path)
         assert str(caught.value).startswith("dictionaries.mine.weights: ")
         assert "layer_5-2.safetensors" in str(caught.value)
-
-
-def write_sparsify(folder: Path, *, d=80, n=100, **config) -> None:
-    """An autoencoder as sparsify saves it, which records its layer by its folder's name."""
-    folder.mkdir(parents=True)
-    tensors = {"encoder__weight": (n, d), "encoder__bias": (n,), "W_dec": (n, d), "b_dec": (d,)}
-    save(folder / "sae.safetensors", **tensors)
-    said = {"activation": "topk", "k": 4, "d_in": d} | config
-    (folder / "cfg.json").write_text(json.dumps(said))
 
 
 @pytest.mark.parametrize(

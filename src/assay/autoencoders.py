@@ -28,8 +28,6 @@ class GivenAutoencoder:
     model: Model
     parameter: str
     """That names it, as `dictionaries.mine.sae`."""
-    typed: str
-    """What the parameter says."""
     dataset: SaeDataset
 
     @property
@@ -57,8 +55,9 @@ def given_autoencoders(parameters: Parameters, project: Path) -> Iterator[GivenA
                     settings=settings,
                     input_bias=dictionary.input_bias,
                     parameter=parameter,
+                    typed=typed,
                 )
-                yield GivenAutoencoder(layer, model, parameter, typed, dataset)
+                yield GivenAutoencoder(layer, model, parameter, dataset)
 
 
 def check_autoencoders(parameters: Parameters, project: Path, d_model: int) -> None:
@@ -83,17 +82,17 @@ def _check(given: GivenAutoencoder, d_model: int) -> None:
     if stored.d_model != d_model:
         turned = ": it is the other way round" if stored.n_features == d_model else ""
         raise ValueError(
-            f"{given.parameter}: {given.dataset.path} is of {stored.d_model} dimensions, want"
+            f"{given.parameter}: {given.dataset.filepath} is of {stored.d_model} dimensions, want"
             f" {d_model} for these shards{turned}."
         )
     try:
         open_sae(stored)
         compared = check_place(stored.recorded, given.layer)
     except ValueError as error:
-        raise ValueError(f"{given.parameter}: {given.dataset.path}: {error}.") from error
+        raise ValueError(f"{given.parameter}: {given.dataset.filepath}: {error}.") from error
     if not compared:
         _warn(
-            f"{given.parameter}: {given.dataset.path} records"
+            f"{given.parameter}: {given.dataset.filepath} records"
             f" {stored.recorded.hook or f'layer {stored.recorded.layer}'}, and the shards count"
             f" layer {given.layer} from the end: whether they are the same cannot be told."
         )

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from assay.encodings import Encoding, Form, Model, layer_name
+from assay.io.saes.hub import is_address
 from assay.parameters import DictionaryParameters, Parameters, SparsityParameters
 
 DIGITS = Path("data/01_raw/digits")
@@ -184,5 +185,8 @@ def find_images(parameters: Parameters, project: Path) -> tuple[Path, dict[str, 
 
 
 def place(project: Path, path: str, layer: int, seed: int | None = None) -> Path:
-    """Where the file of a layer and a seed is that a parameter names."""
-    return project / path.replace("{layer}", layer_name(layer)).replace("{seed}", str(seed))
+    """Where the file of a layer and a seed is that a parameter names; an address on the Hub stays
+    one.
+    """
+    filled = path.replace("{layer}", layer_name(layer)).replace("{seed}", str(seed))
+    return Path(filled) if is_address(filled) else project / filled

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Any
 
 from assay.io.saes import Settings, StoredSae, read_sae
+from assay.io.saes.hub import find
 from assay.numerics import SparseAutoencoder
 
 
@@ -15,7 +15,7 @@ def load_sae(path: str | os.PathLike[str], **settings: Any) -> SparseAutoencoder
     overcomplete, sparsify or ViT-Prisma. Nothing in its files is run.
 
     Args:
-        path: its file or folder.
+        path: its file or folder, or `hf:owner/name[@revision][/subfolder]` on the Hugging Face Hub.
         settings: what the file does not say: `activation`, `k`, `threshold`, `normalization`.
 
     Returns:
@@ -24,7 +24,7 @@ def load_sae(path: str | os.PathLike[str], **settings: Any) -> SparseAutoencoder
         what it is.
 
     Raises:
-        FileNotFoundError: there is none.
+        FileNotFoundError: there is none, or the Hub has it and it cannot be reached.
         ValueError: it is damaged, not understood, or contradicts a setting.
 
     Examples:
@@ -35,7 +35,7 @@ def load_sae(path: str | os.PathLike[str], **settings: Any) -> SparseAutoencoder
         codes = sae.encode_dense(tokens)
         ```
     """
-    return open_sae(read_sae(Path(path), Settings(**settings)))
+    return open_sae(read_sae(find(path)[0], Settings(**settings)))
 
 
 def open_sae(stored: StoredSae, **space: Any) -> SparseAutoencoder:

@@ -29,11 +29,12 @@ if not Path("conf/logging.yml").exists() and "KEDRO_LOGGING_CONFIG" not in os.en
             yaml.safe_load((PROJECT / "conf/logging.yml").read_text(encoding="utf-8"))
         )
 
-# No usage statistics leave this machine. These are read when MLflow and Kedro's plugin are
-# imported, so they come first.
+# No usage statistics leave this machine. These are read when MLflow, Kedro's plugin and the Hub's
+# client are imported, so they come first.
 os.environ.setdefault("DO_NOT_TRACK", "true")
 os.environ.setdefault("KEDRO_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 # What MLflow does not take is said in one line, by us, not with its traceback and urllib3's for
 # each try.
 os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "CRITICAL")

@@ -26,7 +26,7 @@ class DictionaryParameters(Section):
         None,
         description=(
             "an autoencoder as saev, SAELens, dictionary_learning, overcomplete, sparsify or"
-            " ViT-Prisma saved it: its file or folder"
+            " ViT-Prisma saved it: its file or folder, or hf:owner/name[@revision][/subfolder]"
         ),
     )
     weights: str | None = Field(

@@ -11,6 +11,7 @@ from mlflow.entities import DatasetInput, Metric, Param, RunTag
 from mlflow.entities import Run as MlflowRun
 
 from assay.encodings import layer_name
+from assay.io.datasets import SaeDataset
 from assay.io.shards import Shards
 from assay.tracking import process
 from assay.tracking.children import Child, unlogged
@@ -92,13 +93,13 @@ class ChildRuns(Curves):
             "model_family": shards["fit"].metadata.family,
             "model_ckpt": shards["fit"].metadata.ckpt,
             **{f"shards.{split}": handle.name for split, handle in shards.items()},
-            "dictionary": self._source_of(child.layer, child.row.model.name),
+            **self._source_of(child.layer, child.row.model.name),
             "mlflow.note.content": describe(child.layer, child.row, shards),
         }
 
-    def _source_of(self, layer: int, method: str) -> str:
+    def _source_of(self, layer: int, method: str) -> dict[str, str]:
         """Where a dictionary lies: the version of the fitted model, the autoencoder's file, or
-        saev's folder; relative where it is the project's.
+        saev's folder; relative where it is the project's. Of an autoencoder, what it is as well.
         """
         kept = self._catalog.keys()
         name = next(
@@ -110,8 +111,17 @@ class ChildRuns(Curves):
             None,
         )
         dataset: Any = self._catalog.get(name or f"{layer_name(layer)}.{method}_model")
-        path = next(
-            (Path(getattr(dataset, name)) for name in ("path", "folder") if hasattr(dataset, name)),
-            None,
-        ) or Path(str(dataset._get_load_path()))
-        return str(path.relative_to(self._project) if path.is_relative_to(self._project) else path)
+        about = {}
+        if isinstance(dataset, SaeDataset):
+            path, said = Path(dataset.filepath), dataset.said or {}
+            about = {
+                f"dictionary.{key}": str(said[key])
+                for key in ("commit", "library", "formula")
+                if said.get(key) is not None
+            }
+        elif hasattr(dataset, "folder"):
+            path = dataset.folder
+        else:
+            path = Path(str(dataset._get_load_path()))
+        path = path.relative_to(self._project) if path.is_relative_to(self._project) else path
+        return {"dictionary": str(path)} | about

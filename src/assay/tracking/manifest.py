@@ -46,6 +46,7 @@ class Manifest:
         failure: str | None,
         not_logged: str | None,
         shards: Mapping[str, Shards],
+        dictionaries: Mapping[str, Mapping[str, Any]],
         seconds: Mapping[str, float],
     ) -> None:
         """Write the file whole, in the place of an earlier one of the same run.
@@ -55,6 +56,7 @@ class Manifest:
             failure: the traceback of what ended the run, if anything did.
             not_logged: the first thing that MLflow did not take, if any.
             shards: those of the splits that are there.
+            dictionaries: what the autoencoders are that were read, by layer and name.
             seconds: of each node that has run.
         """
         manifest = self._about | {
@@ -69,6 +71,7 @@ class Manifest:
                 }
                 for split, handle in shards.items()
             },
+            "dictionaries": dictionaries,
             "seconds": {name: round(value, 3) for name, value in seconds.items()},
             "seconds_by_stage": {
                 name: round(value, 3) for name, value in sum_by_stage(seconds).items()

@@ -13,6 +13,7 @@ from kedro.io import DataCatalog
 from mlflow.entities import Param, RunTag
 
 from assay.encodings import Encoding, child_name, layer_name
+from assay.io.datasets import SaeDataset
 from assay.tracking.child_runs import ChildRuns
 from assay.tracking.children import Child, agreement_metrics, errors_of, known_metrics, thinned
 from assay.tracking.connection import Connection, end_with_reason, forget_failure
@@ -250,5 +251,16 @@ class Run(ChildRuns):
             shards={
                 split: dataset.load() for split, dataset in self._shards.items() if dataset.exists()
             },
+            dictionaries=self._dictionaries(),
             seconds=self.seconds,
         )
+
+    def _dictionaries(self) -> dict[str, dict[str, Any]]:
+        """What the autoencoders are that were read, by layer and name."""
+        found: dict[str, dict[str, Any]] = {}
+        for entry in self._catalog.keys():  # noqa: SIM118
+            layer, _, name = entry.partition(".sae_")
+            dataset = self._catalog.get(entry) if name else None
+            if isinstance(dataset, SaeDataset) and dataset.said is not None:
+                found.setdefault(layer, {})[name] = dataset.said
+        return found

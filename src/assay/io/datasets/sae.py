@@ -8,6 +8,7 @@ from typing import Any, Literal, Never
 from kedro.io import AbstractDataset, DatasetError
 
 from assay.io.saes import Settings, StoredSae, hand_made, read_sae
+from assay.io.saes.hub import find, is_address
 
 
 class SaeDataset(AbstractDataset[Never, StoredSae]):
@@ -15,11 +16,12 @@ class SaeDataset(AbstractDataset[Never, StoredSae]):
     never written.
 
     Args:
-        filepath: its file or folder.
+        filepath: its file or folder, or `hf:owner/name[@revision][/subfolder]`.
         settings: what the file does not say: `activation`, `k`, `threshold`, `normalization`.
         input_bias: of weights whose formula is typed: `b_dec` or `none`. Without it the file is
             read as its library saved it.
         parameter: that names the file, for messages.
+        typed: what it says, for the record.
         metadata: for plugins, unused here.
 
     Examples:
@@ -42,12 +44,16 @@ class SaeDataset(AbstractDataset[Never, StoredSae]):
         settings: dict[str, Any] | None = None,
         input_bias: Literal["b_dec", "none"] | None = None,
         parameter: str | None = None,
+        typed: str | None = None,
         metadata: dict[str, Any] | None = None,
     ) -> None:
-        self.path = Path(filepath)
+        self.filepath = filepath
+        self.said: dict[str, Any] | None = None
+        """What was read, as JSON; None: nothing yet."""
         self._settings = settings or {}
         self._input_bias = input_bias
         self._parameter = parameter
+        self._typed = typed or filepath
         self.metadata = metadata
 
     def load(self) -> StoredSae:
@@ -56,16 +62,23 @@ class SaeDataset(AbstractDataset[Never, StoredSae]):
         Raises:
             DatasetError: it is missing, damaged or not understood.
         """
-        settings = Settings(**self._settings)
         try:
-            if self._input_bias is None:
-                return read_sae(self.path, settings)
-            return hand_made.read(self.path, settings, input_bias=self._input_bias == "b_dec")
+            stored, commit = self._read()
         except (ValueError, OSError) as error:
             kinds = (FileNotFoundError, OSError, ValueError)
             kind = next(each for each in kinds if isinstance(error, each))
-            said = (self._parameter, None if str(self.path) in str(error) else str(self.path))
-            raise kind(": ".join([*filter(None, said), str(error)])) from error
+            named = (self._parameter, None if self.filepath in str(error) else self.filepath)
+            raise kind(": ".join([*filter(None, named), str(error)])) from error
+        self.said = {"path": self._typed, "commit": commit, **stored.describe()}
+        return stored
+
+    def _read(self) -> tuple[StoredSae, str | None]:
+        settings = Settings(**self._settings)
+        path, commit = find(self.filepath)
+        if self._input_bias is None:
+            return read_sae(path, settings), commit
+        has_bias = self._input_bias == "b_dec"
+        return hand_made.read(path, settings, input_bias=has_bias), commit
 
     def save(self, data: Never) -> None:
         """Refuse: only the library writes here.
@@ -74,7 +87,7 @@ class SaeDataset(AbstractDataset[Never, StoredSae]):
             DatasetError: always.
         """
         raise DatasetError(
-            f"{self.path}: found {type(data).__name__} to save; the file is another library's"
+            f"{self.filepath}: found {type(data).__name__} to save; the file is another library's"
         )
 
     def fingerprint(self) -> str:
@@ -82,7 +95,8 @@ class SaeDataset(AbstractDataset[Never, StoredSae]):
         return self.load().fingerprint()
 
     def _exists(self) -> bool:
-        return self.path.exists()
+        # What is on the Hub, reading it tells, and why it cannot.
+        return is_address(self.filepath) or Path(self.filepath).exists()
 
     def _describe(self) -> dict[str, Any]:
-        return {"filepath": str(self.path), "parameter": self._parameter}
+        return {"filepath": self.filepath, "parameter": self._parameter}

@@ -37,12 +37,7 @@ def check_place(recorded: Recorded, layer: int) -> bool:
         ValueError: it was trained elsewhere, or what is recorded is not known to be a block's
             output.
     """
-    if recorded.predicts is not None:
-        raise ValueError(
-            f"it predicts {recorded.predicts}, wanted an autoencoder, which predicts its own input:"
-            " a transcoder's codes are of other activations"
-        )
-    block = _block(recorded)
+    block = find_block(recorded)
     if block is None:
         return True
     if layer < 0:
@@ -56,10 +51,18 @@ def check_place(recorded: Recorded, layer: int) -> bool:
     return True
 
 
-def _block(recorded: Recorded) -> int | None:
+def find_block(recorded: Recorded) -> int | None:
     """The block whose output it was trained on, -1 for what enters the first; None: nothing is
     recorded.
+
+    Raises:
+        ValueError: it was trained on something else.
     """
+    if recorded.predicts is not None:
+        raise ValueError(
+            f"it predicts {recorded.predicts}, wanted an autoencoder, which predicts its own input:"
+            " a transcoder's codes are of other activations"
+        )
     if recorded.hook is None:
         return recorded.layer
     whole = _BLOCK.fullmatch(recorded.hook)
