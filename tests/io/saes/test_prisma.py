@@ -123,6 +123,9 @@ def test_an_early_pickled_configuration(tmp_path: Path, monkeypatch: pytest.Monk
     )
     stored = check(save(tmp_path, weights(), within=within), run(weights(), relu))
     assert stored.recorded.hook == "blocks.9.hook_mlp_out"
+    within._custom_hook_point = "blocks.9.hook_attn_out"
+    stored = read_sae(save(tmp_path, weights(), within=within))
+    assert stored.recorded.hook == "blocks.9.hook_attn_out"
 
 
 def test_an_early_configuration_beside_the_weights(tmp_path: Path) -> None:

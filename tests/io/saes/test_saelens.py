@@ -143,6 +143,12 @@ def test_version_6_by_its_number(tmp_path: Path, version: str) -> None:
     check(save(tmp_path, NOW, metadata={"sae_lens_version": version}), run(weights(), relu))
 
 
+def test_metadata_are_of_version_6_whatever_they_say(tmp_path: Path) -> None:
+    said: dict[str, Any] = {"metadata": {"hook_name": "layers.3"}, "architecture": "topk", "k": 3}
+    stored = check(save(tmp_path, NOW, **said), run(weights(), THREE))
+    assert stored.recorded.hook == "layers.3"
+
+
 @pytest.mark.parametrize("version", ["3.23.4", "5.11.0", MISSING])
 def test_versions_before_6(tmp_path: Path, version: Any) -> None:
     stored = check(save(tmp_path, BEFORE, sae_lens_version=version), run(weights(), relu))
