@@ -9,6 +9,7 @@ none takes more memory than the file has bytes.
 from __future__ import annotations
 
 import io
+import struct
 import warnings
 import zipfile
 from collections.abc import Collection, Mapping
@@ -23,6 +24,11 @@ from assay.io.strict_json import shown
 
 LONGEST_PICKLE = 2**19
 """Bytes of a file that are no tensors' numbers: those of an autoencoder are some thousands."""
+
+END = struct.Struct("<4s4H2LH")
+"""The last bytes of a zip archive: its mark, numbers of disks, entries on this one and of all,
+the directory's bytes and where it begins, and the length of a comment.
+"""
 
 DTYPES = (
     torch.float16,
@@ -113,12 +119,23 @@ def _archive(file: Any) -> tuple[bytes, dict[str, int]]:
     if file.read(4) != b"PK\x03\x04":
         raise ValueError("it is no zip archive, as torch.save writes since version 1.6")
     size = file.seek(0, io.SEEK_END)
+    file.seek(max(0, size - END.size))
+    begins, *_, n_entries, directory, at, _ = END.unpack(file.read(END.size))
+    # Archives of more than 4 GB say it in the 76 bytes before, which torch always writes.
+    is_large = size >= 2**32 and at == 2**32 - 1
+    ends = at + directory + END.size
+    if begins != b"PK\x05\x06" or not (is_large or size in (ends, ends + 76)):
+        raise ValueError("its archive does not end as torch.save's does: a damaged file")
+    if directory > LONGEST_PICKLE and not is_large:
+        raise ValueError(f"its archive's directory has {directory} bytes, wanted fewer")
     with zipfile.ZipFile(file) as archive:
         entries = archive.infolist()
         names = [entry.filename for entry in entries]
         pickles = [entry for entry in entries if entry.filename.rpartition("/")[2] == "data.pkl"]
         if len(set(names)) < len(names) or len(pickles) != 1:
             raise ValueError("its archive names an entry twice, or has not one data.pkl")
+        if not is_large and len(names) != n_entries:
+            raise ValueError(f"its archive says {n_entries} entries, and has {len(names)}")
         if (
             any(
                 entry.compress_type != zipfile.ZIP_STORED or entry.compress_size != entry.file_size
