@@ -1,6 +1,7 @@
 """`assay export saev`, typed in a project after a run."""
 
 import json
+import os
 import shutil
 
 import numpy as np
@@ -10,9 +11,11 @@ import scipy.sparse
 import torch
 
 from assay.io.codes import StoredCodes
+from assay.io.codes.saev import read_metrics
 from assay.io.datasets import SaevInferenceDataset
+from assay.io.locks import Locks
 from assay.numerics.codes import TopKCodes, densify
-from shards import edit_json
+from shards import edit_json, read_content
 
 RUNS = "data/09_export/saev/runs"
 
@@ -100,6 +103,39 @@ def test_codes_and_probes_of_a_run_are_as_saev_writes_them(whole_run, planted, e
         )
 
 
+def test_errors_of_every_split_are_those_of_saevs_formula(whole_run, planted, exported):
+    project, _ = whole_run
+    ended = exported("pca-topk-00004 --layer 5")
+    assert ended.returncode == 0, ended.stderr
+    train = read_content(planted[0], 5)
+    mean, std = train.mean(axis=0), train.std(axis=0)
+    _, _, components = np.linalg.svd((train - mean) / std, full_matrices=False)
+    for path in planted:
+        x = read_content(path, 5)
+        z = (x - mean) / std @ components.T
+        kept = np.where(np.argsort(np.argsort(-np.abs(z), axis=1), axis=1) < 4, z, 0)
+        error = np.square(x - (kept @ components * std + mean)).sum()
+        baseline = np.square(x - x.mean(axis=0)).sum()
+        folder = project / RUNS / "pca-topk-00004-layer_5/inference" / path.name
+        found = json.loads((folder / "metrics.json").read_text())
+        assert found == pytest.approx(
+            {
+                "sse_recon": error,
+                "sse_baseline": baseline,
+                "normalized_mse": error / baseline,
+                "n_tokens": len(x),
+                "d_model": 80,
+                "n_elements": x.size,
+                "mse_per_dim": error / x.size,
+                "mse_per_token": error / len(x),
+                "baseline_mse_per_dim": baseline / x.size,
+                "baseline_mse_per_token": baseline / len(x),
+            },
+            rel=1e-6,
+        )
+        assert read_metrics(folder)["sse_recon"] == found["sse_recon"]
+
+
 def test_an_export_that_exists_is_replaced_by_force_alone(whole_run, exported):
     project, _ = whole_run
     run = project / RUNS / "kmeans-onehot-layer_5"
@@ -162,7 +198,22 @@ def test_a_damaged_result_is_not_exported(whole_run, planted, exported):
     assert not (project / "data/09_export").exists()
 
 
-def test_codes_that_are_not_kept_are_computed_and_void_is_a_class_as_saev_has_it(
+def test_what_a_run_is_making_is_not_exported(whole_run, exported):
+    project, _ = whole_run
+    name = "layer_3.probes_kmeans-onehot"
+    (record,) = (project / "data/.fingerprints" / name).glob("*.json")
+    locks = Locks(project / "data/.locks")
+    assert locks.take(json.loads(record.read_text())["lock"])
+    try:
+        ended = exported("kmeans-onehot --layer 3")
+    finally:
+        locks.release()
+    assert ended.returncode == 1
+    assert f"Error: `{name}` is in the hands of process {os.getpid()} on" in ended.stderr
+    assert exported("kmeans-onehot --layer 3").returncode == 0
+
+
+def test_codes_in_memory_are_computed_and_an_export_is_a_row_of_the_table_again(
     new_project, planted, run_command
 ):
     project = new_project()
@@ -189,3 +240,23 @@ def test_codes_that_are_not_kept_are_computed_and_void_is_a_class_as_saev_has_it
         np.testing.assert_allclose(found["loss"], loss, rtol=1e-5)
         np.testing.assert_array_equal(found["tp"] + found["fn"], np.tile(y.sum(0), (8, 1)))
         assert np.isfinite(found["loss"].min(0).mean())
+    out = run_command(f"assay export saev pca-topk-00004 --layer 5 {typed} --out back", project)
+    assert out.returncode == 0, out.stderr
+    ended = run_command(f"kedro run {typed},dictionaries.back.saev_run:back", project)
+    assert ended.returncode == 0, ended.stderr
+    table = pd.read_csv(project / "data/08_reporting/baselines.csv").set_index("encoding")
+    for column in ("nmse_raw", "l0", "probe_r", "map", "purity_at_16"):
+        assert table.loc["back", column] == pytest.approx(
+            table.loc["pca-topk-00004", column], rel=1e-9
+        ), column
+    # saev's own errors are in saev's own run.
+    out = run_command(
+        f"assay export saev back --layer 5 {typed},dictionaries.back.saev_run:back --out again",
+        project,
+    )
+    assert out.returncode == 0, out.stderr
+    assert sorted(path.name for path in (project / "again").rglob("*.*")) == [
+        "export.json",
+        *["probe1d_metrics.npz"] * 2,
+        *["token_acts.npz"] * 2,
+    ]

@@ -18,6 +18,7 @@ from assay.io.shards import Shards
 from assay.numerics.codes import ComputedCodes, sparsify
 from assay.parameters import ProbeParameters, parse_parameters
 from assay.pipelines.probe.nodes import fit_probes
+from assay.results import Results
 from shards import read_content
 
 ENCODING = Encoding(Model("pca"), Form("topk", 2), 2, stored_k=4)
@@ -97,6 +98,20 @@ def test_the_numbers_are_those_of_a_loop_in_float64(planted):
             assert np.nansum(found["tp"]) > 0
 
 
+class Loaded(Results):
+    """What was made, by name."""
+
+    def __init__(self, found):
+        self.found = found
+
+    def __call__(self, name):
+        return self.found[name]
+
+
+WANTED = {split: f"layer_5.codes_pca-topk-00004_{split}" for split in SPLITS}
+WANTED["probes"] = "layer_5.probes_pca-topk-00002"
+
+
 def exporting(planted, project, codes):
     """Runs the export of these codes into a folder of the project; with more arguments."""
     fit, val = map(str, planted)
@@ -107,16 +122,22 @@ def exporting(planted, project, codes):
             "device": "cpu",
         }
     )
-    loaded = {f"shards_{split}": Shards(path) for split, path in zip(SPLITS, planted, strict=True)}
-    loaded |= {
-        f"layer_5.codes_pca-topk-00004_{split}": each
-        for split, each in zip(SPLITS, codes, strict=True)
+    loaded: dict[str, Any] = {
+        f"shards_{split}": Shards(path) for split, path in zip(SPLITS, planted, strict=True)
     }
-    loaded["layer_5.probes_pca-topk-00002"] = fitted(planted, "drop")
+    loaded |= {WANTED[split]: each for split, each in zip(SPLITS, codes, strict=True)}
+    loaded[WANTED["probes"]] = fitted(planted, "drop")
 
     def export(force=False):
         return _export(
-            loaded.__getitem__, ENCODING, 5, parameters, project, project / "run", force=force
+            Loaded(loaded),
+            WANTED,
+            ENCODING,
+            5,
+            parameters,
+            project,
+            project / "run",
+            force=force,
         )
 
     return export
@@ -172,10 +193,14 @@ def test_a_process_that_is_killed_leaves_no_export_and_the_next_clears_up(plante
 def test_probes_with_class_weights_and_two_splits_of_one_name_are_refused(planted, tmp_path):
     fit = str(planted[0])
     least: dict[str, Any] = {"layers": [5], "shards": dict.fromkeys(("fit", "val", *SPLITS), fit)}
-    with pytest.raises(ValueError, match=f"both probe splits are called {planted[0].name}"):
-        _export(print, ENCODING, 5, parse_parameters(least), tmp_path, tmp_path / "a", force=False)
-    least["shards"]["probe_val"] = str(planted[1])
-    weighted = parse_parameters(least | {"probe": {"class_weight": "balanced"}})
-    with pytest.raises(ValueError, match="saev's probes weigh every patch alike"):
-        _export(print, ENCODING, 5, weighted, tmp_path, tmp_path / "a", force=False)
+    for change, match in (
+        ({}, f"both probe splits are called {planted[0].name}"),
+        ({"probe_val": str(planted[1])}, "saev's probes weigh every patch alike"),
+    ):
+        least["shards"] |= change
+        parameters = parse_parameters(least | {"probe": {"class_weight": "balanced"}})
+        with pytest.raises(ValueError, match=match):
+            _export(
+                Loaded({}), WANTED, ENCODING, 5, parameters, tmp_path, tmp_path / "a", force=False
+            )
     assert list(tmp_path.iterdir()) == []

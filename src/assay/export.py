@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,21 +26,25 @@ from assay import __version__
 from assay.codes import Codes
 from assay.configuration import current_configuration
 from assay.encodings import Encoding, layer_name
-from assay.fingerprints import is_parameter
-from assay.freshness import Freshness
-from assay.io.codes.saev_writer import check_room, write_probe_metrics, write_token_acts
+from assay.io.codes.saev_writer import (
+    check_room,
+    write_metrics,
+    write_probe_metrics,
+    write_token_acts,
+)
 from assay.io.datasets import find_shards
-from assay.io.locks import Locks
 from assay.io.publish import publishing_folder
+from assay.io.shards import Shards
 from assay.numerics.codes import TopKCodes
 from assay.numerics.probe import LogisticProbe1d, Progress, count_predictions
 from assay.parameters import Parameters
+from assay.pipelines.dictionaries.nodes import sum_squares
 from assay.pipelines.probe.nodes import classify, read_labels
 from assay.pipelines.signs_of_life import Bar, staged_bar
 from assay.pipelines.stream import pick_device
 from assay.plan import make_plan
 from assay.preflight import check_shards, find_d_model
-from assay.work import FOLDER as LOCKS
+from assay.results import Results, held
 from assay.work import current_freshness
 
 FOLDER = Path("data/09_export/saev/runs")
@@ -51,6 +54,9 @@ ABOUT = "export.json"
 """What an export says of itself. A folder without it is never replaced."""
 
 SPLITS = ("probe_train", "probe_val")
+MEASURED = (*SPLITS, "val")
+BATCH = 8192
+"""Tokens of a pass for sums of squares."""
 
 
 def export_saev(
@@ -93,8 +99,10 @@ def export_saev(
             row = _find(encoding, layer, parameters, project)
             _check_target(target, force=force)
             check_shards(parameters, project)
-            with _held(current_freshness(), row, layer) as load:
-                return _export(load, row, layer, parameters, project, target, force=force)
+            wanted = _wanted(row, layer, parameters)
+            again = {wanted[each] for each in ("errors",) if each in wanted}
+            with held(current_freshness(), wanted.values(), again) as load:
+                return _export(load, wanted, row, layer, parameters, project, target, force=force)
         except (ValueError, OSError, MissingConfigException, DatasetError) as error:
             raise click.ClickException(str(error)) from error
 
@@ -132,70 +140,16 @@ def _check_target(target: Path, *, force: bool) -> None:
         )
 
 
-class _Results:
-    """Results by name, each checked against its record; what is kept in memory alone is made as a
-    run makes it.
+def _wanted(row: Encoding, layer: int, parameters: Parameters) -> dict[str, str]:
+    """The names of the results that an export reads, by what they are. Where saev trained the
+    dictionary there are no errors: they are in saev's own run.
     """
-
-    def __init__(self, freshness: Freshness) -> None:
-        self._freshness = freshness
-
-    def kept(self, name: str) -> set[str]:
-        """The results on disk that `name` is, or is made of."""
-        maker = self._freshness.made_by.get(name)
-        if maker is None:
-            return set()
-        if self._freshness.is_kept(name):
-            return {name}
-        return {found for source in maker.inputs for found in self.kept(source)}
-
-    def check(self, name: str) -> None:
-        """Raise FileNotFoundError where a result is missing or out of date."""
-        if not self._freshness.is_current(name):
-            raise FileNotFoundError(
-                f"`{name}` does not exist for these shards and parameters, or is out of date:"
-                f" `kedro run` makes it (`{self._freshness.made_by[name].name}`); type the same"
-                " --env and --params as there"
-            )
-
-    def __call__(self, name: str) -> Any:
-        """Load a result, a source or a parameter."""
-        catalog, maker = self._freshness.catalog, self._freshness.made_by.get(name)
-        if maker is None:
-            if not is_parameter(name) and not catalog.exists(name):
-                raise FileNotFoundError(
-                    f"`{name}` does not exist ({catalog.get(name)!r}): correct its path"
-                )
-            return catalog.load(name)
-        if self._freshness.is_kept(name):
-            self._freshness.verify(name)
-            return catalog.load(name)
-        return maker.run({source: self(source) for source in maker.inputs})[name]
-
-
-@contextmanager
-def _held(freshness: Freshness, row: Encoding, layer: int) -> Iterator[_Results]:
-    """What an export reads, there and locked, so that neither a run nor `kedro prune` takes it
-    away.
-    """
-    results, locks = _Results(freshness), Locks(freshness.project / LOCKS)
-    wanted = [
-        *(f"shards_{split}" for split in SPLITS),
-        *(_codes_name(row, layer, split) for split in SPLITS),
-        _probes_name(row, layer),
-    ]
-    try:
-        names = sorted({found for name in wanted for found in results.kept(name)})
-        for name in names:
-            lock = freshness.lock_of(freshness.made_by[name])
-            if lock is not None and not (
-                locks.holds(lock, shared=True) or locks.take(lock, shared=True)
-            ):
-                raise ValueError(f"`{name}` is in the hands of {locks.holder(lock)}: wait for it")
-            results.check(name)
-        yield results
-    finally:
-        locks.release()
+    namespace, dictionary = layer_name(layer), parameters.dictionaries.get(row.model.method)
+    wanted = {split: f"{namespace}.codes_{row.codes}_{split}" for split in SPLITS}
+    wanted["probes"] = f"{namespace}.probes_{row.name}"
+    if dictionary is None or dictionary.saev_run is None:
+        wanted["errors"] = f"{namespace}.{row.model.name}_errors"
+    return wanted | {f"shards_{split}": f"shards_{split}" for split in MEASURED}
 
 
 def _codes(codes: Codes, row: Encoding) -> Codes:
@@ -203,16 +157,9 @@ def _codes(codes: Codes, row: Encoding) -> Codes:
     return codes if row.stored_k is None or row.k is None else TopKCodes(codes, row.k)
 
 
-def _codes_name(row: Encoding, layer: int, split: str) -> str:
-    return f"{layer_name(layer)}.codes_{row.codes}_{split}"
-
-
-def _probes_name(row: Encoding, layer: int) -> str:
-    return f"{layer_name(layer)}.probes_{row.name}"
-
-
 def _export(
-    load: Callable[[str], Any],
+    load: Results,
+    wanted: Mapping[str, str],
     row: Encoding,
     layer: int,
     parameters: Parameters,
@@ -221,10 +168,12 @@ def _export(
     *,
     force: bool,
 ) -> list[str]:
-    names = {
-        split: find_shards(project / getattr(parameters.shards, split)).name for split in SPLITS
+    folders = {
+        split: find_shards(project / getattr(parameters.shards, split))
+        for split in ("fit", *MEASURED)
     }
-    if len(set(names.values())) < len(SPLITS):
+    names = {split: path.name for split, path in folders.items()}
+    if names["probe_train"] == names["probe_val"]:
         raise ValueError(
             f"both probe splits are called {names['probe_val']}, and saev has one folder for each"
             " name: rename a folder of shards"
@@ -234,37 +183,40 @@ def _export(
             f"probe.class_weight is {parameters.probe.class_weight}, and saev's probes weigh every"
             " patch alike: `kedro run --params=probe.class_weight:null`, and export those"
         )
-    codes = {split: _codes(load(_codes_name(row, layer, split)), row) for split in SPLITS}
+    codes = {split: _codes(load(wanted[split]), row) for split in SPLITS}
     labels = {split: read_labels(load(f"shards_{split}")) for split in SPLITS}
     check_room(target, codes.values())
-    probes = load(_probes_name(row, layer))
     said = [f"{target}: {row.name}, layer {layer}, as a run of saev's"]
     with publishing_folder(target, replace=force) as folder:
+        place = {split: folder / "inference" / names[split] for split in MEASURED}
         for split in SPLITS:
-            place = folder / "inference" / names[split]
-            place.mkdir(parents=True)
-            entries = _write_acts(place, codes[split], f"{row.name}, {split}: codes")
-            with staged_bar(f"{row.name}, {split}: probes") as progress:
-                of_split = labels[split].to(pick_device(parameters.device))
+            place[split].mkdir(parents=True)
+            doing = f"{row.name}, {split}"
+            entries = _write_acts(place[split], codes[split], f"{doing}: codes")
+            with staged_bar(f"{doing}: probes") as progress:
                 arrays = probe_metrics(
-                    probes,
+                    load(wanted["probes"]),
                     codes[split],
-                    of_split,
+                    labels[split].to(pick_device(parameters.device)),
                     parameters.probe.void,
                     train=split == "probe_train",
                     progress=progress,
                 )
-                write_probe_metrics(place, arrays)
+            write_probe_metrics(place[split], arrays)
             said.append(
                 f"  inference/{names[split]}: {split}, {codes[split].n_rows} tokens,"
                 f" {entries} entries"
             )
+        # One folder may be that of two splits.
+        for split in {names[split]: split for split in MEASURED}.values():
+            if "errors" in wanted:
+                place[split].mkdir(exist_ok=True)
+                _write_errors(place[split], load, wanted["errors"], split, row, layer, parameters)
         # Without these two saev takes the folder for no run.
         (folder / "checkpoint").mkdir()
         (folder / "links").mkdir()
         for link, split in (("train-shards", "fit"), ("val-shards", "val")):
-            shards = find_shards(project / getattr(parameters.shards, split))
-            (folder / "links" / link).symlink_to(shards.resolve())
+            (folder / "links" / link).symlink_to(folders[split].resolve())
         about = {
             "assay": __version__,
             "encoding": row.name,
@@ -281,6 +233,37 @@ def _export(
             " run, and then an export, have one, as saev has"
         )
     return said
+
+
+def _write_errors(
+    folder: Path,
+    load: Results,
+    name: str,
+    split: str,
+    row: Encoding,
+    layer: int,
+    parameters: Parameters,
+) -> None:
+    other = {"shards_val": f"shards_{split}"}
+    rows = (load(name) if split == "val" else load.make(name, other))["rows"]
+    # Of all K of a sweep there is a row; what is measured once has one.
+    found = rows[0] if len(rows) == 1 else next(each for each in rows if each["k"] == row.k)
+    shards: Shards = load(f"shards_{split}")
+    about_train, about_own = sum_squares(
+        shards,
+        load(f"{layer_name(layer)}.statistics"),
+        parameters.device,
+        layer,
+        f"{row.name}, {split}",
+        BATCH,
+    )
+    write_metrics(
+        folder,
+        sse_recon=found["nmse_raw"] * about_train,
+        sse_baseline=about_own,
+        n_tokens=shards.n_tokens,
+        d_model=shards.d_model,
+    )
 
 
 def _write_acts(folder: Path, codes: Codes, doing: str) -> int:

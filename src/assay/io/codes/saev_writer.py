@@ -1,5 +1,6 @@
-"""Codes and probes as saev's notebooks read them: `token_acts.npz`, a CSR matrix of (tokens,
-features) as `scipy.sparse.save_npz` writes a `csr_array`, and `probe1d_metrics.npz`.
+"""Codes, errors and probes as saev's notebooks read them: `token_acts.npz`, a CSR matrix of
+(tokens, features) as `scipy.sparse.save_npz` writes a `csr_array`, `metrics.json` and
+`probe1d_metrics.npz`.
 
 The matrix is written without scipy, from one pass over the codes: its entries wait in two files
 beside it, since an array's header says how many there are.
@@ -7,6 +8,7 @@ beside it, since an array's header says how many there are.
 
 from __future__ import annotations
 
+import json
 import shutil
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -20,7 +22,7 @@ import torch
 from numpy.lib import format as npy
 
 from assay.codes import Batch, Codes
-from assay.io.codes.saev import CODES_NAME
+from assay.io.codes.saev import CODES_NAME, METRICS_NAME
 from assay.io.publish import naming
 
 PROBES_NAME = "probe1d_metrics.npz"
@@ -116,6 +118,29 @@ def write_probe_metrics(folder: Path, arrays: Mapping[str, npt.NDArray[np.float6
             _add(archive, name, dtype, array.shape, [array.tobytes()])
 
 
+def write_metrics(
+    folder: Path, *, sse_recon: float, sse_baseline: float, n_tokens: int, d_model: int
+) -> None:
+    """Write `metrics.json` in a folder: `sse_recon` = sum ||x - x^||^2 and `sse_baseline` =
+    sum ||x - x_bar||^2 in the activations' own units, x_bar the mean of these very tokens, and what
+    saev derives of them.
+    """
+    n_elements = n_tokens * d_model
+    metrics = {
+        "mse_per_dim": sse_recon / n_elements,
+        "mse_per_token": sse_recon / n_tokens,
+        "normalized_mse": sse_recon / sse_baseline,
+        "baseline_mse_per_dim": sse_baseline / n_elements,
+        "baseline_mse_per_token": sse_baseline / n_tokens,
+        "sse_recon": sse_recon,
+        "sse_baseline": sse_baseline,
+        "n_tokens": n_tokens,
+        "d_model": d_model,
+        "n_elements": n_elements,
+    }
+    (folder / METRICS_NAME).write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
+
+
 def check_room(target: Path, codes: Iterable[Codes]) -> None:
     """Check that the disk has room for the `token_acts.npz` of some codes, written one after the
     other, before any of them is.
@@ -174,10 +199,9 @@ def _entries(batch: Batch, codes: Codes, first_row: int) -> Arrays:
         indices = torch.arange(codes.n_features, dtype=torch.int64).expand_as(values)
     else:
         values, indices = here["values"].float(), here["indices"].long()
-        # Entries of 0 only pad, and may name any feature: they go to the end.
-        order = torch.where(values != 0, indices, codes.n_features).argsort(dim=1)
+        order = indices.argsort(dim=1)
         values, indices = values.gather(1, order), indices.gather(1, order)
-    kept = values != 0
+    kept = values != 0  # entries of 0 only pad, and may name any feature
     lengths, indices, values = kept.sum(1), indices[kept], values[kept]
     if not bool(values.isfinite().all()):
         raise ValueError(

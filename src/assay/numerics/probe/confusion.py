@@ -83,18 +83,16 @@ class _Counts:
         # Where the weight is negative, values up to the threshold are predicted: all but those
         # above it, which are those from the next number on.
         above = torch.nextafter(threshold, torch.full_like(threshold, torch.inf))
-        self._from = torch.where(w < 0, above, threshold).nan_to_num(torch.inf)
-        self._from = self._from.to(data.labels.device)
-        self._sorted, self._order = self._from.sort(dim=1)
-        n_features, n_classes = self._from.shape
-        # Values that are at or above exactly so many of their feature's thresholds.
-        self._passed = self._zeros(n_features * (n_classes + 1))
-        # By feature and class, the last for rows of no class.
-        self._own = self._zeros(n_features * (n_classes + 1))
-        self._seen_own = self._zeros(n_features * (n_classes + 1))
-
-    def _zeros(self, size: int) -> Tensor:
-        return torch.zeros(size, dtype=torch.int64, device=self._from.device)
+        reached = torch.where(w < 0, above, threshold).nan_to_num(torch.inf).to(data.labels.device)
+        # The last is for rows of no class, and above every value.
+        self._thresholds = torch.nn.functional.pad(reached, (0, 1), value=torch.inf)
+        ordered, self._order = reached.sort(dim=1)
+        self._sorted = torch.nn.functional.pad(ordered, (0, 1), value=torch.inf)
+        # Values by feature and how many of its thresholds they are at or above.
+        self._passed = torch.zeros_like(self._sorted, dtype=torch.int64).flatten()
+        # By feature and class, the last for rows of no class: those at or above the threshold, and
+        # all that were seen.
+        self._own, self._seen_own = self._passed.clone(), self._passed.clone()
 
     def add(self, batch: Batch, labels: Tensor, code_format: Format) -> None:
         """Count a batch."""
@@ -116,48 +114,45 @@ class _Counts:
     def _add_columns(self, values: Tensor, classes: Tensor, columns: slice) -> None:
         """All rows' values (b, f) of some features."""
         x = values.T.contiguous()
-        features = torch.arange(columns.start, columns.stop, dtype=torch.int64, device=x.device)
+        first = (
+            torch.arange(columns.start, columns.stop, dtype=torch.int64, device=x.device)[:, None]
+            * self._sorted.shape[1]
+        )
         passed = torch.searchsorted(self._sorted[columns].contiguous(), x, right=True)
-        self._count(features[:, None].expand_as(x), x, classes.expand_as(x), passed)
+        reached = x >= self._thresholds[columns].gather(1, classes.expand_as(x))
+        self._count(first + passed, first + classes, reached)
 
     def _add_events(self, features: Tensor, values: Tensor, classes: Tensor) -> None:
         """Nonzero values (n,), each with its feature and class."""
-        low = torch.zeros_like(features)
-        high = torch.full_like(features, self._sorted.shape[1])
-        # A binary search in rows of their own: `searchsorted` has one row for all, or a block.
-        for _ in range(self._sorted.shape[1].bit_length()):
+        width = self._sorted.shape[1]
+        low, high = torch.zeros_like(features), torch.full_like(features, width - 1)
+        # `searchsorted` has one row of thresholds for all values, or as many values for each row.
+        for _ in range((width - 1).bit_length()):
             middle = (low + high) // 2
-            is_open = low < high
-            at = self._sorted[features, middle.clamp(max=self._sorted.shape[1] - 1)]
-            passes = is_open & (values >= at)
-            low = torch.where(passes, middle + 1, low)
-            high = torch.where(is_open & ~passes, middle, high)
-        self._count(features, values, classes, low)
-
-    def _count(self, features: Tensor, values: Tensor, classes: Tensor, passed: Tensor) -> None:
-        width = self._from.shape[1] + 1
-        features, values, classes = features.flatten(), values.flatten(), classes.flatten()
-        ones = torch.ones_like(features)
-        self._passed.scatter_add_(0, features * width + passed.flatten(), ones)
+            passes = values >= self._sorted[features, middle]
+            low, high = torch.where(passes, middle + 1, low), torch.where(passes, high, middle)
         own = features * width + classes
-        self._seen_own.scatter_add_(0, own, ones)
-        at = self._from[features, classes.clamp(max=width - 2)]
-        self._own.scatter_add_(0, own, (values >= at).long())
+        self._count(features * width + low, own, values >= self._thresholds[features, classes])
+        self._seen_own.scatter_add_(0, own, torch.ones_like(own))
+
+    def _count(self, passed: Tensor, own: Tensor, reached: Tensor) -> None:
+        self._passed.scatter_add_(0, passed.flatten(), torch.ones_like(passed).flatten())
+        self._own.scatter_add_(0, own.flatten(), reached.long().flatten())
 
     def predictions(self) -> tuple[Tensor, Tensor]:
         """True positives and predicted."""
         fitted, n_rows = self._fitted, self._data.codes.n_rows
-        shape = (self._from.shape[0], self._from.shape[1] + 1)
         counts = self._data.class_counts
-        # A value that passes p thresholds passes the first p by size.
-        passed = self._passed.view(shape)
+        # Who passes p thresholds passes the p lowest.
+        passed = self._passed.view_as(self._sorted)
         by_size = passed.flip(1).cumsum(1).flip(1)[:, 1:]
         above = torch.empty_like(by_size).scatter_(1, self._order, by_size)
-        own = self._own.view(shape)[:, :-1].clone()
-        # What was not seen is 0.
-        zero = self._from <= 0
-        above += zero * (n_rows - passed.sum(1, keepdim=True))
-        own += zero * (counts - self._seen_own.view(shape)[:, :-1])
+        own = self._own.view_as(self._sorted)[:, :-1]
+        if self._data.codes.format != "dense":  # what was not seen is 0
+            zero = self._thresholds[:, :-1] <= 0
+            seen_own = self._seen_own.view_as(self._sorted)[:, :-1]
+            above = above + zero * (n_rows - passed.sum(1, keepdim=True))
+            own = own + zero * (counts - seen_own)
         w = fitted.coef_standardized.to(above.device)
         everywhere = fitted.intercept_standardized.to(above.device).sigmoid() >= 0.5
         result = []

@@ -40,7 +40,9 @@ def adopt_saev_metrics(
     Raises:
         ValueError: the metrics are of other activations than the shards'.
     """
-    about_train, about_own = _sum_squares(shards, statistics, device, layer, name, dictionary)
+    about_train, about_own = sum_squares(
+        shards, statistics, device, layer, name, dictionary.batch_size
+    )
     if "sse_recon" in metrics:
         if not math.isclose(metrics["sse_baseline"], about_own, rel_tol=SAME_BASELINE):
             raise ValueError(
@@ -56,22 +58,22 @@ def adopt_saev_metrics(
     return {"layer": layer, "method": name, "n_tokens": shards.n_tokens, "rows": [row]}
 
 
-def _sum_squares(
+def sum_squares(
     shards: Shards,
     statistics: dict[str, Tensor],
     device: str,
     layer: int,
     name: str,
-    dictionary: DictionaryParameters,
+    batch_size: int,
 ) -> tuple[float, float]:
-    """Of the validation tokens, in their own units: sum ||x - mu||^2 about the train mean, and
+    """Of a layer's tokens, in their own units: sum ||x - mu||^2 about the train mean, and
     about their own.
     """
     place = pick_device(device)
     variance = scale_of(statistics["std"].to(place)).square()
     total, shift, n = 0.0, torch.zeros_like(variance), 0
     for tokens in judged_tokens(
-        shards, layer, statistics, dictionary.batch_size, place, doing=f"{name}, NMSE"
+        shards, layer, statistics, batch_size, place, doing=f"{name}, NMSE"
     ):
         x = tokens.double()
         total += float(x.square().sum(0) @ variance)
