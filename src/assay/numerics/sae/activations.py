@@ -29,7 +29,7 @@ def activate(pre: Tensor, architecture: Architecture, threshold: Tensor | None) 
             return _largest(pre, pre.abs(), architecture.k)
         case "groupmax":
             assert architecture.k is not None
-            groups = pre.view(len(pre), architecture.k, -1)
+            groups = pre.view(len(pre), architecture.k, pre.shape[1] // architecture.k)
             largest = groups.argmax(2, keepdim=True)
             kept = torch.zeros_like(groups).scatter_(2, largest, groups.gather(2, largest))
             return kept.flatten(1).clamp(min=0)

@@ -283,7 +283,7 @@ class SparseAutoencoder:
         if (scale := get("scale")) is not None:
             # A feature of scale 0 has code 0.
             values = values / torch.where(scale == 0, 1.0, scale.double())[indices]
-        if values.shape[1] * _SPARSE <= self.n_features:
+        if 0 < values.shape[1] * _SPARSE <= self.n_features:
             found = torch.nn.functional.embedding_bag(
                 indices, decoder, per_sample_weights=values, mode="sum"
             )
@@ -294,10 +294,10 @@ class SparseAutoencoder:
             found = found + bias
         match self.architecture.norm:
             case "layer_norm":
-                mean, std = _moments(x)
+                mean, std = _moments(x.double())
                 return found * std + mean
             case "constant_norm_rescale":
-                return found / _to_sqrt_d(x)
+                return found / _to_sqrt_d(x.double())
             case _:
                 return found
 
@@ -305,7 +305,9 @@ class SparseAutoencoder:
 def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation (n - 1) of each token's dimensions, (b, 1)."""
     mean = x.mean(1, keepdim=True)
-    return mean, (x - mean).std(1, keepdim=True)
+    # Not torch's, which warns of a batch of no tokens.
+    squares = (x - mean).square().sum(1, keepdim=True)
+    return mean, (squares / max(x.shape[1] - 1, 1)).sqrt()
 
 
 def _to_sqrt_d(x: Tensor) -> Tensor:
