@@ -195,6 +195,8 @@ def test_two_configurations_have_to_say_one_formula(
         ({"normalize_activations": "expected_average_only_in"}, "does not know it"),
         ({"activation_fn_kwargs": {"slope": 1}}, "found slope"),
         ({"rescale": 1}, "found rescale, which could change the codes"),
+        ({"architecture": None}, "says no `architecture`"),
+        ({"d_in": MISSING}, "says no `d_in`"),
         ({"d_in": 7}, "found 7 dimensions in the configuration and 6"),
         ({"expansion_factor": 4}, "found 24 features in the configuration and 12"),
         ({"hook_point_layer": "9"}, '`hook_point_layer` is "9", wanted int'),

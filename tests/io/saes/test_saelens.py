@@ -262,6 +262,7 @@ def refused(folder: Path) -> str:
         ({"architecture": "topk", "k": True}, "`k` is true, wanted int"),
         ({"architecture": "topk", "k": 2.5}, "`k` is 2.5, wanted int"),
         ({"k": 3}, "found k, which could"),
+        ({"d_in": MISSING}, "says no `d_in`"),
         ({"rescale_acts_by_decoder_norm": True}, "only topk and abstopk are rescaled"),
         ({"residual_threshold": 0.1}, "found residual_threshold"),
         (

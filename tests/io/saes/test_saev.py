@@ -70,6 +70,11 @@ def test_top_k_of_more_than_there_are_keeps_all(tmp_path: Path) -> None:
     assert stored.architecture.k == N
 
 
+def test_a_k_that_no_file_says_is_typed(tmp_path: Path) -> None:
+    path = save(tmp_path / "sae.pt", header(4, {"cls": "TopK", "params": {}}), weights())
+    check(path, run(weights(), top(3), centers=False), k=3)
+
+
 @pytest.mark.parametrize("schema", SCHEMAS[1:])
 @pytest.mark.parametrize("threshold", [-1.0, 0.0, 1.5])
 def test_batch_top_k_is_what_exceeds_the_trained_threshold(
@@ -136,6 +141,13 @@ RELU = {"cls": "Relu", "params": {}}
         (header(4, {"cls": "TopK", "params": {"top_k": "3"}}), '`top_k` is "3", wanted int'),
         (header(4, {"cls": "TopK", "params": {"alpha": 3}}), "found alpha, which could"),
         (header(4, RELU | {"more": 1}), "found more, which could"),
+        (header(4, {"cls": "TopK", "params": {}}), r"says no top_k: type it \(k\)"),
+        (header(4, {"cls": "TopK"}), "says no top_k"),
+        (header(4, {"params": {}}), "says no `cls`"),
+        ({"schema": 4, "cfg": NEW}, "says no `activation`"),
+        ({"schema": 4}, "says no `cfg`"),
+        ({"schema": 1, "cls": "TopK", "cfg": OLD}, "says no top_k"),
+        ({}, "says no `d_model`"),
         ([1], "is a list, wanted a JSON object"),
         (OLD | {"cfg": {}}, "found cfg, which could change"),
     ],

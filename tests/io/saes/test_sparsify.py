@@ -116,6 +116,8 @@ def test_other_dtypes_are_computed_in_float32(tmp_path: Path, dtype: torch.dtype
         ({"signed": True}, "signed top-K of older versions"),
         ({"activation": "relu"}, "`activation` is relu, wanted topk or groupmax"),
         ({"rescale": 1}, "found rescale, which could change"),
+        ({"activation": None}, "says no `activation`"),
+        ({"d_in": MISSING}, "says no `d_in`"),
         ({"d_in": 7}, "found 7 dimensions in the configuration and 6"),
         ({"num_latents": 11}, "found 11 features in the configuration and 12"),
         ({"k": 0}, "found k = 0 for topk"),

@@ -82,6 +82,17 @@ class Config:
             )
         return found
 
+    def need(self, key: str, kind: type | tuple[type, ...]) -> Any:
+        """The value of a key that every configuration has.
+
+        Raises:
+            ValueError: it is missing, null or of another type.
+        """
+        found = self.take(key, kind)
+        if found is None:
+            raise ValueError(f"{self.named} says no `{key}`, wanted one: save it again")
+        return found
+
     def require(self, key: str, *wanted: Any, why: str) -> None:
         """Check that a key, if it is there, has one of the values that the formula is right for.
 

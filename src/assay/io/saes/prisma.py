@@ -96,7 +96,7 @@ class _Said:
 
     architecture: Architecture
     gated: bool
-    sizes: tuple[int | None, int | None]
+    sizes: tuple[int, int | None]
     recorded: Recorded
     notes: tuple[str, ...]
 
@@ -172,7 +172,7 @@ def _understand(said: Config) -> _Said:
         None,
         why="it was trained on a single head of an attention layer: name another",
     )
-    named = said.take("architecture", str, "standard")
+    named = said.need("architecture", str) if "architecture" in said else "standard"
     activation, k = take_activation(said, None)
     norm: Any = said.take("normalize_activations", str)
     # The library's defaults for these two have changed.
@@ -193,9 +193,9 @@ def _understand(said: Config) -> _Said:
             f"{said.named}: `normalize_activations` is {shown(norm)}, wanted one of"
             f" {', '.join(get_args(Norm))}: this version does not know it"
         )
-    d_in, d_sae = said.take("d_in", int), said.take("d_sae", int)
+    d_in, d_sae = said.need("d_in", int), said.take("d_sae", int)
     expansion = said.take("expansion_factor", (int, float, list))
-    if d_sae is None and d_in is not None and isinstance(expansion, int):
+    if d_sae is None and isinstance(expansion, int):
         d_sae = d_in * expansion
     layer, subtype = said.take("hook_point_layer", int), said.take("layer_subtype", str)
     hook = said.take("hook_point", str)

@@ -100,7 +100,7 @@ class _Said:
     centers: bool
     rescales: bool
     has_factors: bool
-    sizes: tuple[int | None, int | None]
+    sizes: tuple[int, int | None]
     recorded: Recorded
 
 
@@ -164,7 +164,7 @@ def _understand(said: Config, settings: Settings) -> _Said:
         centers=said.take("apply_b_dec_to_input", bool, True),
         rescales=said.take("rescale_acts_by_decoder_norm", bool, False),
         has_factors=has_factors,
-        sizes=(said.take("d_in", int), said.take("d_sae", int)),
+        sizes=(said.need("d_in", int), said.take("d_sae", int)),
         recorded=recorded,
     )
     if understood.rescales and named not in ("topk", "abstopk"):

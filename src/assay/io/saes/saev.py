@@ -59,12 +59,11 @@ def read(weights: Path, settings: Settings) -> StoredSae:
             f" {', '.join(map(str, SCHEMAS[1:]))} or none: this version does not know it"
         )
     header.ignore(("commit", "lib"))
-    config = header if schema is None else Config(header.take("cfg", dict, {}), weights)
+    config = header if schema is None else Config(header.need("cfg", dict), weights)
     activation, params = _activation(header, config, schema)
-    d, n = config.take("d_model", int), config.take("d_sae", int)
-    d = config.take("d_vit", int, d)
-    expansion = config.take("exp_factor", int)
-    if n is None and d is not None and expansion is not None:
+    d = config.need("d_vit" if "d_vit" in config else "d_model", int)
+    n, expansion = config.take("d_sae", int), config.take("exp_factor", int)
+    if n is None and expansion is not None:
         n = d * expansion
     config.ignore(TRAINING)
     header.finish()
@@ -75,7 +74,7 @@ def read(weights: Path, settings: Settings) -> StoredSae:
     tensors = take_tensors(check_tensors(load_pickle(rest, weights), weights), names, weights)
     if schema in (None, 1):
         tensors["center"] = tensors["b_out"]
-    architecture = _architecture(activation, params, tensors["b_enc"].numel())
+    architecture = _architecture(activation, params, settings.k, tensors["b_enc"].numel())
     stored = StoredSae("saev", architecture, tensors)
     stored.check(settings, d, n)
     return stored
@@ -107,30 +106,40 @@ def _activation(header: Config, config: Config, schema: int | None) -> tuple[str
     cls = header.take("cls", str)
     if schema == 1 and cls in ("Relu", "TopK", "BatchTopK"):
         # There the header's class is the activation's, and k is one of the model's parameters.
-        k = {"top_k": config.take("top_k", int, 32)} if cls != "Relu" else {}
+        k = {} if cls == "Relu" else {"top_k": config.take("top_k", int)}
         return cls, Config(k, header.named)
     if cls not in (None, "SparseAutoencoderConfig"):
         raise ValueError(
             f"{header.named}: `cls` is {shown(cls)}, wanted Relu, TopK, BatchTopK or"
             " SparseAutoencoderConfig: this version does not know it"
         )
-    activation = Config(config.take("activation", dict, {"cls": "Relu"}), header.named)
-    name = activation.take("cls", str, "")
+    activation = Config(config.need("activation", dict), header.named)
+    name = activation.need("cls", str)
     params = Config(activation.take("params", dict, {}), header.named)
     activation.finish()
     params.ignore(("aux", "key", "kind", "momentum", "sparsity"))
     return name, params
 
 
-def _architecture(activation: str, params: Config, n: int) -> Architecture:
-    # As the library has it, where there are fewer features.
-    k = min(params.take("top_k", int, 32), n)
+def _architecture(activation: str, params: Config, typed: int | None, n: int) -> Architecture:
+    """How codes are made, of n features.
+
+    Args:
+        activation: its class.
+        params: its parameters.
+        typed: k, for where there is none.
+        n: features.
+    """
+    k = params.take("top_k", int, typed)
     params.finish()
     match activation:
         case "Relu":
             return Architecture("relu")
+        case "TopK" if k is None:
+            raise ValueError(f"{params.named} says no top_k: type it (k)")
         case "TopK":
-            return Architecture("topk", k, signed=True)
+            # As the library has it, where there are fewer features.
+            return Architecture("topk", min(k, n), signed=True)
         case "BatchTopK":
             return Architecture("jumprelu")
         case _:

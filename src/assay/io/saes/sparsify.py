@@ -33,7 +33,7 @@ def read(weights: Path, config: Path, settings: Settings) -> StoredSae:
     said = Config(read_config(config), config)
     said.require("skip_connection", False, why="W_skip is a transcoder's, and is not read")
     said.require("signed", False, why="signed top-K of older versions is not read")
-    activation = said.take("activation", str, "topk")
+    activation = said.need("activation", str) if "activation" in said else "topk"
     if activation not in ("topk", "groupmax"):
         raise ValueError(
             f"{config}: `activation` is {shown(activation)}, wanted topk or groupmax: this version"
@@ -42,9 +42,9 @@ def read(weights: Path, config: Path, settings: Settings) -> StoredSae:
     k, transcodes = said.take("k", int, settings.k), said.take("transcode", bool, False)
     if k is None:
         raise ValueError(f"{config} says no k: type it (k)")
-    d, n = said.take("d_in", int), said.take("num_latents", int, 0)
+    d, n = said.need("d_in", int), said.take("num_latents", int, 0)
     expansion = said.take("expansion_factor", int)
-    if n == 0 and d is not None and expansion is not None:
+    if n == 0 and expansion is not None:
         n = d * expansion
     said.ignore(TRAINING)
     said.finish()
