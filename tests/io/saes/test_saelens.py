@@ -207,6 +207,9 @@ def test_factors_of_fine_tuning_multiply_the_codes_before_they_are_decoded(
     for wrong in (factors[:-1], factors[:, None]):
         with pytest.raises(ValueError, match="wanted one number for each feature"):
             read_sae(save(tmp_path, BEFORE, weights() | {name: wrong}, **said))
+    flat = weights() | {"W_dec": 2 * factors, "W_enc": torch.eye(N), name: factors}
+    with pytest.raises(ValueError, match="wanted one number for each feature"):
+        read_sae(save(tmp_path, BEFORE, flat, **said))
     both = {"scaling_factor": factors, "finetuning_scaling_factor": 2 * factors}
     with pytest.raises(ValueError, match="found scaling_factor and finetuning_scaling_factor"):
         read_sae(save(tmp_path, BEFORE, weights() | both, **said))

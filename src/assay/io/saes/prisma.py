@@ -11,7 +11,6 @@ today's code reads all of them alike, as is done here.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -109,15 +108,16 @@ def read(weights: Path, config: Path, settings: Settings) -> StoredSae:
         ValueError: one is damaged or not understood, or the configurations disagree.
     """
     loaded = load_pickle(weights, weights, CLASSES)
+    holds = loaded if isinstance(loaded, dict) else {}
     said: dict[Path, _Said] = {}
-    if isinstance(loaded, Mapping) and {"config", "autoencoder"} <= loaded.keys():
+    if {"config", "autoencoder"} <= holds.keys():
         raise ValueError(
             f"{weights} holds `config` and `autoencoder`, as SAELens 2 saved it: load it in"
             " ViT-Prisma by load_from_pretrained_legacy_saelens_v2, and save_model it"
         )
-    if isinstance(loaded, Mapping) and {"cfg", "state_dict"} <= loaded.keys():
-        said[weights] = _understand(Config(_plain(loaded["cfg"], weights), weights))
-        loaded = loaded["state_dict"]
+    if {"cfg", "state_dict"} <= holds.keys():
+        said[weights] = _understand(Config(_plain(holds["cfg"], weights), weights))
+        loaded = holds["state_dict"]
     if config.is_file() or not said:
         said[config] = _understand(Config(read_config(config), config))
     one, *others = said.values()
@@ -205,14 +205,13 @@ def _understand(said: Config) -> _Said:
     on_class = said.take("cls_token_only", bool, False)
     said.ignore(TRAINING)
     said.finish()
+    top = Architecture("topk", k, norm=norm) if activation == "topk" else None
     return _Said(
-        Architecture("topk", k, norm=norm)
-        if activation == "topk"
-        else Architecture("relu", norm=norm),
-        named == "gated",
-        (d_in, d_sae),
-        Recorded(layer, hook),
-        ("it was trained on class tokens only",) if on_class else (),
+        architecture=top or Architecture("relu", norm=norm),
+        gated=named == "gated",
+        sizes=(d_in, d_sae),
+        recorded=Recorded(layer, hook),
+        notes=("it was trained on class tokens only",) if on_class else (),
     )
 
 
