@@ -21,7 +21,7 @@ import torch
 import yaml
 from kedro.io import AbstractDataset, DataCatalog, DatasetError, Version
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from assay.codes import Format
@@ -32,14 +32,17 @@ from assay.io.datasets import (
     CheckpointsDataset,
     CodesDataset,
     ImagesDataset,
+    SaeDataset,
     SaevInferenceDataset,
     ShardsDataset,
     TensorsDataset,
     find_shards,
 )
+from assay.io.saes import hub
 from assay.io.shards import Shards, windows
 from assay.io.shards.metadata import Metadata
 from assay.io.tensors import fingerprint_tensors
+from saes import write_saev, write_sparsify
 from shards import FIELDS
 
 STATE = {"components": torch.eye(3).double(), "n": torch.tensor(3)}
@@ -596,6 +599,109 @@ def test_what_saev_left_is_found_by_the_shards_hash_and_never_written(
     assert "run" in str(parts["codes"]._describe())
 
 
+# --- autoencoders
+
+
+def test_an_autoencoder_is_the_same_wherever_it_lies_and_however_it_is_saved(
+    tmp_path: Path,
+) -> None:
+    path = write_sparsify(tmp_path / "layers.3")
+    dataset = SaeDataset(filepath=str(path))
+    assert dataset.exists()
+    before = dataset.fingerprint()
+    moved = SaeDataset(filepath=str(path.rename(tmp_path / "elsewhere")), settings={"k": 4})
+    assert not dataset.exists()
+    assert moved.fingerprint() == before
+    weights = tmp_path / "elsewhere/sae.safetensors"
+    tensors = load_file(weights)
+    save_file({name: tensor.double() for name, tensor in tensors.items()}, weights, {"by": "me"})
+    assert moved.fingerprint() == before
+    assert write_sparsify(tmp_path / "again") != path
+    assert SaeDataset(filepath=str(tmp_path / "again")).fingerprint() == before
+    changes: dict[str, dict[str, Any]] = {
+        "k": {"k": 5},
+        "activation": {"activation": "groupmax"},
+        "center": {"transcode": True},
+        "seed": {"seed": 1},
+    }
+    others = {
+        SaeDataset(filepath=str(write_sparsify(tmp_path / name, **change))).fingerprint()
+        for name, change in changes.items()
+    }
+    assert len(others | {before}) == 5
+
+
+def test_weights_whose_formula_is_typed_are_read_by_it(tmp_path: Path) -> None:
+    tensors = {
+        "W_enc": torch.ones(4, 6),
+        "W_dec": torch.ones(6, 4),
+        "b_dec": torch.ones(4),
+    }
+    path = tmp_path / "a[1].safetensors"
+    save_file(tensors, path)
+
+    def read(**options: Any) -> SaeDataset:
+        return SaeDataset(filepath=str(path), **options)
+
+    given = [
+        read(settings={"activation": "relu"}, input_bias="b_dec"),
+        read(settings={"activation": "relu"}, input_bias="none"),
+        read(settings={"activation": "topk", "k": 2}, input_bias="none"),
+    ]
+    assert [sorted(each.load().tensors) for each in given[:2]] == [
+        ["W_dec", "W_enc", "b_out", "center"],
+        ["W_dec", "W_enc", "b_out"],
+    ]
+    assert len({each.fingerprint() for each in given}) == 3
+    assert given[2].load().architecture.k == 2
+
+
+def test_what_is_wrong_with_an_autoencoder_names_its_parameter_and_file(tmp_path: Path) -> None:
+    path = write_sparsify(tmp_path / "layers.3", new=1)
+    named = SaeDataset(filepath=str(path), parameter="dictionaries.mine.sae")
+    for read in (named.load, named.fingerprint):
+        with pytest.raises(
+            DatasetError, match=f"dictionaries.mine.sae: {path}/cfg.json: found new"
+        ):
+            read()
+    missing = SaeDataset(filepath=str(tmp_path / "no"), parameter="dictionaries.mine.sae")
+    assert not missing.exists()
+    with pytest.raises(DatasetError, match=f"dictionaries.mine.sae: {tmp_path}/no: no such file"):
+        missing.load()
+    with pytest.raises(DatasetError, match="found dict to save; the file is another library's"):
+        missing.save({})  # type: ignore[arg-type]  # as a pipeline might
+    assert "dictionaries.mine.sae" in str(missing)
+
+
+def test_an_autoencoder_that_was_read_says_what_it_is(tmp_path: Path) -> None:
+    path = write_sparsify(tmp_path / "layers.3")
+    dataset = SaeDataset(filepath=str(path), typed="saes/{layer}")
+    assert dataset.said is None
+    dataset.load()
+    assert dataset.said is not None
+    assert json.loads(json.dumps(dataset.said)) == dataset.said
+    assert {name: dataset.said[name] for name in ("path", "commit", "library", "k", "layer")} == {
+        "path": "saes/{layer}",
+        "commit": None,
+        "library": "sparsify",
+        "k": 4,
+        "layer": 3,
+    }
+
+
+def test_what_is_on_the_hub_says_why_it_cannot_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(typed: str) -> Any:
+        raise FileNotFoundError(f"{typed}: found neither\nConnectError")
+
+    monkeypatch.setattr(hub, "fetch", refuse)
+    dataset = SaeDataset(filepath="hf:owner/name", parameter="dictionaries.mine.sae")
+    assert dataset.exists()
+    with pytest.raises(
+        DatasetError, match=r"dictionaries.mine.sae: hf:owner/name: found neither\n"
+    ):
+        dataset.load()
+
+
 # --- images
 
 
@@ -625,6 +731,7 @@ ALL = (
     CodesDataset,
     CheckpointsDataset,
     TensorsDataset,
+    SaeDataset,
     SaevInferenceDataset,
 )
 
@@ -666,6 +773,8 @@ def test_the_yaml_examples_are_true(project: Path) -> None:
     photograph(project / "ADEChallengeData2016/images/validation")
     assert len(catalog.load("images_probe_val")) == 8
     assert catalog.load("layer_23.codes_relu-16k_probe_val").n_features == 4
+    write_saev(project / "runs/z55bntm1/checkpoint/sae.pt", d=4, n=6)
+    assert catalog.load("layer_23.sae_relu-16k").n_features == 6
     (version,) = (project / "data/06_models/layer_3/pca.safetensors").iterdir()
     assert_state(TensorsDataset(filepath=str(version / "pca.safetensors")).load(), STATE)
 
@@ -681,6 +790,7 @@ def test_the_python_examples_are_true(project: Path) -> None:
     codes.save(MadeCodes())
     TensorsDataset(filepath=str(folder / "06_models/layer_23/pca.safetensors")).save(STATE)
     write_inference(project / "runs/z55bntm1/inference/687023f7")
+    write_saev(project / "runs/z55bntm1/checkpoint/sae.pt", d=4, n=6)
     photograph(project / "ADEChallengeData2016/images/validation")
     found: dict[str, Any] = {}
     for dataset in ALL:
@@ -691,3 +801,4 @@ def test_the_python_examples_are_true(project: Path) -> None:
     assert torch.equal(found["components"], STATE["components"])
     assert found["checkpoints"].load({"layer": 23}) is None
     assert found["token_acts"].n_rows == 15
+    assert found["formula"].startswith("code = relu(x W_enc + b_enc)")

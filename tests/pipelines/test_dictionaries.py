@@ -10,10 +10,12 @@ import pytest
 import torch
 
 from assay.architecture import Architecture
+from assay.io.codes import StoredCodes, write_codes
 from assay.io.saes import StoredSae
 from assay.io.shards import Shards
-from assay.numerics.codes import densify
+from assay.numerics.codes import densify, measure_l0
 from assay.numerics.dictionary import open_dictionary
+from assay.numerics.probe import LogisticProbe1d
 from assay.numerics.sae import SparseAutoencoder
 from assay.parameters import DictionaryParameters, KMeansParameters
 from assay.pipelines.dictionaries.nodes import (
@@ -58,6 +60,7 @@ def make_stored(weights, kind):
         "relu": Architecture("relu"),
         "topk": Architecture("topk", 5),
         "signed": Architecture("topk", 5, signed=True),
+        "abstopk": Architecture("abstopk", 5),
         "jumprelu": Architecture("jumprelu"),
     }
     tensors = weights | {"center": weights["b_out"]}
@@ -114,6 +117,46 @@ def test_an_autoencoders_errors_and_codes_are_those_of_its_definition(
     said = json.loads(str(codes.provenance["parameters"]))
     assert said == {"library": "saev", "formula": stored.formula, "trained_on": trained_on}
     assert codes.provenance["model"] == stored.fingerprint()
+
+
+@pytest.mark.parametrize("kind", ["abstopk", "relu"])
+def test_stored_codes_have_the_error_that_they_say_and_negative_ones_count(
+    planted, tokens, statistics, weights, tmp_path, kind
+):
+    stored, shards = make_stored(weights, kind), Shards(planted[1])
+    codes = encode(shards, statistics, stored, "cpu", layer=5, name="mine", kind="standardized")
+    write_codes(tmp_path / "codes", codes, batch_size=100)
+    read = StoredCodes(tmp_path / "codes")
+    batches = list(read.batches(100))
+    dense = torch.cat([densify(batch, "sparse", N) for batch in batches]).double()
+    x = ((tokens[1] - statistics["mean"]) / statistics["std"]).float().double()
+    left = x - dense @ weights["W_dec"].double() - weights["b_out"].double()
+    error = torch.cat([batch["error"] for batch in batches])
+    torch.testing.assert_close(error, left.square().sum(1), rtol=1e-6, atol=0)
+    assert bool((dense < 0).any()) == (kind == "abstopk")
+    assert measure_l0(read) == float((dense != 0).sum()) / len(x)
+    if kind == "abstopk":
+        assert measure_l0(read) == 5
+
+
+def test_an_autoencoder_that_is_never_active_is_encoded_and_probed(
+    planted, tokens, statistics, weights, tmp_path
+):
+    weights = weights | {"b_enc": torch.full((N,), -1e4)}
+    stored, shards = make_stored(weights, "relu"), Shards(planted[1])
+    errors = measure(
+        shards, statistics, stored, "cpu", layer=5, name="mine", kind="raw", batch_size=100
+    )
+    assert errors["rows"][0]["nmse"] > 0
+    codes = encode(shards, statistics, stored, "cpu", layer=5, name="mine", kind="raw")
+    write_codes(tmp_path / "codes", codes, batch_size=100)
+    read = StoredCodes(tmp_path / "codes")
+    assert measure_l0(read) == 0
+    labels = torch.arange(len(tokens[1])) % 2
+    for each in (read, codes):
+        probe = LogisticProbe1d().fit(each, labels, 2)
+        assert not probe.coef_.any()
+        assert float(probe.judge(each, labels).loss.max()) == pytest.approx(np.log(2), rel=1e-4)
 
 
 def test_the_batch_size_is_that_of_the_measurement(planted, statistics, weights, monkeypatch):

@@ -33,8 +33,7 @@ class SaeDataset(AbstractDataset[Never, StoredSae]):
 
         Python::
 
-            stored = SaeDataset(filepath="runs/z55bntm1/checkpoint/sae.pt").load()
-            stored.formula
+            formula = SaeDataset(filepath="runs/z55bntm1/checkpoint/sae.pt").load().formula
     """
 
     def __init__(
