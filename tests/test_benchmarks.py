@@ -49,7 +49,6 @@ def test_the_small_autoencoder_is_what_its_script_says(planted, tmp_path, activa
     assert float(left / (x.double() - x.double().mean(0)).square().sum()) < 0.9
 
 
-
 @pytest.mark.parametrize(
     ("script", "options", "said"),
     [
