@@ -715,8 +715,20 @@ def test_other_dictionaries_are_rows_of_the_table(new_project, run_command, plan
         folder.mkdir(parents=True)
         scipy.sparse.save_npz(folder / "token_acts.npz", scipy.sparse.csr_array(codes.numpy()))
         (folder / "metrics.json").write_text(json.dumps(metrics))
+    as_saved = {
+        "W_enc": torch.randn(80, 100, generator=generator),
+        "b_enc": torch.randn(100, generator=generator) - 80,  # so that fewer than k are positive
+        "W_dec": directions,
+        "b_dec": mean.float(),
+    }
+    (project / "runs/abc/checkpoint").mkdir()
+    with (project / "runs/abc/checkpoint/sae.pt").open("wb") as file:
+        header = {"cfg": {"activation": {"cls": "TopK", "params": {"top_k": 6}}}, "schema": 5}
+        file.write(json.dumps(header).encode() + b"\n")
+        torch.save(as_saved, file)
     parameters = project / "conf/base/parameters.yml"
     given = {
+        "saev": {"sae": "runs/abc"},
         "mine": {
             "weights": "saes/{layer}.safetensors",
             "activation": "topk",
@@ -738,7 +750,7 @@ def test_other_dictionaries_are_rows_of_the_table(new_project, run_command, plan
     assert max(len(line) for line in ended.stdout.splitlines()) <= 80
     table = pd.read_csv(project / "data/08_reporting/baselines.csv")
     assert "random-directions-topk-00016" in ended.stdout
-    assert len(table) == 14
+    assert len(table) == 15
     seeds = table.groupby("encoding")["seed"].apply(list).to_dict()
     assert seeds["kmeans-onehot"] == seeds["kmeans-invdist"] == [0, 1]
     assert seeds["random-directions-topk-00016"] == [3, 4]
@@ -780,6 +792,15 @@ def test_other_dictionaries_are_rows_of_the_table(new_project, run_command, plan
     assert np.isnan(theirs["nmse"])
     for column in ("l0", "probe_r", "map", "purity_at_16", "coverage_at_0.3"):
         assert mine[column] == pytest.approx(theirs[column], rel=1e-9), column
+    wide = {name: tensor.double() for name, tensor in as_saved.items()}
+    x = torch.cat(list(Shards(planted[1]).batches(layer=5, batch_size=100))).double()
+    values, indices = (x @ wide["W_enc"] + wide["b_enc"]).topk(6, dim=1)
+    assert values.min() < 0 < values.max()
+    left = x - torch.einsum("bk,bkd->bd", values, wide["W_dec"][indices]) - wide["b_dec"]
+    for column, unit in (("nmse", std), ("nmse_raw", 1.0)):
+        wanted = (left / unit).square().sum() / ((x - mean) / unit).square().sum()
+        assert rows["saev"][column] == pytest.approx(float(wanted), rel=1e-6), column
+    assert (rows["saev"]["k"], rows["saev"]["l0"]) == (6, 6)
     assert rows["random-directions-topk-00016"]["nmse"] > rows["pca-topk-00016"]["nmse"]
     assert rows["random-centres-onehot"]["nmse"] > rows["kmeans-onehot"]["nmse"]
     again = run_command(

@@ -118,7 +118,7 @@ def fit_probes(
             "layer": layer,
             "method": method,
             "encoding": encoding,
-            "k": k or codes_val.n_features,
+            "k": k or codes_val.k or codes_val.n_features,
         }
         about |= {"n_train": len(train_classes), "n_val": len(val_classes)}
         results += [
