@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from assay.io.saes import read_sae
-from assay.io.saes.configs import Config, read_config
+from assay.io.saes.configs import Config, read_config, take_tensors
 from assay.io.saes.locate import DEEPEST, LAYOUTS, locate
 
 
@@ -180,3 +181,17 @@ def test_a_configuration_is_an_object_of_bounded_size(tmp_path: Path) -> None:
         read_config(touch(tmp_path / "cfg.json", "[]"))
     with pytest.raises(ValueError, match="has 4194305 bytes, wanted at most 4194304"):
         read_config(touch(tmp_path / "cfg.json", " " * (2**22 + 1)))
+
+
+@pytest.mark.parametrize(
+    ("tensor", "message"),
+    [
+        (torch.ones(2, 3).to(torch.float8_e5m2), "b is of torch.float8_e5m2, wanted floating-poi"),
+        (torch.ones(2, 3, dtype=torch.complex64), "b is of torch.complex64, wanted floating-poi"),
+        (torch.ones(2), r"b is of shape \(2,\), wanted features and dimensions"),
+        (torch.ones(2, 0), r"b is of shape \(2, 0\), wanted features and dimensions"),
+    ],
+)
+def test_an_encoder_is_a_matrix_of_numbers(tensor: torch.Tensor, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        take_tensors({"b": tensor}, {"b": "W_enc"}, NAMED)

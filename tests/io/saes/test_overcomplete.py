@@ -472,7 +472,19 @@ def test_another_activation_than_the_library_has_is_refused(tmp_path: Path) -> N
 
 
 def test_a_code_at_its_threshold_is_kept(tmp_path: Path) -> None:
-    state = STATE | {"encoder.final_block.0.bias": torch.ones(N), "thresholds": torch.zeros(N)}
-    torch.save(state, tmp_path / "model.pt")
-    sae = open_sae(read_sae(tmp_path, Settings(normalization="l2")))
-    assert torch.equal(sae.encode_dense(torch.zeros(1, D)), torch.ones(1, N))
+    ones = linear(encoder(), torch.ones(N))
+    thresholds = nn.Parameter(torch.zeros(N))
+    jump = autoencoder("jump_sae.JumpSAE", ones, dictionary(rows()), thresholds=thresholds)
+    batch = autoencoder(
+        "batchtopk_sae.BatchTopKSAE", ones, dictionary(rows()), top_k=5, running_threshold=1.0
+    )
+    path = tmp_path / "model.pt"
+    typed = Settings("batchtopk", threshold=1.0, normalization="l2")
+    for made, said in ((jump, Settings(normalization="l2")), (batch, typed)):
+        save(made, path)
+        stored = [read_sae(path)]
+        torch.save(made.state_dict(), path)
+        stored.append(read_sae(path, said))
+        for each in stored:
+            codes = open_sae(each).encode_dense(torch.zeros(1, D))
+            assert torch.equal(codes, torch.ones(1, N))

@@ -258,6 +258,7 @@ def test_archives_that_torch_does_not_write_are_refused(tmp_path: Path) -> None:
     spoilt[spoilt.index(bytes(1000)) + 500] = 1
     for raw, message in [
         (bomb, "compressed, which torch.save never does"),
+        (archive(entries(torch.rand(9)), zipfile.ZIP_DEFLATED), "compressed, which torch.save"),
         (archive(plain | {"other/data.pkl": b"\x80\x02N."}), "has not one data.pkl"),
         (archive({"archive/version": b"3"}), "has not one data.pkl"),
         (archive(plain | {f"{folder}/constants.pkl": b""}), "is a TorchScript program"),
@@ -280,6 +281,14 @@ def test_a_directory_of_an_archive_is_bounded_before_it_is_read() -> None:
     many = {f"archive/{number}": b"" for number in range(20_000)}
     with pytest.raises(ValueError, match=r"directory has .* bytes, wanted fewer"):
         read(archive(many))
+
+
+def test_how_the_process_loads_its_own_files_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.save({"bias": torch.ones(2)}, tmp_path / "ae.pt")
+    monkeypatch.setattr("torch.utils.serialization.config.load.mmap", True)
+    assert load_pickle(tmp_path / "ae.pt", NAMED)["bias"].tolist() == [1, 1]
 
 
 def test_a_file_that_is_missing_or_cannot_be_read(tmp_path: Path) -> None:
