@@ -794,11 +794,11 @@ def test_other_dictionaries_are_rows_of_the_table(new_project, run_command, plan
         assert mine[column] == pytest.approx(theirs[column], rel=1e-9), column
     wide = {name: tensor.double() for name, tensor in as_saved.items()}
     x = torch.cat(list(Shards(planted[1]).batches(layer=5, batch_size=100))).double()
-    values, indices = (x @ wide["W_enc"] + wide["b_enc"]).topk(6, dim=1)
-    assert values.min() < 0 < values.max()
-    left = x - torch.einsum("bk,bkd->bd", values, wide["W_dec"][indices]) - wide["b_dec"]
+    entries, indices = (x @ wide["W_enc"] + wide["b_enc"]).topk(6, dim=1)
+    assert entries.min() < 0 < entries.max()
+    back = torch.einsum("bk,bkd->bd", entries, wide["W_dec"][indices]) + wide["b_dec"]
     for column, unit in (("nmse", std), ("nmse_raw", 1.0)):
-        wanted = (left / unit).square().sum() / ((x - mean) / unit).square().sum()
+        wanted = ((x - back) / unit).square().sum() / ((x - mean) / unit).square().sum()
         assert rows["saev"][column] == pytest.approx(float(wanted), rel=1e-6), column
     assert (rows["saev"]["k"], rows["saev"]["l0"]) == (6, 6)
     assert rows["random-directions-topk-00016"]["nmse"] > rows["pca-topk-00016"]["nmse"]
