@@ -45,9 +45,9 @@ def test_whitened_coefficients_of_each_k_have_codes_of_their_own():
     floor = {"floor": {"random": "directions"}}
     raw = make_plan(parse(DIGITS, dictionaries=floor), d_model=80)
     white = make_plan(parse(DIGITS, dictionaries=floor, pca={"whiten": True}), d_model=80)
-    assert (raw.whiten, white.whiten) == (False, True)
+    assert (raw.pca_form, white.pca_form) == (Form("dense"), Form("dense", whiten=True))
     assert white.encodings[2:] == tuple(
-        Encoding(Model("pca"), Form("topk", k), k) for k in (1, 4, 16, 64)
+        Encoding(Model("pca"), Form("topk", k, whiten=True), k) for k in (1, 4, 16, 64)
     )
     assert all(row.codes == row.name for row in white.encodings)
     assert list(white.rows) == list(raw.rows)

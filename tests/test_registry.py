@@ -258,9 +258,8 @@ def test_whitened_codes_are_probed_by_a_node_for_each_k(register, latent_topk):
         assert node.func.keywords["rows"] == ((name, int(name[-5:])),)
     encoded = [name for name in names(whole) if ".encode.pca" in name and "layer_3" in name]
     assert len(encoded) == 2 * len({*ks, latent_topk})
-    whitened = {
-        node.name for node in whole.nodes if getattr(node.func, "keywords", {}).get("whiten")
-    }
+    kinds = {node.name: getattr(node.func, "keywords", {}).get("kind") for node in whole.nodes}
+    whitened = {name for name, kind in kinds.items() if isinstance(kind, Form) and kind.whiten}
     assert whitened == {
         name for name in names(whole) if re.search(r"\.(encode\.pca-[^.]+\.|pca\.measure$)", name)
     }
@@ -288,12 +287,6 @@ def test_a_change_of_whiten_remakes_what_is_made_with_pca_and_nothing_else(regis
         "layer_3.pca_history",
         "layer_3.codes_floor-topk-00016_probe_val",
     } < (kept)
-
-
-def test_whiten_that_is_false_is_part_of_no_fingerprint(register):
-    """So results from before there was one are found."""
-    for node in register()["__default__"].nodes:
-        assert "whiten" not in getattr(node.func, "keywords", {}), node.name
 
 
 def test_sparsity_is_bound_to_the_nodes_whose_codes_it_may_change(register):

@@ -77,10 +77,13 @@ class Form:
     Attributes:
         kind: one of `KINDS`.
         k: entries that are kept of each row, for `topk` and for nothing else.
+        whiten: of PCA's, whether a coefficient is divided by the standard deviation along its
+            component; None: as what was fitted says. No name says it: a table has one or the other.
     """
 
     kind: str
     k: int | None = None
+    whiten: bool | None = None
 
     @property
     def family(self) -> Family:

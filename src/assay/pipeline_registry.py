@@ -51,14 +51,8 @@ def _stages(plan: Plan) -> dict[str, Pipeline]:
             lambda n: standardize.create_pipeline(n, given_statistics=plan.given_statistics)
         ),
         "kmeans": layers(lambda n: kmeans.create_pipeline(n, plan.kmeans)),
-        "pca": layers(
-            lambda n: pca.create_pipeline(n, ks=ks, form=plan.pca_form, whiten=plan.whiten)
-        ),
-        "encode": layers(
-            lambda n: encode.create_pipeline(
-                n, elsewhere, sparsity=plan.sparsity, whiten=plan.whiten
-            )
-        ),
+        "pca": layers(lambda n: pca.create_pipeline(n, ks=ks, form=plan.pca_form)),
+        "encode": layers(lambda n: encode.create_pipeline(n, elsewhere, sparsity=plan.sparsity)),
         "dictionaries": layers(create_dictionaries),
         "probe": layers(lambda n: probe.create_pipeline(n, plan.rows_of(n))),
         "report": (

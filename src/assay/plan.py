@@ -39,8 +39,6 @@ class Plan:
     """The form of the codes that the ``pca`` pipeline leaves: ``pca-dense``, or ``pca-topk-...``
     where ``latent_topk`` is set.
     """
-    whiten: bool
-    """PCA's coefficients are whitened, and no K reads the codes of another."""
     sparsity: SparsityParameters | None
     """What is kept of dense k-means codes that do not fit on the disk; None: they have to fit."""
     digits: tuple[str, ...]
@@ -105,8 +103,10 @@ def _make_plan(parameters: Parameters, d_model: int | None) -> Plan:
         ks = sorted({*ks, parameters.latent_topk})
     sweep = [Encoding(Model("pca"), Form("topk", k), k, stored_k=max(ks)) for k in ks]
     # The error of a smaller K follows from the values that a larger one stores, unless those are
-    # whitened.
-    pca = [replace(row, stored_k=None) for row in sweep] if parameters.pca.whiten else sweep
+    # whitened: then no K reads the codes of another.
+    whiten = parameters.pca.whiten or None
+    whitened = [Encoding(Model("pca"), Form("topk", k, whiten), k) for k in ks]
+    pca = whitened if whiten else sweep
     fitted = parameters.kmeans
     models = (
         Model("kmeans", fitted.seed),
@@ -128,11 +128,10 @@ def _make_plan(parameters: Parameters, d_model: int | None) -> Plan:
             for model in each.models(name)
         ),
         pca_form=(
-            Form("dense")
+            Form("dense", whiten=whiten)
             if parameters.latent_topk is None
-            else Form("topk", parameters.latent_topk)
+            else Form("topk", parameters.latent_topk, whiten)
         ),
-        whiten=parameters.pca.whiten,
         sparsity=parameters.kmeans.sparsity,
         digits=digits_splits(parameters),
         gallery_classes=(

@@ -1,11 +1,14 @@
 """Encoders against the formulas written out in float64 numpy, a token at a time."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from assay.encodings import Form
 from assay.numerics.codes import ComputedCodes, TopKCodes, densify
 from assay.numerics.dictionary import open_dictionary
 from assay.numerics.pca import StreamingPCA
@@ -170,14 +173,14 @@ def test_whitened_codes_follow_the_formula_and_their_errors_are_of_the_coefficie
     z = _coefficients(x, state)
     white = z / np.sqrt(state["explained_variance"].numpy())
     kept = _kept(white, k)
-    encoder = open_dictionary(f"pca-topk-{k:05d}", state, whiten=True)
+    encoder = open_dictionary(Form("topk", k, whiten=True), state)
     batch = encoder.encode(x)
     assert batch["indices"].tolist() == kept.tolist()
     np.testing.assert_allclose(
         batch["values"].numpy(), np.take_along_axis(white, kept, 1), rtol=1e-6, atol=1e-10
     )
     _assert_error(batch, _residuals(x, state, z, kept))
-    dense = open_dictionary("pca-dense", state, whiten=True).encode(x)
+    dense = open_dictionary(Form("dense", whiten=True), state).encode(x)
     np.testing.assert_allclose(dense["values"].numpy(), white, rtol=1e-6, atol=1e-10)
     _assert_error(dense, _residuals(x, state, z, _kept(z, n_components)))
     if k == D:
@@ -192,7 +195,7 @@ def test_a_component_without_variance_is_whitened_by_nothing():
         "explained_variance": torch.tensor([16.0, 0.25, 0.0], dtype=torch.float64),
     }
     x = torch.tensor([[4.0, 3.0, 2.0], [4.0, 0.25, 2.0]], dtype=torch.float32)
-    batch = open_dictionary("pca-topk-00002", state, whiten=True).encode(x)
+    batch = open_dictionary(Form("topk", 2, whiten=True), state).encode(x)
     assert batch["indices"].tolist() == [[1, 2], [2, 0]]
     assert batch["values"].tolist() == [[6.0, 2.0], [2.0, 1.0]]
     assert batch["error"].tolist() == [16.0, 0.0625]
@@ -208,7 +211,7 @@ def test_codes_are_whitened_as_the_state_says_unless_it_is_said_when_it_is_opene
         assert not torch.equal(raw["values"], white["values"])
         for state in states.values():
             for whiten, wanted in ((False, raw), (True, white)):
-                encoder = open_dictionary(name, state, whiten=whiten)
+                encoder = open_dictionary(replace(Form.parse_name(name), whiten=whiten), state)
                 found = encoder.encode(x)
                 assert all(torch.equal(found[key], tensor) for key, tensor in wanted.items())
                 top = name != "pca-dense"

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from assay.architecture import Architecture
-from assay.encodings import KINDS
+from assay.encodings import KINDS, Form
 from assay.numerics.codes import ComputedCodes, TensorCodes, gather_columns, measure_l0, sparsify
 from assay.numerics.dictionary import open_dictionary
 from assay.numerics.kmeans.estimator import MiniBatchKMeans
@@ -178,11 +178,9 @@ def _merge_sketches(x):
     return probe.fit_sketch(first).state_dict()
 
 
-def _encoded(name, x, **options):
-    state = (
-        _fitted().kmeans.state_dict() if name.startswith("kmeans") else _fitted().pca.state_dict()
-    )
-    return open_dictionary(name, state, **options).encode(x)
+def _encoded(form, x):
+    state = _fitted().kmeans.state_dict() if form.is_by_center else _fitted().pca.state_dict()
+    return open_dictionary(form, state).encode(x)
 
 
 def _whitened():
@@ -225,9 +223,9 @@ ENTRIES: dict[str, Callable[[Tensor], dict[str, Tensor]]] = {
     "pca errors, whitened": lambda x: _errors(
         partial(_whitened().reconstruction_errors, std=_fitted().statistics["std"], ks=[1, 3]), x
     ),
-    "pca-topk-00003, whitened": partial(_encoded, "pca-topk-00003", whiten=True),
+    "pca-topk-00003, whitened": partial(_encoded, Form("topk", 3, whiten=True)),
     **{
-        name: partial(_encoded, name)
+        name: partial(_encoded, Form.parse_name(name))
         for name in (*(f"kmeans-{kind}" for kind in KINDS["kmeans"]), "pca-dense", "pca-topk-00003")
     },
     **{f"sae {activation}": partial(_of_autoencoder, activation) for activation in ARCHITECTURES},

@@ -5,12 +5,15 @@ With torch, numpy and pytest alone: `pytest -m gpu tests/numerics/test_on_cuda.p
 """
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
+from assay.architecture import Architecture
 from assay.codes import Batch
+from assay.encodings import Form
 from assay.numerics.codes import ComputedCodes
 from assay.numerics.dictionary import open_dictionary
 from assay.numerics.kmeans.distances import chunked_distances
@@ -24,6 +27,7 @@ from assay.numerics.probe import LogisticProbe1d
 from assay.numerics.probe.cells import CellMap
 from assay.numerics.probe.sketch import FeatureSketch
 from assay.numerics.ranking import rank_features, strongest_examples, top_rows
+from assay.numerics.sae import SparseAutoencoder
 from hostile import KINDS, make
 
 pytestmark = pytest.mark.gpu
@@ -161,9 +165,46 @@ def test_codes_are_the_same(tokens: Tensor, name: str) -> None:
             "counts": torch.ones(N_CLUSTERS, dtype=torch.int64),
         }
     there = {key: each.cuda() for key, each in state.items()}
-    found = open_dictionary(name, there, whiten=bool(whiten)).encode(tokens.cuda())
-    for key, wanted in open_dictionary(name, state, whiten=bool(whiten)).encode(tokens).items():
+    form = replace(Form.parse_name(name), whiten=bool(whiten))
+    found = open_dictionary(form, there).encode(tokens.cuda())
+    for key, wanted in open_dictionary(form, state).encode(tokens).items():
         assert_same(found[key], wanted, rtol=1e-6, atol=1e-6 * float(wanted.double().abs().max()))
+
+
+@pytest.mark.parametrize(
+    "architecture",
+    [
+        Architecture("relu", norm="layer_norm"),
+        Architecture("topk", 8, signed=True),
+        Architecture("abstopk", 8, norm="constant_norm_rescale"),
+        Architecture("jumprelu", keeps_equal=True),
+        Architecture("groupmax", 4),
+        Architecture("matching_pursuit", max_iterations=5),
+    ],
+    ids=str,
+)
+def test_autoencoders_encode_the_same(tokens: Tensor, architecture: Architecture) -> None:
+    n, d = 512, tokens.shape[1]
+    generator = torch.Generator().manual_seed(0)
+    weights = {
+        "W_enc": torch.randn(d, n, generator=generator),
+        "W_dec": torch.nn.functional.normalize(torch.randn(n, d, generator=generator)),
+        "center": torch.randn(d, generator=generator),
+        "threshold": torch.rand(n, generator=generator),
+    }
+    if architecture.activation == "matching_pursuit":
+        del weights["W_enc"]
+    if architecture.activation != "jumprelu":
+        del weights["threshold"]
+    there = {name: tensor.cuda() for name, tensor in weights.items()}
+    wanted = SparseAutoencoder(weights, architecture)
+    found = SparseAutoencoder(there, architecture)
+    for method in ("encode_dense", "reconstruct"):
+        on_cpu = getattr(wanted, method)(tokens)
+        close = 1e-4 * float(on_cpu.abs().max())
+        assert_same(getattr(found, method)(tokens.cuda()), on_cpu, rtol=1e-4, atol=close)
+    error = wanted.encode(tokens)["error"]
+    assert_same(found.encode(tokens.cuda())["error"], error, rtol=1e-3, atol=1e-3)
 
 
 def test_moments_are_the_same_wherever_they_were_begun(tokens: Tensor) -> None:

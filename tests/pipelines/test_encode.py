@@ -5,6 +5,7 @@ in float64.
 import itertools
 import json
 import shutil
+from dataclasses import replace
 from typing import Any, get_args
 
 import numpy as np
@@ -66,8 +67,8 @@ def fitted(planted, tmp_path_factory):
 def encode(planted, fitted):
     statistics, models = fitted
 
-    def run(encoding, model=None, statistics=statistics, path=planted[1], **options):
-        form = Form.parse_name(encoding)
+    def run(encoding, model=None, statistics=statistics, path=planted[1], whiten=None, **options):
+        form = replace(Form.parse_name(encoding), whiten=whiten)
         made_of = (
             Shards(path),
             statistics,

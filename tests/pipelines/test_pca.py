@@ -23,7 +23,7 @@ LAYERS, TOKENS, D_MODEL = (3, 5), 16, 80
 KS = (1, 4, 16, 80)
 
 
-def measure_pca(shards, statistics, model, parameters, layer, ks, **options):
+def measure_pca(shards, statistics, model, parameters, layer, ks, whiten=None):
     return measure(
         shards,
         statistics,
@@ -32,9 +32,8 @@ def measure_pca(shards, statistics, model, parameters, layer, ks, **options):
         parameters,
         layer=layer,
         name="pca",
-        kind=Form("dense"),
+        kind=Form("dense", whiten=whiten),
         ks=ks,
-        **options,
     )
 
 
@@ -88,15 +87,15 @@ def test_components_are_the_right_singular_vectors_of_the_centered_tokens(
     np.testing.assert_allclose(np.abs((found[:5] * components[:5]).sum(axis=1)), 1, atol=1e-6)
 
 
-@pytest.mark.parametrize("options", [{}, {"whiten": True}], ids=str)
+@pytest.mark.parametrize("whiten", [None, True], ids=str)
 def test_nmse_at_every_k_is_that_of_an_explicit_reconstruction(
-    planted, layer, statistics, standardized, tmp_path, options
+    planted, layer, statistics, standardized, tmp_path, whiten
 ):
     model, _ = fit_pca(
         Shards(planted[0]), statistics, PCAParameters(), Checkpoints(tmp_path), "cpu", layer=layer
     )
     found = measure_pca(
-        Shards(planted[1]), statistics, model, PCAParameters(batch_size=50), layer, KS, **options
+        Shards(planted[1]), statistics, model, PCAParameters(batch_size=50), layer, KS, whiten
     )
     rows = found.pop("rows")
     assert found == {"layer": layer, "method": "pca", "n_tokens": 24 * TOKENS}
@@ -105,7 +104,7 @@ def test_nmse_at_every_k_is_that_of_an_explicit_reconstruction(
     mean, components, std = (
         value.numpy() for value in (model["mean"], model["components"], statistics["std"])
     )
-    sigma = np.sqrt(model["explained_variance"].numpy()) if options else np.ones(D_MODEL)
+    sigma = np.sqrt(model["explained_variance"].numpy()) if whiten else np.ones(D_MODEL)
     for k, row in zip(KS, rows, strict=True):
         residual = np.empty_like(val)
         for i, token in enumerate(val):

@@ -16,6 +16,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score
 
+from assay.encodings import Form
 from assay.numerics.codes import TensorCodes
 from assay.numerics.dictionary import open_dictionary
 from assay.numerics.pca import StreamingPCA
@@ -511,7 +512,7 @@ def test_scores_of_whitened_coefficients_are_those_of_the_raw_ones(split, probe)
     pca = StreamingPCA().partial_fit(tokens[0])
     both = []
     for whiten in (False, True):
-        encoder = open_dictionary("pca-dense", pca.state_dict(), whiten=whiten)
+        encoder = open_dictionary(Form("dense", whiten=whiten), pca.state_dict())
         both.append(probe([TensorCodes(encoder.encode(x)["values"]) for x in tokens]))
     (raw, raw_scores), (white, white_scores) = both
     for name in ("train_ce", "val_ce", "val_ap"):

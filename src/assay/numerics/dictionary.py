@@ -237,8 +237,6 @@ def open_dictionary(
     form: Form | str,
     state: Mapping[str, Tensor],
     ks: Sequence[int] = (),
-    *,
-    whiten: bool | None = None,
 ) -> Dictionary:
     """The dictionary of a fitted state under a form, or the name of one: ``kmeans-onehot``,
     ``pca-topk-00064``.
@@ -247,7 +245,6 @@ def open_dictionary(
         form: how codes are made, or the name of that.
         state: of `MiniBatchKMeans` or `StreamingPCA`, as the form says.
         ks: numbers of coefficients that reconstructions of components are measured with.
-        whiten: whether coefficients of components are whitened; None: as the state says.
 
     Raises:
         ValueError: there is no form of that name, K is above the number of components, a form of
@@ -264,6 +261,6 @@ def open_dictionary(
         case "kmeans":
             return Centers(state, found.kind)
         case "pca":
-            return Components(state, found.k, ks, whiten=whiten)
+            return Components(state, found.k, ks, whiten=found.whiten)
         case _:
             assert_never(family)

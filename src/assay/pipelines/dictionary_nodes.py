@@ -76,7 +76,6 @@ def measure(
     name: str,
     kind: OpenedAs,
     ks: tuple[int, ...] = (),
-    whiten: bool = False,
     batch_size: int | None = None,
 ) -> dict[str, Any]:
     """NMSE of a dictionary on the validation tokens, in the standardized space and raw, in one
@@ -92,11 +91,10 @@ def measure(
         name: the model's, which the result goes by.
         kind: how the model is opened.
         ks: numbers of coefficients that components are measured with.
-        whiten: whether the largest coefficients are those that are the largest whitened.
         batch_size: tokens per batch, where no method's parameters say it.
     """
     place = pick_device(device)
-    dictionary = _open(model, statistics, kind, place, ks, whiten=whiten)
+    dictionary = _open(model, statistics, kind, place, ks)
     batch_size = batch_size or parameters.batch_size
     batches = judged_tokens(shards, layer, statistics, batch_size, place, doing=f"{name}, NMSE")
     sums = sum_errors(lambda x: dictionary.errors(x, statistics["std"]), batches)
@@ -121,7 +119,6 @@ def encode(
     kind: OpenedAs,
     seed: int | None = None,
     sparsity: SparsityParameters | None = None,
-    whiten: bool = False,
 ) -> SourcedCodes:
     """Codes of every content token of a layer, in order, computed as they are read: nothing is done
     yet when this returns.
@@ -140,10 +137,9 @@ def encode(
         kind: how the model is opened.
         seed: the model's, for the record.
         sparsity: what is kept where the disk is too small; None: such codes are refused.
-        whiten: whether coefficients of components are whitened.
     """
     place = pick_device(device)
-    dictionary = _open(model, statistics, kind, place, whiten=whiten)
+    dictionary = _open(model, statistics, kind, place)
 
     def stream(
         batch_size: int, start: int, encode: Callable[[Tensor], Batch] = dictionary.encode
@@ -161,9 +157,7 @@ def encode(
             model.fingerprint() if isinstance(model, StoredSae) else fingerprint_tensors(model)
         ),
         "statistics": fingerprint_tensors(statistics),
-        "parameters": json.dumps(
-            _made_with(model, kind, parameters, whiten=whiten), sort_keys=True
-        ),
+        "parameters": json.dumps(_made_with(model, kind, parameters), sort_keys=True),
         "seed": seed,
     }
     codes = functools.partial(
@@ -205,14 +199,11 @@ def measuring_node(
     name: str,
     kind: OpenedAs,
     ks: tuple[int, ...] = (),
-    whiten: bool = False,
     batch_size: int | None = None,
 ) -> Node:
     """The node that measures the dictionary ``name``, whose tensors are the dataset ``model``."""
-    # Bound where they are said: see `encoding_nodes`.
-    options: dict[str, Any] = {"whiten": True} if whiten else {}
-    if batch_size is not None:
-        options["batch_size"] = batch_size
+    # Bound where it is said: see `encoding_nodes`.
+    options = {} if batch_size is None else {"batch_size": batch_size}
     return node(
         bind(measure, layer=layer, name=name, kind=kind, ks=ks, **options),
         ["shards_val", *_inputs(model, kind)],
@@ -230,7 +221,6 @@ def encoding_nodes(
     kind: OpenedAs,
     seed: int | None = None,
     sparsity: SparsityParameters | None = None,
-    whiten: bool = False,
 ) -> list[Node]:
     """The nodes that leave the encoding ``name`` of both probe splits, by the dictionary whose
     tensors are the dataset ``model``.
@@ -239,8 +229,6 @@ def encoding_nodes(
     options: dict[str, Any] = (
         {"sparsity": sparsity} if sparsity and isinstance(kind, Form) and kind.zero_is_far else {}
     )
-    if whiten:
-        options["whiten"] = True
     return [
         node(
             bind(encode, layer=layer, name=name, kind=kind, seed=seed, **options),
@@ -263,27 +251,24 @@ def _open(
     kind: OpenedAs,
     place: torch.device,
     ks: tuple[int, ...] = (),
-    *,
-    whiten: bool = False,
 ) -> Dictionary:
     tensors = model.tensors if isinstance(model, StoredSae) else model
     tensors = {name: tensor.to(place) for name, tensor in tensors.items()}
     if not isinstance(model, StoredSae):
         assert isinstance(kind, Form)
-        # Said here, so that a fit serves both and need not know.
-        return open_dictionary(kind, tensors, ks, whiten=whiten)
+        return open_dictionary(kind, tensors, ks)
     space = {name: statistics[name].to(place) for name in ("mean", "std")} if kind == "raw" else {}
     return open_sae(replace(model, tensors=tensors), **space)
 
 
-def _made_with(model: Stored, kind: OpenedAs, parameters: Any, *, whiten: bool) -> dict[str, Any]:
+def _made_with(model: Stored, kind: OpenedAs, parameters: Any) -> dict[str, Any]:
     if isinstance(model, StoredSae):
         return {"library": model.library, "formula": model.formula, "trained_on": kind}
     assert isinstance(kind, Form)
     made_with: dict[str, Any] = parameters.model_dump(
         mode="json", exclude=set(CHANGING_NO_RESULT[kind.family])
     )
-    return made_with | ({"whiten": True} if whiten else {})
+    return made_with | ({"whiten": True} if kind.whiten else {})
 
 
 def _sparser(

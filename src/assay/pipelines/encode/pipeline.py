@@ -14,10 +14,9 @@ def create_pipeline(
     encodings: Iterable[Encoding],
     *,
     sparsity: SparsityParameters | None = None,
-    whiten: bool = False,
 ) -> Pipeline:
     """Encode the labeled patches in every encoding whose codes no other stage leaves; ``sparsity``
-    says what is kept on a small disk, ``whiten`` whether PCA's coefficients are whitened.
+    says what is kept on a small disk.
     """
     # The rows of PCA share the codes of their largest K, unless they are whitened.
     stored = {row.codes: row for row in encodings}
@@ -34,7 +33,6 @@ def create_pipeline(
                 kind=row.codes_form,
                 seed=row.model.seed,
                 sparsity=sparsity,
-                whiten=whiten and row.codes_form.family == "pca",
             )
         ]
     )

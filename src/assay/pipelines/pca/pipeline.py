@@ -8,11 +8,9 @@ from assay.pipelines.pca.nodes import fit_pca
 from assay.pipelines.stream import bind
 
 
-def create_pipeline(
-    layer: int, *, ks: tuple[int, ...], form: Form, whiten: bool = False
-) -> Pipeline:
+def create_pipeline(layer: int, *, ks: tuple[int, ...], form: Form) -> Pipeline:
     """Fit PCA, measure its reconstruction at every K, and leave the codes of the labeled patches in
-    one form; with ``whiten`` what is measured and left is of whitened coefficients.
+    one form; where that is whitened, so is what is measured.
     """
     fit = node(
         bind(fit_pca, layer=layer),
@@ -20,10 +18,9 @@ def create_pipeline(
         ["pca_model", "pca_history"],
         name="pca.fit",
     )
-    measure = measuring_node(
-        "pca", "pca_model", layer=layer, name="pca", kind=Form("dense"), ks=ks, whiten=whiten
-    )
+    measured = Form("dense", whiten=form.whiten)
+    measure = measuring_node("pca", "pca_model", layer=layer, name="pca", kind=measured, ks=ks)
     codes = encoding_nodes(
-        f"encode.{form.name}", "pca_model", layer=layer, name=form.name, kind=form, whiten=whiten
+        f"encode.{form.name}", "pca_model", layer=layer, name=form.name, kind=form
     )
     return Pipeline([fit, measure, *codes])
