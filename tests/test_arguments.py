@@ -30,6 +30,10 @@ LEAST = {"layers": [3], "shards": {"fit": "a", "val": "b", "probe_train": "c", "
             "dictionaries.a.weights:007,dictionaries.a.k:7",
             {"dictionaries": {"a": {"weights": "007", "k": 7}}},
         ),
+        (
+            "dictionaries.a.sae:hf:owner/name@main/layers.3,dictionaries.a.k:7",
+            {"dictionaries": {"a": {"sae": "hf:owner/name@main/layers.3", "k": 7}}},
+        ),
         ("latent_topk:null", {"latent_topk": None}),
         ("kmeans.tol:-1.5E+3", {"kmeans": {"tol": -1500.0}}),
         ("kmeans.tol:.5", {"kmeans": {"tol": 0.5}}),

@@ -723,7 +723,8 @@ def test_other_dictionaries_are_rows_of_the_table(new_project, run_command, plan
     }
     (project / "runs/abc/checkpoint").mkdir()
     with (project / "runs/abc/checkpoint/sae.pt").open("wb") as file:
-        header = {"cfg": {"activation": {"cls": "TopK", "params": {"top_k": 6}}}, "schema": 5}
+        activation = {"cls": "TopK", "params": {"top_k": 6}}
+        header = {"cfg": {"d_model": 80, "d_sae": 100, "activation": activation}, "schema": 5}
         file.write(json.dumps(header).encode() + b"\n")
         torch.save(as_saved, file)
     parameters = project / "conf/base/parameters.yml"
@@ -780,6 +781,19 @@ def test_other_dictionaries_are_rows_of_the_table(new_project, run_command, plan
     )
     assert runs["layer_5/mine"]["tags.dictionary"] == "saes/layer_5.safetensors"
     assert runs["layer_5/theirs"]["tags.dictionary"].startswith("runs/abc/inference/")
+    assert runs["layer_5/saev"]["tags.dictionary"] == "runs/abc"
+    assert runs["layer_5/saev"]["tags.dictionary.library"] == "saev"
+    formula = "code = top-6(x W_enc + b_enc);  x^ = code W_dec + b_out"
+    assert runs["layer_5/saev"]["tags.dictionary.formula"] == formula
+    (path,) = (project / "data/08_reporting/manifests").iterdir()
+    said = json.loads(path.read_text())["dictionaries"]
+    assert {layer: sorted(each) for layer, each in said.items()} == {"layer_5": ["mine", "saev"]}
+    names = ("path", "commit", "library", "formula", "k", "files")
+    assert [said["layer_5"]["saev"][name] for name in names] == [
+        *("runs/abc", None, "saev", formula, 6, [str(project / "runs/abc/checkpoint/sae.pt")])
+    ]
+    assert said["layer_5"]["mine"]["path"] == "saes/{layer}.safetensors"
+    assert said["layer_5"]["mine"]["library"] == "hand-made"
     page = (project / "data/08_reporting/report.html").read_text()
     assert "Agreement of seeds" in page
     assert "<h3>mine, layer 5</h3>" in page

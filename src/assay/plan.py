@@ -156,7 +156,7 @@ def _encodings_of(
     along random directions no standard deviation is known. Any other has one, of its own name.
     """
     if dictionary.random is None:
-        yield Encoding(model, None, dictionary.k)
+        yield Encoding(model, None, None)  # its k only its codes say
     else:
         yield from (
             replace(row, model=model)

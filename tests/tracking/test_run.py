@@ -18,6 +18,8 @@ from mlflow import MlflowClient
 import assay
 from assay.encodings import Encoding, Form, Model
 from assay.io.checkpoints import Checkpoints
+from assay.io.datasets import SaeDataset
+from assay.io.saes import hub
 from assay.io.shards import Shards
 from assay.tracking import TrackingHook, finish_taken_up, manifest, process
 from assay.tracking.children import thinned
@@ -26,6 +28,7 @@ from assay.tracking.describe import flat_params, versions
 from assay.tracking.hook import InterruptedRunError
 from assay.tracking.run import Run
 from assay.tracking.writer import Writer
+from saes import write_sparsify
 
 ROWS = {
     row.name: row
@@ -260,6 +263,33 @@ def test_a_child_that_a_killed_process_did_not_come_to_make_is_made_by_the_next(
     assert child.info.status == "FINISHED"
     assert child.data.metrics["inertia"] == 1.5
     assert parent_of(runs).data.metrics["kmeans-onehot/map"] == 0.5
+
+
+def test_an_autoencoder_from_the_hub_is_told_with_its_commit(begin, runs, project, monkeypatch):
+    """In the manifest and to MLflow; one that the run did not read is in neither."""
+    write_sparsify(project / "cache/layers.3")
+    monkeypatch.setattr(hub, "fetch", lambda _: (project / "cache/layers.3", "c" * 40))
+    row = Encoding(Model("mine"), None, None)
+    monkeypatch.setitem(ROWS, "mine", row)
+    begin.catalog["layer_3.sae_mine"] = SaeDataset(
+        filepath="hf:owner/name/layers.3", typed="hf:owner/name/layers.3"
+    )
+    begin.catalog["layer_3.sae_other"] = SaeDataset(filepath=str(project / "cache/layers.3"))
+    begin.catalog["layer_3.scores_mine"] = MemoryDataset()
+    hook = begin()
+    begin.catalog.load("layer_3.sae_mine")
+    save(hook, begin, "layer_3.scores_mine", scores("mine"))
+    finish(hook)
+    tags = runs()["layer_3/mine"].data.tags
+    assert tags["dictionary"] == "hf:owner/name/layers.3"
+    assert tags["dictionary.commit"] == "c" * 40
+    assert tags["dictionary.library"] == "sparsify"
+    (path,) = (project / manifest.MANIFESTS).iterdir()
+    said = json.loads(path.read_text())["dictionaries"]
+    assert said.keys() == {"layer_3"}
+    assert said["layer_3"].keys() == {"mine"}
+    assert said["layer_3"]["mine"]["path"] == "hf:owner/name/layers.3"
+    assert said["layer_3"]["mine"]["commit"] == "c" * 40
 
 
 def test_a_run_of_its_own_makes_no_children_of_what_it_did_not_probe(begin, runs):

@@ -39,7 +39,8 @@ def fit_probes(
     and judge them on probe val.
 
     The codes are those of the largest k; of more than one encoding, all are fitted in the same
-    passes over them. A k of None is the number of features, of codes whose rows are of any length.
+    passes over them. A k of None is that of the codes, or the number of features where their rows
+    are of any length.
 
     Returns:
         For each encoding, one after the other:
