@@ -2,8 +2,9 @@
 what was wanted.
 """
 
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given, settings
@@ -11,7 +12,9 @@ from hypothesis import strategies as st
 from pydantic.fields import FieldInfo
 
 from assay import fingerprints
+from assay.architecture import Activation
 from assay.configuration import ConfigLoader
+from assay.io.saes.stored import Normalization, Settings
 from assay.parameters import DictionaryParameters, Parameters, parse_parameters
 from assay.parameters.fields import OPERATIONAL, SELECTS, Section
 from assay.pipelines import fitting
@@ -376,3 +379,18 @@ def test_every_field_is_described():
                 OPERATIONAL,
                 SELECTS,
             ), f"{section.__name__}.{name}"
+
+
+def test_settings_of_an_autoencoder_are_those_that_its_readers_know():
+    known = {
+        "activation": {*get_args(Activation), "batchtopk"},
+        "normalization": {*get_args(Normalization)},
+    }
+    for name, values in known.items():
+        for value in values:
+            parsed = parse_parameters(LEAST | {"dictionaries": {"mine": {"sae": "a", name: value}}})
+            assert getattr(parsed.dictionaries["mine"], name) == value
+            Settings(**{name: value})
+        with pytest.raises(ValueError, match=rf"`dictionaries\.mine\.{name}` is 'bogus'"):
+            parse_parameters(LEAST | {"dictionaries": {"mine": {"sae": "a", name: "bogus"}}})
+    assert {each.name for each in fields(Settings)} <= DictionaryParameters.model_fields.keys()

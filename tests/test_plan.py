@@ -1,12 +1,13 @@
 """What a run will do."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 
 from assay.encodings import Encoding, Form, Model
 from assay.parameters import parse_parameters
-from assay.plan import make_plan
+from assay.plan import make_plan, place
 
 SPLITS = ("fit", "val", "probe_train", "probe_val")
 DIGITS = {split: f"data/01_raw/digits/{split}" for split in SPLITS}
@@ -162,3 +163,10 @@ def test_two_rows_of_one_name_are_refused():
         match="two rows would be called `a-onehot`; give one of the dictionaries another name",
     ):
         make_plan(parse(DIGITS, dictionaries=dictionaries))
+
+
+def test_a_path_is_the_projects_and_an_address_on_the_hub_stays_one(tmp_path):
+    assert place(tmp_path, "saes/{layer}-{seed}", 3, 7) == tmp_path / "saes/layer_3-7"
+    assert place(tmp_path, "/saes/{layer}", -2) == Path("/saes/layer_-2")
+    address = str(place(tmp_path, "hf:owner/name@v1/{layer}/{seed}", 3, 7))
+    assert address == "hf:owner/name@v1/layer_3/7"

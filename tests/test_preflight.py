@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from assay.io.saes import hub
 from assay.parameters import parse_parameters
 from assay.plan import find_images, make_plan
 from assay.preflight import check_shards, find_d_model
@@ -346,6 +347,24 @@ def test_an_autoencoder_of_other_activations_is_refused_before_any_work(
         check_shards(parameters, tmp_path)
     assert str(caught.value).startswith("dictionaries.mine.sae: ")
     assert folder in str(caught.value)
+
+
+def test_an_autoencoder_that_the_hub_does_not_give_is_told_before_any_work(
+    shards, tmp_path, monkeypatch
+):
+    def refuse(typed):
+        raise FileNotFoundError(f"{typed}: found neither\nConnectError: no network")
+
+    monkeypatch.setattr(hub, "fetch", refuse)
+    parameters = parse(shards, dictionaries={"mine": {"sae": "hf:owner/name/{layer}"}})
+    with pytest.raises(FileNotFoundError) as caught:
+        check_shards(parameters, tmp_path)
+    assert str(caught.value) == (
+        "dictionaries.mine.sae: hf:owner/name/layer_3: found neither\nConnectError: no network"
+    )
+    monkeypatch.setattr(hub, "fetch", lambda _: (tmp_path / "cache", "c" * 40))
+    write_sparsify(tmp_path / "cache")
+    check_shards(parameters, tmp_path)
 
 
 def test_weights_with_nan_are_refused_before_any_work(shards, tmp_path):

@@ -43,7 +43,7 @@ class _Pair(click.ParamType[Any]):
 
 @click.group()
 def main() -> None:
-    """Assay's commands on shards of activations and on results. Training and probing: kedro run."""
+    """Assay's commands on shards, autoencoders and results. Training and probing: kedro run."""
 
 
 @main.command("labels")
@@ -252,10 +252,10 @@ def _print_verdict(verdict: FolderVerdict) -> None:
     help="Likewise: of overcomplete's dictionary.",
 )
 def sae_command(path: str, **settings: Any) -> None:
-    """Say what the autoencoder at PATH is, as its library saved it: a file, a folder or
-    hf:owner/name[@revision][/subfolder]. Nothing in it is run.
+    """Say what the autoencoder at PATH is, as its library saved it.
 
-    Exits with 1 if it is not understood, and says why.
+    PATH is a file, a folder or hf:owner/name[@revision][/subfolder]. Nothing in it is run. Exits
+    with 1 if it is not understood, and says why.
     """
     from assay.io.saes import Settings, read_sae
     from assay.io.saes.hub import find
