@@ -9,6 +9,9 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
+
+from assay.parameters import parse_parameters
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -54,3 +57,27 @@ def test_the_names_on_a_batchs_way_exist():
     assert len(steps) <= 20 <= len(names)
     for name in names:
         pkgutil.resolve_name(f"assay.{name}")
+
+
+def test_the_dictionaries_that_the_pages_show_can_be_had():
+    shards = dict.fromkeys(("fit", "val", "probe_train", "probe_val"), "shards")
+    shown = [
+        block
+        for page in PAGES
+        for found in re.findall(
+            r"^```yaml\n(.*?)^```|`(dictionaries: \{.*?\})`",
+            page.read_text(encoding="utf-8"),
+            flags=re.DOTALL | re.MULTILINE,
+        )
+        for block in found
+        if "dictionaries:" in block
+    ]
+    comments = re.findall(
+        r"^# (.*: \{sae: .*?\})", (ROOT / "conf/ade20k/parameters.yml").read_text(), re.M
+    )
+    shown += [f"dictionaries: {{{each}}}" for each in comments]
+    assert len(shown) >= 5
+    for block in shown:
+        given = yaml.safe_load(block)["dictionaries"]
+        parsed = parse_parameters({"layers": [23], "shards": shards, "dictionaries": given})
+        assert parsed.dictionaries.keys() == given.keys()
