@@ -137,7 +137,8 @@ def test_only_the_files_of_one_autoencoder_are_fetched_and_once(cache, monkeypat
     asked = []
     snapshot = cache / "models--owner--name/snapshots" / COMMIT
 
-    def download(repository, *, revision, allow_patterns):
+    def download(repository, *, revision, allow_patterns, local_files_only):
+        assert not local_files_only
         asked.append((repository, revision, allow_patterns))
         return str(snapshot)
 

@@ -103,25 +103,25 @@ def _fetch(typed: str, address: Address) -> Path:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     from huggingface_hub import snapshot_download
 
-    get = functools.partial(
-        snapshot_download,
-        address.repository,
-        revision=address.revision,
-        allow_patterns=_patterns(address.inside),
-    )
-    try:
-        return Path(get())
-    # The Hub's errors are of several libraries, by its version.
-    except Exception as error:
-        reason = error
-    try:
-        return Path(get(local_files_only=True))
-    except Exception:
-        said = shown((str(reason).strip().splitlines() or [""])[0])
-        raise FileNotFoundError(
-            f"{typed}: found neither in the cache of the Hub nor on the Hub; correct it, or fetch"
-            f" it where there is a network\n{type(reason).__name__}: {said}"
-        ) from reason
+    reason: Exception | None = None
+    for from_cache in (False, True):
+        try:
+            return Path(
+                snapshot_download(
+                    address.repository,
+                    revision=address.revision,
+                    allow_patterns=_patterns(address.inside),
+                    local_files_only=from_cache,
+                )
+            )
+        # The Hub's errors are of several libraries, by its version.
+        except Exception as error:
+            reason = reason or error
+    said = shown((str(reason).strip().splitlines() or [""])[0])
+    raise FileNotFoundError(
+        f"{typed}: found neither in the cache of the Hub nor on the Hub; correct it, or fetch it"
+        f" where there is a network\n{type(reason).__name__}: {said}"
+    ) from reason
 
 
 def _patterns(inside: str) -> list[str]:
