@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +14,6 @@ from assay.io.saes.residual_stream import check_place
 from assay.parameters import Parameters
 from assay.plan import layers_of, place
 from assay.sae import open_sae
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -60,21 +56,26 @@ def given_autoencoders(parameters: Parameters, project: Path) -> Iterator[GivenA
                 yield GivenAutoencoder(layer, model, parameter, dataset)
 
 
-def check_autoencoders(parameters: Parameters, project: Path, d_model: int) -> None:
+def check_autoencoders(parameters: Parameters, project: Path, d_model: int) -> list[str]:
     """Check that the autoencoders that are there are understood, and are of these activations; one
     that is missing is told of elsewhere, if it is needed.
+
+    Returns:
+        What cannot be checked, a sentence each.
 
     Raises:
         ValueError: one is damaged, not understood, of another width, or was trained on something
             else than the residual stream after its layer's block.
         OSError: one cannot be read.
     """
+    doubts: list[str] = []
     for given in given_autoencoders(parameters, project):
         if given.dataset.exists():
-            _check(given, d_model)
+            doubts += _check(given, d_model)
+    return doubts
 
 
-def _check(given: GivenAutoencoder, d_model: int) -> None:
+def _check(given: GivenAutoencoder, d_model: int) -> Iterator[str]:
     try:
         stored = given.dataset.load()
     except DatasetError as error:
@@ -91,14 +92,8 @@ def _check(given: GivenAutoencoder, d_model: int) -> None:
     except ValueError as error:
         raise ValueError(f"{given.parameter}: {given.dataset.filepath}: {error}.") from error
     if not compared:
-        _warn(
+        yield (
             f"{given.parameter}: {given.dataset.filepath} records"
             f" {stored.recorded.hook or f'layer {stored.recorded.layer}'}, and the shards count"
             f" layer {given.layer} from the end: whether they are the same cannot be told."
         )
-
-
-@functools.cache
-def _warn(message: str) -> None:
-    """Once per process, since this is checked by the command line and by the session."""
-    logger.warning("%s", message)

@@ -42,8 +42,8 @@ def check_shards(parameters: Parameters, project: Path) -> None:
     Raises:
         FileNotFoundError: a shard folder is missing.
         ValueError: a layer that they do not hold, a K above d_model, different widths or models,
-            labels missing or without a class in common, statistics, weights or an order that are
-            not of these shards, or digits that cannot be drawn or would be written to one folder.
+            labels missing or without a class in common, statistics, autoencoders or an order that
+            are not of these shards, or digits that cannot be drawn or would lie in one folder.
     """
     made_here = digits_splits(parameters)
     if made_here:
@@ -185,7 +185,8 @@ def _check_given(parameters: Parameters, project: Path, d_model: int, n_fit: int
         for layer in parameters.layers:
             path = place(project, parameters.standardize.statistics, layer)
             _check_statistics(path, d_model)
-    check_autoencoders(parameters, project, d_model)
+    for doubt in check_autoencoders(parameters, project, d_model):
+        _warn(doubt)
     if parameters.kmeans.order is not None:
         OrderFile(parameters.kmeans.order, n_fit)
 
