@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from assay.io.saes import read_sae
+from assay.io.saes import Settings, read_sae
 from assay.io.saes.configs import Config, read_config, take_tensors
 from assay.io.saes.locate import DEEPEST, LAYOUTS, locate
 
@@ -68,6 +68,25 @@ def test_a_state_dict_beside_is_of_the_same_one(tmp_path: Path) -> None:
     assert locate(tmp_path).library == "ViT-Prisma"
 
 
+@pytest.mark.parametrize(
+    "beside",
+    [
+        ["optimizer_0.pt", "lr_scheduler_0.pt", "state.pt", "rank_0_state.pt"],
+        ["optimizer.pt", "trainer_state.pt", "sparsity.safetensors"],
+        ["activations_store_state.safetensors", "n_images_100_log_feature_sparsity.pt"],
+    ],
+)
+def test_what_trainers_leave_beside_is_no_autoencoder(tmp_path: Path, beside: list[str]) -> None:
+    for name in beside:
+        touch(tmp_path / name, "PK")
+    with pytest.raises(FileNotFoundError, match="holds no autoencoder"):
+        locate(tmp_path)
+    touch(tmp_path / "layers.3" / "sae.safetensors")
+    assert locate(tmp_path).library == "sparsify"
+    touch(tmp_path / "n_images_100.pt", "PK")
+    assert locate(tmp_path).weights.name == "n_images_100.pt"
+
+
 def test_what_is_further_down_is_not_searched(tmp_path: Path) -> None:
     deep = tmp_path.joinpath(*"abcd"[:DEEPEST])
     touch(deep / "ae.pt")
@@ -89,6 +108,14 @@ def test_what_is_further_down_is_not_searched(tmp_path: Path) -> None:
         ("dino.pt", "PK", {"layer_subtype": "hook_resid_post"}, "ViT-Prisma"),
         ("dino.safetensors", "PK", {"trainer": {}}, None),
         ("dino.bin", "PK", None, None),
+        ("sae.pt", "PK", None, "overcomplete"),
+        ("sae.pt", "PK", {"layer_subtype": "hook_resid_post"}, "ViT-Prisma"),
+        ("sae.pt", "{", {"trainer": {}}, "saev"),
+        ("model.pt", '{"schema": 5}', None, "saev"),
+        ("state_dict.pt", '{"schema": 5}', {"trainer": {}}, "saev"),
+        ("state_dict.pt", "PK", {"layer_subtype": "hook_resid_post"}, "ViT-Prisma"),
+        ("model.pt", "PK", {"trainer": {}}, "dictionary_learning"),
+        ("model.pt", "PK", {"model": "vit"}, "overcomplete"),
         ("checkpoints/ae_100.pt", "PK", None, "dictionary_learning"),
     ],
 )
@@ -142,6 +169,23 @@ def test_a_file_of_no_library_is_refused(tmp_path: Path) -> None:
     file = touch(tmp_path / "dino.safetensors")
     with pytest.raises(ValueError, match="is of no library that is known here"):
         read_sae(file)
+
+
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        ({"activation": 3}, "found activation = 3, wanted a name such as topk"),
+        ({"k": "16"}, "found k = '16', wanted an integer of at least 1"),
+        ({"k": True}, "found k = True, wanted an integer of at least 1"),
+        ({"k": 16.0}, "found k = 16.0, wanted an integer of at least 1"),
+        ({"k": 0}, "found k = 0, wanted an integer of at least 1"),
+        ({"threshold": "1"}, "found threshold = '1', wanted a number"),
+        ({"threshold": True}, "found threshold = True, wanted a number"),
+    ],
+)
+def test_a_setting_of_another_type_is_refused(typed: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Settings(**typed)
 
 
 NAMED = Path("config.json")

@@ -420,6 +420,7 @@ STATE = {
     "dictionary._weights": rows(),
     "dictionary.multiplier": torch.tensor(0.0),
 }
+NORMALIZER = ("bias", "weight", "running_mean", "running_var")
 WITHOUT = {name: tensor for name, tensor in STATE.items() if not name.startswith("encoder")}
 
 
@@ -429,6 +430,10 @@ WITHOUT = {name: tensor for name, tensor in STATE.items() if not name.startswith
         (STATE | {"Q": torch.ones(4)}, "found Q as well"),
         (WITHOUT, "has no linear encoder, wanted"),
         (STATE | {"encoder.final_block.1.weight": torch.ones(N)}, "found encoder.final_block.1.w"),
+        (
+            STATE | {f"encoder.final_block.1.{name}": torch.ones(N) for name in NORMALIZER[1:]},
+            "wanted encoder.final_block.1.bias as well",
+        ),
         (STATE | {"encoder.mlp_blocks.0.0.weight": rows()}, "found encoder.mlp_blocks.0.0.weight"),
         (STATE | {"encoder.tied_to._weights": 2 * rows()}, "is not the dictionary's, to which"),
         (STATE | {"encoder.tied_to.bias": rows()}, "is not the dictionary's, to which"),

@@ -274,6 +274,11 @@ def refused(folder: Path) -> str:
         ),
         ({"reshape_activations": "hook_z"}, r"(heads, d_head)"),
         ({"apply_b_dec_to_input": "no"}, '`apply_b_dec_to_input` is "no", wanted bool'),
+        ({"apply_b_dec_to_input": None}, "says no `apply_b_dec_to_input`"),
+        (
+            {"architecture": "matching_pursuit", "stop_on_duplicate_support": None},
+            "says no `stop_on_duplicate_support`",
+        ),
         ({"normalize_activations": "expected_average_only_in"}, "fold_activation_norm_scaling"),
         ({"normalize_activations": "covariance_whitening"}, "fold_activation_whitening"),
         ({"normalize_activations": "rms"}, "this version does not know it"),

@@ -93,6 +93,16 @@ class Config:
             raise ValueError(f"{self.named} says no `{key}`, wanted one: save it again")
         return found
 
+    def flag(self, key: str, *, default: bool) -> bool:
+        """The value of a key that is true or false, and ``default`` only where it is missing: the
+        libraries take null for false.
+
+        Raises:
+            ValueError: it is null, or of another type.
+        """
+        found: bool = self.need(key, bool) if key in self else default
+        return found
+
     def require(self, key: str, *wanted: Any, why: str) -> None:
         """Check that a key, if it is there, has one of the values that the formula is right for.
 

@@ -17,6 +17,12 @@ DEEPEST = 4
 
 WEIGHTS = (".pt", ".pth", ".safetensors")
 
+BESIDE = re.compile(
+    r"(optimizer|lr_scheduler)(_\d+)?\.pt|((rank_\d+|trainer)_)?state\.pt"
+    r"|.*log_feature_sparsity\.pt|sparsity\.safetensors|activations_store_state\.safetensors"
+)
+"""What trainers leave beside an autoencoder, or above the folders of several."""
+
 
 @dataclass(frozen=True)
 class Found:
@@ -69,12 +75,26 @@ def locate(path: Path) -> Found:
 
 def _of_file(path: Path) -> Found:
     for weights, config, library in LAYOUTS:
-        if path.name == weights:
+        # Of these names, which anyone may give, the content and what is beside decide.
+        if path.name == weights and (config or _is_named_well(path, library)):
             beside = path.with_name(config) if config else None
             if library == "dictionary_learning" and beside is not None and not beside.is_file():
                 beside = None
             return Found(library, path, beside)
     return _of_other_name(path)
+
+
+def _is_named_well(path: Path, library: Library | None) -> bool:
+    """Whether a file that has its configuration in it is of the library that its name says."""
+    if library == "saev":
+        return not _is_archive(path)
+    return not saev.begins(path) and not path.with_name("config.json").is_file()
+
+
+def _is_archive(path: Path) -> bool:
+    """Whether a file begins as those of torch.save do, and saev's do not."""
+    with path.open("rb") as file:
+        return file.read(2) == b"PK"
 
 
 def _of_other_name(path: Path) -> Found:
@@ -111,7 +131,11 @@ def _below(folder: Path, depth: int, seen: set[str]) -> list[Found]:
     if named:
         return [_of_file(file) for file in named.values()]
     within = sorted(folder.iterdir())
-    alone = [file for file in within if file.suffix in WEIGHTS and file.is_file()]
+    alone = [
+        file
+        for file in within
+        if file.suffix in WEIGHTS and not BESIDE.fullmatch(file.name) and file.is_file()
+    ]
     if alone:
         return [_of_file(file) for file in alone]
     if not depth:

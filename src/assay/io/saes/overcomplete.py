@@ -148,7 +148,8 @@ def _tensors(state: dict[str, Tensor], weights: Path) -> dict[str, Tensor]:
     names = dict(ARCHETYPAL if "dictionary.W" in state else DICTIONARY)
     if "thresholds" in state:
         names["thresholds"] = "thresholds"
-    optional = set(AFFINE)
+    # A batch normalization has both, or neither.
+    optional = set() if AFFINE.keys() & state.keys() else set(AFFINE)
     tied = {name for name in state if name.startswith(TIED_TO)}
     for name in tied:
         other = state.get(f"dictionary.{name.removeprefix(TIED_TO)}")

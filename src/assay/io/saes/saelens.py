@@ -161,7 +161,7 @@ def _understand(said: Config, settings: Settings) -> _Said:
     understood = _Said(
         named,
         _architecture(said, named, settings.k if k is None else k, _norm(said, legacy=legacy)),
-        centers=said.take("apply_b_dec_to_input", bool, True),
+        centers=said.flag("apply_b_dec_to_input", default=True),
         rescales=said.take("rescale_acts_by_decoder_norm", bool, False),
         has_factors=has_factors,
         sizes=(said.need("d_in", int), said.take("d_sae", int)),
@@ -204,7 +204,7 @@ def _architecture(said: Config, named: str, k: int | None, norm: Norm) -> Archit
             norm=norm,
             residual_threshold=float(left),
             max_iterations=said.take("max_iterations", int),
-            stop_on_duplicate_support=said.take("stop_on_duplicate_support", bool, True),
+            stop_on_duplicate_support=said.flag("stop_on_duplicate_support", default=True),
         )
     if activation not in WITH_K:
         return Architecture(activation, norm=norm)

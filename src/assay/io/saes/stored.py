@@ -37,6 +37,9 @@ class Settings:
         k: entries per token, of an activation that keeps so many.
         threshold: one number, for all features.
         normalization: of overcomplete's dictionary, where it is used.
+
+    Raises:
+        ValueError: one is of another type, or not known.
     """
 
     activation: str | None = None
@@ -45,6 +48,17 @@ class Settings:
     normalization: Normalization | None = None
 
     def __post_init__(self) -> None:
+        for name, found, kinds, wanted in (
+            ("activation", self.activation, str, "a name such as topk"),
+            ("k", self.k, int, "an integer of at least 1"),
+            ("threshold", self.threshold, int | float, "a number"),
+        ):
+            if found is not None and (isinstance(found, bool) or not isinstance(found, kinds)):
+                raise ValueError(f"found {name} = {found!r}, wanted {wanted}: change {name}")
+        if self.k is not None and self.k < 1:
+            raise ValueError(
+                f"found k = {self.k}, wanted an integer of at least 1: change k, or leave it out"
+            )
         if self.normalization is not None and self.normalization not in get_args(Normalization):
             raise ValueError(
                 f"found normalization = {self.normalization!r}, wanted one of"
