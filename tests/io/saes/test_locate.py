@@ -108,6 +108,7 @@ def test_what_is_further_down_is_not_searched(tmp_path: Path) -> None:
         ("dino.pt", "PK", {"layer_subtype": "hook_resid_post"}, "ViT-Prisma"),
         ("dino.safetensors", "PK", {"trainer": {}}, None),
         ("dino.bin", "PK", None, None),
+        ("n_images_100.pt", "PK", None, "ViT-Prisma"),
         ("sae.pt", "PK", None, "overcomplete"),
         ("sae.pt", "PK", {"layer_subtype": "hook_resid_post"}, "ViT-Prisma"),
         ("sae.pt", "{", {"trainer": {}}, "saev"),

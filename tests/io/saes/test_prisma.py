@@ -142,9 +142,10 @@ def test_the_bias_that_a_gated_one_has_no_term_for(tmp_path: Path) -> None:
     assert check(save(tmp_path, tensors, beside=config), run(tensors, relu)).notes == ()
 
 
-def test_tokens_that_it_was_trained_on_are_noted_or_left_alone(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["cls_token_only", "cls_token"])
+def test_tokens_that_it_was_trained_on_are_noted_or_left_alone(tmp_path: Path, name: str) -> None:
     wanted = run(weights(), relu)
-    stored = check(save(tmp_path, weights(), beside=said(cls_token_only=True)), wanted)
+    stored = check(save(tmp_path, weights(), beside=said() | {name: True}), wanted)
     assert stored.notes == ("it was trained on class tokens only",)
     stored = check(save(tmp_path, weights(), beside=said(use_patches_only=True)), wanted)
     assert stored.notes == ()

@@ -111,7 +111,8 @@ def _of_other_name(path: Path) -> Found:
     said = read_config(config) if config.is_file() else {}
     if "trainer" in said:
         return Found("dictionary_learning", path, config)
-    if "layer_subtype" in said:
+    if "layer_subtype" in said or re.fullmatch(r"n_images_\d+\.pt", path.name):
+        # Its checkpoints are called so, and early ones have their configuration in them only.
         return Found("ViT-Prisma", path, config)
     return Found("overcomplete", path)
 

@@ -202,7 +202,8 @@ def _understand(said: Config) -> _Said:
     hook = said.take("_custom_hook_point", str, hook)
     if hook is None and None not in (layer, subtype):
         hook = f"blocks.{layer}.{subtype}"
-    on_class = said.take("cls_token_only", bool, False)
+    # Early versions have the other name.
+    on_class = any([said.take(name, bool, False) for name in ("cls_token_only", "cls_token")])
     said.ignore(TRAINING)
     said.finish()
     top = Architecture("topk", k, norm=norm) if activation == "topk" else None
