@@ -203,7 +203,8 @@ def _understand(said: Config) -> _Said:
     if hook is None and None not in (layer, subtype):
         hook = f"blocks.{layer}.{subtype}"
     # Early versions have the other name.
-    on_class = any([said.take(name, bool, False) for name in ("cls_token_only", "cls_token")])
+    # Early versions have the second name.
+    on_class = {said.take(name, bool, False) for name in ("cls_token_only", "cls_token")}
     said.ignore(TRAINING)
     said.finish()
     top = Architecture("topk", k, norm=norm) if activation == "topk" else None
@@ -212,7 +213,7 @@ def _understand(said: Config) -> _Said:
         gated=named == "gated",
         sizes=(d_in, d_sae),
         recorded=Recorded(layer, hook),
-        notes=("it was trained on class tokens only",) if on_class else (),
+        notes=("it was trained on class tokens only",) if True in on_class else (),
     )
 
 
