@@ -10,10 +10,10 @@ trainers write one name whatever they were given. Only top-K and batch top-K hav
 - JumpReluAutoEncoder (`W_enc`, a threshold per feature): nothing is taken off
 - GatedAutoEncoder (`decoder_bias`)
 
-The library's `load_dictionary` is how it reads a file, so codes are those that it gives: an
-AutoEncoder whose decoder has rows of other lengths than 1 is scaled to such that have, which
-multiplies the codes by these lengths and leaves the reconstruction as it is. Activations may have
-been divided by a `norm_factor` in training; the weights are saved for activations that are not.
+Codes are those of the class's `encode`. The library's `load_dictionary` scales an AutoEncoder to
+decoder rows of length 1 first, which multiplies the codes of each feature by one number and leaves
+reconstruction, L0 and probes as they are. Activations may have been divided by a `norm_factor` in
+training; the weights are saved for activations that are not.
 
 Source: github.com/saprmarks/dictionary_learning, dictionary.py, utils.py and trainers/, 0.1.0.
 """
@@ -132,8 +132,6 @@ def read(weights: Path, config: Path | None, settings: Settings) -> StoredSae:
         tensors.pop("threshold", None)
     if cls in CENTERED:
         tensors["center"] = tensors["b_out"]
-    if cls == "AutoEncoder" and (lengths := _lengths(tensors["W_dec"])) is not None:
-        tensors["scale"] = lengths
     d, n = trainer.take("activation_dim", int), trainer.take("dict_size", int)
     if trainer.take("k", int, k) != k:
         raise ValueError(f"{said.named}: `k` is another than the weights' {k}: not of one model?")
@@ -209,12 +207,6 @@ def _architecture(
             "training has not set the threshold yet: every positive code is kept",
         )
     return Architecture("jumprelu"), ()
-
-
-def _lengths(decoder: Tensor) -> Tensor | None:
-    """The lengths of a decoder's rows; None where the library takes all of them to be 1."""
-    lengths = torch.linalg.vector_norm(decoder.float(), dim=1)
-    return None if torch.allclose(lengths, torch.ones_like(lengths)) else lengths
 
 
 def _check_groups(groups: Tensor | None, trainer: Config, decoder: Tensor, weights: Path) -> None:
