@@ -323,7 +323,7 @@ def test_an_autoencoder_that_a_run_would_refuse_says_why(tmp_path: Path) -> None
         ({"new": 1}, [], "found new, which could change the codes"),
         ({}, ["--k", 5], "found k 5 typed, and the file says 4"),
         ({}, ["--threshold", 0.5], "found threshold 0.5 typed, and there is none"),
-        ({}, ["--normalization", "l1"], "found normalization l1 typed, and the file says None"),
+        ({}, ["--normalization", "l1"], "found normalization l1 typed, and the file says none"),
         ({"k": 11}, [], "found k = 11 for topk of 10 features"),
     ],
 )

@@ -321,6 +321,8 @@ WEIGHTS = {
         ({"sae": "a", "normalization": "l3"}, "normalization"),
         ({"sae": "a", "activation": "tanh"}, "activation"),
         ({"weight": "a"}, "did you mean `dictionaries.mine.weights`"),
+        ({"sae": ""}, "should have at least 1 character"),
+        ({"saev_run": ""}, "should have at least 1 character"),
         ({"random": "centers"}, "'centres' or 'directions'"),
     ],
     ids=str,

@@ -328,10 +328,11 @@ def test_weights_that_are_turned_or_of_another_width_are_refused_before_any_work
         ("layers.4", {}, {}, "trained on layers.4 of layer 4, the residual stream after block 4"),
         ("layers.5", {"transcode": True}, {}, "it predicts what a module makes of its input"),
         ("layers.5", {"d": 64}, {}, "is of 64 dimensions, want 80 for these shards."),
+        ("layers.5", {"d": 40, "n": 80}, {}, "is of 40 dimensions, want 80 for these shards."),
         ("layers.5", {"k": 101}, {}, "found k = 101 for topk of 100 features"),
         ("layers.5", {"new": 3}, {}, "found new, which could change the codes"),
         ("layers.5", {}, {"k": 5}, "found k 5 typed, and the file says 4"),
-        ("layers.5", {}, {"activation": "batchtopk"}, "found activation jumprelu typed, and the"),
+        ("layers.5", {}, {"activation": "batchtopk"}, "found activation batchtopk typed, and the"),
     ],
 )
 def test_an_autoencoder_of_other_activations_is_refused_before_any_work(

@@ -81,7 +81,9 @@ def _check(given: GivenAutoencoder, d_model: int) -> Iterator[str]:
     except DatasetError as error:
         raise (error.__cause__ or error) from None
     if stored.d_model != d_model:
-        turned = ": it is the other way round" if stored.n_features == d_model else ""
+        # A library knows which of its sizes is which.
+        by_hand = stored.library == "hand-made"
+        turned = ": it is the other way round" if by_hand and stored.n_features == d_model else ""
         raise ValueError(
             f"{given.parameter}: {given.dataset.filepath} is of {stored.d_model} dimensions, want"
             f" {d_model} for these shards{turned}."

@@ -670,7 +670,7 @@ def test_what_is_wrong_with_an_autoencoder_names_its_parameter_and_file(tmp_path
         missing.load()
     with pytest.raises(DatasetError, match="found dict to save; the file is another library's"):
         missing.save({})  # type: ignore[arg-type]  # as a pipeline might
-    assert "dictionaries.mine.sae" in str(missing)
+    assert f"{missing!r}" == f"dictionaries.mine.sae: {tmp_path}/no"
 
 
 def test_an_autoencoder_that_was_read_says_what_it_is(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ class DictionaryParameters(Section):
 
     sae: str | None = Field(
         None,
+        min_length=1,
         description=(
             "an autoencoder as saev, SAELens, dictionary_learning, overcomplete, sparsify or"
             " ViT-Prisma saved it: its file or folder, or hf:owner/name[@revision][/subfolder]"
@@ -31,6 +32,7 @@ class DictionaryParameters(Section):
     )
     weights: str | None = Field(
         None,
+        min_length=1,
         description=(
             "an autoencoder's weights alone, a safetensors file under saev's, SAELens' or torch's"
             " names, whose formula is typed: `activation`, `trained_on` and `input_bias`"
@@ -79,6 +81,7 @@ class DictionaryParameters(Section):
     )
     saev_run: str | None = Field(
         None,
+        min_length=1,
         description=(
             "a folder of saev's with inference/<shard hash>/token_acts.npz, and metrics.json for"
             " shards.val"

@@ -258,7 +258,7 @@ def test_batch_top_k_without_a_threshold_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("typed", "message"),
     [
-        ({"activation": "batchtopk"}, "found activation jumprelu typed, and the file says topk"),
+        ({"activation": "batchtopk"}, "found activation batchtopk typed, and the file says topk"),
         ({"k": 3}, "found k 3 typed, and the file says 4"),
         ({"threshold": 0.8}, "found threshold 0.8 typed, and there is none"),
     ],

@@ -231,7 +231,7 @@ def test_a_state_dict_of_archetypes_has_to_be_one_of_evaluation(tmp_path: Path) 
     torch.save(made.state_dict(), path)
     wanted = exact(TOP, encoder(), combined(convex, 1e9), bias())
     check(path, wanted, activation="topk", k=K)
-    with pytest.raises(ValueError, match="found normalization l2 typed, and the file says None"):
+    with pytest.raises(ValueError, match="found normalization l2 typed, and the file says none"):
         read_sae(path, Settings(activation="topk", k=K, normalization="l2"))
     for spoilt in (weights, 1.01 * convex, 0.5 * convex):
         made.dictionary = archetypes(spoilt)

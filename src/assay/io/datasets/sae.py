@@ -97,5 +97,9 @@ class SaeDataset(AbstractDataset[Never, StoredSae]):
         # What is on the Hub, reading it tells, and why it cannot.
         return is_address(self.filepath) or Path(self.filepath).exists()
 
+    def __repr__(self) -> str:
+        """The parameter and its path: what is missing is told so, before any work."""
+        return ": ".join(filter(None, (self._parameter, self.filepath)))
+
     def _describe(self) -> dict[str, Any]:
         return {"filepath": self.filepath, "parameter": self._parameter}

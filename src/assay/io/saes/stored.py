@@ -162,15 +162,16 @@ class StoredSae:
                     f"found {said} {name} in the configuration and {found} in the weights: they are"
                     " not of one model"
                 )
-        for name, typed, is_so in (
+        for name, meant, is_so in (
             ("activation", settings.canonical_activation, self.architecture.activation),
             ("k", settings.k, self.architecture.k),
             ("normalization", settings.normalization, self.normalization),
         ):
-            if typed not in (None, is_so):
+            if meant not in (None, is_so):
                 raise ValueError(
-                    f"found {name} {typed} typed, and the file says {is_so}: leave {name} out, or"
-                    " name the file that it is of"
+                    f"found {name} {getattr(settings, name)} typed, and the file says"
+                    f" {'none' if is_so is None else is_so}: leave {name} out, or name the file"
+                    " that it is of"
                 )
         if settings.threshold is not None:
             self._check_threshold(settings.threshold)
