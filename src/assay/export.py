@@ -100,7 +100,7 @@ def export_saev(
             _check_target(target, force=force)
             check_shards(parameters, project)
             wanted = _wanted(row, layer, parameters)
-            again = {wanted[each] for each in ("errors",) if each in wanted}
+            again = [wanted["errors"]] if "errors" in wanted else []
             with held(current_freshness(), wanted.values(), again) as load:
                 return _export(load, wanted, row, layer, parameters, project, target, force=force)
         except (ValueError, OSError, MissingConfigException, DatasetError) as error:

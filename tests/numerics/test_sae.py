@@ -354,12 +354,27 @@ def test_the_largest_are_those_of_a_stable_sort(rows, data):
 
 
 @pytest.mark.parametrize("n", [64, 65])
-def test_many_equals_in_a_wide_code_go_to_the_lower_index(n):
-    by = torch.randint(0, 3, (50, n), generator=torch.Generator().manual_seed(0)).float()
+@pytest.mark.parametrize("lowest", [-3, 0])
+def test_many_equals_in_a_wide_code_go_to_the_lower_index(n, lowest):
+    values = (lowest, lowest + 3)
+    by = torch.randint(*values, (50, n), generator=torch.Generator().manual_seed(0)).float()
     wanted = by.argsort(dim=1, descending=True, stable=True)[:, :8]
     found = largest(by, 8)
     is_named = by.gather(1, wanted) != 0
     assert torch.equal(found[is_named], wanted[is_named])
+
+
+def test_a_wide_code_is_never_sorted_whole(monkeypatch):
+    sorted_widths = []
+    argsort = torch.Tensor.argsort
+
+    def watched(tensor, *args, **kwargs):
+        sorted_widths.append(tensor.shape[1])
+        return argsort(tensor, *args, **kwargs)
+
+    monkeypatch.setattr(torch.Tensor, "argsort", watched)
+    assert torch.equal(largest(torch.ones(3, 100), 4), torch.arange(4).expand(3, 4))
+    assert sorted_widths == [4]
 
 
 @pytest.mark.parametrize(
@@ -518,7 +533,10 @@ def test_what_disagrees_is_named():
             every | {name: torch.zeros(shape)},
             Architecture("jumprelu"),
         )
-    refuse("found W_dec of shape", every | {"W_dec": torch.ones(N)}, Architecture("jumprelu"))
+    for shape in ((N,), (0, D), (N, 0)):
+        refuse(
+            "found W_dec of shape", every | {"W_dec": torch.ones(shape)}, Architecture("jumprelu")
+        )
     for architecture in (
         Architecture("topk", N + 1),
         Architecture("abstopk", N + 1),

@@ -59,14 +59,17 @@ def largest(by: Tensor, k: int) -> Tensor:
         return by.argsort(dim=1, descending=True, stable=True)[:, :k]
     values, indices = by.topk(k, dim=1)
     last = values[:, -1:]
-    indices = indices.sort(dim=1).values
-    order = by.gather(1, indices).argsort(dim=1, descending=True, stable=True)
-    indices = indices.gather(1, order)
-    # Of the equals at the end, others may have to be in.
+    # Of the equals at the end, others may have to be in: those of the lowest index, as many as
+    # there is room for.
     tied = (((by >= last) & (last != 0)).sum(1) > k).nonzero().squeeze(1)
     if len(tied):
-        indices[tied] = by[tied].argsort(dim=1, descending=True, stable=True)[:, :k]
-    return indices
+        rows, least = by[tied], last[tied]
+        above, equal = rows > least, rows == least
+        room = k - above.sum(1, keepdim=True)
+        indices[tied] = (above | (equal & (equal.cumsum(1) <= room))).nonzero()[:, 1].view(-1, k)
+    indices = indices.sort(dim=1).values
+    order = by.gather(1, indices).argsort(dim=1, descending=True, stable=True)
+    return indices.gather(1, order)
 
 
 def pursue(x: Tensor, W_dec: Tensor, architecture: Architecture) -> Tensor:  # noqa: N803

@@ -24,9 +24,8 @@ _ROWS = 1 << 24  # entries of a dense code that are held at once
 
 _LAYER_NORM_EPS = 1e-5
 
-_SPARSE = (
-    40  # a product with codes is slower than adding up rows if fewer than 1 in so many is not 0
-)
+# A product with codes is slower than adding up rows if fewer than 1 in so many is not 0.
+_SPARSE = 40
 
 
 class SparseAutoencoder:
@@ -123,9 +122,10 @@ class SparseAutoencoder:
                 f"found {', '.join(sorted(useless))}, which {architecture.activation} has no use"
                 " for: leave it out, or name the activation that it belongs to"
             )
-        if len(found["W_dec"]) != 2:
+        if len(found["W_dec"]) != 2 or 0 in found["W_dec"]:
             raise ValueError(
-                f"found W_dec of shape {found['W_dec']}, wanted (n_features, d): is it one model's?"
+                f"found W_dec of shape {found['W_dec']}, wanted (n_features, d), of at least one"
+                " each: is it one model's?"
             )
         n, d = found["W_dec"]
         features, dimensions = ((n,),), ((d,),)
