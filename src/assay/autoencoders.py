@@ -77,7 +77,9 @@ def check_autoencoders(parameters: Parameters, project: Path, d_model: int) -> l
 
 def _check(given: GivenAutoencoder, d_model: int) -> Iterator[str]:
     try:
-        stored = given.dataset.load()
+        look = given.dataset.look()
+        # Of one that is not finite the tensors are named.
+        stored = look.stored if look.is_finite else given.dataset.load()
     except DatasetError as error:
         raise (error.__cause__ or error) from None
     if stored.d_model != d_model:

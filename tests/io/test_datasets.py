@@ -4,6 +4,7 @@ shards are found.
 
 import inspect
 import json
+import os
 import re
 import shutil
 import textwrap
@@ -38,7 +39,7 @@ from assay.io.datasets import (
     TensorsDataset,
     find_shards,
 )
-from assay.io.saes import hub
+from assay.io.saes import StoredSae, hub, read_sae
 from assay.io.shards import Shards, windows
 from assay.io.shards.metadata import Metadata
 from assay.io.tensors import fingerprint_tensors
@@ -654,6 +655,53 @@ def test_weights_whose_formula_is_typed_are_read_by_it(tmp_path: Path) -> None:
     ]
     assert len({each.fingerprint() for each in given}) == 3
     assert given[2].load().architecture.k == 2
+
+
+def test_an_autoencoder_is_looked_at_once_while_its_files_stay_as_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_sparsify(tmp_path / "layers.3")
+    reads = []
+
+    def read(*given: Any) -> StoredSae:
+        reads.append(given)
+        return read_sae(*given)
+
+    monkeypatch.setattr("assay.io.datasets.sae.read_sae", read)
+
+    def look(**settings: Any) -> SaeDataset:
+        dataset = SaeDataset(filepath=str(path), settings=settings)
+        dataset.fingerprint()
+        return dataset
+
+    before = look().fingerprint()
+    assert len(reads) == 1
+    said = look().said
+    assert said is not None
+    assert said["layer"] == 3
+    found = look().look().stored
+    assert (found.d_model, found.recorded.layer) == (80, 3)
+    assert all(tensor.is_meta for tensor in found.tensors.values())
+    assert len(reads) == 1
+    assert not look().load().tensors["W_dec"].is_meta
+    assert len(reads) == 2
+    # What is typed, the configuration and the weights each tell.
+    look(k=4)
+    assert len(reads) == 3
+    config, weights = path / "cfg.json", path / "sae.safetensors"
+    config.write_text(config.read_text().replace('"k": 4', '"k": 5'))
+    assert look().fingerprint() != before
+    assert len(reads) == 4
+    config.write_text(config.read_text().replace('"k": 5', '"k": 4'))
+    now = weights.stat()
+    save_file({n: -t for n, t in load_file(weights).items()}, weights)
+    os.utime(weights, ns=(now.st_atime_ns, now.st_mtime_ns))
+    assert weights.stat().st_size == now.st_size
+    assert look().fingerprint() != before
+    assert len(reads) == 5
+    config.unlink()
+    with pytest.raises(DatasetError, match=r"cfg\.json: no such file"):
+        look()
 
 
 def test_what_is_wrong_with_an_autoencoder_names_its_parameter_and_file(tmp_path: Path) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Hashable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Never
 
@@ -9,6 +12,26 @@ from kedro.io import AbstractDataset, DatasetError
 
 from assay.io.saes import Settings, StoredSae, hand_made, read_sae
 from assay.io.saes.hub import find, is_address
+from assay.io.saes.locate import locate
+
+
+@dataclass(frozen=True)
+class Look:
+    """What is known of an autoencoder that was read, without its numbers.
+
+    Attributes:
+        stored: as it was read, but its tensors are on the meta device.
+        fingerprint: of the autoencoder.
+        is_finite: whether all its numbers are.
+    """
+
+    stored: StoredSae
+    fingerprint: str
+    is_finite: bool
+
+
+_looks: dict[Hashable, Look] = {}
+"""By the files, as they are on the disk, and how they are read."""
 
 
 class SaeDataset(AbstractDataset[Never, StoredSae]):
@@ -89,9 +112,43 @@ class SaeDataset(AbstractDataset[Never, StoredSae]):
             f"{self.filepath}: found {type(data).__name__} to save; the file is another library's"
         )
 
+    def look(self) -> Look:
+        """What it is. A file is read for it once in a process, while it stays as it is on the disk:
+        the command line, the session and the fingerprints all ask, of files of gigabytes.
+
+        Raises:
+            DatasetError: it is missing, damaged or not understood.
+        """
+        key = self._key()
+        if key is None or key not in _looks:
+            stored = self.load()
+            look = Look(
+                replace(stored, tensors={n: t.to("meta") for n, t in stored.tensors.items()}),
+                stored.fingerprint(),
+                all(bool(tensor.isfinite().all()) for tensor in stored.tensors.values()),
+            )
+            # One that was written meanwhile is looked at again.
+            if key is None or self._key() != key:
+                return look
+            _looks[key] = look
+        look, commit = _looks[key], find(self.filepath)[1]
+        self.said = {"path": self._typed, "commit": commit, **look.stored.describe()}
+        return look
+
+    def _key(self) -> Hashable | None:
+        """What tells whether anything was written since; None: it cannot be read as it is."""
+        try:
+            found = locate(find(self.filepath)[0])
+            files = [file for file in (found.weights, found.config) if file and file.exists()]
+            there = tuple((str(file), str(file.resolve()), *_written(file)) for file in files)
+        except (ValueError, OSError):
+            return None
+        typed = json.dumps([self._settings, self._input_bias], sort_keys=True)
+        return found.library, there, typed
+
     def fingerprint(self) -> str:
         """What it says, hashed: the same for the same autoencoder elsewhere, or saved again."""
-        return self.load().fingerprint()
+        return self.look().fingerprint
 
     def _exists(self) -> bool:
         # What is on the Hub, reading it tells, and why it cannot.
@@ -103,3 +160,8 @@ class SaeDataset(AbstractDataset[Never, StoredSae]):
 
     def _describe(self) -> dict[str, Any]:
         return {"filepath": self.filepath, "parameter": self._parameter}
+
+
+def _written(file: Path) -> tuple[int, ...]:
+    found = file.stat()
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns

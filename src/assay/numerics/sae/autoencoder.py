@@ -323,7 +323,9 @@ def _weights(name: str, tensor: Tensor) -> Tensor:
             " trained"
         )
     tensor = tensor.detach().float().contiguous()
-    if tensor.numel() and not all(limit.isfinite() for limit in tensor.aminmax()):
+    # On the meta device there are shapes and no numbers.
+    is_known = tensor.numel() and not tensor.is_meta
+    if is_known and not all(limit.isfinite() for limit in tensor.aminmax()):
         raise ValueError(
             f"found {name} with NaN or infinity, wanted finite numbers: save it again, from before"
             " it diverged"
