@@ -260,7 +260,7 @@ def test_the_error_is_that_of_the_codes_as_they_are_stored(kind, n_rows, seed, i
     sae = make(kind, seed, **({"mean": mean, "std": std} if is_raw else {}))
     batch = sae.encode(x)
     scale = torch.where(std > 0, std, 1.0)
-    seen = ((x.double() * scale + mean).float() if is_raw else x).double().numpy()
+    seen = (x.double() * scale + mean if is_raw else x.double()).numpy()
     slow = Slow(kind, seed)
     back = np.stack([slow.decode(*pair) for pair in zip(seen, dense(batch), strict=True)])
     if is_raw:
@@ -604,3 +604,68 @@ def test_tokens_of_another_width_or_not_finite_are_refused(kind):
             call(bad)
         with pytest.raises(ValueError, match=f"wanted .*{D}"):
             call(torch.ones(3, D + 1))
+
+
+def nearly_equal(d: int = 256, n: int = 64) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Tokens (200, d), and weights under which the pre-activations of features 2j and 2j + 1 are
+    some roundings apart: less than what a float32 product is off by.
+    """
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(200, d, generator=generator) + 3
+    encoder = torch.randn(d, n, generator=generator)
+    encoder[:, 1::2] = encoder[:, ::2]
+    at = encoder[:8, 1::2]
+    encoder[:8, 1::2] = at + at.abs() * 2e-6 * torch.randn(at.shape, generator=generator)
+    return x, {"W_enc": encoder, "W_dec": torch.randn(n, d, generator=generator)}
+
+
+@pytest.mark.parametrize(
+    "kind", ["topk", "topk, signed", "abstopk", "groupmax", "jumprelu", "gated", "scaled"]
+)
+def test_what_float32_cannot_decide_is_decided_as_in_float64(kind):
+    x, tensors = nearly_equal()
+    n = tensors["W_enc"].shape[1]
+    products = (x.double() @ tensors["W_enc"].double()).numpy()
+    exact = products.astype(np.float32)  # rounded once
+    wanted: Any = np.zeros_like(exact)
+    k = 5
+    if kind in ("topk", "topk, signed", "scaled"):
+        architecture = Architecture("topk", k, signed=kind == "topk, signed")
+        if kind == "scaled":
+            tensors["scale"] = torch.full((n,), 3.0)
+            exact = (products * 3).astype(np.float32)
+        np.put_along_axis(wanted, np.argsort(-exact, axis=1, kind="stable")[:, :k], 1, axis=1)
+    elif kind == "abstopk":
+        architecture = Architecture("abstopk", k)
+        np.put_along_axis(
+            wanted, np.argsort(-np.abs(exact), axis=1, kind="stable")[:, :k], 1, axis=1
+        )
+    elif kind == "groupmax":
+        architecture = Architecture("groupmax", 4)
+        groups = exact.reshape(len(x), 4, -1)
+        np.put_along_axis(wanted.reshape(groups.shape), groups.argmax(2)[..., None], 1, axis=2)
+        wanted *= exact > 0
+    elif kind == "jumprelu":
+        architecture = Architecture("jumprelu")
+        # Just below, at or just above the pre-activation of a token, if positive.
+        near = exact.diagonal() * (1 + 1e-7 * np.arange(-n // 2, n // 2)).astype(np.float32)
+        tensors["threshold"] = torch.from_numpy(near)
+        wanted = (exact > near) & (exact > 0)
+    else:
+        architecture = Architecture("relu")
+        gate = -exact.diagonal() * (1 + 1e-7 * np.arange(-n // 2, n // 2)).astype(np.float32)
+        tensors |= {"b_gate": torch.from_numpy(gate), "r_mag": torch.zeros(n)}
+        tensors["b_enc"] = torch.full((n,), 1000.0)
+        wanted = products + gate > 0
+    sae = SparseAutoencoder(tensors, architecture)
+    found = densify(sae.encode(x), "sparse", n).numpy() != 0
+    plain = sae.encode_dense(x).numpy() != 0
+    np.testing.assert_array_equal(found, wanted.astype(bool))
+    assert (plain != found).any(), "float32 decides them all: no test"
+
+
+def test_many_equals_are_no_matter_of_rounding():
+    """Features that are all the same are not computed again, each for each token."""
+    tensors = {"W_enc": torch.ones(4, 300), "W_dec": torch.ones(300, 4)}
+    sae = SparseAutoencoder(tensors, Architecture("topk", 2))
+    assert sae.encode(torch.ones(5, 4))["indices"].tolist() == [[0, 1]] * 5

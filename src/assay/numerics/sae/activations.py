@@ -57,11 +57,11 @@ def largest(by: Tensor, k: int) -> Tensor:
     """
     if k * 4 >= by.shape[1]:
         return by.argsort(dim=1, descending=True, stable=True)[:, :k]
-    values, indices = by.topk(k, dim=1)
-    last = values[:, -1:]
+    values, indices = by.topk(k + 1, dim=1)
+    indices, last = indices[:, :k], values[:, k - 1 : k]
     # Of the equals at the end, others may have to be in: those of the lowest index, as many as
     # there is room for.
-    tied = (((by >= last) & (last != 0)).sum(1) > k).nonzero().squeeze(1)
+    tied = ((values[:, k:] == last) & (last != 0)).squeeze(1).nonzero().squeeze(1)
     if len(tied):
         rows, least = by[tied], last[tied]
         above, equal = rows > least, rows == least

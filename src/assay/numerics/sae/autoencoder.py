@@ -1,6 +1,6 @@
 """An autoencoder as a dictionary: codes, their reconstruction, and its error.
 
-All is computed in float32, as these models are trained, even if the process lets torch round it;
+Codes are computed in float32, as these models are trained, even if the process lets torch round it;
 the reconstruction of the codes that are kept, and so their error, in float64.
 """
 
@@ -19,6 +19,12 @@ from assay.numerics.moments import check_batch, check_mean_std, scale_of
 from assay.numerics.precision import product
 from assay.numerics.reconstruction_error import ErrorSums, error_sums
 from assay.numerics.sae.activations import activate, largest, pursue
+from assay.numerics.sae.settling import (
+    exact_products,
+    rounding_of,
+    undecided,
+    undecided_gates,
+)
 
 _ROWS = 1 << 24  # entries of a dense code that are held at once
 
@@ -33,7 +39,8 @@ class SparseAutoencoder:
 
     `encode`, `residual` and `errors` take standardized tokens, as those of every dictionary do;
     `encode_dense` and `reconstruct` take tokens as the autoencoder saw them. Both are the same
-    unless `mean` and `std` are given.
+    unless `mean` and `std` are given, but for what float32 cannot decide: the former settle it in
+    float64, so that they are the same on any machine, and the latter are as the library computes.
 
     Args:
         tensors: weights and biases by the names of `assay.architecture.TENSORS`.
@@ -194,7 +201,9 @@ class SparseAutoencoder:
     def residual(self, x: Tensor) -> Tensor:
         """The residual of the reconstruction of standardized tokens, x~ - x^, float64 (b, d)."""
         parts = ((part, self._seen(part)) for part in self._parts(x))
-        return torch.cat([self._left(part, seen, *self._entries(seen)) for part, seen in parts])
+        return torch.cat(
+            [self._left(part, seen, *self._entries(seen.float(), seen)) for part, seen in parts]
+        )
 
     @isolated()
     def errors(self, x: Tensor, std: Tensor) -> dict[int, ErrorSums]:
@@ -210,25 +219,24 @@ class SparseAutoencoder:
 
     def _encode(self, x: Tensor) -> Batch:
         seen = self._seen(x)
-        values, indices = self._entries(seen)
+        values, indices = self._entries(seen.float(), seen)
         error = self._left(x, seen, values, indices).square().sum(1)
         # What pads a row names feature 0, not one that may be named already.
         return {"values": values, "indices": torch.where(values != 0, indices, 0), "error": error}
 
-    def _entries(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def _entries(self, x: Tensor, wide: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The entries of the codes of tokens as the autoencoder saw them, by falling magnitude:
-        values and indices (b, k), or (b, longest row), where 0 pads the others.
+        values and indices (b, k), or (b, longest row), where 0 pads the others. See `_activations`.
         """
-        codes = self._activations(x)
+        codes = self._activations(x, wide)
         width = self.k or int((codes != 0).sum(1).max()) if len(codes) else 0
         indices = largest(codes.abs(), width) if width else codes.new_zeros(len(x), 0).long()
         return codes.gather(1, indices), indices
 
     def _seen(self, x: Tensor) -> Tensor:
-        """Standardized tokens as the autoencoder saw them, float32."""
-        if self.mean is None or self.std is None:
-            return x
-        return (x.double() * self.std + self.mean).float()
+        """Standardized tokens as the autoencoder saw them, float64."""
+        x = x.double()
+        return x if self.mean is None or self.std is None else x * self.std + self.mean
 
     def _left(self, x: Tensor, seen: Tensor, values: Tensor, indices: Tensor) -> Tensor:
         """x~ - x^, float64, of standardized tokens, the same as the autoencoder saw them, and the
@@ -239,26 +247,62 @@ class SparseAutoencoder:
             found = (found - self.mean) / self.std
         return x.double() - found
 
-    def _activations(self, x: Tensor) -> Tensor:
-        """Dense codes of tokens as the autoencoder saw them."""
-        get = self._tensors.get
-        x = self._normalize(x)
-        if (center := get("center")) is not None:
-            x = x - center
-        if self.architecture.activation == "matching_pursuit":
+    def _activations(self, x: Tensor, wide: Tensor | None = None) -> Tensor:
+        """Dense codes of tokens as the autoencoder saw them (b, d), float32, as its library
+        computes them; with ``wide``, the same tokens in float64, what float32's rounding would
+        decide is settled.
+        """
+        gate, encoder = self._tensors.get("b_gate"), self._tensors.get("W_enc")
+        x = self._center(x)
+        if encoder is None:
             return pursue(x, self._tensors["W_dec"], self.architecture)
-        pre = product(x, self._tensors["W_enc"])
-        gate, r_mag = get("b_gate"), get("r_mag")
-        is_open = None
-        if gate is not None and r_mag is not None:
-            is_open = pre + gate > 0
-            pre = pre * r_mag.exp()
-        if (bias := get("b_enc")) is not None:
-            pre = pre + bias
-        if (scale := get("scale")) is not None:
-            pre = pre * scale
-        codes = activate(pre, self.architecture, get("threshold"))
-        return codes if is_open is None else torch.where(is_open, codes, 0.0)
+        products = product(x, encoder)
+        gates = None if gate is None else products + gate
+        pre = self._scale(products)
+        if wide is not None:
+            self._settle(self._center(wide), rounding_of(x, self._longest), pre, gates)
+        codes = activate(pre, self.architecture, self._tensors.get("threshold"))
+        return codes if gates is None else torch.where(gates > 0, codes, 0.0)
+
+    def _center(self, x: Tensor) -> Tensor:
+        """Tokens as they are multiplied with the encoder, in their own dtype."""
+        x, center = self._normalize(x), self._tensors.get("center")
+        return x if center is None else x - center
+
+    def _scale(self, products: Tensor, columns: Tensor | None = None) -> Tensor:
+        """Pre-activations of (norm(x) - c) W_enc, all of them (b, n) or those of the ``columns``
+        (p,), in their own dtype.
+        """
+        r_mag, bias, scale = (
+            tensor if tensor is None or columns is None else tensor[columns].to(products.dtype)
+            for tensor in map(self._tensors.get, ("r_mag", "b_enc", "scale"))
+        )
+        pre = products if r_mag is None else products * r_mag.exp()
+        pre = pre if bias is None else pre + bias
+        return pre if scale is None else pre * scale
+
+    def _settle(self, x: Tensor, rounding: Tensor, pre: Tensor, gates: Tensor | None) -> None:
+        """Put into the pre-activations and gates (b, n) the exact ones of those that are within
+        ``rounding`` (b, 1) of what decides about them; x (b, d) is float64.
+        """
+        encoder, threshold = self._tensors["W_enc"], self._tensors.get("threshold")
+        if gates is not None:
+            at = undecided_gates(gates, rounding)
+            gates[at] = (exact_products(x, encoder, *at) + self._tensors["b_gate"][at[1]]).float()
+        at = undecided(pre, self.architecture, threshold, rounding * self._largest_scale)
+        pre[at] = self._scale(exact_products(x, encoder, *at), at[1]).float()
+
+    @cached_property
+    def _longest(self) -> Tensor:
+        """The length of the longest column of the encoder."""
+        lengths: Tensor = torch.linalg.vector_norm(self._tensors["W_enc"], dim=0)
+        return lengths.amax()
+
+    @cached_property
+    def _largest_scale(self) -> Tensor:
+        ones = torch.ones_like(self._tensors["W_dec"][:, 0])
+        scale, r_mag = self._tensors.get("scale", ones), self._tensors.get("r_mag")
+        return (scale.abs() if r_mag is None else scale.abs() * r_mag.exp()).amax()
 
     @cached_property
     def _decoder(self) -> Tensor:
