@@ -69,7 +69,8 @@ def rounding_of(x: Tensor, longest: Tensor) -> Tensor:
     """How far a float32 product of x (b, d) and the encoder, whose longest column has that length,
     may be from the exact one: (b, 1).
     """
-    return _ROUNDING * longest * torch.linalg.vector_norm(x, dim=1, keepdim=True)
+    lengths: Tensor = torch.linalg.vector_norm(x, dim=1, keepdim=True)
+    return _ROUNDING * longest * lengths
 
 
 def exact_products(x: Tensor, encoder: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
