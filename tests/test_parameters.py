@@ -322,6 +322,7 @@ WEIGHTS = {
         ({"sae": "a", "activation": "tanh"}, "activation"),
         ({"weight": "a"}, "did you mean `dictionaries.mine.weights`"),
         ({"sae": ""}, "should have at least 1 character"),
+        ({"sae": "saes/{layr}/{seed}.pt", "seeds": [1]}, "found {layr} in the path, want no other"),
         ({"saev_run": ""}, "should have at least 1 character"),
         ({"random": "centers"}, "'centres' or 'directions'"),
     ],

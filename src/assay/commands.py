@@ -262,8 +262,9 @@ def sae_command(path: str, **settings: Any) -> None:
     from assay.io.saes.residual_stream import find_block
     from assay.sae import open_sae
 
-    with _short_errors(f"{path} cannot be read as it is:\n"):
+    with _short_errors():
         found, commit = find(path)
+    with _short_errors(f"{path} cannot be read as it is:\n"):
         stored = read_sae(found, Settings(**settings))
         open_sae(stored)
     said = stored.describe() | {"commit": commit}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Literal, Self
 
 from pydantic import Field, PositiveInt, model_validator
@@ -114,6 +115,7 @@ class DictionaryParameters(Section):
                 f"found {' and '.join(given) or 'none'}, want one of {', '.join(SOURCES[:-1])} and"
                 f" {SOURCES[-1]}"
             )
+        self._check_placeholders()
         self._check_settings(given[0])
         if self.weights is not None:
             self._check_formula()
@@ -123,6 +125,15 @@ class DictionaryParameters(Section):
                 " seed"
             )
         return self
+
+    def _check_placeholders(self) -> None:
+        """Nothing but a layer and a seed is replaced in a path."""
+        unknown = set(re.findall(r"\{.*?\}", self.path or "")) - {"{layer}", "{seed}"}
+        if unknown:
+            raise ValueError(
+                f"found {', '.join(sorted(unknown))} in the path, want no other in braces than"
+                " {layer} and {seed}"
+            )
 
     def _check_settings(self, source: str) -> None:
         """Every setting belongs to the source that there is."""
