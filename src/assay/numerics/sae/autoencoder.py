@@ -349,15 +349,17 @@ class SparseAutoencoder:
 def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation (n - 1) of each token's dimensions, (b, 1)."""
     mean = x.mean(1, keepdim=True)
-    # Not torch's, which warns of a batch of no tokens.
-    squares = (x - mean).square().sum(1, keepdim=True)
-    return mean, (squares / max(x.shape[1] - 1, 1)).sqrt()
+    if x.shape[1] == 1 or not len(x):  # of which torch warns
+        return mean, torch.zeros_like(mean)
+    return mean, (x - mean).std(1, keepdim=True)
 
 
 def _to_sqrt_d(x: Tensor) -> Tensor:
     """What scales each token to the length sqrt(d), (b, 1): a token of length 0 stays as it is."""
-    lengths = torch.linalg.vector_norm(x, dim=1, keepdim=True)
-    return torch.sqrt(x.new_tensor(x.shape[1])) / torch.where(lengths == 0, 1.0, lengths)
+    lengths: Tensor = torch.linalg.vector_norm(x, dim=1, keepdim=True)
+    # In the order in which the libraries round.
+    inverse = torch.where(lengths == 0, 1.0, lengths).reciprocal()
+    return inverse * float(x.shape[1]) ** 0.5
 
 
 def _weights(name: str, tensor: Tensor) -> Tensor:
