@@ -6,6 +6,7 @@ the reconstruction of the codes that are kept, and so their error, in float64.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from functools import cached_property
 
@@ -358,8 +359,8 @@ def _to_sqrt_d(x: Tensor) -> Tensor:
     """What scales each token to the length sqrt(d), (b, 1): a token of length 0 stays as it is."""
     lengths: Tensor = torch.linalg.vector_norm(x, dim=1, keepdim=True)
     # In the order in which the libraries round.
-    inverse = torch.where(lengths == 0, 1.0, lengths).reciprocal()
-    return inverse * float(x.shape[1]) ** 0.5
+    inverse: Tensor = torch.where(lengths == 0, 1.0, lengths).reciprocal()
+    return inverse * math.sqrt(x.shape[1])
 
 
 def _weights(name: str, tensor: Tensor) -> Tensor:
