@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from kedro.io import DatasetError
 
 from assay.encodings import Model, layer_name
 from assay.io.datasets import SaeDataset
+from assay.io.saes import Settings
 from assay.io.saes.residual_stream import check_place
 from assay.parameters import Parameters
 from assay.plan import layers_of, place
@@ -40,9 +41,9 @@ def given_autoencoders(parameters: Parameters, project: Path) -> Iterator[GivenA
             continue
         parameter = f"dictionaries.{name}.{'weights' if dictionary.sae is None else 'sae'}"
         settings = {
-            setting: value
-            for setting in ("activation", "k", "threshold", "normalization")
-            if (value := getattr(dictionary, setting)) is not None
+            setting.name: value
+            for setting in fields(Settings)
+            if (value := getattr(dictionary, setting.name)) is not None
         }
         for model in dictionary.models(name):
             for layer in layers_of(dictionary, parameters):

@@ -101,6 +101,14 @@ def publish_file(path: str | os.PathLike[str]) -> Iterator[Path]:
             raise
 
 
+def free_bytes(path: str | os.PathLike[str]) -> int:
+    """What the disk has room for where `path` is, or is to be."""
+    place = Path(os.path.abspath(path))
+    while not place.exists():
+        place = place.parent
+    return shutil.disk_usage(place).free
+
+
 def _target(path: str | os.PathLike[str]) -> Path:
     target = Path(os.path.abspath(path))
     if not target.name:

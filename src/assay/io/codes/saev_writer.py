@@ -9,7 +9,6 @@ beside it, since an array's header says how many there are.
 from __future__ import annotations
 
 import json
-import shutil
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
@@ -23,7 +22,7 @@ from numpy.lib import format as npy
 
 from assay.codes import Batch, Codes
 from assay.io.codes.saev import CODES_NAME, METRICS_NAME
-from assay.io.publish import naming
+from assay.io.publish import free_bytes, naming
 
 PROBES_NAME = "probe1d_metrics.npz"
 COUNTS = ("tp", "fp", "tn", "fn")
@@ -151,8 +150,7 @@ def check_room(target: Path, codes: Iterable[Codes]) -> None:
         ValueError: it has not; naming both sizes.
     """
     sizes = [(each, _count_entries(each)) for each in codes]
-    place = next(path for path in (target, *target.absolute().parents) if path.exists())
-    free = shutil.disk_usage(place).free
+    free = free_bytes(target)
     needed = most = 0
     for each, entries in sizes:
         size = _entry_bytes(entries) * entries + 8 * each.n_rows

@@ -40,7 +40,13 @@ from assay.io.codes.layout import (
     read_json,
     validated,
 )
-from assay.io.publish import naming, publish_file, publishing_folder, resumable_folder
+from assay.io.publish import (
+    free_bytes,
+    naming,
+    publish_file,
+    publishing_folder,
+    resumable_folder,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -171,12 +177,9 @@ def _predict(codes: SourcedCodes, metadata: CodesMetadata, sizes: dict[str, int]
 
 def _free_bytes(path: Path, resume: str) -> int:
     """What the disk has room for, counting what an earlier call has written of these codes."""
-    place = Path(os.path.abspath(path))
-    while not place.exists():
-        place = place.parent
     begun = resumable_folder(path, resume)
     mine = sum(entry.lstat().st_size for entry in begun.iterdir()) if begun.is_dir() else 0
-    return shutil.disk_usage(place).free + mine
+    return free_bytes(path) + mine
 
 
 def _gb(n_bytes: int) -> str:

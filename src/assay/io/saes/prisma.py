@@ -202,7 +202,6 @@ def _understand(said: Config) -> _Said:
     hook = said.take("_custom_hook_point", str, hook)
     if hook is None and None not in (layer, subtype):
         hook = f"blocks.{layer}.{subtype}"
-    # Early versions have the other name.
     # Early versions have the second name.
     on_class = {said.take(name, bool, False) for name in ("cls_token_only", "cls_token")}
     said.ignore(TRAINING)

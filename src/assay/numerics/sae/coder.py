@@ -12,12 +12,7 @@ from torch import Tensor
 from assay.architecture import TENSORS, Architecture
 from assay.numerics.precision import product
 from assay.numerics.sae.activations import activate, largest, pursue
-from assay.numerics.sae.settling import (
-    exact_products,
-    rounding_of,
-    undecided,
-    undecided_gates,
-)
+from assay.numerics.sae.settling import exact_products, near_to, rounding_of, undecided
 
 _LAYER_NORM_EPS = 1e-5
 
@@ -102,7 +97,7 @@ class Coder:
         """
         encoder, threshold = self._tensors["W_enc"], self._tensors.get("threshold")
         if gates is not None:
-            at = undecided_gates(gates, rounding)
+            at = near_to(0.0, gates, rounding)
             gates[at] = (exact_products(x, encoder, *at) + self._tensors["b_gate"][at[1]]).float()
         at = undecided(pre, self._architecture, threshold, rounding * self._largest_scale)
         pre[at] = self._scale(exact_products(x, encoder, *at), at[1]).float()

@@ -49,20 +49,25 @@ def undecided(
             assert k is not None
             groups = pre.view(len(pre), k, pre.shape[1] // k)
             near = groups >= groups.amax(2, keepdim=True) - 2 * rounding[:, None]
-            near = (near & (near.sum(2, keepdim=True) > 1)).flatten(1)
+            return _places((near & (near.sum(2, keepdim=True) > 1)).flatten(1))
         case "jumprelu":
             assert threshold is not None
-            near = (pre - threshold).abs() <= rounding
+            return near_to(threshold, pre, rounding)
         case _:
             return _none(pre)
+
+
+def near_to(threshold: Tensor | float, values: Tensor, rounding: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows and columns of the values (b, n) that are within rounding (b, 1) of a threshold, as
+    `undecided` gives them.
+    """
+    return _places((values - threshold).abs() <= rounding)
+
+
+def _places(near: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows and columns where a mask (b, n) is true; none if those are too many."""
     rows, columns = near.nonzero().unbind(1)
-    return (rows, columns) if len(rows) <= _MOST * len(pre) else _none(pre)
-
-
-def undecided_gates(gates: Tensor, rounding: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows and columns of the gates (b, n) that are too near to 0; see `undecided`."""
-    rows, columns = (gates.abs() <= rounding).nonzero().unbind(1)
-    return (rows, columns) if len(rows) <= _MOST * len(gates) else _none(gates)
+    return (rows, columns) if len(rows) <= _MOST * len(near) else _none(near)
 
 
 def rounding_of(x: Tensor, longest: Tensor) -> Tensor:
@@ -79,6 +84,6 @@ def exact_products(x: Tensor, encoder: Tensor, rows: Tensor, columns: Tensor) ->
     return entries
 
 
-def _none(pre: Tensor) -> tuple[Tensor, Tensor]:
-    none = torch.zeros(0, dtype=torch.int64, device=pre.device)
+def _none(like: Tensor) -> tuple[Tensor, Tensor]:
+    none = torch.zeros(0, dtype=torch.int64, device=like.device)
     return none, none
