@@ -60,7 +60,7 @@ def run_alone(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_help_as_a_user_types_it(tmp_path: Path) -> None:
-    ended = run_alone("-m", "assay.commands", "--help", cwd=tmp_path)
+    ended = run_alone("-m", "assay", "--help", cwd=tmp_path)
     assert (ended.returncode, ended.stderr) == (0, "")
     assert ended.stdout.startswith("Usage: assay [OPTIONS] COMMAND")
     assert "labels" in ended.stdout
@@ -237,7 +237,7 @@ def test_verify_without_a_path_reads_all_that_the_project_is_configured_to_read(
     (project / "conf" / "mine").mkdir()
     own = {"fit": str(shards), "val": str(shards.parent), "probe_train": "missing"}
     (project / "conf" / "mine" / "globals.yml").write_text(yaml.safe_dump({"shards": own}))
-    verify = ("-m", "assay.commands", "shards", "verify")
+    verify = ("-m", "assay", "shards", "verify")
     ended = run_alone(*verify, "--env", "mine", cwd=project)
     assert ended.returncode == 1
     assert ended.stdout.count(f"{shards}: ok\n") == 2
@@ -254,7 +254,7 @@ def test_verify_without_a_path_reads_all_that_the_project_is_configured_to_read(
 
 
 def test_verify_as_a_user_types_it(shards: Path, tmp_path: Path) -> None:
-    program = ("-m", "assay.commands", "shards", "verify", str(shards))
+    program = ("-m", "assay", "shards", "verify", str(shards))
     assert run_alone(*program, cwd=tmp_path).returncode == 0
     os.truncate(shards / "acts000000.bin", 3)
     ended = run_alone(*program, cwd=tmp_path)

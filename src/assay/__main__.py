@@ -2,4 +2,4 @@
 
 from assay.commands import main
 
-main()
+main(prog_name="assay")
