@@ -112,6 +112,8 @@ FAULTS = [
     ({"probe": {"void": "ignore"}}, ["`probe.void` is 'ignore'", "'drop', 'negative' or 'class'"]),
     ({"probe": {"ridge": 0}}, ["`probe.ridge` is 0", "greater than 0"]),
     ({"probe": {"ridge": float("inf")}}, ["`probe.ridge` is inf", "finite"]),
+    ({"class_names": ""}, ["`class_names` is ''", "at least 1 character"]),
+    ({"class_names": ["wall"]}, ["`class_names` is ['wall']", "string"]),
     ({"digits": {"image_size": 33}}, ["`digits`", "image_size 33", "patch_size 4"]),
     ({"digits": {"layers": [0, 4]}}, ["`digits`", "[0, 4]", "0 to 3"]),
 ]

@@ -148,6 +148,11 @@ def test_given_statistics_are_planned_for():
     assert make_plan(parse(DIGITS, standardize={"statistics": "own.safetensors"})).given_statistics
 
 
+def test_names_of_classes_are_planned_for():
+    assert not make_plan(parse(DIGITS)).named_classes
+    assert make_plan(parse(DIGITS, class_names="names.txt")).named_classes
+
+
 def test_a_plan_cannot_be_changed():
     with pytest.raises(dataclasses.FrozenInstanceError):
         make_plan(parse(DIGITS)).given_statistics = True  # type: ignore[misc]  # what is refused

@@ -411,6 +411,16 @@ def test_an_order_of_other_shards_is_refused_before_any_work(shards, tmp_path):
         check_shards(parse(shards, kmeans={"n_clusters": 4, "order": "nowhere.npy"}), tmp_path)
 
 
+def test_names_of_classes_are_read_before_any_work(shards, tmp_path):
+    (tmp_path / "names.txt").write_text("wall\nsky")
+    check_shards(parse(shards, class_names="names.txt"), tmp_path)  # inside the project
+    (tmp_path / "names.txt").write_text("1: wall\n1: sky")
+    with pytest.raises(ValueError, match=r"^class_names: .*names\.txt, line 2: label 1 has a name"):
+        check_shards(parse(shards, class_names="names.txt"), tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"^class_names: .*nowhere is no file; wanted one"):
+        check_shards(parse(shards, class_names="nowhere"), tmp_path)
+
+
 def test_the_images_are_the_defaults_own_or_the_users_or_none(shards, tmp_path):
     assert find_images(parse(DIGITS), tmp_path) == (
         tmp_path / "data/01_raw/digits/probe_val-images",

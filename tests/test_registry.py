@@ -52,6 +52,7 @@ KINDS: list[dict[str, Any]] = [
     {"shards": OWN},
     {"dictionaries": DICTIONARIES},
     {"shards": OWN, "images": {"path": "photos"}},
+    {"class_names": "names.txt"},
 ]
 """The default, and the changes that lead to other nodes."""
 
@@ -132,6 +133,7 @@ def test_each_pipeline_holds_its_ancestors(register, changes):
             *(f"layer_{n}.{name}" for n in (0, 3) for name in theirs),
         }
     wanted |= {"images_probe_val"} if "images" in changes else set()
+    wanted |= {"class_names"} & changes.keys()
     assert sources == wanted | (
         {f"shards_{split}" for split in SPLITS} if "shards" in changes else set()
     )
@@ -389,6 +391,13 @@ def test_the_gallery_is_drawn_where_the_images_are_at_hand(register):
     assert "images_probe_val" in pipelines["report"].inputs()
 
 
+def test_only_the_views_take_the_names_of_classes(register):
+    without, named = register()["__default__"], register(class_names="names.txt")["__default__"]
+    assert names(without) == names(named)
+    assert [node.name for node in named.nodes if "class_names" in node.inputs] == ["report.view"]
+    assert "class_names" not in without.datasets()
+
+
 def test_given_statistics_are_adopted_and_not_fitted(register):
     pipelines = register(standardize={"statistics": "own/{layer}.safetensors"})
     assert of_stage(pipelines["standardize"], "standardize") == {
@@ -407,6 +416,7 @@ def test_only_catalog_names_join_stages(register, environment, changes):
     configuration.ConfigurationHook().after_catalog_created(catalog)  # the users' own dictionaries
     known = {*resolver.config, *catalog.keys()}
     assert ("layer_3.sae_mine" in known) == ("dictionaries" in changes)
+    assert ("class_names" in known) == ("class_names" in changes)
     assert ("images_probe_val" in known) == ("shards" not in changes or "images" in changes)
     for pipeline in pipelines.values():
         for name in pipeline.datasets() - {"digits_vit"}:

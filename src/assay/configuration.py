@@ -205,17 +205,20 @@ class ConfigurationHook:
 
     @hook_impl
     def after_catalog_created(self, catalog: DataCatalog) -> None:
-        """Add the images and what the user's own dictionaries are read from: how many there are,
-        and where, only the parameters say.
+        """Add the images, the names of classes and what the user's own dictionaries are read from:
+        how many there are, and where, only the parameters say.
         """
         from assay.autoencoders import given_autoencoders
-        from assay.io.datasets import ImagesDataset
+        from assay.io.datasets import ClassNamesDataset, ImagesDataset
         from assay.plan import find_images
 
         project, parameters = current_configuration()
         images = find_images(parameters, project)
         if images is not None:
             catalog["images_probe_val"] = ImagesDataset(filepath=str(images[0]), layout=images[1])
+        if parameters.class_names is not None:
+            path = project / parameters.class_names
+            catalog["class_names"] = ClassNamesDataset(filepath=str(path))
         for shared, dictionary in parameters.dictionaries.items():
             for model in dictionary.models(shared):
                 for layer in parameters.layers:

@@ -63,6 +63,7 @@ def _stages(plan: Plan) -> dict[str, Pipeline]:
                 [layer_name(layer) for layer in plan.layers],
                 several_seeds=len(plan.kmeans) > 1,
                 gallery_classes=plan.gallery_classes,
+                named_classes=plan.named_classes,
             )
         ),
     }

@@ -49,6 +49,8 @@ class Plan:
     """Classes of a dictionary that are shown on the images of probe_val; None: the images are not
     at hand.
     """
+    named_classes: bool
+    """Classes have names, from the user's file."""
     given_statistics: bool
     """mu and sigma come from the user's file."""
 
@@ -138,6 +140,7 @@ def _make_plan(parameters: Parameters, d_model: int | None) -> Plan:
             None if find_images(parameters, Path()) is None else parameters.images.classes
         ),
         kmeans=models,
+        named_classes=parameters.class_names is not None,
         given_statistics=parameters.standardize.statistics is not None,
     )
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from assay.autoencoders import check_autoencoders
+from assay.io.class_names import read_class_names
 from assay.io.datasets import find_shards
 from assay.io.images import ImageLayout, Images
 from assay.io.shards import Shards
@@ -187,8 +188,19 @@ def _check_given(parameters: Parameters, project: Path, d_model: int, n_fit: int
             _check_statistics(path, d_model)
     for doubt in check_autoencoders(parameters, project, d_model):
         _warn(doubt)
+    if parameters.class_names is not None:
+        _check_class_names(project / parameters.class_names)
     if parameters.kmeans.order is not None:
         OrderFile(parameters.kmeans.order, n_fit)
+
+
+def _check_class_names(path: Path) -> None:
+    try:
+        read_class_names(path)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"class_names: {error}") from error
+    except ValueError as error:
+        raise ValueError(f"class_names: {error}") from error
 
 
 def _check_statistics(path: Path, d_model: int) -> None:

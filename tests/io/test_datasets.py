@@ -31,6 +31,7 @@ from assay.io.codes import StoredCodes
 from assay.io.codes.saev import SaevCodes
 from assay.io.datasets import (
     CheckpointsDataset,
+    ClassNamesDataset,
     CodesDataset,
     ImagesDataset,
     SaeDataset,
@@ -771,11 +772,34 @@ def test_images_are_written_whole_and_read_one_by_one(tmp_path: Path) -> None:
         ImagesDataset(filepath="somewhere", layout={"patch_size": 0})
 
 
+# --- names of classes
+
+
+def test_names_are_the_same_however_a_file_writes_them(tmp_path: Path) -> None:
+    dataset = ClassNamesDataset(filepath=str(tmp_path / "names.txt"))
+    assert not dataset.exists()
+    (tmp_path / "names.txt").write_text("wall\nsky")
+    assert dataset.exists()
+    assert dataset.load() == {1: "wall", 2: "sky"}
+    before = dataset.fingerprint()
+    (tmp_path / "names.txt").write_text("2: sky\r\n1: wall\r\n")
+    assert dataset.fingerprint() == before
+    (tmp_path / "names.txt").write_text("sky\nwall")
+    assert dataset.fingerprint() != before
+    with pytest.raises(DatasetError, match="found dict to save; names of classes are only read"):
+        dataset.save({})  # type: ignore[arg-type]  # as a pipeline might
+    (tmp_path / "names.txt").write_bytes(b"wall\n\xff")
+    with pytest.raises(DatasetError, match=r"names\.txt, line 2: found byte 0xff"):
+        dataset.fingerprint()
+    assert dataset._describe() == {"filepath": str(tmp_path / "names.txt")}
+
+
 # --- the docstrings
 
 ALL = (
     ShardsDataset,
     ImagesDataset,
+    ClassNamesDataset,
     CodesDataset,
     CheckpointsDataset,
     TensorsDataset,
@@ -788,6 +812,7 @@ def photograph(folder: Path) -> None:
     folder.mkdir(parents=True)
     for number in range(8):
         Image.new("RGB", (300, 256), (number, 0, 0)).save(folder / f"{number}.jpg")
+    (folder.parents[1] / "objectInfo150.txt").write_text("Idx\tRatio\tName\n1\t0.16\twall\n")
 
 
 @pytest.fixture
@@ -820,6 +845,7 @@ def test_the_yaml_examples_are_true(project: Path) -> None:
     write_inference(project / "runs/z55bntm1/inference/687023f7")
     photograph(project / "ADEChallengeData2016/images/validation")
     assert len(catalog.load("images_probe_val")) == 8
+    assert catalog.load("class_names") == {1: "wall"}
     assert catalog.load("layer_23.codes_relu-16k_probe_val").n_features == 4
     write_saev(project / "runs/z55bntm1/checkpoint/sae.pt", d=4, n=6)
     assert catalog.load("layer_23.sae_relu-16k").n_features == 6
@@ -845,6 +871,7 @@ def test_the_python_examples_are_true(project: Path) -> None:
         exec(example(dataset, "Python"), vars(module), found)
     assert found["tokens"].shape == (15, 4)
     assert found["image"].shape == (256, 256, 3)
+    assert found["names"] == {1: "wall"}
     assert found["batch"].keys() == {"indices", "error"}
     assert torch.equal(found["components"], STATE["components"])
     assert found["checkpoints"].load({"layer": 23}) is None

@@ -114,6 +114,13 @@ def test_an_item_holds_its_classes_images(drawn):
             assert picture.size == (128, 128)
 
 
+def test_an_item_has_the_name_of_its_class_where_there_are_names(drawn, classes):
+    assert all("class_name" not in item for item in drawn())
+    classes["class_name"] = classes["label"].map({1: "wall", 2: "sky", 4: "4", 9: "sea"})
+    shown = [(item["label"], item["class_name"]) for item in drawn()]
+    assert shown == [(2, "sky"), (4, "4"), (1, "wall")] * 2
+
+
 def test_an_example_without_a_patch_that_counts_is_not_shown(
     baselines, classes, planted, photographs
 ):

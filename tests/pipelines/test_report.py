@@ -10,11 +10,14 @@ import subprocess
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kedro.io import DataCatalog
 
+from assay.configuration import ConfigLoader
 from assay.encodings import Encoding, Model
 from assay.io.shards import Shards
 from assay.parameters import KMeansParameters, PCAParameters, ProbeParameters, StandardizeParameters
@@ -32,6 +35,8 @@ from assay.pipelines.report.nodes import (
     FIGURES,
     describe_data,
     draw_figures,
+    make_named_views,
+    make_views,
     merge_layer,
     summarize_fits,
     tabulate_agreement,
@@ -45,6 +50,7 @@ from assay.pipelines.report.tables import (
     format_cell,
     list_reconstructions,
     match_budgets,
+    name_classes,
     pool_seeds,
     tabulate_classes,
     tabulate_paper,
@@ -52,6 +58,7 @@ from assay.pipelines.report.tables import (
     to_markdown,
 )
 
+CONF = Path(__file__).parents[2] / "conf"
 METRICS = ("probe_r", "map", "purity_at_16", "coverage_at_0.3")
 ROWS = (
     ("kmeans", "kmeans-onehot", 8),
@@ -265,7 +272,14 @@ def test_the_columns_of_the_other_tables_are_those_that_the_docs_name():
         == "layer,encoding,l0,nmse,probe_r,map,pca_encoding,pca_l0,pca_nmse,pca_probe_r,pca_map,nmse_raw,pca_nmse_raw,l0_ratio"
     )
     text = (Path(__file__).parents[2] / "docs/outputs.md").read_text(encoding="utf-8")
-    for column in (*CLASSES[3:], "l0_ratio", "inertia_first", "adjusted_rand_index", "seeds"):
+    for column in (
+        *CLASSES[3:],
+        "l0_ratio",
+        "inertia_first",
+        "adjusted_rand_index",
+        "seeds",
+        "class_name",
+    ):
         if not column.startswith("purity"):
             assert f"`{column}`" in text, column
 
@@ -283,6 +297,54 @@ def test_every_class_has_a_row_and_the_absent_are_named():
     for name in ("n_train", "n_val", "feature", "feature_by_val"):
         # Whole numbers in the file, also beside classes that have none.
         assert classes[name].dtype == "Int64"
+
+
+def test_classes_have_names_where_a_file_gives_them_and_numbers_where_not():
+    baselines = tabulate_baselines(*both_layers())
+    plain = make_views(baselines, *both_layers())
+    named = make_named_views(baselines, {1: "wall", 8: "floor, flooring"}, *both_layers())
+    assert named[1:3] == plain[1:3]
+    for ours, theirs in ((named[0], plain[0]), (named[3], plain[3])):
+        pd.testing.assert_frame_equal(ours, theirs)
+    classes = named[4]
+    assert "class_name" not in plain[4]
+    assert [*classes.columns] == [*CLASSES, "class_name"]  # the columns that were there stay
+    pd.testing.assert_frame_equal(classes.drop(columns="class_name"), plain[4])
+    # The absent as well.
+    assert set(zip(classes["label"], classes["class_name"], strict=True)) == {
+        (1, "wall"),
+        (2, "2"),
+        (3, "3"),
+        (7, "7"),
+        (8, "floor, flooring"),
+    }
+    void = classes.assign(label=0)
+    assert set(name_classes(void, {1: "wall"})["class_name"]) == {"void"}
+    assert set(name_classes(void, {0: "background"})["class_name"]) == {"background"}
+
+
+def test_names_come_back_from_the_file_as_they_were(tmp_path):
+    """What pandas takes for missing, or for numbers, may be the name of a class."""
+    names = {1: "None", 2: "NA", 3: "007", 7: "1e5", 8: ' "nan", '.strip()}
+    loader = ConfigLoader(str(CONF), base_env="base", default_run_env="base")
+    entry = loader["catalog"]["classes"] | {"filepath": str(tmp_path / "classes.csv")}
+    dataset = DataCatalog.from_config({"classes": entry})
+    baselines = tabulate_baselines(*both_layers())
+    for classes in (
+        make_views(baselines, *both_layers())[4],
+        make_named_views(baselines, names, *both_layers())[4],
+    ):
+        dataset.save("classes", classes)
+        found = dataset.load("classes")
+        for name in classes.columns.difference(["absent_in"]):
+            if name == "class_name":
+                assert found[name].tolist() == classes[name].tolist()
+            else:
+                assert (
+                    found[name]
+                    .astype(float, errors="ignore")
+                    .equals(classes[name].astype(float, errors="ignore"))
+                )
 
 
 def test_a_row_is_matched_with_the_pca_row_of_its_layer_whose_l0_is_nearest_by_ratio():
@@ -687,6 +749,63 @@ def test_the_prevalence_picture_has_a_point_a_class_whatever_the_seeds():
     points = next(trace for trace in figure.data if trace.name.startswith("kmeans"))
     assert (list(points.x), list(points.text)) == ([10, 20], [1, 2])
     assert list(points.y) == pytest.approx([0.1, 0.1])  # of 0, 0.1 and 0.2
+
+
+HOSTILE = "<b>wall</b><script>alert(1)</script> & co"
+"""The name of a class, from a file that nobody trusts."""
+
+
+def test_the_prevalence_picture_and_the_page_say_names_and_obey_none():
+    baselines = tabulate_baselines(*both_layers())
+    names = {1: HOSTILE, 2: "sky"}
+    *_, classes = make_named_views(baselines, names, *both_layers())
+    plain = tabulate_classes(*both_layers())
+    figures = {
+        given: dict(zip(FIGURES, draw_figures(baselines, table, curves(5), curves(3)), strict=True))
+        for given, table in (("named", classes), ("plain", plain))
+    }
+    for trace in figures["named"]["prevalence"].data:
+        # Plotly takes tags in a text for its own, and decodes these.
+        assert [*trace.text] == [
+            "&lt;b&gt;wall&lt;/b&gt;&lt;script&gt;alert(1)&lt;/script&gt; &amp; co",
+            "sky",
+            "3",
+        ]
+    assert [*figures["plain"]["prevalence"].data[0].text] == [1, 2, 3]
+    item = {"layer": 3, "encoding": "pca-topk-00016", "seed": None, "feature": 2, "images": []}
+    item |= {"average_precision": 0.5}
+    pages = {
+        given: write_page(
+            baselines=baselines,
+            paper=tabulate_paper(baselines),
+            matched=match_budgets(baselines),
+            classes=table,
+            about={},
+            gallery=gallery,
+            **{f"figure_{name}": figure for name, figure in figures[given].items()},
+        )
+        for given, table, gallery in (
+            (
+                "named",
+                classes,
+                [item | {"label": n, "class_name": names.get(n, str(n))} for n in (1, 2, 3)],
+            ),
+            ("plain", plain, [item | {"label": 1}]),
+        )
+    }
+    page = pages["named"]
+    assert "<b>wall" not in page and "<script>alert" not in page
+    escaped = "&lt;b&gt;wall&lt;/b&gt;&lt;script&gt;alert(1)&lt;/script&gt; &amp; co"
+    assert f"class 1 ({escaped}) · feature 2" in page
+    assert "class 2 (sky) · feature 2" in page
+    assert "class 3 · feature 2" in page  # not its number twice
+    table = page[page.index('<h2 id="classes">') : page.index('<h2 id="gallery">')]
+    heads = re.findall(r'<button type="button">([^<]*)</button>', table)
+    assert heads[:6] == ["Layer", "Encoding", "Seed", "Class", "Name", "Patches, train"]
+    assert f'class="text">{escaped}</td>' in table
+    assert "class_name" not in pages["plain"]
+    assert '<button type="button">Name</button>' not in pages["plain"]
+    assert "class 1 · feature 2" in pages["plain"]
 
 
 def about(planted, rows=None, **given):

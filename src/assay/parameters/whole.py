@@ -49,4 +49,9 @@ class Parameters(Section):
         {}, description="other dictionaries for the same table, by the name that they have there"
     )
     images: ImagesParameters = ImagesParameters()
+    class_names: str | None = Field(
+        None,
+        min_length=1,
+        description="a file that names the labels, for tables and pictures; null: numbers alone",
+    )
     digits: DigitsParameters = DigitsParameters()

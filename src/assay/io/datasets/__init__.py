@@ -1,6 +1,7 @@
 """The Kedro datasets around the bytes on disk."""
 
 from assay.io.datasets.checkpoints import CheckpointsDataset
+from assay.io.datasets.class_names import ClassNamesDataset
 from assay.io.datasets.codes import CodesDataset
 from assay.io.datasets.images import ImagesDataset
 from assay.io.datasets.sae import SaeDataset
@@ -10,6 +11,7 @@ from assay.io.datasets.tensors import TensorsDataset
 
 __all__ = [
     "CheckpointsDataset",
+    "ClassNamesDataset",
     "CodesDataset",
     "ImagesDataset",
     "SaeDataset",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from typing import Any
 
 import numpy as np
@@ -143,13 +144,14 @@ def draw_prevalence(baselines: pd.DataFrame, classes: pd.DataFrame) -> go.Figure
         seeds = classes[
             (classes["layer"] == row.layer) & (classes["encoding"] == row.encoding)
         ].dropna(subset=["n_val"])
-        mine = seeds.groupby("label", as_index=False)[["n_val", "average_precision"]].mean()
+        called = [name for name in ("label", "class_name") if name in classes]
+        mine = seeds.groupby(called, as_index=False)[["n_val", "average_precision"]].mean()
         figure.add_scatter(
             x=mine["n_val"],
             y=mine["average_precision"],
             mode="markers",
             name=f"{row.encoding}, layer {row.layer}",
-            text=mine["label"],
+            text=_escape(mine["class_name"]) if "class_name" in mine else mine["label"],
             visible=True if row.encoding in seen else "legendonly",
             marker={
                 "symbol": SYMBOLS[number % len(SYMBOLS)],
@@ -268,6 +270,11 @@ def _thinned(n: int) -> np.ndarray[Any, np.dtype[np.int64]]:
 def _spread(rows: pd.DataFrame, measure: str) -> dict[str, Any] | None:
     """Error bars of one standard deviation over the seeds, where there are several."""
     return {"array": rows[f"{measure}_sd"]} if (rows["seeds"] > 1).any() else None
+
+
+def _escape(names: pd.Series[str]) -> pd.Series[str]:
+    """Names from a file, as plotly shows them: it takes tags in a text for its own."""
+    return names.map(lambda name: html.escape(name, quote=False))
 
 
 def _color(number: int) -> str:

@@ -59,9 +59,14 @@ def draw_gallery(
     the highest AP, on images.
 
     A map is scaled to the range of the class's images. An item is a class: layer, method, encoding,
-    seed, label, feature, average_precision, and `images`, each with `source` (a WebP as a data
-    URI), `example` and `patch`.
+    seed, label, class_name where classes have names, feature, average_precision, and `images`, each
+    with `source` (a WebP as a data URI), `example` and `patch`.
     """
+    kept = [
+        name
+        for name in ("label", "class_name", "feature", "average_precision")
+        if name in classes.columns
+    ]
     found = {int(layer["layer"]): layer for layer in layers}
     rows = (
         baselines[baselines["best_layer"]]
@@ -89,7 +94,7 @@ def draw_gallery(
             }
             items.append(
                 about
-                | {name: each[name] for name in ("label", "feature", "average_precision")}
+                | {name: each[name] for name in kept}
                 | {
                     "images": _draw_class(
                         images, shards.metadata.content_tokens_per_example, **shown

@@ -17,6 +17,7 @@ from assay.pipelines.report.page import render_page
 from assay.pipelines.report.tables import (
     MEASURES,
     match_budgets,
+    name_classes,
     pool_seeds,
     tabulate_classes,
     tabulate_paper,
@@ -123,6 +124,14 @@ def make_views(
         match_budgets(baselines),
         tabulate_classes(*layers),
     )
+
+
+def make_named_views(
+    baselines: pd.DataFrame, names: dict[int, str], *layers: list[dict[str, Any]]
+) -> tuple[pd.DataFrame, str, str, pd.DataFrame, pd.DataFrame]:
+    """The same, the classes with their names."""
+    paper, markdown, latex, matched, classes = make_views(baselines, *layers)
+    return paper, markdown, latex, matched, name_classes(classes, names)
 
 
 def tabulate_agreement(*curves: dict[str, Any]) -> pd.DataFrame:

@@ -12,7 +12,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from assay.pipelines.report.tables import show, show_paper, title_of
+from assay.pipelines.report.tables import CLASSES, show, show_paper, title_of
 
 LEGENDS = {
     "nmse_against_l0": (
@@ -64,7 +64,7 @@ def render_page(
     at_best = baselines.loc[baselines["best_layer"], ["layer", "encoding", "seed"]]
     shown = tables | {
         "matched": _side_by_side(matched),
-        "classes": classes.merge(at_best, on=["layer", "encoding", "seed"]),
+        "classes": _name_beside_label(classes.merge(at_best, on=["layer", "encoding", "seed"])),
     }
     dictionaries = [
         list(items)
@@ -106,6 +106,13 @@ def _side_by_side(matched: pd.DataFrame) -> pd.DataFrame:
         measures.insert(1, "nmse_raw")
     pairs = [f"{whose}{name}" for name in measures for whose in ("", "pca_")]
     return matched[["layer", "encoding", "pca_encoding", "l0", "pca_l0", "l0_ratio", *pairs]]
+
+
+def _name_beside_label(classes: pd.DataFrame) -> pd.DataFrame:
+    """The classes' names, where they have any, beside their labels: in the file they come last."""
+    first = [*CLASSES[: CLASSES.index("label") + 1], "class_name"]
+    columns = sorted(classes.columns, key=lambda name: name not in first)
+    return classes[columns]
 
 
 def _cells(

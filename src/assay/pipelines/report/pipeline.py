@@ -10,6 +10,7 @@ from assay.pipelines.report.nodes import (
     FIGURES,
     describe_data,
     draw_figures,
+    make_named_views,
     make_views,
     merge_layer,
     summarize_fits,
@@ -52,12 +53,16 @@ def create_layer_pipeline(
 
 
 def create_pipeline(
-    layers: Sequence[str], *, several_seeds: bool, gallery_classes: int | None
+    layers: Sequence[str],
+    *,
+    several_seeds: bool,
+    gallery_classes: int | None,
+    named_classes: bool,
 ) -> Pipeline:
     """Gather every layer's rows into the table, its views, the pictures and the page.
 
     Where k-means has several seeds their agreement is part of it, where the images are at hand a
-    gallery of so many classes.
+    gallery of so many classes; where classes have names, all of it says them.
     """
     rows, curves, examples = (
         [f"{kind}_{layer}" for layer in layers] for kind in ("rows", "curves", "examples")
@@ -83,8 +88,8 @@ def create_pipeline(
         [
             node(tabulate_baselines, rows, "baselines", name="report.tabulate"),
             node(
-                make_views,
-                ["baselines", *rows],
+                make_named_views if named_classes else make_views,
+                ["baselines", *(["class_names"] if named_classes else []), *rows],
                 ["paper", "paper_markdown", "paper_latex", "matched", "classes"],
                 name="report.view",
             ),

@@ -38,6 +38,7 @@ TITLES = {
     "seed": "Seed",
     "seeds": "Seeds",
     "label": "Class",
+    "class_name": "Name",
     "n_train": "Patches, train",
     "n_val": "Patches, val",
     "feature": "Feature",
@@ -146,6 +147,17 @@ def tabulate_classes(*layers: list[dict[str, Any]]) -> pd.DataFrame:
             for name in COUNTS
             if name in table.columns
         }
+    )
+
+
+def name_classes(classes: pd.DataFrame, names: dict[int, str]) -> pd.DataFrame:
+    """The table of classes with a last column ``class_name``, from their labels.
+
+    A label without a name is called by its number, and 0 is void.
+    """
+    names = {0: "void"} | names
+    return classes.assign(
+        class_name=[names.get(label, str(label)) for label in classes["label"].astype(int)]
     )
 
 
