@@ -59,6 +59,37 @@ def publishing_folder(
             raise
 
 
+@contextmanager
+def publishing_pieces(path: str | os.PathLike[str], *, resume: str) -> Iterator[tuple[Path, Path]]:
+    """Yield a folder that replaces `path` when the block ends, and a folder for notes of which
+    pieces of it are whole, which is deleted then.
+
+    If the block raises, whatever it raises, or is killed, both are kept for the next block with the
+    same `path` and `resume`, which says what is written; but they are deleted where there is no
+    note. The block has every piece on the device before its note.
+
+    Raises:
+        ValueError: `path` is something else than a folder, or another live process is writing it.
+    """
+    target = _target(path)
+    partial = resumable_folder(target, resume)
+    content, notes = partial / "content", partial / "notes"
+    with _sole_writer(target, spared=partial):
+        _refuse_occupied(target, replace=True)
+        try:
+            for folder in (content, notes):
+                folder.mkdir(parents=True, exist_ok=True)
+            yield content, notes
+            _fsync_tree(content)
+            _refuse_occupied(target, replace=True)
+            _move_in(content, target)
+        except BaseException:
+            if not (notes.is_dir() and any(notes.iterdir())):
+                shutil.rmtree(partial, ignore_errors=True)
+            raise
+        shutil.rmtree(partial, ignore_errors=True)
+
+
 def resumable_folder(path: str | os.PathLike[str], resume: str) -> Path:
     """Where `publishing_folder` keeps `path` until it is whole; it need not exist."""
     return _partial(Path(os.path.abspath(path)), hashlib.sha256(resume.encode()).hexdigest()[:16])

@@ -15,6 +15,7 @@ from assay.io.files import METADATA_NAME
 from assay.io.publish import publishing_folder
 from assay.io.shards import Shards, write_shards
 from assay.io.shards.metadata import Metadata
+from assay.io.shards.recording import Source, record_shards, refuse_others
 
 
 class Recording(Protocol):
@@ -59,7 +60,7 @@ def find_shards(path: str | Path) -> Path:
     return found[0]
 
 
-class ShardsDataset(AbstractDataset[Recording, Shards]):
+class ShardsDataset(AbstractDataset[Recording | Source, Shards]):
     """A folder of saev activation shards. Loading gives a handle that reads when it is iterated,
     never the array.
 
@@ -98,21 +99,20 @@ class ShardsDataset(AbstractDataset[Recording, Shards]):
         """
         return self._open()
 
-    def save(self, data: Recording) -> None:
+    def save(self, data: Recording | Source) -> None:
         """Record the activations batch by batch, and replace the folder by them whole.
 
+        What is a `Source` is recorded shard by shard, and goes on where it was broken off.
+
         Raises:
-            DatasetError: the folder holds more than an older recording, or the recording is not as
-                its metadata say.
+            DatasetError: the folder holds more than an older recording, the recording is not as its
+                metadata say, or the disk has no room for it.
         """
+        if isinstance(data, Source):
+            record_shards(self._filepath, data)
+            return
         metadata = Metadata.model_validate(data.metadata)
-        held = sorted(child for child in self._filepath.glob("*") if not child.name.startswith("."))
-        if len(held) > 1 or not all((child / METADATA_NAME).is_file() for child in held):
-            raise ValueError(
-                f"{self._filepath} holds {', '.join(child.name for child in held)}; wanted one"
-                " older recording at the most, as saving replaces the folder whole: give the"
-                " recording a folder of its own"
-            )
+        refuse_others(self._filepath)
         with publishing_folder(self._filepath, replace=True) as folder:
             write_shards(folder, metadata, data.examples, data.labels)
 

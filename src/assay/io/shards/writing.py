@@ -54,11 +54,21 @@ def write_shards(
                 (partial / name).write_bytes(checked.tobytes())
         n_written = 0
         for batch in examples:
-            array = _checked_batch(batch, metadata, n_written)
+            array = as_stored(batch, metadata)
+            if n_written + len(array) > metadata.n_examples:
+                raise ValueError(
+                    f"at least {n_written + len(array)} examples came, wanted n_examples ="
+                    f" {metadata.n_examples}; correct either"
+                )
+            if (bad := find_not_finite(array)) is not None:
+                raise ValueError(
+                    f"example {n_written + bad} holds a NaN or an infinity; wanted finite"
+                    " activations, record it again"
+                )
             while len(array):
                 shard, row = divmod(n_written, per_shard)
                 part, array = array[: per_shard - row], array[per_shard - row :]
-                with naming(folder), open(partial / _shard_name(shard), "ab") as file:
+                with naming(folder), open(partial / shard_name(shard), "ab") as file:
                     file.write(part.data)
                 n_written += len(part)
         if n_written != metadata.n_examples:
@@ -66,16 +76,8 @@ def write_shards(
                 f"{n_written} examples came, wanted n_examples = {metadata.n_examples}; correct"
                 " either"
             )
-        n_full, n_last = divmod(n_written, per_shard)
-        counts = [per_shard] * n_full + [n_last]
-        index = [
-            {"name": _shard_name(shard), "n_examples": count} for shard, count in enumerate(counts)
-        ]
         with naming(folder):
-            with open(partial / _shard_name(n_full), "ab") as file:
-                file.truncate(per_shard * metadata.example_bytes)
-            (partial / INDEX_NAME).write_text(json.dumps(index, indent=2), encoding="utf-8")
-            (partial / METADATA_NAME).write_text(metadata.to_json(), encoding="utf-8")
+            finish_shards(partial, metadata)
     logger.debug("published %d examples in %s", metadata.n_examples, folder)
     return folder
 
@@ -88,8 +90,25 @@ def _short_hash(raw: bytes) -> str:
     return _hash(raw)[:16]
 
 
-def _shard_name(shard: int) -> str:
+def shard_name(shard: int) -> str:
+    """The file of a shard, by its number."""
     return f"acts{shard:06d}.bin"
+
+
+def finish_shards(folder: Path, metadata: Metadata) -> None:
+    """Write what a folder of shards wants beside its examples: zeros after the last of them,
+    shards.json and metadata.json.
+    """
+    per_shard = metadata.examples_per_shard
+    n_full, n_last = divmod(metadata.n_examples, per_shard)
+    with open(folder / shard_name(n_full), "ab") as file:
+        file.truncate(per_shard * metadata.example_bytes)
+    index = [
+        {"name": shard_name(shard), "n_examples": count}
+        for shard, count in enumerate([per_shard] * n_full + [n_last])
+    ]
+    (folder / INDEX_NAME).write_text(json.dumps(index, indent=2), encoding="utf-8")
+    (folder / METADATA_NAME).write_text(metadata.to_json(), encoding="utf-8")
 
 
 def _checked_labels(
@@ -106,10 +125,12 @@ def _checked_labels(
     return array.astype(array.dtype.newbyteorder("<"), copy=False)
 
 
-def _checked_batch(
-    batch: npt.NDArray[np.float32] | torch.Tensor, metadata: Metadata, first: int
+def as_stored(
+    batch: npt.NDArray[np.float32] | torch.Tensor, metadata: Metadata
 ) -> npt.NDArray[np.float32]:
-    """The batch as a C-contiguous little-endian array; `first` numbers its first example."""
+    """A batch as a C-contiguous little-endian array; raises ValueError for another shape than the
+    metadata's examples, float32 (n, n_layers, tokens, d_model), or another dtype.
+    """
     wanted = metadata.example_shape
     if (
         batch.dtype not in (torch.float32, np.float32)
@@ -119,19 +140,12 @@ def _checked_batch(
         raise ValueError(
             f"a batch is {batch.dtype} {tuple(batch.shape)}, wanted float32 {('n', *wanted)}"
         )
-    if first + len(batch) > metadata.n_examples:
-        raise ValueError(
-            f"at least {first + len(batch)} examples came, wanted n_examples ="
-            f" {metadata.n_examples}; correct either"
-        )
-    array = np.ascontiguousarray(
+    return np.ascontiguousarray(
         batch.detach().cpu().numpy() if isinstance(batch, torch.Tensor) else batch, dtype="<f4"
     )
+
+
+def find_not_finite(array: npt.NDArray[np.float32]) -> int | None:
+    """The first row of a batch (n, n_layers, tokens, d_model) that holds a NaN or an infinity."""
     finite = np.isfinite(array).all(axis=(1, 2, 3))
-    if not finite.all():
-        number = first + int(finite.argmin())
-        raise ValueError(
-            f"example {number} holds a NaN or an infinity; wanted finite activations, record it"
-            " again"
-        )
-    return array
+    return None if finite.all() else int(finite.argmin())
