@@ -34,6 +34,30 @@ LEAST = {"layers": [3], "shards": {"fit": "a", "val": "b", "probe_train": "c", "
             "dictionaries.a.sae:hf:owner/name@main/layers.3,dictionaries.a.k:7",
             {"dictionaries": {"a": {"sae": "hf:owner/name@main/layers.3", "k": 7}}},
         ),
+        (
+            "extract.model:hf:owner/name@main,extract.revision=0123",
+            {"extract": {"model": "hf:owner/name@main", "revision": "0123"}},
+        ),
+        ("extract.model=python:a.b:f", {"extract": {"model": "python:a.b:f"}}),
+        ("extract.model:timm:a_b.c=d", {"extract": {"model": "timm:a_b.c=d"}}),
+        (
+            "extract.model:owner/name,extract.fit.images:a b/c",
+            {"extract": {"model": "owner/name", "fit": {"images": "a b/c"}}},
+        ),
+        (
+            "extract.labels:{replace: {leftImg8bit: gtFine}, mapping: {7: 1}, void: [0,255]}",
+            {
+                "extract": {
+                    "labels": {
+                        "replace": {"leftImg8bit": "gtFine"},
+                        "mapping": {"7": 1},
+                        "void": [0, 255],
+                    }
+                }
+            },
+        ),
+        ("extract.labels.replace:{a-b:c}", {"extract": {"labels": {"replace": {"a-b": "c"}}}}),
+        ("extract.grid:[16,8]", {"extract": {"grid": [16, 8]}}),
         ("latent_topk:null", {"latent_topk": None}),
         ("kmeans.tol:-1.5E+3", {"kmeans": {"tol": -1500.0}}),
         ("kmeans.tol:.5", {"kmeans": {"tol": 0.5}}),

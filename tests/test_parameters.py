@@ -22,7 +22,7 @@ from assay.pipelines import fitting
 CONF = Path(__file__).parents[1] / "conf"
 SHARDS = {"fit": "a", "val": "b", "probe_train": "c", "probe_val": "d"}
 LEAST: dict[str, Any] = {"layers": [3], "shards": SHARDS}
-SECTIONS = ("shards", "standardize", "kmeans", "pca", "probe", "digits")
+SECTIONS = ("shards", "extract", "standardize", "kmeans", "pca", "probe", "digits")
 
 
 def fields_of(section: str) -> dict[str, FieldInfo]:
@@ -114,12 +114,33 @@ FAULTS = [
     ({"probe": {"ridge": float("inf")}}, ["`probe.ridge` is inf", "finite"]),
     ({"class_names": ""}, ["`class_names` is ''", "at least 1 character"]),
     ({"class_names": ["wall"]}, ["`class_names` is ['wall']", "string"]),
+    ({"extract": {"geometry": "pad"}}, ["`extract.geometry` is 'pad'", "'stretch' or 'aspect'"]),
+    (
+        {"extract": {"geometry": "aspect", "resize": 256}},
+        ["`extract`", "resize 256 and geometry aspect", "beside crop alone"],
+    ),
+    ({"extract": {"grid": [16]}}, ["`extract.grid` is [16]", "it wants 2 values at least"]),
+    ({"extract": {"batch_size": 0}}, ["`extract.batch_size` is 0", "greater than 0"]),
+    ({"extract": {"cls_token": 1}}, ["`extract.cls_token` is 1", "Write true or false"]),
+    ({"extract": {"fit": {"images": "a"}}}, ["`extract`", "fit.images a and no model"]),
+    ({"extract": {"model": "a"}}, ["`extract`", "model a and no images", "extract.fit.images"]),
+    (
+        {"extract": {"model": "a", "probe_val": {"images": "b"}}},
+        ["`extract`", "probe_val.images b and probe_val.masks None, want both"],
+    ),
+    (
+        {"extract": {"model": "a", "fit": {"images": "b"}, "probe_train": {"masks": "c"}}},
+        ["`extract`", "probe_train.images None and probe_train.masks c, want both"],
+    ),
+    ({"extract": {"val": {"masks": "a"}}}, ["`extract.val.masks`", "extract.val.images"]),
+    ({"extract": {"labels": {"void": [-1]}}}, ["`extract.labels.void.0` is -1", "equal to 0"]),
+    ({"extract": {"labels": {"n_classes": 1}}}, ["`extract.labels.n_classes` is 1", "equal to 2"]),
     ({"digits": {"image_size": 33}}, ["`digits`", "image_size 33", "patch_size 4"]),
     ({"digits": {"layers": [0, 4]}}, ["`digits`", "[0, 4]", "0 to 3"]),
 ]
 
 
-@pytest.fixture(scope="module", params=["base", "ade20k"])
+@pytest.fixture(scope="module", params=["base", "ade20k", "images"])
 def configured(request):
     """The parameters of an environment, as Kedro merges it over base."""
     loader = ConfigLoader(str(CONF), env=request.param, base_env="base", default_run_env="base")
@@ -164,7 +185,7 @@ def test_parameters_cannot_be_changed():
 def test_a_fault_is_one_line_that_names_the_parameter_what_was_found_and_what_is_wanted(
     change, words
 ):
-    with pytest.raises(ValueError, match=r"^Parameter `") as caught:
+    with pytest.raises(ValueError, match=r"^(Parameter|Unknown parameter) `") as caught:
         parse_parameters(LEAST | change)
     message = str(caught.value)
     assert "\n" not in message
@@ -274,6 +295,21 @@ def test_ade20k_is_the_papers_experiment():
     assert parameters.pca.topk == (1, 4, 16, 64, 256, 1024)
     assert parameters.latent_topk is None
     assert (parameters.probe.void, parameters.probe.ridge) == ("drop", 1e-8)
+
+
+def test_splits_that_name_images_are_recorded_here_and_share_what_their_recordings_need():
+    assert parse_parameters(LEAST).extract.splits == ()
+    given = {
+        "model": "hf:owner/name",
+        "geometry": "stretch",
+        "probe_val": {"images": "a", "masks": "b"},
+        "fit": {"images": "c", "examples": 7},
+    }
+    extract = parse_parameters(LEAST | {"extract": given}).extract
+    assert extract.splits == ("fit", "probe_val")
+    assert extract.split("fit").examples == 7
+    assert extract.recording.geometry == "stretch"
+    assert "model" not in extract.recording.model_dump()
 
 
 def test_base_probes_the_layers_that_the_digits_are_recorded_at():

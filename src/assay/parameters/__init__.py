@@ -2,6 +2,7 @@
 
 from assay.parameters.dictionaries import DictionaryParameters
 from assay.parameters.digits import DigitsParameters
+from assay.parameters.extract import ExtractParameters, RecordingParameters
 from assay.parameters.faults import parse_parameters, text_or_null
 from assay.parameters.fields import NUMBER, DictionaryName, changing_no_result
 from assay.parameters.images import ImagesParameters
@@ -20,11 +21,13 @@ __all__ = [
     "DictionaryName",
     "DictionaryParameters",
     "DigitsParameters",
+    "ExtractParameters",
     "ImagesParameters",
     "KMeansParameters",
     "PCAParameters",
     "Parameters",
     "ProbeParameters",
+    "RecordingParameters",
     "ShardsParameters",
     "SparsityParameters",
     "StandardizeParameters",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -36,6 +36,11 @@ def _explain(fault: Any) -> str:
         near = get_close_matches(location[-1], section.model_fields, n=1)
         hint = f"did you mean `{'.'.join((*location[:-1], near[0]))}`? " if near else ""
         return f"Unknown parameter `{name}`: {hint}There are {', '.join(known)}."
+    if fault["type"] == "missing" and location[-1].isdecimal():
+        return (
+            f"Parameter `{'.'.join(location[:-1])}` is {fault['input']!r}: it wants"
+            f" {int(location[-1]) + 1} values at least."
+        )
     if fault["type"] == "missing":
         return (
             f"Parameter `{name}` is missing:"
@@ -68,10 +73,11 @@ def text_or_null(path: tuple[str, ...]) -> tuple[bool, bool]:
     is no such parameter.
     """
     try:
-        types = types_of(_section(path[:-1]).model_fields[path[-1]].annotation)
+        annotation = _section(path[:-1]).model_fields[path[-1]].annotation
     except KeyError:
         return False, False
-    return str in types, type(None) in types
+    types = types_of(annotation)
+    return str in types and get_origin(annotation) is not dict, type(None) in types
 
 
 def _section(location: tuple[str, ...]) -> type[BaseModel]:

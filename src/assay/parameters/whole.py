@@ -13,6 +13,7 @@ from pydantic import Field, PositiveInt
 
 from assay.parameters.dictionaries import DictionaryParameters
 from assay.parameters.digits import DigitsParameters
+from assay.parameters.extract import ExtractParameters
 from assay.parameters.fields import OPERATIONAL, Choices, DictionaryName, Layer, Section
 from assay.parameters.images import ImagesParameters
 from assay.parameters.stages import (
@@ -41,6 +42,7 @@ class Parameters(Section):
     shards: ShardsParameters = Field(
         description="fit, val, probe_train and probe_val, the four shard folders"
     )
+    extract: ExtractParameters = ExtractParameters()
     standardize: StandardizeParameters = StandardizeParameters()
     kmeans: KMeansParameters = KMeansParameters()
     pca: PCAParameters = PCAParameters()
