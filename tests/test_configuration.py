@@ -148,7 +148,7 @@ def test_a_file_whose_name_is_misspelt_is_not_passed_over(conf, name, right):
 
 def test_an_environment_that_is_not_there_is_a_line_with_those_that_are(conf):
     with pytest.raises(
-        ConfigurationError, match=r"no environment `nope`, want one of .*base, local"
+        ConfigurationError, match=r"no environment `nope`, want one of .*base, images, local"
     ):
         read_parameters(conf.parent, "nope")
 

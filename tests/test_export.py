@@ -171,7 +171,7 @@ def test_what_cannot_be_exported_is_said_in_a_line(whole_run, exported, tmp_path
         " does not exist for these shards and parameters, or is out of date: `kedro run` makes it"
         " (`layer_3.probe.pca-topk`); type the same --env and --params as there",
         "pca-topk-00016 --layer 3 --env=nowhere": f"{project}/conf has no environment `nowhere`,"
-        " want one of ade20k, base, local",
+        " want one of ade20k, base, images, local",
     }.items():
         ended = exported(arguments)
         assert (ended.returncode, ended.stdout) == (1, "")
