@@ -6,11 +6,14 @@ import contextlib
 import io
 import pkgutil
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 import yaml
 
+from assay.arguments import parse_pairs
+from assay.configuration import ConfigLoader
 from assay.parameters import parse_parameters
 
 ROOT = Path(__file__).parents[1]
@@ -81,3 +84,21 @@ def test_the_dictionaries_that_the_pages_show_can_be_had():
         given = yaml.safe_load(block)["dictionaries"]
         parsed = parse_parameters({"layers": [23], "shards": shards, "dictionaries": given})
         assert parsed.dictionaries.keys() == given.keys()
+
+
+def test_what_the_page_on_images_has_typed_and_written_down_is_understood():
+    page = (ROOT / "docs/images.md").read_text(encoding="utf-8")
+    written = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)]
+    typed = [
+        parse_pairs(word.removeprefix("--params="))
+        for line in re.findall(r"^kedro run .*$", page, flags=re.MULTILINE)
+        for word in shlex.split(line)
+        if word.startswith("--params=")
+    ]
+    assert len(written) >= 4 and len(typed) >= 2
+    raw = ConfigLoader(str(ROOT / "conf"), env="images", base_env="base")["parameters"]
+    for given in (*written, *typed):
+        extract = given.pop("extract")
+        parsed = parse_parameters(raw | given | {"extract": extract})
+        assert parsed.extract.model is not None
+        assert parsed.extract.splits == ("fit", "val", "probe_train", "probe_val")
