@@ -19,7 +19,8 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 
 import shards as shards_module
-from assay.io.images.images import list_files
+from assay.io.images import Placement
+from assay.io.images.files import list_files
 from assay.io.images.masks import MaskLayout, fit_mask, parse_layout, read_mask
 from assay.io.shards import Shards
 from assay.io.shards.labels import PatchLabels, label_patches, patch_labels, publish_labels
@@ -210,7 +211,7 @@ def test_masks_of_mixed_sizes_are_resized_by_the_shorter_side_and_cropped(tmp_pa
 def test_geometry_equals_torchvision_written_out(shape: tuple[int, int], resize: Any) -> None:
     """Each output pixel by its own arithmetic: resize, pixel centers, then CenterCrop's place."""
     mask = np.arange(shape[0] * shape[1]).reshape(shape)
-    layout = MaskLayout(patch_size=2, resize=resize, crop=True)
+    layout = MaskLayout(patch_size=2, grid=(2, 3), resize=resize, crop=True)
     resized = list(shape)
     if isinstance(resize, tuple):
         resized = list(resize)
@@ -219,7 +220,7 @@ def test_geometry_equals_torchvision_written_out(shape: tuple[int, int], resize:
         resized[short], resized[1 - short] = resize, int(resize * shape[1 - short] / shape[short])
     if resized[0] < 4 or resized[1] < 6:
         with pytest.raises(ValueError, match="wanted 4 x 6"):
-            fit_mask(mask, layout, (2, 3))
+            layout.place(shape, 6)
         return
     top, left = round((resized[0] - 4) / 2), round((resized[1] - 6) / 2)
     wanted = [
@@ -232,7 +233,7 @@ def test_geometry_equals_torchvision_written_out(shape: tuple[int, int], resize:
         ]
         for row in range(4)
     ]
-    np.testing.assert_array_equal(fit_mask(mask, layout, (2, 3)), wanted)
+    np.testing.assert_array_equal(fit_mask(mask, layout.place(shape, 6), 2), wanted)
 
 
 @pytest.mark.parametrize(
@@ -242,8 +243,8 @@ def test_nearest_pixels_are_pillows(sizes: tuple[tuple[int, int], tuple[int, int
     shape, resized = sizes
     mask = np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
     wanted = Image.fromarray(mask).resize(resized[::-1], Image.Resampling.NEAREST)
-    layout = MaskLayout(patch_size=1, resize=resized)
-    np.testing.assert_array_equal(fit_mask(mask, layout, resized), np.asarray(wanted))
+    placement = Placement(resized, (0, 0), resized)
+    np.testing.assert_array_equal(fit_mask(mask, placement, 1), np.asarray(wanted))
 
 
 def test_grid_that_is_no_square(tmp_path: Path) -> None:

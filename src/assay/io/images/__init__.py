@@ -1,5 +1,6 @@
 """Images of a split, and masks."""
 
-from assay.io.images.images import ImageLayout, Images, write_images
+from assay.io.images.images import Images, write_images
+from assay.io.images.layout import ImageLayout, Placement
 
-__all__ = ["ImageLayout", "Images", "write_images"]
+__all__ = ["ImageLayout", "Images", "Placement", "write_images"]

@@ -15,7 +15,8 @@ import yaml
 from PIL import Image
 from pydantic import Field, ValidationError, model_validator
 
-from assay.io.images.images import UNREADABLE, ImageLayout, Size, check_png
+from assay.io.images.images import UNREADABLE, check_png
+from assay.io.images.layout import Layout, Placement
 
 VOID = 0
 MAX_LABEL = 2**16 - 1
@@ -31,16 +32,19 @@ COLOR_TYPES = {0: "gray", 2: "RGB", 3: "palette", 4: "gray with alpha", 6: "RGB 
 Id = Annotated[int, Field(ge=0, le=MAX_LABEL)]
 
 
-class MaskLayout(ImageLayout):
+class MaskLayout(Layout):
     """Where a dataset's masks are, what their ids mean and how they lie on the patches.
 
     Args:
-        patch_size, grid, resize, crop, pattern, names: as in `ImageLayout`, of the masks.
+        patch_size, grid, geometry, resize, crop, pattern, names, examples, seed: as in
+            `assay.io.images.layout.Layout`, of the masks. The pixels are the nearest ones.
         void: ids that have no vote.
         offset: added to every other id to make its label. A label is at least 1.
         mapping: label of each id, in the place of an offset. Several ids may share a label; 0 is
             void.
         n_classes: labels there may be, void counted; None: as many as are found.
+        replace: text that is replaced in an image's path to make its mask's, one after the other,
+            where masks are found by the images (`assay.io.shards.labels.ImageMasks`).
 
     Raises:
         ValueError: a value is out of bounds or unknown, or two contradict each other (pydantic's
@@ -49,11 +53,12 @@ class MaskLayout(ImageLayout):
 
     things: ClassVar[str] = "masks"
 
-    pattern: Annotated[str, Field(min_length=1)] = "*.png"
+    pattern: Annotated[str, Field(min_length=1)] | None = "*.png"
     void: tuple[Id, ...] = (0,)
     offset: Annotated[int, Field(ge=-MAX_LABEL, le=MAX_LABEL)] = 0
     mapping: dict[Id, Id] | None = None
     n_classes: Annotated[int, Field(ge=2, le=MAX_LABEL + 1)] | None = None
+    replace: dict[Annotated[str, Field(min_length=1)], str] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _one_way_to_label(self) -> "MaskLayout":
@@ -186,18 +191,17 @@ def read_mask(path: Path) -> npt.NDArray[np.integer]:
 
 
 def fit_mask(
-    mask: npt.NDArray[np.integer], layout: MaskLayout, grid: Size
+    mask: npt.NDArray[np.integer], placement: Placement, patch_size: int
 ) -> npt.NDArray[np.integer]:
-    """Resize to the nearest pixel, then crop the center, to `grid` patches.
+    """Resize to the nearest pixel, then cut out the patches.
 
     An output pixel takes the input pixel that its center lies in.
-
-    Raises:
-        ValueError: the mask then has another size, or is smaller than the crop.
     """
     rows, columns = (
-        _sources(*sizes)
-        for sizes in zip(mask.shape, *layout.resized(mask.shape, grid), strict=True)
+        _sources(n, resized, first, n_patches * patch_size)
+        for n, resized, first, n_patches in zip(
+            mask.shape, placement.resized, placement.first, placement.grid, strict=True
+        )
     )
     return mask[rows[:, None], columns]
 

@@ -16,7 +16,14 @@ import numpy as np
 import numpy.typing as npt
 
 from assay.io.files import METADATA_NAME, read_json_bytes, real_folder
-from assay.io.images.images import Size, list_files, name_some
+from assay.io.images import Images
+from assay.io.images.files import (
+    fingerprint_files,
+    leads_out,
+    list_files,
+    name_some,
+    relative_name,
+)
 from assay.io.images.masks import UNKNOWN, VOID, MaskLayout, fit_mask, read_mask
 from assay.io.publish import publish_file
 from assay.io.shards.metadata import INDEX_NAME, LABELS_NAME, OWN_VOTE, WIDE_LABELS_NAME, Metadata
@@ -107,7 +114,8 @@ def label_patches(
         ValueError: there are more or fewer masks than examples, or a mask is unreadable, of another
             size, or holds an id that has no label; the message names the file.
     """
-    grid = layout.grid_of(metadata.content_tokens_per_example)
+    n_patches = metadata.content_tokens_per_example
+    layout.grid_of(n_patches)  # what does not make it is no mask's fault
     paths = list_files(folder, layout)
     if len(paths) != metadata.n_examples:
         gaps = _gaps(paths, metadata.n_examples)
@@ -123,11 +131,11 @@ def label_patches(
         )
     labels_of_ids = layout.labels_of_ids()
     most = VOID if layout.n_classes is None else layout.n_classes - 1
-    labels = np.empty((metadata.n_examples, metadata.content_tokens_per_example), dtype=np.uint16)
+    labels = np.empty((metadata.n_examples, n_patches), dtype=np.uint16)
     for path, row in zip(paths, labels, strict=True):
         ids = read_mask(path)
         try:
-            row[:] = _label(ids, layout, grid, labels_of_ids)
+            row[:] = _label(ids, layout, n_patches, labels_of_ids)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
         progress(1)
@@ -155,13 +163,14 @@ def _gaps(paths: list[Path], n_examples: int) -> list[str]:
 def _label(
     ids: npt.NDArray[np.integer],
     layout: MaskLayout,
-    grid: Size,
+    n_patches: int,
     labels_of_ids: npt.NDArray[np.int32],
 ) -> npt.NDArray[np.uint16]:
     """Labels of one mask's patches, uint16 (patches,)."""
-    pixels = labels_of_ids[fit_mask(ids, layout, grid)]
+    fitted = fit_mask(ids, layout.place(ids.shape, n_patches), layout.patch_size)
+    pixels = labels_of_ids[fitted]
     if (pixels == UNKNOWN).any():
-        id_ = fit_mask(ids, layout, grid)[pixels == UNKNOWN].min()
+        id_ = fitted[pixels == UNKNOWN].min()
         raise ValueError(
             f"id {id_} has no label above 0; name it in void or mapping, or correct offset"
         )
@@ -174,6 +183,101 @@ def _label(
         pixels.astype(np.uint16)[None], layout.patch_size
     )[0]
     return labels
+
+
+class ImageMasks:
+    """The masks of a folder of images, from which the images' patches are labeled; each is read
+    when it is asked for, by several threads at once if need be.
+
+    The mask of an image is the PNG of the same path, in the folder of the masks, after what
+    `layout.replace` replaces in it.
+
+    Args:
+        folder: of the masks.
+        layout: what they mean, and how they lie on the patches: as the images do.
+        images: that they are of.
+
+    Attributes:
+        paths: of the masks, one per image.
+
+    Raises:
+        FileNotFoundError: there is no such folder, or an image has no mask.
+        ValueError: the layout is not that of the images, or leads out of the folder, or to the
+            images themselves.
+    """
+
+    def __init__(self, folder: Path, layout: MaskLayout, images: Images) -> None:
+        for name in ("patch_size", "grid", "geometry", "resize"):
+            found, wanted = getattr(layout, name), getattr(images.layout, name)
+            if found != wanted:
+                raise ValueError(
+                    f"the masks in {folder} have {name} {found}, wanted {wanted}, as the images in"
+                    f" {images.folder} have: give both the same"
+                )
+        if not folder.is_dir():
+            raise FileNotFoundError(
+                f"{folder} is no folder; wanted that of the masks, check the path"
+            )
+        self.folder = folder
+        self.layout = layout
+        self._images = images
+        self._labels_of_ids = layout.labels_of_ids()
+        self.paths = [folder / self._name_mask(path) for path in images.paths]
+        self._check_paths()
+
+    def label(self, example: int, n_patches: int) -> npt.NDArray[np.uint16]:
+        """Labels of an image's patches, uint16 (n_patches,), 0 for void.
+
+        Raises:
+            ValueError: the mask is unreadable, of another size than its image, or holds an id that
+                has no label; the message names the file.
+        """
+        path = self.paths[example]
+        ids = read_mask(path)
+        shape = self._images.shape(example)
+        if ids.shape != shape:
+            raise ValueError(
+                f"{path}: {ids.shape[0]} x {ids.shape[1]} pixels; wanted {shape[0]} x {shape[1]},"
+                f" the size of its image, {self._images.paths[example]}: restore the mask"
+            )
+        try:
+            return _label(ids, self.layout, n_patches, self._labels_of_ids)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+
+    def fingerprint(self) -> str:
+        """SHA-256 (64 hex digits) of the masks' names and sizes, a sample of their content, and the
+        layout.
+        """
+        return fingerprint_files(self.folder, self.paths, self.layout)
+
+    def _name_mask(self, image: Path) -> str:
+        name = relative_name(self._images.folder, image)
+        for old, new in self.layout.replace.items():
+            name = name.replace(old, new)
+        if leads_out(name):
+            raise ValueError(
+                f"the mask of {image} would be {name}, wanted a path inside {self.folder}: correct"
+                " replace"
+            )
+        stem, suffix = os.path.splitext(name)
+        return name if suffix.lower() == ".png" else f"{stem}.png"
+
+    def _check_paths(self) -> None:
+        missing = [str(path) for path in self.paths if not path.is_file()]
+        if missing:
+            raise FileNotFoundError(
+                f"{name_some(missing)} missing; wanted a mask for each of the {len(self.paths)}"
+                f" images in {self._images.folder}, under the image's path: restore them, or say in"
+                " replace what their paths have in another way"
+            )
+        images = set(self._images.paths)
+        same = next((path for path in self.paths if path in images), None)
+        if same is not None:
+            raise ValueError(
+                f"{same} is both an image and a mask; wanted masks in a folder of their own, or a"
+                " pattern that leaves them out"
+            )
 
 
 def check_target(out: Path, shards: Path, *, force: bool) -> None:
