@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from assay.io.publish import publish_file, publishing_folder
+from assay.io.publish import publish_file, publishing_folder, publishing_pieces
 
 
 def write_folder(path: Path, text: str, *, replace: bool = False) -> None:
@@ -26,7 +26,7 @@ def start_writer(opening: str) -> subprocess.Popen[str]:
     script = f"""
         import sys, time
         from pathlib import Path
-        from assay.io.publish import publish_file, publishing_folder
+        from assay.io.publish import publish_file, publishing_folder, publishing_pieces
         with {opening} as partial:
             (partial / "half" if partial.is_dir() else partial).write_text("half")
             print("writing", flush=True)
@@ -341,3 +341,27 @@ def test_where_the_file_system_has_no_locks_it_is_published_all_the_same(
     assert [(tmp_path / name).read_text() for name in ("a", "folder-b/inner/a.txt")] == ["a", "b"]
     (record,) = caplog.records
     assert f"{tmp_path} knows no locks" in record.getMessage()
+
+
+@pytest.mark.parametrize("error", [ValueError, OSError, KeyboardInterrupt])
+def test_pieces_are_kept_by_their_notes_alone(tmp_path: Path, error: type[BaseException]) -> None:
+    def write(*, noted: bool, broken: bool) -> list[str]:
+        with publishing_pieces(tmp_path / "a", resume="the same") as (content, notes):
+            found = sorted(path.name for path in content.iterdir())
+            (content / f"{len(found)}.bin").write_text("piece")
+            if noted:
+                (notes / f"{len(found)}.json").touch()
+            if broken:
+                raise error
+        return found
+
+    write_folder(tmp_path / "a", "old")
+    with pytest.raises(error):
+        write(noted=False, broken=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    with pytest.raises(error):
+        write(noted=True, broken=True)
+    assert (tmp_path / "a" / "inner" / "a.txt").read_text() == "old"
+    assert write(noted=True, broken=False) == ["0.bin"]
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["0.bin", "1.bin"]

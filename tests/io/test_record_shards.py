@@ -4,9 +4,6 @@ or made twice.
 
 import json
 import os
-import subprocess
-import sys
-import textwrap
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any
@@ -315,65 +312,3 @@ def test_two_at_once_are_refused(tmp_path):
         return batch
 
     record_shards(tmp_path / "a", MadeSource(range(5), spoil=spoil))
-
-
-PROGRAM = """
-import os, random, signal, sys, time
-from pathlib import Path
-sys.path.insert(0, {tests!r})
-from assay.io.datasets import find_shards
-from assay.io.shards.recording import record_shards
-from test_record_shards import MadeSource, tree
-
-class Slow(MadeSource):
-    def batches(self, spans):
-        for batch in super().batches(spans):
-            time.sleep(0.001)
-            yield batch
-
-def run(folder, seconds=None):
-    child = os.fork()
-    if child == 0:
-        record_shards(folder, Slow(range(40)))
-        os._exit(0)
-    if seconds is not None:
-        time.sleep(seconds)
-        os.kill(child, signal.SIGKILL)
-    return os.waitpid(child, 0)[1]
-
-root, random = Path({root!r}), random.Random(0)
-record_shards(root / "wanted", Slow(range(40)))
-began = time.perf_counter()
-assert run(root / "wanted") == 0
-whole = time.perf_counter() - began
-wanted, killed, begun = tree(root / "wanted"), 0, 0
-while killed < 20:
-    killed += run(root / "a", random.uniform(0.1, 0.6) * whole) == signal.SIGKILL
-    begun += any(root.glob(".a.partial-*/notes/*.json"))
-    try:
-        find_shards(root / "a")
-    except FileNotFoundError:
-        assert not (root / "a").exists()
-    else:
-        assert tree(root / "a") == wanted
-assert run(root / "a") == 0
-assert tree(root / "a") == wanted
-print(begun, *sorted(os.listdir(root)))
-"""
-
-
-def test_twenty_kills_change_no_byte_and_show_nothing_half_made(tmp_path):
-    program = PROGRAM.format(tests=str(Path(__file__).parent), root=str(tmp_path))
-    environment = dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path))
-    ended = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(program)],
-        capture_output=True,
-        text=True,
-        env=environment,
-        timeout=120,
-        check=False,
-    )
-    assert ended.returncode == 0, ended.stderr
-    begun, *left = ended.stdout.split()
-    assert left == ["a", "wanted"]
-    assert int(begun) >= 10, "too few of the kills came within a recording"

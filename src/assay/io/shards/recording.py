@@ -264,7 +264,8 @@ class _Writer:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._pool.shutdown(cancel_futures=True)
+        # After an error that is not in writing what is there may end a shard.
+        self._pool.shutdown(cancel_futures=not isinstance(error, Exception))
         if self._open is not None:
             self._open.close()
 
