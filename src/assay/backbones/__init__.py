@@ -2,6 +2,17 @@
 opened, and nowhere else.
 """
 
+from assay.backbones.callable import CallableBackbone
 from assay.backbones.description import Backbone, Description, Precision, Preprocessing
+from assay.backbones.opening import BackboneHandle, look, open_backbone
 
-__all__ = ["Backbone", "Description", "Precision", "Preprocessing"]
+__all__ = [
+    "Backbone",
+    "BackboneHandle",
+    "CallableBackbone",
+    "Description",
+    "Precision",
+    "Preprocessing",
+    "look",
+    "open_backbone",
+]
