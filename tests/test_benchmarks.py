@@ -15,6 +15,7 @@ import yaml
 from safetensors.torch import save_file
 
 from assay import load_sae
+from assay.io.datasets import find_shards
 from assay.io.shards import Shards
 from assay.parameters import DictionaryParameters
 
@@ -92,3 +93,16 @@ def test_runs_are_the_same_where_no_bit_of_their_results_differs(tmp_path, monke
     assert "/pairs.parquet: ce differs" in said
     assert "name" not in said
     assert compare(tmp_path / "none", tmp_path / "none")[0]
+
+
+def test_what_is_measured_of_recording_images_is_a_recording(tmp_path):
+    pytest.importorskip("transformers")
+    extract = runpy.run_path(str(BENCHMARKS / "extract.py"))
+    images = extract["open_images"](extract["make_images"](tmp_path / "images", 2))
+    assert extract["measure_decoding"](images) > 1
+    model = extract["make_model"](tmp_path / "model", num_hidden_layers=12, hidden_size=24)
+    clock, cores, bare = extract["measure_loop"](images, model, tmp_path, 1, None)
+    assert (len(clock), len(cores)) == (1, 1)
+    assert bare > 0
+    shards = Shards(find_shards(tmp_path / "recorded"))
+    assert (shards.n_examples, shards.metadata.layers) == (2, (5, 11))
