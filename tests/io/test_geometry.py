@@ -122,7 +122,10 @@ def by_hand(mask: np.ndarray, layout: ImageLayout) -> np.ndarray:
 
 
 @pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
-def test_patches_are_labeled_as_pixels_are(tmp_path: Path, geometry: dict[str, Any]) -> None:
+def test_patches_are_labeled_as_their_images_pixels_are(
+    tmp_path: Path, geometry: dict[str, Any]
+) -> None:
+    """The images' colors are their classes."""
     rng = np.random.default_rng(0)
     for number, shape in enumerate(SHAPES):
         mask = boxes(shape, rng)
@@ -132,12 +135,12 @@ def test_patches_are_labeled_as_pixels_are(tmp_path: Path, geometry: dict[str, A
     images = Images(tmp_path / "images", layout)
     masks = ImageMasks(tmp_path / "masks", MaskLayout(patch_size=PATCH, **geometry), images)
     seen = set()
-    for number, path in enumerate(masks.paths):
+    for number, path in enumerate(images.paths):
         with Image.open(path) as image:
-            mask = np.asarray(image)
+            pixels = np.asarray(image)
         labels = masks.label(number, 16)
         assert labels.dtype == np.uint16
-        assert labels.tolist() == vote(by_hand(mask, layout))
+        assert labels.tolist() == vote(by_hand(pixels, layout))
         seen |= set(labels.tolist())
     assert len(seen) > 3
 
@@ -147,7 +150,7 @@ def test_patches_are_labeled_as_pixels_are(tmp_path: Path, geometry: dict[str, A
 def test_labels_are_those_of_an_image_whose_color_is_its_class(
     tmp_path: Path, geometry: dict[str, Any], shape: tuple[int, int]
 ) -> None:
-    """Halves of one color: all of a resized pixel but near the edge is what its mask says."""
+    """Halves of one color, resized smoothly: away from their edges nothing is mixed."""
     mask = np.full(shape, 1, dtype=np.uint8)
     mask[: shape[0] // 3] = 2
     mask[:, shape[1] // 2 :] += 2
@@ -193,7 +196,7 @@ def test_aspect_has_no_grid() -> None:
 @pytest.mark.parametrize(
     ("given", "name"),
     [
-        ({}, "bicubic"),
+        ({"resize": 8}, "bicubic"),
         ({"geometry": "stretch"}, "bicubic"),
         ({"geometry": "aspect"}, "lanczos"),
         ({"geometry": "aspect", "resample": "bilinear"}, "bilinear"),
@@ -204,9 +207,7 @@ def test_images_are_resampled_as_the_geometry_or_the_user_has_it(
 ) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
     write(tmp_path, "a.png", pixels)
-    layout = ImageLayout(
-        patch_size=4, **({"resize": 8} | given if not given else given), pattern="*.png"
-    )
+    layout = ImageLayout(patch_size=4, pattern="*.png", **given)
     assert layout.resample == name
     wanted = Image.fromarray(pixels).resize((8, 8), Image.Resampling[name.upper()])
     np.testing.assert_array_equal(Images(tmp_path, layout).read(0, 4), np.asarray(wanted))

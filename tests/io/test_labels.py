@@ -450,6 +450,19 @@ def test_labels_by_our_vote_are_said_to_be_so(tmp_path: Path) -> None:
     assert doubt_labels(unlabeled, Shards(unlabeled).metadata) is None
 
 
+@pytest.mark.parametrize(
+    ("family", "geometry"),
+    [("dinov3", "--geometry aspect, as saev"), ("clip", "--geometry, --grid and --resize as the")],
+)
+def test_labels_are_to_be_made_anew_as_saev_places_images(
+    tmp_path: Path, family: str, geometry: str
+) -> None:
+    labels = np.zeros((2, 4), np.uint8)
+    shards = make_shards(tmp_path, labels=labels, pixel_agg="majority", family=family)
+    said = doubt_labels(shards, Shards(shards).metadata)
+    assert said is not None and f"--force, with {geometry}" in said
+
+
 def test_n_classes_sets_the_dtype_and_the_largest_label(tmp_path: Path) -> None:
     write_masks(tmp_path, {name: blocks([1, 2], [3, 4]) for name in ("a.png", "b.png")})
 
