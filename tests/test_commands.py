@@ -15,7 +15,9 @@ from PIL import Image
 
 import assay
 from assay.commands import main
+from assay.io.images import ImageLayout, Images
 from assay.io.shards import Shards
+from assay.io.shards.provenance import Provenance
 from saes import write_sparsify
 from shards import edit_json, make_shards
 
@@ -130,6 +132,71 @@ def test_labels_by_configuration_and_options(shards: Path, masks: Path) -> None:
     )
     assert forced.exit_code == 0, forced.output
     assert Shards(shards).labels().tolist() == [2, 9, 183, 0, 9, 9, 9, 9]
+
+
+def recorded(root: Path, **changes: Any) -> Path:
+    """Two examples of 4 patches of 4 pixels, on a grid of their own each."""
+    geometry = {"patch_size": 4, "n_patches": 4, "geometry": "aspect"}
+    files = {"n": 2, "sha256": "0"}
+    said = {"model": {}, "geometry": geometry, "precision": "float32", "batch_size": 1}
+    return make_shards(
+        root,
+        content_tokens_per_example=4,
+        n_examples=2,
+        max_tokens_per_shard=10,
+        data=Provenance.model_validate(said | {"images": files} | changes).to_text(),
+    )
+
+
+def test_masks_lie_as_images_did_when_they_were_recorded_here(tmp_path: Path) -> None:
+    shards, masks, out = recorded(tmp_path / "shards"), tmp_path / "masks", tmp_path / "out.bin"
+    masks.mkdir()
+    wide = np.kron([[1, 2, 3, 4]], np.ones((3, 3))).astype(np.uint8)
+    for name, mask in (("a.png", wide), ("b.png", wide.T)):
+        Image.fromarray(mask).save(masks / name)
+    ended = run("labels", shards, "--masks", masks, "--out", out)
+    assert ended.exit_code == 0, ended.output
+    assert list(out.read_bytes()) == [1, 2, 3, 4] * 2
+    for option in (("--crop",), ("--patch-size", 2), ("--geometry", "stretch")):
+        refused = run("labels", shards, "--masks", masks, "--out", out, "--force", *option)
+        assert refused.exit_code == 1
+        assert "the shards were recorded with" in refused.output
+        assert "leave it out, and it is as recorded" in refused.output
+
+
+def test_masks_of_a_sample_are_those_of_its_images(tmp_path: Path) -> None:
+    shards = recorded(tmp_path / "shards", examples=2, seed=1)
+    masks, out = tmp_path / "masks", tmp_path / "out.bin"
+    masks.mkdir()
+    for number in range(9):
+        Image.fromarray(np.full((8, 8), number + 1, np.uint8)).save(masks / f"{number}.png")
+        (tmp_path / f"{number}.jpg").touch()
+    ended = run("labels", shards, "--masks", masks, "--out", out)
+    assert ended.exit_code == 0, ended.output
+    images = Images(tmp_path, ImageLayout(patch_size=4, examples=2, seed=1))
+    wanted = [int(path.stem) + 1 for path in images.paths for _ in range(4)]
+    assert list(out.read_bytes()) == wanted
+
+
+@pytest.mark.parametrize(("geometry", "doubted"), [("aspect", False), ("stretch", True)])
+def test_masks_of_dinov3_lie_as_saev_places_images(
+    tmp_path: Path, masks: Path, geometry: str, doubted: bool
+) -> None:
+    shards = make_shards(
+        tmp_path / "shards",
+        content_tokens_per_example=4,
+        n_examples=2,
+        max_tokens_per_shard=10,
+        family="dinov3",
+        ckpt="dinov3_vits16",
+    )
+    ended = run(
+        *("labels", shards, "--masks", masks, "--out", tmp_path / "out.bin", "--patch-size", 4),
+        *("--void", 255, "--offset", 1, "--geometry", geometry),
+    )
+    assert ended.exit_code == 0, ended.output
+    said = "Warning: dinov3_vits16 is a DINOv3, for which saev stretches each image"
+    assert (said in ended.stderr) == doubted
 
 
 def test_wide_labels_say_what_they_are_called_in_a_folder_of_shards(

@@ -112,6 +112,19 @@ FAULTS = [
     ({"probe": {"void": "ignore"}}, ["`probe.void` is 'ignore'", "'drop', 'negative' or 'class'"]),
     ({"probe": {"ridge": 0}}, ["`probe.ridge` is 0", "greater than 0"]),
     ({"probe": {"ridge": float("inf")}}, ["`probe.ridge` is inf", "finite"]),
+    ({"images": {"geometry": "pad"}}, ["`images.geometry` is 'pad'", "'stretch' or 'aspect'"]),
+    (
+        {"images": {"geometry": "aspect", "crop": "centre"}},
+        ["`images`", "crop centre and geometry aspect, want one"],
+    ),
+    (
+        {"images": {"geometry": "stretch", "resize": 256}},
+        ["`images`", "resize 256 and geometry stretch", "beside crop alone"],
+    ),
+    (
+        {"images": {"geometry": "aspect", "grid": [16, 16]}},
+        ["`images`", "grid [16, 16] and geometry aspect, want no grid"],
+    ),
     ({"class_names": ""}, ["`class_names` is ''", "at least 1 character"]),
     ({"class_names": ["wall"]}, ["`class_names` is ['wall']", "string"]),
     ({"extract": {"geometry": "pad"}}, ["`extract.geometry` is 'pad'", "'stretch' or 'aspect'"]),

@@ -10,6 +10,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from assay.io.saes import hub
+from assay.io.shards.provenance import Provenance, RecordedFiles, RecordedGeometry
 from assay.parameters import parse_parameters
 from assay.plan import find_images, make_plan
 from assay.preflight import check_shards, find_d_model
@@ -444,6 +445,8 @@ def test_the_images_are_the_defaults_own_or_the_users_or_none(shards, tmp_path):
         "grid": (1, 2),
         "resize": 256,
         "crop": True,
+        "geometry": None,
+        "resample": None,
         "pattern": "*.jpg",
         "names": tmp_path / "list.txt",
     }
@@ -470,6 +473,94 @@ def test_images_that_are_not_those_of_the_shards_are_refused(shards, tmp_path):
         check_shards(parse(shards, images=images), tmp_path)
     with pytest.raises(FileNotFoundError, match="nowhere is no folder; wanted that of the images"):
         check_shards(parse(shards, images={"path": "nowhere"}), tmp_path)
+
+
+def record(folder: Path, root: Path, **changes) -> Path:
+    """Shards of 24 examples of 16 patches that say that they were recorded from these images."""
+    geometry = {"patch_size": 2, "n_patches": 16, "geometry": "aspect", "resample": "bilinear"}
+    said = Provenance(
+        model={"library": "none"},
+        geometry=RecordedGeometry.model_validate(geometry),
+        precision="float32",
+        batch_size=4,
+        images=RecordedFiles.of(folder, sorted(folder.iterdir())),
+        **changes,
+    )
+    return make_shards(
+        root,
+        np.ones((24, 2, 16, 80), dtype=np.float32),
+        np.ones((24, 16), dtype=np.uint8),
+        family="planted",
+        ckpt="planted-tiny",
+        cls_token=False,
+        max_tokens_per_shard=1000,
+        pixel_agg=None,
+        data=said.to_text(),
+    )
+
+
+def test_images_lie_as_they_were_recorded_and_what_contradicts_it_is_refused(shards, tmp_path):
+    photograph(tmp_path / "photos", 24, (9, 33), "png")
+    mine = shards | {"probe_val": str(record(tmp_path / "photos", tmp_path / "mine"))}
+    given = {"path": "photos", "pattern": "*.png"}
+    found = find_images(parse(mine, images=given), tmp_path)
+    assert found is not None
+    assert found[1] == {
+        "patch_size": 2,
+        "grid": None,
+        "geometry": "aspect",
+        "resize": None,
+        "resample": "bilinear",
+        "pattern": "*.png",
+    }
+    assert found == find_images(parse(mine, images=given | {"geometry": "aspect"}), tmp_path)
+    for pattern in ("*.png", None):
+        check_shards(parse(mine, images=given | {"pattern": pattern}), tmp_path)
+    with pytest.raises(ValueError, match=r"^images: found geometry crop, .* geometry aspect"):
+        check_shards(parse(mine, images=given | {"crop": "centre"}), tmp_path)
+    with pytest.raises(ValueError, match=r"^images: found patch_size 16, and .* patch_size 2"):
+        check_shards(parse(mine, images=given | {"patch_size": 16}), tmp_path)
+    with pytest.raises(ValueError, match=r"^images: found resample lanczos, .* resample bilinear"):
+        check_shards(parse(mine, images=given | {"resample": "lanczos"}), tmp_path)
+    (tmp_path / "photos/3.png").rename(tmp_path / "photos/30.png")
+    with pytest.raises(ValueError, match=r"photos have other names or sizes than those that"):
+        check_shards(parse(mine, images=given), tmp_path)
+
+
+def test_images_of_a_sample_are_those_of_the_sample(shards, tmp_path):
+    photograph(tmp_path / "photos", 28, (8, 8))
+    shards |= {
+        "probe_val": str(record(tmp_path / "photos", tmp_path / "mine", examples=24, seed=3))
+    }
+    found = find_images(parse(shards, images={"path": "photos"}), tmp_path)
+    assert found is not None
+    assert (found[1]["examples"], found[1]["seed"]) == (24, 3)
+
+
+def test_the_shards_of_a_split_that_is_recorded_anew_say_nothing_of_its_images(shards, tmp_path):
+    photograph(tmp_path / "photos", 24, (8, 8))
+    mine = shards | {"probe_val": str(record(tmp_path / "photos", tmp_path / "mine"))}
+    extract = {"model": "a", "probe_val": {"images": "photos", "masks": "b"}}
+    images = {"path": "photos", "geometry": "stretch"}
+    found = find_images(parse(mine, images=images, extract=extract), tmp_path)
+    assert found is not None
+    assert found[1]["geometry"] == "stretch"
+    assert found[1]["patch_size"] == 16
+
+
+def test_images_of_dinov3_that_do_not_lie_as_saev_has_them_are_doubted(tmp_path, caplog):
+    shards = {}
+    for split, labels in (("fit", None), ("val", None), ("probe_train", 1), ("probe_val", 1)):
+        root = write(tmp_path / split, labels=labels, family="dinov3", ckpt="dinov3_vits16")
+        shards[split] = str(root)
+    photograph(tmp_path / "photos", 3, (8, 16))
+    images = {"path": "photos", "patch_size": 8, "geometry": "stretch", "grid": [1, 2]}
+    check_shards(parse(shards, images=images), tmp_path)
+    assert "images: dinov3_vits16 is a DINOv3, for which saev stretches each image" in caplog.text
+    caplog.clear()
+    aspect = {"path": "photos", "patch_size": 8, "geometry": "aspect"}
+    check_shards(parse(shards, images=aspect), tmp_path)
+    assert "DINOv3" not in caplog.text
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -8,13 +8,19 @@ from pathlib import Path
 from typing import Any
 
 from assay.encodings import Encoding, Form, Model, layer_name
+from assay.io.datasets import find_shards
 from assay.io.saes.hub import is_address
+from assay.io.shards.metadata import read_metadata
+from assay.io.shards.provenance import Provenance
 from assay.parameters import DictionaryParameters, Parameters, SparsityParameters
 
 DIGITS = Path("data/01_raw/digits")
 """Where the embedded default lies: shard paths inside it are made by the `digits` pipeline, all
 others are the user's.
 """
+
+DEFAULT_PATCH_SIZE = 16
+"""Of images, in pixels, where neither the user nor the shards say it."""
 
 
 @dataclass(frozen=True)
@@ -136,9 +142,7 @@ def _make_plan(parameters: Parameters, d_model: int | None) -> Plan:
         ),
         sparsity=parameters.kmeans.sparsity,
         digits=digits_splits(parameters),
-        gallery_classes=(
-            None if find_images(parameters, Path()) is None else parameters.images.classes
-        ),
+        gallery_classes=(parameters.images.classes if has_images(parameters) else None),
         kmeans=models,
         named_classes=parameters.class_names is not None,
         given_statistics=parameters.standardize.statistics is not None,
@@ -172,9 +176,17 @@ def digits_splits(parameters: Parameters) -> tuple[str, ...]:
     return tuple(split for split, path in parameters.shards if Path(path).parent == DIGITS)
 
 
+def has_images(parameters: Parameters) -> bool:
+    """Whether the images of probe_val are at hand: the embedded default's, or the user's."""
+    return "probe_val" in digits_splits(parameters) or parameters.images.path is not None
+
+
 def find_images(parameters: Parameters, project: Path) -> tuple[Path, dict[str, Any]] | None:
     """The folder of the images of probe_val and how they lie on the patches: the embedded
-    default's, or the user's, or none.
+    default's, or the user's, or none. What the user does not say is as it was recorded here.
+
+    Raises:
+        ValueError: the user says what contradicts that.
     """
     given = parameters.images
     if "probe_val" in digits_splits(parameters):
@@ -182,8 +194,25 @@ def find_images(parameters: Parameters, project: Path) -> tuple[Path, dict[str, 
         return project / f"{parameters.shards.probe_val}-images", layout
     if given.path is None:
         return None
-    layout = given.model_dump(exclude={"path", "classes"}) | {"crop": given.crop is not None}
-    return project / given.path, layout | {"names": project / given.names if given.names else None}
+    typed = given.model_dump(exclude={"path", "classes"}) | {
+        "crop": given.crop is not None,
+        "names": project / given.names if given.names else None,
+    }
+    recorded = _provenance(project / parameters.shards.probe_val)
+    if recorded is not None and "probe_val" not in parameters.extract.splits:
+        try:
+            typed = {"pattern": None} | recorded.layout(typed, resample=True)
+        except ValueError as error:
+            raise ValueError(f"images: {error}.") from None
+    return project / given.path, typed | {"patch_size": typed["patch_size"] or DEFAULT_PATCH_SIZE}
+
+
+def _provenance(shards: Path) -> Provenance | None:
+    """How shards were recorded, where it was here and they can be read."""
+    try:
+        return Provenance.parse(read_metadata(find_shards(shards)).data)
+    except (FileNotFoundError, ValueError):
+        return None
 
 
 def place(project: Path, path: str, layer: int, seed: int | None = None) -> Path:

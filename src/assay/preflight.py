@@ -16,8 +16,9 @@ from assay.io.class_names import read_class_names
 from assay.io.datasets import find_shards
 from assay.io.images import ImageLayout, Images
 from assay.io.shards import Shards
-from assay.io.shards.metadata import doubt_labels
+from assay.io.shards.metadata import doubt_geometry, doubt_labels
 from assay.io.shards.order import OrderFile
+from assay.io.shards.provenance import Provenance, RecordedFiles
 from assay.io.tensors import read_shapes
 from assay.parameters import Parameters
 from assay.pipelines.digits.canvases import cell_size
@@ -229,9 +230,19 @@ def _check_images(parameters: Parameters, project: Path, shards: Shards) -> None
     images = Images(found[0], ImageLayout.model_validate(found[1]))
     if len(images) != shards.n_examples:
         raise ValueError(
-            f"images.path: {images.folder} has {len(images)} images of {images.layout.pattern},"
+            f"images.path: {images.folder} has {len(images)} images of"
+            f" {images.layout.names or images.layout.pattern or 'any kind'},"
             f" shards.probe_val {shards.n_examples} examples: name the folder that they were"
             " recorded from, or set images.pattern or images.names."
+        )
+    if (doubt := doubt_geometry(shards.metadata, images.layout)) is not None:
+        _warn(f"images: {doubt}.")
+    said = Provenance.parse(shards.metadata.data)
+    if said is not None and RecordedFiles.of(images.folder, images.paths) != said.images:
+        raise ValueError(
+            f"images.path: the images in {images.folder} have other names or sizes than those that"
+            " shards.probe_val was recorded from: name their folder, or correct images.pattern or"
+            " images.names."
         )
     images.check(shards.metadata.content_tokens_per_example)
 

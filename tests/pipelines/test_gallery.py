@@ -150,6 +150,34 @@ def test_a_map_colors_patches_by_their_share_and_outlines_the_strongest():
     assert black.max(axis=0).tolist() == [98, 98]
 
 
+@pytest.mark.parametrize(
+    ("grid", "shape"), [((8, 32), (130, 500)), ((32, 8), (900, 300)), ((16, 16), (333, 500))]
+)
+def test_a_map_lies_on_the_patches_of_an_images_own_grid(tmp_path, grid, shape):
+    rows, columns = grid
+    # The red and green of a patch tell its row and its column.
+    down, across = np.indices(grid)
+    colors = np.dstack([down * (255 // rows), across * (255 // columns), np.zeros(grid)])
+    colors = colors.astype(np.uint8)
+    whole = Image.fromarray(colors).resize(shape[::-1], Image.Resampling.NEAREST)
+    whole.save(tmp_path / "a.png")
+    images = Images(tmp_path, ImageLayout(patch_size=16, geometry="aspect", pattern="*.png"))
+    pixels = images.read(0, 256)
+    assert pixels.shape == (16 * rows, 16 * columns, 3)
+    for strongest in (0, 37, 255):
+        share = np.zeros(256, dtype=np.float32)
+        share[strongest] = 1
+        drawn = draw_map(pixels, share, strongest, 16).astype(int)
+        colored = np.abs(drawn - pixels).sum(axis=2) > 60
+        row, column = divmod(strongest, columns)
+        inside = np.zeros_like(colored)
+        inside[16 * row : 16 * row + 16, 16 * column : 16 * column + 16] = True
+        assert not (colored & ~inside)[::4, ::4].any()
+        assert (colored & inside).sum() > 200
+        middle = pixels[16 * row + 8, 16 * column + 8].astype(int)
+        np.testing.assert_allclose(middle, colors[row, column], atol=6)
+
+
 def test_small_images_are_enlarged_by_a_whole_factor():
     drawn = draw_map(np.zeros((8, 16, 3), dtype=np.uint8), np.zeros(8, dtype=np.float32), 0, 4)
     assert drawn.shape == (128, 256, 3)

@@ -33,10 +33,16 @@ if TYPE_CHECKING:
 )
 @click.option("--patch-size", type=int, help="Side of a patch, in pixels.")
 @click.option(
+    "--geometry",
+    type=click.Choice(["crop", "stretch", "aspect"]),
+    help="crop: resized, then the center of the grid's size; stretch: to the grid; aspect: to the"
+    " grid of as many patches that is nearest in aspect, image by image, as saev does for DINOv3.",
+)
+@click.option(
     "--grid", type=Pair(single=False), help="Rows x columns of patches.  [default: a square]"
 )
 @click.option("--resize", type=Pair(single=True), help="Shorter side in pixels, or height x width.")
-@click.option("--crop", is_flag=True, default=None, help="Cut out the center, of the grid's size.")
+@click.option("--crop", is_flag=True, default=None, help="Another way to say --geometry crop.")
 @click.option("--pattern", help="Glob of the masks inside their folder.  [default: *.png]")
 @click.option(
     "--names",
@@ -58,18 +64,20 @@ def labels_command(
 ) -> None:
     """Label the patches of SHARDS by a majority vote over the pixels of segmentation masks.
 
-    Say --patch-size, --resize and --crop as the images were resized and cropped when SHARDS were
-    recorded.
+    Say --patch-size, --geometry, --grid and --resize as the images lay when SHARDS were recorded;
+    where `assay extract` or `kedro run` recorded them, they say it themselves.
     """
     with short_errors():
         from assay.io.files import real_folder
         from assay.io.shards.labels import check_target, label_patches, publish_labels
-        from assay.io.shards.metadata import WIDE_LABELS_NAME, read_metadata
+        from assay.io.shards.metadata import WIDE_LABELS_NAME, doubt_geometry, read_metadata
         from assay.pipelines.signs_of_life import Bar, told
 
-        layout = _layout(config, options)
         folder = real_folder(shards)
         metadata = read_metadata(folder)
+        layout = _layout(config, options, metadata.data)
+        if (doubt := doubt_geometry(metadata, layout)) is not None:
+            say_aside(f"Warning: {doubt}.")
         check_target(out, folder, force=force)
         click.echo(f"Labels of {metadata.n_examples} examples will be written to {out.absolute()}")
         with (
@@ -87,12 +95,17 @@ def labels_command(
             )
 
 
-def _layout(config: Path | None, options: dict[str, Any]) -> MaskLayout:
-    """The configuration file's layout, overridden by the options that are given."""
+def _layout(config: Path | None, options: dict[str, Any], data: str) -> MaskLayout:
+    """The configuration file's layout, overridden by the options that are given; what neither says
+    is as it was recorded.
+    """
     from assay.io.images.masks import parse_layout, read_config
+    from assay.io.shards.provenance import Provenance
 
     given = {name: value for name, value in options.items() if value not in (None, ())}
-    return parse_layout((read_config(config) if config else {}) | given)
+    typed = (read_config(config) if config else {}) | given
+    recorded = Provenance.parse(data)
+    return parse_layout(typed if recorded is None else recorded.layout(typed))
 
 
 def _print_counts(labels: PatchLabels) -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, model_validator
 
 from assay.parameters.fields import Section
 
@@ -13,32 +13,69 @@ class ImagesParameters(Section):
     """The images of shards.probe_val, for the report's gallery: the patches where a class's best
     feature is strongest.
 
-    The embedded default draws its own, whatever stands here. The names are those of `assay labels`.
+    The embedded default draws its own, whatever stands here. Where Assay recorded the shards, the
+    geometry need not be said. The names are those of `assay labels`.
     """
 
     path: str | None = Field(
         None, description="the folder; null: no gallery, but on the embedded default"
     )
-    patch_size: PositiveInt = Field(16, description="height and width of a patch, in pixels")
+    patch_size: PositiveInt | None = Field(
+        None, description="height and width of a patch, in pixels; null: as recorded, or 16"
+    )
     grid: tuple[PositiveInt, PositiveInt] | None = Field(
-        None, description="(rows, columns) of patches; null: as many of each"
+        None, description="(rows, columns) of patches; null: as recorded, or as many of each"
+    )
+    geometry: Literal["crop", "stretch", "aspect"] | None = Field(
+        None,
+        description=(
+            "crop: resized, then the center; stretch: to the grid; aspect: to the grid of as many"
+            " patches that is nearest in aspect, image by image, as saev does for DINOv3; null: as"
+            " recorded, or resized at the most"
+        ),
     )
     resize: PositiveInt | tuple[PositiveInt, PositiveInt] | None = Field(
         None,
         description=(
             "the shorter side, or (height, width), as it was for the activations, in pixels; null:"
-            " none"
+            " as recorded, or none"
         ),
     )
     crop: Literal["centre"] | None = Field(
-        None, description="center: the grid is cut out of the middle; null: no crop"
+        None, description="centre: another way to say geometry: crop"
     )
-    pattern: str = Field(
+    resample: Literal["bilinear", "bicubic", "lanczos"] | None = Field(
+        None,
+        description="how images are resized; null: as recorded, or bicubic, and lanczos for aspect",
+    )
+    pattern: str | None = Field(
         "*.jpg",
         min_length=1,
-        description="glob of the images, which are taken in the order of their names",
+        description=(
+            "glob of the images, which are taken in the order of their names; null: all, at any"
+            " depth"
+        ),
     )
     names: str | None = Field(
         None, description="a text file that lists the images instead, one per line"
     )
     classes: PositiveInt = Field(12, description="classes a dictionary, those of the highest AP")
+
+    @model_validator(mode="after")
+    def _is_one_geometry(self) -> Self:
+        if self.crop is not None and self.geometry not in {None, "crop"}:
+            raise ValueError(
+                f"found crop {self.crop} and geometry {self.geometry}, want one of them: leave crop"
+                " out, or say geometry: crop"
+            )
+        if self.resize is not None and self.geometry in {"stretch", "aspect"}:
+            raise ValueError(
+                f"found resize {self.resize} and geometry {self.geometry}, want resize beside crop"
+                " alone: the grid says how large images become"
+            )
+        if self.grid is not None and self.geometry == "aspect":
+            raise ValueError(
+                f"found grid {list(self.grid)} and geometry aspect, want no grid: each image has"
+                " its own"
+            )
+        return self

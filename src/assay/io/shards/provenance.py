@@ -114,7 +114,7 @@ class Provenance(_Said):
                     f"found {name} {found}, and the shards were recorded with {name}"
                     f" {recorded[name]}, {self.describe()}: leave it out, and it is as recorded"
                 )
-        return recorded | given
+        return given | recorded
 
     def describe(self) -> str:
         """The geometry in a few words."""
