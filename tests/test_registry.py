@@ -12,7 +12,8 @@ from kedro.io import CatalogConfigResolver, DataCatalog, MemoryDataset
 from kedro.pipeline import Pipeline
 from kedro.pipeline.node import Node
 
-from assay import configuration
+from assay import configuration, extraction
+from assay.backbones import Description, Preprocessing
 from assay.configuration import ConfigLoader
 from assay.encodings import KINDS as FORMS
 from assay.encodings import Form
@@ -32,6 +33,21 @@ DICTIONARIES = {
 }
 SPLITS = ("fit", "val", "probe_train", "probe_val")
 OWN = {split: f"data/01_raw/own/{split}" for split in SPLITS}
+EXTRACT = {
+    "model": "vit",
+    "fit": {"images": "photos"},
+    "probe_val": {"images": "scenes", "masks": "masks"},
+}
+MODEL = Description(
+    family="dinov2",
+    ckpt="vit",
+    d_model=96,
+    n_blocks=4,
+    patch_size=8,
+    cls_token=True,
+    preprocessing=Preprocessing((0.5,) * 3, (0.5,) * 3, (32, 32), None, "bicubic"),
+    identity={"library": "none"},
+)
 ENCODINGS = [
     "kmeans-invdist",
     "kmeans-onehot",
@@ -53,6 +69,7 @@ KINDS: list[dict[str, Any]] = [
     {"dictionaries": DICTIONARIES},
     {"shards": OWN, "images": {"path": "photos"}},
     {"class_names": "names.txt"},
+    {"shards": OWN, "extract": EXTRACT},
 ]
 """The default, and the changes that lead to other nodes."""
 
@@ -65,6 +82,7 @@ def register(monkeypatch, tmp_path):
         raw = ConfigLoader(str(CONF), base_env="base", default_run_env="base")["parameters"]
         session = tmp_path, parse_parameters({**raw, "layers": [0, 3], **changes})
         monkeypatch.setitem(configuration._current, "session", session)
+        monkeypatch.setattr(extraction, "look", lambda *_: MODEL)
         return register_pipelines()
 
     return build
@@ -134,9 +152,47 @@ def test_each_pipeline_holds_its_ancestors(register, changes):
         }
     wanted |= {"images_probe_val"} if "images" in changes else set()
     wanted |= {"class_names"} & changes.keys()
-    assert sources == wanted | (
-        {f"shards_{split}" for split in SPLITS} if "shards" in changes else set()
+    wanted |= {f"shards_{split}" for split in SPLITS} if "shards" in changes else set()
+    if "extract" in changes:
+        wanted -= {"shards_fit", "shards_probe_val"}
+        wanted |= {f"extract_{name}" for name in ("model", "images_fit", "images_probe_val")}
+        wanted |= {"extract_masks_probe_val", "images_probe_val"}
+    assert sources == wanted
+
+
+def test_splits_are_recorded_before_anything_is_fitted_to_them(register):
+    pipelines = register(shards=OWN, extract=EXTRACT)
+    wanted = {"extract.record.fit", "extract.record.probe_val"}
+    assert names(pipelines["extract"]) == wanted
+    assert of_stage(pipelines["standardize"], "extract") == {"extract.record.fit"}
+    assert of_stage(pipelines["probe"], "extract") == wanted
+    assert "extract" not in register(shards=OWN)
+    assert "report.illustrate" in names(pipelines["report"])
+
+
+@pytest.mark.parametrize(
+    ("change", "remade"),
+    [
+        ({"batch_size": 8}, True),
+        ({"geometry": "stretch"}, True),
+        ({"precision": "bfloat16"}, True),
+        ({"cls_token": False}, True),
+        ({"max_tokens_per_shard": 10_000}, True),
+        ({"grid": [4, 4]}, True),
+        ({"val": {"images": "others"}}, False),
+        ({"labels": {"offset": 1}}, False),  # the masks' own fingerprint says it
+    ],
+    ids=str,
+)
+def test_a_recording_depends_on_what_changes_it(register, change, remade):
+    before, after = (
+        told(register(shards=OWN, extract=EXTRACT | each)["extract"]) for each in ({}, change)
     )
+    assert (before["shards_fit"] != after["shards_fit"]) is remade
+    layers = told(register(shards=OWN, extract=EXTRACT, layers=[0, 3, 5])["extract"])
+    assert layers["shards_fit"] != before["shards_fit"]
+    turned = told(register(shards=OWN, extract=EXTRACT, layers=[3, 0])["extract"])
+    assert turned == before
 
 
 def test_a_pipeline_holds_no_stage_that_it_does_not_need(register):
@@ -417,7 +473,9 @@ def test_only_catalog_names_join_stages(register, environment, changes):
     known = {*resolver.config, *catalog.keys()}
     assert ("layer_3.sae_mine" in known) == ("dictionaries" in changes)
     assert ("class_names" in known) == ("class_names" in changes)
-    assert ("images_probe_val" in known) == ("shards" not in changes or "images" in changes)
+    assert ("images_probe_val" in known) == (
+        "shards" not in changes or "images" in changes or "extract" in changes
+    )
     for pipeline in pipelines.values():
         for name in pipeline.datasets() - {"digits_vit"}:
             if not name.startswith("params:"):

@@ -150,7 +150,7 @@ def _run_and_exit(**options: Any) -> None:
 
 def _run(force: bool, **options: Any) -> None:
     from assay.configuration import current_configuration
-    from assay.preflight import check_shards
+    from assay.preflight import check_pipeline
     from assay.tracking import finish_taken_up
     from assay.work import current_freshness, taken_on
 
@@ -173,7 +173,7 @@ def _run(force: bool, **options: Any) -> None:
             assert isinstance(catalog, DataCatalog)
             selected = _select(names, options)
             project, parameters = current_configuration()
-            check_shards(parameters, project)
+            check_pipeline(parameters, project, selected)
             work = stack.enter_context(taken_on(current_freshness(), selected, force=force))
             todo = work.todo
             if force:

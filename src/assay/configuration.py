@@ -19,6 +19,7 @@ from kedro.framework.context import KedroContext
 from kedro.framework.hooks import hook_impl
 from kedro.framework.project import pipelines, settings
 from kedro.io import DataCatalog
+from kedro.pipeline import Pipeline
 from kedro.utils import find_kedro_project
 from omegaconf.errors import OmegaConfBaseException
 from omegaconf.resolvers import oc
@@ -205,15 +206,21 @@ class ConfigurationHook:
 
     @hook_impl
     def after_catalog_created(self, catalog: DataCatalog) -> None:
-        """Add the images, the names of classes and what the user's own dictionaries are read from:
-        how many there are, and where, only the parameters say.
+        """Add what is recorded from, the gallery's images, the names of classes and what the user's
+        own dictionaries are read from: how many there are, and where, only the parameters say.
         """
         from assay.autoencoders import given_autoencoders
+        from assay.extraction import Extraction
         from assay.io.datasets import ClassNamesDataset, ImagesDataset
         from assay.plan import find_images
 
         project, parameters = current_configuration()
+        extraction = Extraction(parameters, project)
+        for name, source in extraction.datasets().items():
+            catalog[name] = source
         images = find_images(parameters, project)
+        if images is None and "probe_val" in extraction.splits:
+            images = extraction.images("probe_val")
         if images is not None:
             catalog["images_probe_val"] = ImagesDataset(filepath=str(images[0]), layout=images[1])
         if parameters.class_names is not None:
@@ -228,17 +235,25 @@ class ConfigurationHook:
             catalog[given.entry] = given.dataset
 
     @hook_impl(tryfirst=True)
-    def before_pipeline_run(self) -> None:
-        """Check the shards before any work.
+    def before_pipeline_run(self, pipeline: Pipeline) -> None:
+        """Check the shards before any work, those that are to be recorded as well.
 
         Raises:
-            ValueError: a folder is not what its split needs.
+            ValueError: a folder is not what its split needs, or a disk has no room for what is
+                recorded.
             OSError: it cannot be read.
         """
-        from assay.preflight import check_shards
+        from assay.extraction import check_room
+        from assay.preflight import check_pipeline
 
         project, parameters = current_configuration()
-        check_shards(parameters, project)
+        check_pipeline(parameters, project, pipeline)
+        made = pipeline.all_outputs()
+        check_room(
+            parameters,
+            project,
+            [split for split in parameters.extract.splits if f"shards_{split}" in made],
+        )
 
 
 def _sources(

@@ -13,7 +13,18 @@ from kedro.pipeline import Pipeline
 
 from assay.configuration import current_configuration
 from assay.encodings import layer_name
-from assay.pipelines import dictionaries, digits, encode, kmeans, pca, probe, report, standardize
+from assay.extraction import Extraction
+from assay.pipelines import (
+    dictionaries,
+    digits,
+    encode,
+    extract,
+    kmeans,
+    pca,
+    probe,
+    report,
+    standardize,
+)
 from assay.plan import Plan, make_plan
 from assay.preflight import find_d_model
 
@@ -23,7 +34,9 @@ SHARED = {"shards_fit", "shards_val", "shards_probe_train", "shards_probe_val"}
 def register_pipelines() -> dict[str, Pipeline]:
     """Build every pipeline for the layers and encodings that the configuration asks for."""
     project, parameters = current_configuration()
-    stages = _stages(make_plan(parameters, find_d_model(parameters, project)))
+    stages = _stages(
+        make_plan(parameters, find_d_model(parameters, project)), Extraction(parameters, project)
+    )
     whole = sum(stages.values(), Pipeline([]))
     names = {name: [node.name for node in stage.nodes] for name, stage in stages.items()}
     return {name: whole.to_nodes(*nodes) for name, nodes in names.items() if nodes} | {
@@ -31,7 +44,7 @@ def register_pipelines() -> dict[str, Pipeline]:
     }
 
 
-def _stages(plan: Plan) -> dict[str, Pipeline]:
+def _stages(plan: Plan, extraction: Extraction) -> dict[str, Pipeline]:
     ks = tuple(row.k for row in plan.encodings if row.model.family == "pca" and row.k is not None)
     elsewhere = [row for row in plan.encodings if row.codes != plan.pca_form.name]
 
@@ -47,6 +60,10 @@ def _stages(plan: Plan) -> dict[str, Pipeline]:
 
     return {
         "digits": digits.create_pipeline(plan.digits) if plan.digits else Pipeline([]),
+        "extract": extract.create_pipeline(
+            {split: extraction.layers(split) for split in plan.extracted},
+            extraction.parameters.extract.recording,
+        ),
         "standardize": layers(
             lambda n: standardize.create_pipeline(n, given_statistics=plan.given_statistics)
         ),

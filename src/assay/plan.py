@@ -49,6 +49,8 @@ class Plan:
     """What is kept of dense k-means codes that do not fit on the disk; None: they have to fit."""
     digits: tuple[str, ...]
     """The splits that the ``digits`` pipeline makes; empty where all shards are the user's."""
+    extracted: tuple[str, ...]
+    """The splits that the ``extract`` pipeline records."""
     kmeans: tuple[Model, ...]
     """The models of k-means, one per seed; the first is called ``kmeans``."""
     gallery_classes: int | None
@@ -87,8 +89,15 @@ def make_plan(parameters: Parameters, d_model: int | None = None) -> Plan:
             where none fits.
 
     Raises:
-        ValueError: two rows of the table would have one name.
+        ValueError: two rows of the table would have one name, or the shards of a split would be
+            made twice.
     """
+    for split in set(digits_splits(parameters)) & set(parameters.extract.splits):
+        raise ValueError(
+            f"extract.{split}.images: shards.{split} is {getattr(parameters.shards, split)}, the"
+            f" embedded default's place: give shards.{split} a place of its own, or say"
+            " --env=images, which has one"
+        )
     plan = _make_plan(parameters, d_model)
     names = [row.name for row in plan.encodings] + [
         row.name for each in plan.dictionaries for row in each.encodings
@@ -142,6 +151,7 @@ def _make_plan(parameters: Parameters, d_model: int | None) -> Plan:
         ),
         sparsity=parameters.kmeans.sparsity,
         digits=digits_splits(parameters),
+        extracted=parameters.extract.splits,
         gallery_classes=(parameters.images.classes if has_images(parameters) else None),
         kmeans=models,
         named_classes=parameters.class_names is not None,
@@ -176,9 +186,16 @@ def digits_splits(parameters: Parameters) -> tuple[str, ...]:
     return tuple(split for split, path in parameters.shards if Path(path).parent == DIGITS)
 
 
+def made_here(parameters: Parameters) -> tuple[str, ...]:
+    """The splits whose shards a run makes."""
+    return (*digits_splits(parameters), *parameters.extract.splits)
+
+
 def has_images(parameters: Parameters) -> bool:
-    """Whether the images of probe_val are at hand: the embedded default's, or the user's."""
-    return "probe_val" in digits_splits(parameters) or parameters.images.path is not None
+    """Whether the images of probe_val are at hand: those that its shards are made of, or the
+    user's.
+    """
+    return "probe_val" in made_here(parameters) or parameters.images.path is not None
 
 
 def find_images(parameters: Parameters, project: Path) -> tuple[Path, dict[str, Any]] | None:

@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from kedro.pipeline import Pipeline
 
 from assay.autoencoders import check_autoencoders
+from assay.extraction import Extraction, MadeOf, check_extraction
 from assay.io.class_names import read_class_names
 from assay.io.datasets import find_shards
 from assay.io.images import ImageLayout, Images
@@ -33,9 +35,22 @@ def find_d_model(parameters: Parameters, project: Path) -> int | None:
     if "fit" in digits_splits(parameters):
         return parameters.digits.d_model
     try:
+        if "fit" in parameters.extract.splits:
+            return Extraction(parameters, project).model.d_model
         return Shards(find_shards(project / parameters.shards.fit)).d_model
     except (FileNotFoundError, ValueError):
         return None
+
+
+def check_pipeline(parameters: Parameters, project: Path, pipeline: Pipeline) -> None:
+    """Check what a pipeline needs: the shards of all splits, or where it only records some, what
+    these are recorded from. Raises as `check_shards`.
+    """
+    if pipeline.nodes and all(node.name.startswith("extract.") for node in pipeline.nodes):
+        pick_device(parameters.device)
+        check_extraction(parameters, project)
+    else:
+        check_shards(parameters, project)
 
 
 def check_shards(parameters: Parameters, project: Path) -> None:
@@ -45,17 +60,31 @@ def check_shards(parameters: Parameters, project: Path) -> None:
         FileNotFoundError: a shard folder is missing.
         ValueError: a layer that they do not hold, a K above d_model, different widths or models,
             labels missing or without a class in common, statistics, autoencoders or an order that
-            are not of these shards, or digits that cannot be drawn or would lie in one folder.
+            are not of these shards, digits that cannot be drawn or would lie in one folder, or
+            images that cannot be recorded.
     """
-    made_here = digits_splits(parameters)
-    if made_here:
-        _check_digits(parameters, made_here)
+    made_of_digits = digits_splits(parameters)
+    if made_of_digits:
+        _check_digits(parameters, made_of_digits)
     pick_device(parameters.device)
+    extraction, n_images = Extraction(parameters, project), check_extraction(parameters, project)
     found: dict[str, _Recorded] = {}
     labels: dict[str, set[int]] = {}
     n_fit = parameters.digits.n_fit * parameters.digits.n_patches
     for split, path in parameters.shards:
-        if split in made_here:
+        if split in n_images:
+            model = extraction.model
+            found[split] = _Recorded(
+                path,
+                model.d_model,
+                extraction.layers(split),
+                model.family,
+                model.ckpt,
+                extraction.made_of(split),
+            )
+            n_fit = n_images[split] * extraction.n_patches if split == "fit" else n_fit
+            continue
+        if split in made_of_digits:
             digits = parameters.digits
             found[split] = _Recorded(
                 path, digits.d_model, digits.layers, digits.model_family, digits.model_ckpt
@@ -63,7 +92,12 @@ def check_shards(parameters: Parameters, project: Path) -> None:
             continue
         shards = _open_shards(split, project / path)
         found[split] = _Recorded(
-            path, shards.d_model, shards.layers, shards.metadata.family, shards.metadata.ckpt
+            path,
+            shards.d_model,
+            shards.layers,
+            shards.metadata.family,
+            shards.metadata.ckpt,
+            MadeOf.parse(shards.metadata.data),
         )
         n_fit = shards.n_tokens if split == "fit" else n_fit
         if split.startswith("probe"):
@@ -102,6 +136,8 @@ class _Recorded:
     layers: tuple[int, ...]
     family: str
     ckpt: str
+    made_of: MadeOf | None = None
+    """Where Assay recorded it, or is to."""
 
     @property
     def model(self) -> tuple[str, str]:
@@ -131,6 +167,15 @@ def _check_alike(parameters: Parameters, found: dict[str, _Recorded]) -> None:
                 f"shards.{split}, {shards.path}, is of {shards.family} {shards.ckpt}, shards.fit,"
                 f" {fit.path}, of {fit.family} {fit.ckpt}: what is fitted to one model's"
                 " activations says nothing of another's; name shards of one model."
+            )
+    known = [(split, shards) for split, shards in found.items() if shards.made_of is not None]
+    for split, shards in known[1:]:
+        first, other = known[0]
+        assert shards.made_of is not None and other.made_of is not None
+        if (differs := shards.made_of.differs(other.made_of)) is not None:
+            raise ValueError(
+                f"shards.{split}, {shards.path}, and shards.{first}, {other.path}, are not alike:"
+                f" {differs}: record both by one `extract` section, or name shards that are."
             )
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 import click
 
 from assay.commands.export import export_group
+from assay.commands.extract import extract_command
 from assay.commands.labels import labels_command
 from assay.commands.sae import sae_command
 from assay.commands.shards import shards_group
@@ -17,5 +18,5 @@ def main() -> None:
     """Assay's commands on shards, autoencoders and results. Training and probing: kedro run."""
 
 
-for command in (labels_command, shards_group, sae_command, export_group):
+for command in (extract_command, labels_command, shards_group, sae_command, export_group):
     main.add_command(command)

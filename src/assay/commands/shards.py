@@ -62,15 +62,14 @@ def _configured_shards(env: str | None) -> tuple[Path, ...]:
     from kedro.framework.startup import bootstrap_project
 
     from assay.configuration import read_parameters
-    from assay.plan import digits_splits
+    from assay.plan import made_here
 
     project = find_project("name the shards to verify, or change to the project")
     bootstrap_project(project)
     parameters = read_parameters(project, env)
-    made_here = digits_splits(parameters)
     paths = []
     for split, path in parameters.shards:
-        if split in made_here and not (project / path).exists():
+        if split in made_here(parameters) and not (project / path).exists():
             click.echo(f"shards.{split}: {path} is made by `kedro run`, and not there yet")
         else:
             paths.append(project / path)

@@ -2,7 +2,14 @@
 
 from assay.parameters.dictionaries import DictionaryParameters
 from assay.parameters.digits import DigitsParameters
-from assay.parameters.extract import ExtractParameters, RecordingParameters
+from assay.parameters.extract import (
+    ExtractParameters,
+    FolderParameters,
+    ImagesToRecord,
+    LabeledImagesToRecord,
+    LabelsParameters,
+    RecordingParameters,
+)
 from assay.parameters.faults import parse_parameters, text_or_null
 from assay.parameters.fields import NUMBER, DictionaryName, changing_no_result
 from assay.parameters.images import ImagesParameters
@@ -22,8 +29,12 @@ __all__ = [
     "DictionaryParameters",
     "DigitsParameters",
     "ExtractParameters",
+    "FolderParameters",
     "ImagesParameters",
+    "ImagesToRecord",
     "KMeansParameters",
+    "LabeledImagesToRecord",
+    "LabelsParameters",
     "PCAParameters",
     "Parameters",
     "ProbeParameters",

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, PositiveInt, StrictBool, model_validator
 
-from assay.parameters.fields import Section, Seed
+from assay.parameters.fields import Choices, Section, Seed
 
 SPLITS = ("fit", "val", "probe_train", "probe_val")
 
@@ -119,10 +119,8 @@ class LabelsParameters(Section):
     )
 
 
-class ExtractParameters(RecordingParameters):
-    """Shards that are recorded here from images: those of every split that names some, by one model
-    and in one geometry.
-    """
+class ModelToShow(Section):
+    """The model that images are shown."""
 
     model: str | None = Field(
         None,
@@ -135,6 +133,21 @@ class ExtractParameters(RecordingParameters):
     revision: str | None = Field(
         None, min_length=1, description="branch, tag or commit on the Hub; null: the default branch"
     )
+
+
+class FolderParameters(RecordingParameters, ModelToShow, LabeledImagesToRecord, LabelsParameters):
+    """One folder of images, as `assay extract` records it."""
+
+    images: str = Field(min_length=1, description="their folder")
+    model: str = Field(min_length=1, description="as extract.model")
+    layers: Choices[Annotated[int, Field(ge=0)]] = Field(description="block numbers from 0")
+
+
+class ExtractParameters(RecordingParameters, ModelToShow):
+    """Shards that are recorded here from images: those of every split that names some, by one model
+    and in one geometry.
+    """
+
     fit: ImagesToRecord = Field(ImagesToRecord(), description="images of shards.fit")
     val: ImagesToRecord = Field(ImagesToRecord(), description="images of shards.val")
     probe_train: LabeledImagesToRecord = Field(
