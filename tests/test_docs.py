@@ -7,12 +7,16 @@ import io
 import pkgutil
 import re
 import shlex
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 import yaml
 
 from assay.arguments import parse_pairs
+from assay.backbones import open_backbone
 from assay.configuration import ConfigLoader
 from assay.parameters import parse_parameters
 
@@ -102,3 +106,31 @@ def test_what_the_page_on_images_has_typed_and_written_down_is_understood():
         parsed = parse_parameters(raw | given | {"extract": extract})
         assert parsed.extract.model is not None
         assert parsed.extract.splits == ("fit", "val", "probe_train", "probe_val")
+
+
+class Vit(torch.nn.Module):
+    """Of the page's width and depth: a block adds 1."""
+
+    dtype = torch.float32
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = [lambda tokens: tokens + 1] * 12
+
+    def embed(self, pixels: torch.Tensor) -> torch.Tensor:
+        n, _, height, width = pixels.shape
+        return torch.zeros(n, 1 + height // 16 * (width // 16), 384)
+
+
+def test_the_pages_model_of_ones_own_is_one(tmp_path, monkeypatch):
+    page = (ROOT / "docs/images.md").read_text(encoding="utf-8")
+    (snippet,) = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    (tmp_path / "my_vit.py").write_text(snippet)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setitem(sys.modules, "my_project", SimpleNamespace(load_vit=Vit))
+    (typed,) = re.findall(r"`extract.model=(python:\S+)`", page)
+    backbone = open_backbone(typed, None, device=torch.device("cpu"), precision="float32")
+    images = torch.zeros(2, 32, 48, 3, dtype=torch.uint8)
+    tokens = backbone.record(images, [5, 0])
+    assert tokens.shape == (2, 2, 7, 384)
+    assert tokens[:, 0].eq(6).all() and tokens[:, 1].eq(1).all()
