@@ -90,16 +90,17 @@ def test_the_dictionaries_that_the_pages_show_can_be_had():
         assert parsed.dictionaries.keys() == given.keys()
 
 
-def test_what_the_page_on_images_has_typed_and_written_down_is_understood():
+def test_what_the_pages_on_images_have_typed_and_written_down_is_understood():
     page = (ROOT / "docs/images.md").read_text(encoding="utf-8")
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
     written = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)]
     typed = [
         parse_pairs(word.removeprefix("--params="))
-        for line in re.findall(r"^kedro run .*$", page, flags=re.MULTILINE)
+        for line in re.findall(r"^kedro run --env=images .*$", page + readme, flags=re.MULTILINE)
         for word in shlex.split(line)
         if word.startswith("--params=")
     ]
-    assert len(written) >= 4 and len(typed) >= 2
+    assert len(written) >= 4 and len(typed) >= 4
     raw = ConfigLoader(str(ROOT / "conf"), env="images", base_env="base")["parameters"]
     for given in (*written, *typed):
         extract = given.pop("extract")
