@@ -10,7 +10,7 @@ from torch import Tensor
 
 from assay.backbones.description import Description, Preprocessing
 
-States = Callable[[Tensor, Sequence[int]], Sequence[Tensor]]
+States = Callable[[Tensor, Sequence[int]], Sequence[Tensor] | Tensor]
 """Of pixels and block numbers: the tokens after each of these blocks."""
 
 

@@ -57,7 +57,7 @@ FAMILIES = {
     "dinov3_vit": Family(
         "dinov3",
         "DINOv3ViTModel",
-        _sizes(224, 16, num_register_tokens=0),
+        _sizes(224, 16, hidden_size=384, num_register_tokens=0),
         extra_tokens=_REGISTERS,
         interpolates=False,
     ),
@@ -107,7 +107,7 @@ def find_family(config: Mapping[str, Any]) -> Family:
     if config.get("quantization_config") is not None:
         raise ValueError("found quantized weights, wanted those of float32, float16 or bfloat16")
     kind = config.get("model_type")
-    if kind not in FAMILIES:
+    if not isinstance(kind, str) or kind not in FAMILIES:
         raise ValueError(
             f"found model_type {shown(kind)}, wanted one of {', '.join(FAMILIES)}; timm:NAME and"
             " python:package.module:function give others"

@@ -7,7 +7,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -97,14 +97,12 @@ def _fetch(typed: str, revision: str | None) -> tuple[Path, str]:
             f"found no folder {typed}; wanted one that transformers saved, owner/name or"
             " hf:owner/name[@revision] of the Hub, timm:NAME, or python:package.module:function"
         )
-    address = parse_address(plain)
-    if address.inside or (revision and address.revision):
+    address = parse_address(f"{plain}@{revision}" if revision else plain)
+    if address.inside:
         raise ValueError(
             f"found {typed} with revision {revision}, wanted hf:owner/name[@revision]: a repository"
-            " holds one model, and one revision can be asked for"
+            " holds one model, and a revision has no slash"
         )
-    if revision:
-        address = replace(address, revision=parse_address(f"{plain}@{revision}").revision)
     snapshot = fetch_snapshot(typed, address, WANTED)
     return snapshot, commit_of(typed, snapshot)
 

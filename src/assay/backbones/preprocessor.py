@@ -73,12 +73,12 @@ def parse_preprocessing(said: Mapping[str, Any]) -> Preprocessing:
     elif not is_square:
         resize = size[0]
     mean = std = None
-    if said.get("do_normalize", True):
+    if said.get("do_normalize") is not False:
         mean, std = _numbers(said, "image_mean"), _numbers(said, "image_std")
         if min(std) <= 0:
             raise ValueError(f"found image_std {said['image_std']}, wanted numbers above 0")
     resample = said.get("resample")
-    if resample not in RESAMPLES or isinstance(resample, bool):
+    if not isinstance(resample, int) or resample is True or resample not in RESAMPLES:
         raise ValueError(
             f"found resample {shown(resample)}, wanted 1 (Lanczos), 2 (bilinear) or 3 (bicubic)"
         )
@@ -89,7 +89,7 @@ def parse_preprocessing(said: Mapping[str, Any]) -> Preprocessing:
 
 def _refuse_other_steps(said: Mapping[str, Any]) -> None:
     for key in ("do_resize", "do_rescale"):
-        # Null is the processor's own default, which is true.
+        # Null is the processor's own default, which is true; that of do_normalize as well.
         if said.get(key) not in (None, True):
             raise ValueError(f"found {key} {shown(said[key])}, wanted true")
     factor = said.get("rescale_factor")

@@ -16,8 +16,7 @@ from torch import Tensor
 from assay.backbones.callable import CallableBackbone
 from assay.backbones.description import Backbone, Description, Precision, Preprocessing
 from assay.backbones.files import Checkpoint, find_checkpoint
-from assay.backbones.library import library_identity, normalization_identity
-from assay.backbones.transformers_models import cast_weights
+from assay.backbones.library import cast_weights, library_identity, normalization_identity
 from assay.io.strict_json import shown
 
 PREFIX = "timm:"
@@ -69,14 +68,19 @@ def open_backbone(
             intermediates_only=True,
         )
         by_layer = dict(zip(sorted(layers), found, strict=True))
-        # Registers come after the CLS token.
-        n_cls = int(description.cls_token)
-        return [
-            torch.cat([prefix[:, :n_cls], patches], dim=1)
-            for patches, prefix in (by_layer[layer] for layer in layers)
-        ]
+        return [_with_cls_token(by_layer[layer], description.cls_token) for layer in layers]
 
     return CallableBackbone(states, description, device)
+
+
+def _with_cls_token(found: Tensor | tuple[Tensor, Tensor], cls_token: bool) -> Tensor:
+    """Patches with the CLS token before them, of what timm gives: patches and the tokens before
+    them, of which registers come after the CLS token, or patches alone where a model has no such.
+    """
+    if isinstance(found, Tensor):
+        return found
+    patches, prefix = found
+    return torch.cat([prefix[:, : int(cls_token)], patches], dim=1)
 
 
 def _find(typed: str, revision: str | None) -> Checkpoint:
@@ -177,8 +181,8 @@ def _load(checkpoint: Checkpoint) -> Any:
             f"{checkpoint.typed}: found what timm cannot load ({said}), wanted a vision transformer"
             " of any size of image, and weights that fit config.json"
         ) from error
-    wrong = [name for name in missing if not name.startswith(AFTER_THE_BLOCKS)] + list(unexpected)
-    if wrong:
+    missing = [name for name in missing if not name.startswith(AFTER_THE_BLOCKS)]
+    if wrong := [*missing, *unexpected]:
         raise ValueError(
             f"{checkpoint.typed}: found weights that do not fit, {', '.join(wrong[:3])}"
             f" ({len(missing)} missing, {len(unexpected)} unexpected), wanted all of"

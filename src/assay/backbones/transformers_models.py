@@ -13,7 +13,7 @@ from assay.backbones.callable import CallableBackbone
 from assay.backbones.description import Backbone, Description, Precision
 from assay.backbones.families import Family, Sizes, find_family, read_sizes
 from assay.backbones.files import Checkpoint, find_checkpoint
-from assay.backbones.library import library_identity, normalization_identity
+from assay.backbones.library import cast_weights, library_identity, normalization_identity
 from assay.backbones.preprocessor import read_preprocessing
 from assay.io.strict_json import shown
 
@@ -132,12 +132,6 @@ def _quiet() -> Iterator[None]:
         logging.set_verbosity(verbosity)
         if bar:
             logging.enable_progress_bar()
-
-
-def cast_weights(model: nn.Module, dtype: torch.dtype) -> None:
-    """Cast parameters in place, and no buffers: angles of rotary positions stay exact."""
-    for parameter in model.parameters():
-        parameter.data = parameter.data.to(dtype)
 
 
 def find_blocks(model: nn.Module, n_blocks: int) -> nn.ModuleList:
