@@ -19,7 +19,7 @@ class _Layers(click.ParamType[Any]):
     name = "N,N,..."
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """The numbers, in their order."""
+        """The numbers, each once, in their order."""
         parts = [part.strip() for part in str(value).split(",")]
         if not all(part.isdecimal() for part in parts):
             self.fail(f"{value!r}; wanted block numbers from 0, as in 3,5", param, ctx)
@@ -115,7 +115,12 @@ def _parse(images: Path, config: Path | None, options: dict[str, Any]) -> Folder
     if "replace" in given:
         given["replace"] = dict(given["replace"])
     paths = {name: str(value) for name, value in given.items() if isinstance(value, Path)}
-    raw = (read_config(config) if config else {}) | given | paths | {"images": str(images)}
+    raw = (
+        (read_config(config) if config else {}) | given | paths | {"images": str(images.absolute())}
+    )
+    missing = [f"--{name}" for name in ("model", "layers") if name not in raw]
+    if missing:
+        raise ValueError(f"{' and '.join(missing)} missing: give them, or a line each in --config")
     try:
         return FolderParameters.model_validate(raw)
     except ValidationError as error:
@@ -136,7 +141,7 @@ def _extract(folder: FolderParameters, out: Path, device: str, *, force: bool) -
         click.echo(
             f"{metadata.n_examples} images of {metadata.content_tokens_per_example} patches, layers"
             f" {', '.join(map(str, metadata.layers))} of {metadata.family} {metadata.ckpt}:"
-            f" {n_bytes / 1e9:.3g} GB"
+            f" {n_bytes / 1e6:,.1f} MB"
         )
         click.echo(f"Recorded {recording.record()}")
     click.echo(

@@ -11,6 +11,7 @@ from typing import Any
 
 from assay.io.publish import publish_file
 from assay.io.shards import Shards
+from assay.io.shards.provenance import Provenance
 from assay.tracking.describe import git_state, sum_by_stage, versions
 
 MANIFESTS = Path("data/08_reporting/manifests")
@@ -68,6 +69,7 @@ class Manifest:
                     "name": handle.name,
                     "fingerprint": handle.fingerprint(),
                     "ckpt": handle.metadata.ckpt,
+                    "recorded_by": _recorder(handle),
                 }
                 for split, handle in shards.items()
             },
@@ -81,3 +83,9 @@ class Manifest:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with publish_file(self.path) as partial:
             partial.write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+
+
+def _recorder(shards: Shards) -> dict[str, str] | None:
+    """What tells the model from others, its library among it, that Assay recorded shards of."""
+    said = Provenance.parse(shards.metadata.data)
+    return None if said is None else said.model
