@@ -18,6 +18,7 @@ from assay.io.datasets import ShardsDataset, find_shards
 from assay.io.publish import discard_partials
 from assay.io.shards import Shards, recording, write_shards
 from assay.io.shards.metadata import Metadata
+from assay.io.shards.pieces import OpenPiece
 from assay.io.shards.recording import ImageBatch, record_shards
 from shards import make_examples, make_metadata
 
@@ -194,7 +195,7 @@ def test_another_recording_takes_nothing_over(tmp_path, changes):
 def test_a_shard_that_is_not_as_it_was_left_is_made_again(tmp_path, damage):
     break_off(tmp_path / "a", MadeSource(range(8)), after=4)
     (data,) = tmp_path.rglob("acts000000.bin")
-    (note,) = tmp_path.rglob("acts000000.bin.json")
+    (note,) = tmp_path.rglob("000000.json")
     if damage == "shorter":
         os.truncate(data, data.stat().st_size - 1)
     elif damage == "gone":
@@ -236,7 +237,7 @@ def test_a_full_disk_names_the_folder(tmp_path, monkeypatch):
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(recording._OpenPiece, "write", full)
+    monkeypatch.setattr(OpenPiece, "write", full)
     with pytest.raises(OSError, match=r"No space left on device; the shards .*/a'"):
         record_shards(tmp_path / "a", MadeSource(range(8)))
 

@@ -13,20 +13,20 @@ import logging
 from collections import deque
 from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from contextlib import closing
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from assay.io.files import METADATA_NAME
-from assay.io.publish import flush, free_bytes, naming, publish_file, publishing_pieces
+from assay.io.publish import flush, free_bytes, naming, publishing_pieces
 from assay.io.shards.metadata import LABELS_NAME, WIDE_LABELS_NAME, Metadata
-from assay.io.shards.writing import as_stored, find_not_finite, finish_shards, shard_name
+from assay.io.shards.pieces import OpenPiece, Piece
+from assay.io.shards.writing import as_stored, find_not_finite, finish_shards
 
 logger = logging.getLogger(__name__)
 
@@ -93,15 +93,15 @@ def record_shards(root: Path, source: Source) -> Path:
     """
     refuse_others(root)
     metadata = source.metadata
-    pieces = _divide(source)
     with publishing_pieces(root, resume=_resume_key(source)) as (content, notes):
         folder = _take_up(content, metadata.hash)
-        todo = _left_to_do([_Place(piece, folder, notes, metadata) for piece in pieces])
+        pieces = _divide(source, folder, notes)
+        todo = _left_to_do(pieces)
         _check_room(root, metadata, todo)
         if todo:
             _record(root, source, todo)
         with naming(root, KEPT):
-            _join_labels(folder, [notes / f"{piece.name}{LABELS}" for piece in pieces])
+            _join_labels(pieces)
             finish_shards(folder, metadata)
     logger.debug("recorded %d examples in %s", metadata.n_examples, root)
     return root / metadata.hash
@@ -119,68 +119,12 @@ def refuse_others(root: Path) -> None:
         )
 
 
-LABELS = ".labels"
-"""Ends the name of the file that keeps a shard's labels, little-endian uint16."""
-
-
-@dataclass(frozen=True)
-class _Piece:
-    """A shard of the examples from `first` to `stop` - 1, whose files are as `digest` says."""
-
-    number: int
-    first: int
-    stop: int
-    digest: str
-
-    @property
-    def name(self) -> str:
-        return shard_name(self.number)
-
-    @property
-    def note(self) -> str:
-        return json.dumps({"examples": self.stop - self.first, "digest": self.digest})
-
-
-@dataclass(frozen=True)
-class _Place:
-    """Where a piece is written, and its note."""
-
-    piece: _Piece
-    folder: Path
-    notes: Path
-    metadata: Metadata
-
-    @property
-    def data(self) -> Path:
-        return self.folder / self.piece.name
-
-    @property
-    def labels(self) -> Path:
-        return self.notes / f"{self.piece.name}{LABELS}"
-
-    @property
-    def note(self) -> Path:
-        return self.notes / f"{self.piece.name}.json"
-
-    @property
-    def n_bytes(self) -> int:
-        return self.metadata.examples_per_shard * self.metadata.example_bytes
-
-    def is_whole(self) -> bool:
-        try:
-            return (
-                self.note.read_text(encoding="utf-8") == self.piece.note
-                and self.data.stat().st_size == self.n_bytes
-            )
-        except (OSError, UnicodeDecodeError):
-            return False
-
-
-def _divide(source: Source) -> list[_Piece]:
-    n, per_shard = source.metadata.n_examples, source.metadata.examples_per_shard
+def _divide(source: Source, folder: Path, notes: Path) -> list[Piece]:
+    metadata = source.metadata
+    n, per_shard = metadata.n_examples, metadata.examples_per_shard
     spans = [(first, min(first + per_shard, n)) for first in range(0, n, per_shard)]
     return [
-        _Piece(number, first, stop, source.digest(first, stop))
+        Piece(number, first, stop, source.digest(first, stop), folder, notes, metadata)
         for number, (first, stop) in enumerate(spans)
     ]
 
@@ -201,28 +145,27 @@ def _take_up(content: Path, name: str) -> Path:
     return folder
 
 
-def _left_to_do(places: list[_Place]) -> list[_Place]:
-    """The pieces that are not whole; everything that is not of a whole one is removed."""
-    whole = [place for place in places if place.is_whole()]
-    kept = {path for place in whole for path in (place.data, place.labels, place.note)}
+def _left_to_do(pieces: list[Piece]) -> list[Piece]:
+    """Those that are not whole; everything that is not of a whole one is removed."""
+    whole = [piece for piece in pieces if piece.is_whole()]
+    kept = {path for piece in whole for path in (piece.data, piece.labels, piece.note)}
+    folder, notes = pieces[0].folder, pieces[0].notes
     # Notes first: a piece without its data has none.
-    for entry in (*places[0].notes.iterdir(), *places[0].folder.iterdir()):
+    for entry in (*notes.iterdir(), *folder.iterdir()):
         if entry not in kept:
             entry.unlink()
-    flush(places[0].notes)
+    flush(notes)
     if whole:
-        logger.info(
-            "going on after %d examples in %d whole shards",
-            sum(place.piece.stop - place.piece.first for place in whole),
-            len(whole),
-        )
-    return [place for place in places if place not in whole]
+        n_examples = sum(map(len, whole))
+        logger.info("going on after %d examples in %d whole shards", n_examples, len(whole))
+    numbers = {piece.number for piece in whole}
+    return [piece for piece in pieces if piece.number not in numbers]
 
 
-def _check_room(root: Path, metadata: Metadata, todo: list[_Place]) -> None:
+def _check_room(root: Path, metadata: Metadata, todo: list[Piece]) -> None:
     # Labels are kept as uint16 beside a shard, and joined at the end.
     per_example = metadata.example_bytes + 4 * metadata.content_tokens_per_example
-    wanted = per_example * sum(place.piece.stop - place.piece.first for place in todo)
+    wanted = per_example * sum(map(len, todo))
     free = free_bytes(root)
     if wanted > free:
         older = "; the older recording stays until this one is whole" if root.exists() else ""
@@ -232,8 +175,8 @@ def _check_room(root: Path, metadata: Metadata, todo: list[_Place]) -> None:
         )
 
 
-def _record(root: Path, source: Source, todo: list[_Place]) -> None:
-    spans = [(place.piece.first, place.piece.stop) for place in todo]
+def _record(root: Path, source: Source, todo: list[Piece]) -> None:
+    spans = [(piece.first, piece.stop) for piece in todo]
     with (
         closing(source.batches(spans)) as batches,
         _Writer(root, source, todo) as writer,
@@ -244,16 +187,20 @@ def _record(root: Path, source: Source, todo: list[_Place]) -> None:
 
 
 class _Writer:
-    """Writes batches with a thread of its own, while the next ones are made."""
+    """Writes batches with a thread of its own, while the next ones are made, and has a shard on the
+    device with another, while the next one is written.
+    """
 
-    def __init__(self, root: Path, source: Source, todo: list[_Place]) -> None:
+    def __init__(self, root: Path, source: Source, todo: list[Piece]) -> None:
         self._root = root
         self._source = source
         self._todo = deque(todo)
-        self._open: _OpenPiece | None = None
+        self._open: OpenPiece | None = None
         self._has_labels: bool | None = None
         self._pending: deque[Future[None]] = deque()
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="assay-record")
+        self._finishing: Future[None] | None = None
+        self._finisher = ThreadPoolExecutor(1, thread_name_prefix="assay-flush")
 
     def __enter__(self) -> _Writer:
         return self
@@ -266,6 +213,7 @@ class _Writer:
     ) -> None:
         # After an error that is not in writing what is there may end a shard.
         self._pool.shutdown(cancel_futures=not isinstance(error, Exception))
+        self._finisher.shutdown()
         if self._open is not None:
             self._open.close()
 
@@ -283,8 +231,10 @@ class _Writer:
         """
         while self._pending:
             self._pending.popleft().result()
+        if self._finishing is not None:
+            self._finishing.result()
         if self._open is not None or self._todo:
-            piece = self._open.place.piece if self._open is not None else self._todo[0].piece
+            piece = self._open.piece if self._open is not None else self._todo[0]
             raise ValueError(
                 f"the batches ended within the examples {piece.first} to {piece.stop - 1}; wanted"
                 f" all {self._source.metadata.n_examples}"
@@ -305,84 +255,25 @@ class _Writer:
             raise ValueError(f"examples {batch.examples} came after the last one that was wanted")
         with naming(self._root, KEPT):
             if self._open is None:
-                self._open = _OpenPiece(self._todo.popleft())
+                self._open = OpenPiece(self._todo.popleft())
             self._open.write(batch.examples, array, batch.labels)
-            if self._open.is_full:
-                self._open.finish()
-                self._open = None
+        if self._open.is_full:
+            if self._finishing is not None:
+                self._finishing.result()
+            self._finishing = self._finisher.submit(self._finish, self._open)
+            self._open = None
+
+    def _finish(self, piece: OpenPiece) -> None:
+        with naming(self._root, KEPT):
+            piece.finish()
 
 
-class _OpenPiece:
-    """A shard that is being written: its file, its labels, and which examples are there."""
-
-    def __init__(self, place: _Place) -> None:
-        self.place = place
-        n_examples = place.piece.stop - place.piece.first
-        self._there = np.zeros(n_examples, dtype=np.bool_)
-        self._labels = np.zeros((n_examples, place.metadata.content_tokens_per_example), "<u2")
-        self._labeled = False
-        self._file: BinaryIO = place.data.open("wb")
-        self._file.truncate(place.n_bytes)
-
-    @property
-    def is_full(self) -> bool:
-        return bool(self._there.all())
-
-    def write(
-        self,
-        examples: Sequence[int],
-        array: npt.NDArray[np.float32],
-        labels: npt.NDArray[np.uint16] | None,
-    ) -> None:
-        piece = self.place.piece
-        rows = np.array(examples, dtype=np.int64) - piece.first
-        if (
-            len(rows) != len(array)
-            or ((rows < 0) | (rows >= len(self._there))).any()
-            or len(np.unique(rows)) < len(rows)
-            or self._there[rows].any()
-        ):
-            raise ValueError(
-                f"a batch of {len(array)} examples is numbered {list(examples)}; wanted each of"
-                f" {piece.first} to {piece.stop - 1} once"
-            )
-        # Neighbors are written at once.
-        for run in np.split(np.arange(len(rows)), np.flatnonzero(np.diff(rows) != 1) + 1):
-            if len(run):
-                self._file.seek(int(rows[run[0]]) * self.place.metadata.example_bytes)
-                self._file.write(array[run[0] : run[-1] + 1].data)
-        if labels is not None:
-            wanted = (len(rows), self._labels.shape[1])
-            if labels.dtype != np.uint16 or labels.shape != wanted:
-                raise ValueError(
-                    f"labels are {labels.dtype} {labels.shape}, wanted uint16 {wanted}, one per"
-                    " content token"
-                )
-            self._labels[rows] = labels
-            self._labeled = True
-        self._there[rows] = True
-
-    def finish(self) -> None:
-        """Have the shard and its labels on the device, and then its note."""
-        self.close()
-        flush(self.place.data)
-        if self._labeled:
-            self.place.labels.write_bytes(self._labels.tobytes())
-            flush(self.place.labels)
-        with publish_file(self.place.note) as partial:
-            partial.write_text(self.place.piece.note, encoding="utf-8")
-
-    def close(self) -> None:
-        self._file.close()
-
-
-def _join_labels(folder: Path, parts: list[Path]) -> None:
+def _join_labels(pieces: list[Piece]) -> None:
     """Write the labels of all shards as one file, where they have any, a shard at a time."""
-    if not parts[0].exists():
+    if not pieces[0].labels.exists():
         return
-    most = max(int(np.fromfile(part, "<u2").max()) for part in parts)
+    most = max(int(np.fromfile(piece.labels, "<u2").max()) for piece in pieces)
     name, dtype = (LABELS_NAME, "u1") if most < 2**8 else (WIDE_LABELS_NAME, "<u2")
-    with ExitStack() as stack:
-        file = stack.enter_context(open(folder / name, "wb"))
-        for part in parts:
-            file.write(np.fromfile(part, "<u2").astype(dtype).data)
+    with (pieces[0].folder / name).open("wb") as file:
+        for piece in pieces:
+            file.write(np.fromfile(piece.labels, "<u2").astype(dtype).data)
