@@ -11,12 +11,14 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import click
 import pytest
 import torch
 import yaml
 
 from assay.arguments import parse_pairs
 from assay.backbones import open_backbone
+from assay.commands.extract import extract_command
 from assay.configuration import ConfigLoader
 from assay.parameters import parse_parameters
 
@@ -135,3 +137,16 @@ def test_the_pages_model_of_ones_own_is_one(tmp_path, monkeypatch):
     tokens = backbone.record(images, [5, 0])
     assert tokens.shape == (2, 2, 7, 384)
     assert tokens[:, 0].eq(6).all() and tokens[:, 1].eq(1).all()
+
+
+def test_assay_extract_has_the_options_that_the_pages_type():
+    lines = [
+        line
+        for page in PAGES
+        for line in re.findall(r"^assay extract (.*)$", page.read_text("utf-8"), flags=re.MULTILINE)
+    ]
+    assert lines
+    parser = extract_command.make_parser(click.Context(extract_command))
+    for line in lines:
+        options, rest, _ = parser.parse_args(shlex.split(line))
+        assert len(rest) == 0 and {"images", "model", "layers", "out"} <= options.keys()

@@ -3,6 +3,7 @@ beside its scores.
 """
 
 import copy
+import json
 import random
 import re
 import shutil
@@ -835,6 +836,25 @@ def test_what_was_read_counts_the_patches_that_were_used(planted):
     assert about(planted, probe=ProbeParameters(void="class"))["probes judged on"].endswith(
         "; void is a class"
     )
+
+
+def test_what_was_read_says_which_library_recorded_it_and_how(planted, tmp_path):
+    said = {
+        "writer": "assay",
+        "model": {"library": "transformers", "version": "5.24.0", "weights": "0" * 64},
+        "geometry": {"patch_size": 14, "n_patches": 16, "geometry": "crop", "grid": [4, 4]},
+        "precision": "bfloat16",
+        "batch_size": 32,
+        "images": {"n": 48, "sha256": "0" * 64},
+    }
+    fit = shutil.copytree(planted[0], tmp_path / planted[0].name)
+    metadata = json.loads((fit / "metadata.json").read_text())
+    for model, told in ((said["model"], "transformers 5.24.0"), ({"v": "1"}, "code of one's own")):
+        recorded = metadata | {"data": json.dumps(said | {"model": model})}
+        (fit / "metadata.json").write_text(json.dumps(recorded))
+        assert about((fit, planted[1]))["recorded by"] == (
+            f"{told}; geometry crop on 4 x 4 patches of 14 pixels; bfloat16"
+        )
 
 
 def test_what_was_read_counts_samples_and_names_what_was_given(planted):

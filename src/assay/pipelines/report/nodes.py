@@ -11,6 +11,7 @@ from torch import Tensor
 
 from assay.encodings import Encoding
 from assay.io.shards import Shards
+from assay.io.shards.provenance import Provenance
 from assay.parameters import KMeansParameters, PCAParameters, ProbeParameters, StandardizeParameters
 from assay.pipelines.report import figures
 from assay.pipelines.report.page import render_page
@@ -212,6 +213,7 @@ def describe_data(
     whitened = {"PCA codes": "each coefficient over its standard deviation"} if pca.whiten else {}
     return (
         {"model": f"{shards_fit.metadata.family} {shards_fit.metadata.ckpt}"}
+        | _say_recorded(shards_fit)
         | {f"{', '.join(whats)} from": used for used, whats in fitted.items()}
         | whitened
         | {
@@ -220,6 +222,18 @@ def describe_data(
             "probes judged on": f"{_say_used(shards_probe_val, rows[0]['n_val'])}; {void}",
         }
     )
+
+
+def _say_recorded(shards: Shards) -> dict[str, str]:
+    """By which library and in which geometry, where the shards say so: all splits are alike."""
+    said = Provenance.parse(shards.metadata.data)
+    if said is None:
+        return {}
+    library = [
+        said.model[name] for name in ("library", "version", "revision") if name in said.model
+    ]
+    told = [" ".join(library) or "code of one's own", said.describe(), said.precision]
+    return {"recorded by": "; ".join(told)}
 
 
 def _say_used(shards: Shards, n_used: int | None) -> str:
