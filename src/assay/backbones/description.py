@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import Literal, Protocol
 
-if TYPE_CHECKING:  # what a model is can be told without torch
-    from torch import Tensor
+from torch import Tensor
 
 Precision = Literal["float32", "bfloat16"]
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from types import ModuleType
-from typing import TYPE_CHECKING
 
+import torch
+
+from assay.backbones import own, timm_models, transformers_models
 from assay.backbones.description import Backbone, Description, Precision
-
-if TYPE_CHECKING:
-    import torch
 
 
 def look(model: str, revision: str | None = None) -> Description:
@@ -73,9 +72,6 @@ class BackboneHandle:
 
 
 def _library(model: str) -> ModuleType:
-    # torch takes seconds, and whoever names no model needs none of it.
-    from assay.backbones import own, timm_models, transformers_models
-
     for library in (timm_models, own):
         if model.startswith(library.PREFIX):
             return library
