@@ -67,7 +67,8 @@ class CallableBackbone:
             torch.autocast(self._device.type, enabled=False),
             exact_convolutions(self._device),
         ):
-            pixels = normalize(images.to(self._device), self.description.preprocessing)
+            shown = images.to(self._device, non_blocking=True)  # of pinned ones, without a wait
+            pixels = normalize(shown, self.description.preprocessing)
             states = self._function(pixels, list(layers))
             wanted = (len(images), tokens, self.description.d_model)
             found = [tuple(state.shape) for state in states]
@@ -86,7 +87,7 @@ def normalize(images: Tensor, preprocessing: Preprocessing) -> Tensor:
     They are of images, uint8 (n, height, width, 3).
     """
     mean, std = (
-        torch.tensor(each, dtype=torch.float32, device=images.device)
+        torch.tensor(each, dtype=torch.float32).to(images.device, non_blocking=True)
         for each in (preprocessing.mean, preprocessing.std)
     )
     return ((images.float() / 255 - mean) / std).permute(0, 3, 1, 2).contiguous()
