@@ -302,17 +302,21 @@ def test_verify_without_a_path_reads_all_that_the_project_is_configured_to_read(
         (shutil.copytree if source.is_dir() else shutil.copy)(source, project / part)
     (project / "src").mkdir()
     (project / "conf" / "mine").mkdir()
-    own = {"fit": str(shards), "val": str(shards.parent), "probe_train": "missing"}
+    own = {
+        "fit": str(shards),
+        "val": str(shards.parent),
+        "probe_train": "missing",
+        "probe_val": "new",
+    }
     (project / "conf" / "mine" / "globals.yml").write_text(yaml.safe_dump({"shards": own}))
+    images = {"model": "vit", "probe_val": {"images": "photos", "masks": "masks"}}
+    (project / "conf" / "mine" / "parameters.yml").write_text(yaml.safe_dump({"extract": images}))
     verify = ("-m", "assay", "shards", "verify")
     ended = run_alone(*verify, "--env", "mine", cwd=project)
     assert ended.returncode == 1
     assert ended.stdout.count(f"{shards}: ok\n") == 2
     assert f"{project / 'missing'}: BAD" in ended.stdout
-    assert (
-        "shards.probe_val: data/01_raw/digits/probe_val is made by `kedro run`, and not there yet"
-        in ended.stdout
-    )
+    assert "shards.probe_val: new is made by `kedro run`, and not there yet" in ended.stdout
     ended = run_alone(*verify, cwd=project)
     assert (ended.returncode, ended.stdout.count("not there yet")) == (0, 4)
     ended = run_alone(*verify, cwd=tmp_path)

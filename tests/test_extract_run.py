@@ -79,6 +79,9 @@ def test_from_images_to_the_table_and_nothing_twice(project, run_command):
         (folder,) = (project / "data/01_raw/images" / split).glob("[!.]*")
         assert Shards(folder).layers == (2,)
     assert not list((project / "data/01_raw/images").glob(".*"))
+    (manifest,) = (project / "data/08_reporting/manifests").glob("*.json")
+    said = json.loads(manifest.read_text())["shards"]["fit"]
+    assert said["recorded_by"]["library"] == "transformers"
     again = run_without(FORBIDDEN, f"run --env=images --params={typed()}", project)
     assert again.returncode == 0, again.stdout + again.stderr
     assert "Nothing to do" in again.stdout
@@ -92,14 +95,3 @@ def test_the_embedded_default_needs_none_of_it(new_project):
     ended = run_without(FORBIDDEN, f"run --pipeline=digits --params={tiny}", project)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert len(list((project / "data/01_raw/digits").glob("*/*/metadata.json"))) == 4
-
-
-def test_verify_knows_what_is_not_recorded_yet(project, run_command, tmp_path):
-    fresh = tmp_path / "fresh"
-    shutil.copytree(project / "conf", fresh / "conf")
-    shutil.copy(project / "pyproject.toml", fresh)
-    (fresh / "src").mkdir()
-    parameters = {"model": "vit", "fit": {"images": "train/images"}}
-    (fresh / "conf/images/parameters.yml").write_text(json.dumps({"extract": parameters}))
-    ended = run_command("assay shards verify --env=images", fresh)
-    assert "shards.fit: data/01_raw/images/fit is made by `kedro run`" in ended.stdout

@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from assay import configuration
 from assay import extraction as module
 from assay.extraction import Extraction, check_extraction, check_room
 from assay.parameters import parse_parameters
 from assay.pipelines.extract.nodes import record_images
 from assay.plan import make_plan
-from assay.preflight import check_pipeline, check_shards, find_d_model
+from assay.preflight import check_pipeline, check_recorded_labels, check_shards, find_d_model
 from vits import BLOCKS, WIDTH, write_images, write_model
 
 SPLITS = ("fit", "val", "probe_train", "probe_val")
@@ -255,3 +256,33 @@ def test_images_in_both_probe_splits_are_told_of(project, caplog):
     caplog.clear()
     check_room(parse(), project, ["probe_val"])
     assert not caplog.records
+
+
+def test_labels_are_looked_at_once_masks_have_made_them(project, monkeypatch):
+    void = parse({"labels": {"void": [0, 1, 2, 3]}})
+    record(void, project, "probe_train")
+    hook = configuration.ConfigurationHook()
+    monkeypatch.setitem(configuration._current, "session", (project, void))
+    hook.after_dataset_saved("shards_fit")
+    hook.after_dataset_saved("layer_0.kmeans_model")
+    with pytest.raises(ValueError, match=r"^shards\.probe_train: every label of .* is 0, void"):
+        hook.after_dataset_saved("shards_probe_train")
+    later: Any = SimpleNamespace(
+        nodes=[SimpleNamespace(name="layer_0.probe.pca")],
+        inputs=lambda: {"shards_probe_train", "params:device"},
+        all_outputs=set,
+    )
+    with pytest.raises(ValueError, match=r"^shards\.probe_train: every label"):
+        hook.before_pipeline_run(later)
+    good = parse()
+    record(good, project, "probe_train")
+    monkeypatch.setitem(configuration._current, "session", (project, good))
+    hook.after_dataset_saved("shards_probe_train")
+    hook.before_pipeline_run(later)
+
+
+def test_probe_splits_without_a_class_in_common_are_told_of(project):
+    record(parse({"labels": {"void": [0, 1]}}), project, "probe_train")
+    record(parse({"labels": {"void": [0, 2, 3]}}), project, "probe_val")
+    with pytest.raises(ValueError, match=r"no class is in both .*\[2, 3\].*\[1\]"):
+        check_recorded_labels(parse(), project, ["probe_train", "probe_val"])

@@ -244,16 +244,34 @@ class ConfigurationHook:
             OSError: it cannot be read.
         """
         from assay.extraction import check_room
-        from assay.preflight import check_pipeline
+        from assay.preflight import check_pipeline, check_recorded_labels
 
         project, parameters = current_configuration()
         check_pipeline(parameters, project, pipeline)
         made = pipeline.all_outputs()
-        check_room(
-            parameters,
-            project,
-            [split for split in parameters.extract.splits if f"shards_{split}" in made],
-        )
+        todo = [split for split in parameters.extract.splits if f"shards_{split}" in made]
+        check_room(parameters, project, todo)
+        probed = {
+            split
+            for split in ("probe_train", "probe_val")
+            if f"shards_{split}" in pipeline.inputs()
+        }
+        if probed & set(parameters.extract.splits):
+            check_recorded_labels(parameters, project, probed)
+
+    @hook_impl
+    def after_dataset_saved(self, dataset_name: str) -> None:
+        """Check what masks have made of a split, before anything is fitted.
+
+        Raises:
+            ValueError: every label is void.
+        """
+        from assay.preflight import check_recorded_labels
+
+        project, parameters = current_configuration()
+        split = dataset_name.removeprefix("shards_")
+        if split in parameters.extract.splits and split.startswith("probe"):
+            check_recorded_labels(parameters, project, [split])
 
 
 def _sources(

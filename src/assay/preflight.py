@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import functools
 import logging
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -110,6 +111,22 @@ def check_shards(parameters: Parameters, project: Path) -> None:
     _check_sizes(parameters, found["fit"].d_model, n_fit)
     _check_labels(labels)
     _check_given(parameters, project, found["fit"].d_model, n_fit)
+
+
+def check_recorded_labels(parameters: Parameters, project: Path, splits: Collection[str]) -> None:
+    """Check the labels of splits that are recorded here, once they are there: only the masks knew.
+
+    Raises:
+        ValueError: all of a split's are void, or two of them have no class in common.
+    """
+    void = parameters.probe.void != "class"
+    _check_labels(
+        {
+            split: _classes_of(split, _open_shards(split, project / path), void=void)
+            for split, path in parameters.shards
+            if split in splits
+        }
+    )
 
 
 def _open_shards(split: str, path: Path) -> Shards:
