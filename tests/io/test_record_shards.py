@@ -4,6 +4,7 @@ or made twice.
 
 import json
 import os
+import time
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any
@@ -140,6 +141,23 @@ def test_whatever_ends_a_recording_whole_shards_are_kept(tmp_path, error):
     assert len(again.made) < 8
     assert tree(tmp_path / "a") == written(tmp_path / "wanted", again)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "older", "wanted"]
+
+
+def test_what_was_given_before_an_error_is_still_written(tmp_path, monkeypatch):
+    write = OpenPiece.write
+
+    def slow(*given: Any) -> None:
+        time.sleep(0.02)
+        write(*given)
+
+    source = MadeSource(range(8), spoil=failing_at(2, ValueError("damaged")))
+    with monkeypatch.context() as patch:
+        patch.setattr(OpenPiece, "write", slow)
+        with pytest.raises(ValueError, match="damaged"):
+            record_shards(tmp_path / "a", source)
+    again = MadeSource(range(8))
+    record_shards(tmp_path / "a", again)
+    assert again.made == [4, 5, 3, 7, 6]
 
 
 def break_off(root: Path, source: MadeSource, after: int) -> None:

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -326,14 +327,17 @@ def test_only_so_many_images_are_read_ahead(tmp_path, monkeypatch):
     assert len(n_read) <= 2 + 4 + 2
 
 
-def test_a_signal_stops_at_once_and_what_is_whole_is_kept(tmp_path):
+@pytest.mark.parametrize("dropped", [False, True])
+def test_a_signal_stops_at_once_and_what_is_whole_is_kept(tmp_path, dropped):
     images, masks = make_images(tmp_path, [(8, 8)] * 40)
     shown: list[int] = []
 
     def stop(given: Tensor) -> None:
         shown.append(len(given))
         if len(shown) == 9:
-            os.kill(os.getpid(), signal.SIGTERM)
+            # The library that it comes in may drop it.
+            with suppress(KeyboardInterrupt) if dropped else nullcontext():
+                os.kill(os.getpid(), signal.SIGTERM)
 
     with signals_stop(), pytest.raises(KeyboardInterrupt):
         ShardsDataset(filepath=str(tmp_path / "a")).save(
@@ -356,7 +360,20 @@ import pretended_cuda
 sys.path[:0] = [{tests!r}]
 import torch
 from assay.io.shards.recording import record_shards
+from assay.pipelines.extract import recording
 from test_extract_recording import MadeBackbone, make_images, make_recording
+
+copy, arrived, ahead = recording._copy, recording._arrived, [0]
+
+def copying(*given):
+    ahead.append(ahead[-1] + 1)
+    return copy(*given)
+
+def arriving(*given):
+    ahead.append(ahead[-1] - 1)
+    return arrived(*given)
+
+recording._copy, recording._arrived = copying, arriving
 
 class OnGPU(MadeBackbone):
     def record(self, images, layers):
@@ -368,7 +385,7 @@ backbone = OnGPU()
 backbone.embed = backbone.embed.cuda()
 counts.reset()
 record_shards(Path({root!r}) / "a", make_recording(images, masks, backbone))
-print(counts.waits)
+print(counts.waits, max(ahead))
 """
 
 
@@ -386,6 +403,7 @@ def test_a_gpu_gives_the_same_bytes_and_is_waited_for_by_events_alone(tmp_path):
     assert tree(tmp_path / "a") == wanted
     waits = re.findall(r"'recording.py:\d+ (\w+)': (\d+)", ended.stdout)
     assert waits == [("event", "8")]  # as there are batches
+    assert ended.stdout.split()[-1] == "2"  # and no more are on their way
 
 
 PROGRAM = """
