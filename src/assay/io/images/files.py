@@ -54,17 +54,23 @@ def fingerprint_files(folder: Path, paths: Sequence[Path], layout: Layout) -> st
     step = -(-len(paths) // MOST_SAMPLED) or 1
     most = sample_bytes(-(-len(paths) // step))
     digest = hashlib.sha256(layout.model_dump_json(exclude={"names"}).encode())
-    for number, path in enumerate(paths):
-        content = sampled_digest(path, most) if number % step == 0 else ""
-        digest.update(f"\n{relative_name(folder, path)} {path.stat().st_size} {content}".encode())
+    for number, (name, size) in enumerate(names_and_sizes(folder, paths)):
+        content = sampled_digest(paths[number], most) if number % step == 0 else ""
+        digest.update(f"\n{name} {size} {content}".encode())
     return digest.hexdigest()
 
 
-def relative_name(folder: Path, path: Path) -> str:
-    """The path of a file inside its folder, with slashes."""
+def relative_names(folder: Path, paths: Iterable[Path]) -> Iterator[str]:
+    """The paths of files inside their folder, with slashes."""
     # Path.relative_to takes ten times as long, and there may be a million files.
     prefix = "" if folder == Path() else os.path.join(folder, "")
-    return str(path)[len(prefix) :]
+    return (str(path)[len(prefix) :] for path in paths)
+
+
+def names_and_sizes(folder: Path, paths: Sequence[Path]) -> Iterator[tuple[str, int]]:
+    """The paths of files inside their folder, and their bytes."""
+    names = relative_names(folder, paths)
+    return ((name, os.stat(path).st_size) for name, path in zip(names, paths, strict=True))
 
 
 def name_some(names: Iterable[str]) -> str:

@@ -36,9 +36,11 @@ ADAM7 = (
 UNREADABLE = (
     *(OSError, SyntaxError, ValueError, zlib.error, struct.error),
     *(EOFError, IndexError, KeyError, OverflowError, TypeError),
-    *(Image.DecompressionBombError, Image.DecompressionBombWarning),
+    *(Image.DecompressionBombError, Warning),
 )
-"""What Pillow and zlib raise for an image that is damaged or too large."""
+"""What Pillow and zlib raise for an image that is damaged or too large, and warnings where these
+are made errors.
+"""
 
 
 def check_png(path: Path) -> None:

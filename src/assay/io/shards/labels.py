@@ -22,7 +22,7 @@ from assay.io.images.files import (
     leads_out,
     list_files,
     name_some,
-    relative_name,
+    relative_names,
 )
 from assay.io.images.masks import UNKNOWN, VOID, MaskLayout, fit_mask, read_mask
 from assay.io.publish import publish_file
@@ -222,7 +222,9 @@ class ImageMasks:
         self.layout = layout
         self._images = images
         self._labels_of_ids = layout.labels_of_ids()
-        self.paths = [folder / self._name_mask(path) for path in images.paths]
+        self.paths = [
+            folder / self._name_mask(name) for name in relative_names(images.folder, images.paths)
+        ]
         self._check_paths()
 
     def label(self, example: int, n_patches: int) -> npt.NDArray[np.uint16]:
@@ -251,14 +253,14 @@ class ImageMasks:
         """
         return fingerprint_files(self.folder, self.paths, self.layout)
 
-    def _name_mask(self, image: Path) -> str:
-        name = relative_name(self._images.folder, image)
+    def _name_mask(self, image: str) -> str:
+        name = image
         for old, new in self.layout.replace.items():
             name = name.replace(old, new)
         if leads_out(name):
             raise ValueError(
-                f"the mask of {image} would be {name}, wanted a path inside {self.folder}: correct"
-                " replace"
+                f"the mask of {self._images.folder / image} would be {name}, wanted a path inside"
+                f" {self.folder}: correct replace"
             )
         stem, suffix = os.path.splitext(name)
         return name if suffix.lower() == ".png" else f"{stem}.png"

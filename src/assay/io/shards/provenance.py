@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
-from assay.io.images.files import relative_name
+from assay.io.images.files import names_and_sizes
 from assay.io.images.layout import Geometry, Resample, Size
 from assay.io.strict_json import parse_json
 
@@ -48,7 +48,7 @@ class RecordedFiles(_Said):
     @classmethod
     def of(cls, folder: Path, paths: Sequence[Path]) -> RecordedFiles:
         """Those of a folder, in their order."""
-        said = [(relative_name(folder, path), path.stat().st_size) for path in paths]
+        said = list(names_and_sizes(folder, paths))
         return cls(n=len(paths), sha256=hashlib.sha256(json.dumps(said).encode()).hexdigest())
 
 
