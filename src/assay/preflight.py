@@ -19,7 +19,7 @@ from assay.io.class_names import read_class_names
 from assay.io.datasets import find_shards
 from assay.io.images import ImageLayout, Images
 from assay.io.shards import Shards
-from assay.io.shards.metadata import doubt_geometry, doubt_labels
+from assay.io.shards.doubts import doubt_geometry, doubt_labels
 from assay.io.shards.order import OrderFile
 from assay.io.shards.provenance import Provenance, RecordedFiles
 from assay.io.tensors import read_shapes

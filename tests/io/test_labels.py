@@ -23,8 +23,9 @@ from assay.io.images import Placement
 from assay.io.images.files import list_files
 from assay.io.images.masks import MaskLayout, fit_mask, parse_layout, read_mask
 from assay.io.shards import Shards
+from assay.io.shards.doubts import doubt_labels
 from assay.io.shards.labels import PatchLabels, label_patches, patch_labels, publish_labels
-from assay.io.shards.metadata import Metadata, doubt_labels
+from assay.io.shards.metadata import Metadata
 from shards import edit_json
 
 TWO: dict[str, Any] = {

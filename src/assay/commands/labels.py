@@ -69,8 +69,9 @@ def labels_command(
     """
     with short_errors():
         from assay.io.files import real_folder
+        from assay.io.shards.doubts import doubt_geometry
         from assay.io.shards.labels import check_target, label_patches, publish_labels
-        from assay.io.shards.metadata import WIDE_LABELS_NAME, doubt_geometry, read_metadata
+        from assay.io.shards.metadata import WIDE_LABELS_NAME, read_metadata
         from assay.pipelines.signs_of_life import Bar, told
 
         folder = real_folder(shards)

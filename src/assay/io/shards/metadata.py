@@ -11,7 +11,6 @@ import json
 import os
 import re
 import reprlib
-import shlex
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
@@ -30,7 +29,6 @@ from pydantic import (
 )
 
 from assay.io.files import METADATA_NAME, contained_file, read_json_bytes
-from assay.io.images.layout import Layout
 from assay.io.strict_json import parse_json
 
 INDEX_NAME = "shards.json"
@@ -331,39 +329,6 @@ def sized_labels(folder: Path, metadata: Metadata, labels: LabelsFile) -> Path:
             " restore the file"
         )
     return path
-
-
-def doubt_labels(folder: Path, metadata: Metadata) -> str | None:
-    """What is to be said of labels that were not made by Assay's vote, with the command that makes
-    them so; None: nothing.
-    """
-    if metadata.pixel_agg != "majority" or find_labels(folder, metadata) is None:
-        return None
-    name = shlex.quote(str(folder))
-    geometry = (
-        "--geometry aspect, as saev places images for DINOv3"
-        if metadata.family == "dinov3"
-        else "--geometry, --grid and --resize as the images lay"
-    )
-    return (
-        f'the labels of {folder} were made with pixel_agg "majority", by which void votes and wins'
-        f" ties; it should have no vote. To make them so: assay labels {name} --masks MASKS"
-        f" --patch-size PIXELS --out {name}/{LABELS_NAME} --force, with {geometry} (assay labels"
-        " --help)"
-    )
-
-
-def doubt_geometry(metadata: Metadata, layout: Layout) -> str | None:
-    """What is to be said of masks or images that lie otherwise than saev places them for DINOv3;
-    None: nothing.
-    """
-    saevs = metadata.family == "dinov3" and not metadata.data.startswith("{")
-    if not saevs or layout.geometry == "aspect":
-        return None
-    return (
-        f"{metadata.ckpt} is a DINOv3, for which saev stretches each image to a grid of its own:"
-        " unless these shards were recorded otherwise, patches are mixed up without geometry aspect"
-    )
 
 
 def sized_shard(folder: Path, metadata: Metadata, entry: ShardEntry) -> Path:
