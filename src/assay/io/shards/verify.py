@@ -13,11 +13,11 @@ import numpy as np
 import numpy.typing as npt
 
 from assay.io.files import COPY_AGAIN, contained_file, real_folder
+from assay.io.shards.doubts import doubt_labels
 from assay.io.shards.metadata import (
     LabelsFile,
     Metadata,
     ShardEntry,
-    doubt_labels,
     find_labels,
     read_index,
     read_metadata,
