@@ -34,6 +34,7 @@ from assay.io.datasets import (
     ClassNamesDataset,
     CodesDataset,
     ImagesDataset,
+    MasksDataset,
     SaeDataset,
     SaevInferenceDataset,
     ShardsDataset,
@@ -772,6 +773,34 @@ def test_images_are_written_whole_and_read_one_by_one(tmp_path: Path) -> None:
         ImagesDataset(filepath="somewhere", layout={"patch_size": 0})
 
 
+# --- masks
+
+
+def test_masks_are_those_of_their_images_and_another_meaning_is_another_fingerprint(
+    tmp_path: Path,
+) -> None:
+    place = {"patch_size": 4, "geometry": "crop", "resize": 8}
+    images = {"filepath": str(tmp_path / "images"), "layout": {**place, "pattern": None}}
+    config: dict[str, Any] = {"filepath": str(tmp_path / "masks"), "images": images}
+    dataset = MasksDataset(**config, layout=place)
+    assert not dataset.exists()
+    for name, ids in (("images", 200), ("masks", 7)):
+        (tmp_path / name).mkdir()
+        Image.new("L", (8, 8), ids).save(tmp_path / name / "a.png")
+    assert dataset.exists()
+    assert dataset.load().label(0, 4).tolist() == [7] * 4
+    before = dataset.fingerprint()
+    assert MasksDataset(**config, layout=place).fingerprint() == before
+    assert MasksDataset(**config, layout={**place, "offset": 1}).fingerprint() != before
+    Image.new("L", (8, 8), 8).save(tmp_path / "masks" / "a.png")
+    assert dataset.fingerprint() != before
+    with pytest.raises(DatasetError, match="masks are only read"):
+        dataset.save({})  # type: ignore[arg-type]  # as a pipeline might
+    (tmp_path / "masks" / "a.png").unlink()
+    assert not dataset.exists()
+    assert dataset._describe()["layout"]["patch_size"] == 4
+
+
 # --- names of classes
 
 
@@ -799,6 +828,7 @@ def test_names_are_the_same_however_a_file_writes_them(tmp_path: Path) -> None:
 ALL = (
     ShardsDataset,
     ImagesDataset,
+    MasksDataset,
     ClassNamesDataset,
     CodesDataset,
     CheckpointsDataset,
@@ -812,6 +842,10 @@ def photograph(folder: Path) -> None:
     folder.mkdir(parents=True)
     for number in range(8):
         Image.new("RGB", (300, 256), (number, 0, 0)).save(folder / f"{number}.jpg")
+    masks = folder.parents[1] / "annotations" / folder.name
+    masks.mkdir(parents=True)
+    for number in range(8):
+        Image.new("L", (300, 256), number).save(masks / f"{number}.png")
     (folder.parents[1] / "objectInfo150.txt").write_text("Idx\tRatio\tName\n1\t0.16\twall\n")
 
 
@@ -845,6 +879,7 @@ def test_the_yaml_examples_are_true(project: Path) -> None:
     write_inference(project / "runs/z55bntm1/inference/687023f7")
     photograph(project / "ADEChallengeData2016/images/validation")
     assert len(catalog.load("images_probe_val")) == 8
+    assert catalog.load("extract_masks_probe_val").label(3, 256).tolist() == [3] * 256
     assert catalog.load("class_names") == {1: "wall"}
     assert catalog.load("layer_23.codes_relu-16k_probe_val").n_features == 4
     write_saev(project / "runs/z55bntm1/checkpoint/sae.pt", d=4, n=6)
@@ -871,6 +906,7 @@ def test_the_python_examples_are_true(project: Path) -> None:
         exec(example(dataset, "Python"), vars(module), found)
     assert found["tokens"].shape == (15, 4)
     assert found["image"].shape == (256, 256, 3)
+    assert found["labels"].tolist() == [7] * 256
     assert found["names"] == {1: "wall"}
     assert found["batch"].keys() == {"indices", "error"}
     assert torch.equal(found["components"], STATE["components"])

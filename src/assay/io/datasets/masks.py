@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Never
 
-from kedro.io import AbstractDataset
+from kedro.io import AbstractDataset, DatasetError
 
 from assay.io.datasets.images import ImagesDataset
 from assay.io.images.masks import MaskLayout
@@ -71,8 +71,14 @@ class MasksDataset(AbstractDataset[Never, ImageMasks]):
         return self._open()
 
     def save(self, data: Never) -> None:
-        """Raise: masks are only read."""
-        raise NotImplementedError(f"{self._filepath}: masks are only read; write them by hand")
+        """Refuse: masks are made elsewhere.
+
+        Raises:
+            DatasetError: always.
+        """
+        raise DatasetError(
+            f"{self._filepath}: found {type(data).__name__} to save; masks are only read"
+        )
 
     def fingerprint(self) -> str:
         """SHA-256 (64 hex digits) of every mask's name, size and a sample of its content, and of
