@@ -130,6 +130,7 @@ FAULTS = [
         {},
         ["shards.fit is data/01_raw/images/fit", "shards.val is", "a folder of its own"],
     ),
+    ({}, {}, {"images": {"path": "photos"}}, ["images.path is photos", "val/images", "null"]),
     ({}, {}, {"kmeans": {"n_clusters": 97}}, ["n_clusters is 97", "has only 96 tokens"]),
     ({}, {}, {"pca": {"topk": [33]}}, ["pca.topk is [33]", "d_model, 32"]),
     ({}, {}, {"latent_topk": 33}, ["latent_topk is 33", "32"]),

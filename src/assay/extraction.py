@@ -189,6 +189,12 @@ def check_extraction(parameters: Parameters, project: Path) -> dict[str, int]:
     if not extraction.splits:
         return {}
     _check_places(extraction)
+    if "probe_val" in extraction.splits and parameters.images.path is not None:
+        raise ValueError(
+            f"images.path is {parameters.images.path}, and shards.probe_val is recorded from"
+            f" {parameters.extract.probe_val.images}, whose images the gallery shows: say"
+            " images.path:null"
+        )
     model = extraction.model
     with _naming("extract"):
         check_recording(parameters.extract.recording, model, parameters.layers)
