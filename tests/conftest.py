@@ -43,6 +43,7 @@ WHOLE_RUNS = (
     "test_cli.py",
     "test_commands.py",
     "test_export.py",
+    "test_extract_run.py",
     "test_notebooks.py",
     "test_benchmarks.py",
     "test_gpu_benchmark.py",

@@ -207,8 +207,9 @@ def test_layers_that_a_recording_holds_already_are_kept(project):
     assert Extraction(parse(layers=[2]), project).layers("fit") == (0, 2)
     assert Extraction(parse(layers=[1]), project).layers("fit") == (1,)
     assert Extraction(parse(layers=[2]), project).layers("val") == (2,)
-    again = parse({"geometry": "stretch"}, layers=[2])
-    assert Extraction(again, project).layers("fit") == (2,)
+    for change in ({"geometry": "stretch"}, {"batch_size": 8}, {"precision": "bfloat16"}):
+        again = parse(change, layers=[2])
+        assert Extraction(again, project).layers("fit") == (2,), change
 
 
 def test_a_pipeline_that_only_records_wants_no_other_shards(project):
