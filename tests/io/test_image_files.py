@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import itertools
+import os
+import re
+import socket
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from assay.io.images import ImageLayout, Images, files
+from assay.io.images.masks import MaskLayout
+from assay.io.shards.labels import ImageMasks
 
 
 def touch(folder: Path, *names: str) -> None:
     for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(name.encode())
+        (folder / name).write_bytes(os.fsencode(name))
 
 
 def names(folder: Path, **layout: Any) -> list[str]:
@@ -37,6 +43,84 @@ def test_links_are_followed_but_for_one_to_where_it_lies(tmp_path: Path) -> None
     (tmp_path / "real/b/up").symlink_to("..")
     inside = ["a.jpg", "b/c.jpg"]
     assert names(tmp_path) == [f"{top}/{name}" for top in ("link", "real") for name in inside]
+
+
+def bind(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as made:
+        made.bind(str(path))
+
+
+ODD: dict[str, tuple[Callable[[Path], object], str]] = {
+    "gone": (lambda path: path.symlink_to("/no/where"), "a link to /no/where: No such file"),
+    "itself": (lambda path: path.symlink_to(path.name), "a link to odd[.]jpg: Too many levels"),
+    "file/": (lambda path: path.symlink_to("a.jpg/b"), "a link to a.jpg/b: Not a directory"),
+    "pipe": (os.mkfifo, "a device, socket or pipe"),
+    "socket": (bind, "a device, socket or pipe"),
+}
+
+
+@pytest.mark.parametrize("kind", ODD)
+@pytest.mark.parametrize("pattern", [None, "*.jpg", "**/*", "o*"])
+def test_what_is_no_file_is_not_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, pattern: str | None
+) -> None:
+    monkeypatch.chdir(tmp_path)  # a socket's path has to be short
+    touch(tmp_path, "a.jpg", "z.jpg")
+    make, said = ODD[kind]
+    make(Path("odd.jpg"))
+    with pytest.raises(
+        ValueError,
+        match=rf"/odd\.jpg \({said}.*\) is among the images and no file .*: restore or remove",
+    ):
+        names(tmp_path, pattern=pattern)
+    (tmp_path / "list.txt").write_text("a.jpg\nz.jpg\n")
+    assert names(tmp_path, names=tmp_path / "list.txt") == ["a.jpg", "z.jpg"]
+
+
+def test_a_link_that_leads_nowhere_may_have_led_to_a_folder_of_images(tmp_path: Path) -> None:
+    touch(tmp_path, "a/a.jpg", "notes.txt")
+    (tmp_path / "a/n01440764").symlink_to("/no/where")
+    (tmp_path / "b").symlink_to("b")
+    with pytest.raises(
+        ValueError, match=r"a/n01440764 \(a link .*\) and .*/b \(a .*\) are among the images"
+    ):
+        names(tmp_path)
+    assert names(tmp_path, pattern="*/*.jpg") == ["a/a.jpg"]
+    (tmp_path / "b").unlink()
+    (tmp_path / "a/n01440764").unlink()
+    # None of these is an image, wherever it leads.
+    (tmp_path / ".#a.jpg").symlink_to("user@host")
+    (tmp_path / "also.txt").symlink_to("notes.txt")
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder.jpg").mkdir()
+    (tmp_path / "more.jpg").symlink_to("a")
+    assert names(tmp_path) == ["a/a.jpg", "more.jpg/a.jpg"]
+    assert names(tmp_path, pattern="[!.]*.jpg") == []
+    assert names(tmp_path, pattern="*.txt") == ["also.txt", "notes.txt"]
+
+
+def test_a_name_that_is_no_utf8_is_refused_escaped(tmp_path: Path) -> None:
+    folder, odd = tmp_path / "images", os.fsdecode(b"caf\xe9")
+    touch(folder, "caf\u00e9.jpg", "a.jpg")
+    assert names(folder) == ["a.jpg", "caf\u00e9.jpg"]
+    (folder / "list.txt").write_text("a.jpg\n")
+    touch(folder, f"{odd}/b.jpg", f"{odd}.jpg")
+    said = re.escape(r"images/caf\xe9.jpg") + " is among the images by a name that is no UTF-8"
+    with pytest.raises(ValueError, match=said) as caught:
+        names(folder, pattern="*.jpg")
+    assert str(caught.value).isprintable()
+    with pytest.raises(ValueError, match=r"images/caf\\xe9/b\.jpg and .* are among"):
+        names(folder)
+    assert names(folder, names=folder / "list.txt") == ["a.jpg"]
+    with pytest.raises(ValueError, match=r"/caf\\xe9 is among the images by a name that"):
+        names(folder / odd)
+    images = Images(folder, ImageLayout(patch_size=1, names=folder / "list.txt"))
+    with pytest.raises(ValueError, match=r"/caf\\xe9 is among the masks by a name that"):
+        ImageMasks(folder / odd, MaskLayout(patch_size=1), images)
+    (folder / f"{odd}.jpg").unlink()
+    (folder / f"{odd}.jpg").symlink_to(f"{odd}.png")
+    with pytest.raises(ValueError, match=r"caf\\xe9\.jpg \(a link to caf\\xe9\.png: No such file"):
+        names(folder, pattern="*.jpg")
 
 
 def test_a_path_is_relative_to_its_folder_however_that_is_named(

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from assay.io.images import ImageLayout, Images
+from assay.io.images import ImageLayout, Images, files
 from assay.io.images.masks import MaskLayout
 from assay.io.shards.labels import ImageMasks
 
@@ -83,6 +83,36 @@ def test_what_is_missing_is_named(pair: Callable[..., ImageMasks], tmp_path: Pat
     images = Images(tmp_path / "masks", ImageLayout(patch_size=2, pattern="0.png"))
     with pytest.raises(ValueError, match=r"masks/0\.png is both an image and a mask"):
         ImageMasks(tmp_path / "masks", MaskLayout(patch_size=2), images)
+
+
+def test_two_images_have_two_masks(pair: Callable[..., ImageMasks], tmp_path: Path) -> None:
+    with pytest.raises(
+        ValueError,
+        match=r"images/a\.jpg and .*images/a\.png have one mask, .*masks/a\.png; wanted one for",
+    ):
+        pair("a.jpg", "a.png", "b.jpg", masks={"a.png": 1, "b.png": 1})
+    (tmp_path / "list.txt").write_text("a.jpg\nb.jpg\na.jpg\n")
+    with pytest.raises(ValueError, match=r"a\.jpg and .*b\.jpg have one mask, .*b\.png; wanted"):
+        pair("a.jpg", "b.jpg", masks={}, given={"names": tmp_path / "list.txt"}, replace={"a": "b"})
+    twice = pair(masks={"a.png": 1, "b.png": 2}, given={"names": tmp_path / "list.txt"})
+    assert labels(twice) == [1, 2, 1]
+
+
+def test_the_content_of_a_thousand_masks_at_the_most_is_read(
+    pair: Callable[..., ImageMasks], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "MOST_SAMPLED", 3)
+    names = [f"{number}.jpg" for number in range(9)]
+    masks = pair(*names, masks={f"{number}.png": number for number in range(9)})
+    read: list[Path] = []
+
+    def digest(path: Path, most: int) -> str:
+        read.append(path)
+        return path.read_bytes()[:most].hex()
+
+    monkeypatch.setattr(files, "sampled_digest", digest)
+    masks.fingerprint()
+    assert read == masks.paths[::3]
 
 
 def test_a_mask_of_another_size_than_its_image_is_named_with_it(

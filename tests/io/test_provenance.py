@@ -11,7 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
+from assay.io.images import ImageLayout
+from assay.io.images.masks import MaskLayout
 from assay.io.shards.provenance import Provenance, RecordedFiles
 
 SAID: dict[str, Any] = {
@@ -62,6 +65,28 @@ def test_what_is_written_is_read(changes: dict[str, Any]) -> None:
 )
 def test_what_others_wrote_is_none_of_ours(data: str) -> None:
     assert Provenance.parse(data) is None
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    [
+        {"patch_size": 20_000},
+        {"patch_size": 0},
+        {"n_patches": 2**20 + 1},
+        {"grid": (1, 1025)},
+        {"grid": (0, 1)},
+        {"resize": 2**16 + 1},
+        {"resize": (1, 2**16 + 1)},
+    ],
+)
+def test_sizes_that_no_model_has_are_none_of_ours(hostile: dict[str, Any]) -> None:
+    said = json.loads(provenance().to_text())
+    said["geometry"] |= hostile
+    assert Provenance.parse(json.dumps(said)) is None
+    for kind in (ImageLayout, MaskLayout):
+        if "n_patches" not in hostile:
+            with pytest.raises(ValidationError, match=r"Input should be (less|greater) than"):
+                kind.model_validate({"patch_size": 16, "geometry": "crop"} | hostile)
 
 
 class Trap:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePath
 
@@ -23,20 +24,22 @@ MOST_SAMPLED = 1000
 are.
 """
 
+NOT_UTF8 = re.compile(r"[\ud800-\udfff]")
+"""What Python has in place of bytes of a file's name that are no UTF-8."""
+
 
 def list_files(folder: Path, layout: Layout) -> list[Path]:
     """The files of a dataset, in the order of its examples.
 
     Raises:
         FileNotFoundError: there is no such folder or list, or a listed file is missing.
-        ValueError: the pattern is not one, it or the list leads out of the folder, or there are
-            fewer files than are to be drawn.
+        ValueError: the pattern is not one, it or the list leads out of the folder, something is
+            among the files that is none, as a link that leads nowhere, a name is no UTF-8, or there
+            are fewer files than are to be drawn.
     """
-    if not folder.is_dir():
-        raise FileNotFoundError(
-            f"{folder} is no folder; wanted that of the {layout.things}, check the path"
-        )
+    check_folder(folder, layout.things)
     found = _list_all(folder, layout)
+    _check_names(found, layout.things)
     if layout.examples is None:
         return found
     if len(found) < layout.examples:
@@ -45,6 +48,17 @@ def list_files(folder: Path, layout: Layout) -> list[Path]:
             " examples asks for: ask for fewer, or correct the folder, the pattern or the list"
         )
     return [found[number] for number in _draw(len(found), layout.examples, layout.seed)]
+
+
+def check_folder(folder: Path, things: str) -> None:
+    """Raise FileNotFoundError where there is no such folder of some things, and ValueError where
+    its name is no UTF-8.
+    """
+    _check_names([folder], things)
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"{folder} is no folder; wanted that of the {things}, check the path"
+        )
 
 
 def fingerprint_files(folder: Path, paths: Sequence[Path], layout: Layout) -> str:
@@ -87,19 +101,47 @@ def leads_out(path: str) -> bool:
     return PurePath(path).is_absolute() or ".." in PurePath(path).parts
 
 
+def _check_names(paths: Iterable[Path], things: str) -> None:
+    """Raise ValueError for names that neither JSON nor a terminal can have."""
+    odd = [_escape(str(path)) for path in paths if NOT_UTF8.search(str(path))]
+    if odd:
+        raise ValueError(
+            f"{name_some(odd)} among the {things} by a name that is no UTF-8 (escaped here); wanted"
+            " names that can be written down as text: rename what is not, or list the others with"
+            " names"
+        )
+
+
+def _escape(name: str) -> str:
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
 def _list_all(folder: Path, layout: Layout) -> list[Path]:
     if layout.names is not None:
         return _listed(folder, layout, layout.names)
+    odd: list[str] = []
     if layout.pattern is None:
-        names = sorted(_walk(str(folder), "", ()), key=lambda name: name.split("/"))
-        return [folder / name for name in names]
-    try:
-        found = _match(folder, layout.pattern)
-    except (NotImplementedError, ValueError) as error:
+        names = sorted(_walk(str(folder), "", (), odd), key=lambda name: name.split("/"))
+        found = [folder / name for name in names]
+    else:
+        found = _match(folder, layout.pattern, odd)
+        found.sort(key=lambda path: path.relative_to(folder).parts)
+    if odd:
         raise ValueError(
-            f"pattern {layout.pattern!r}: {error}; wanted a glob inside the folder, as in '*.png'"
-        ) from None
-    return sorted(found, key=lambda path: path.relative_to(folder).parts)
+            f"{name_some(map(_describe, sorted(odd)))} among the {layout.things} and no file that"
+            " can be read: restore or remove what is none, or list the others with names"
+        )
+    return found
+
+
+def _describe(path: str) -> str:
+    """A path that is neither a file nor a folder, with what it is."""
+    what = f"a link to {_escape(os.readlink(path))}" if os.path.islink(path) else ""
+    try:
+        os.stat(path)
+    except OSError as error:
+        what += f": {error.strerror}"
+    return f"{_escape(path)} ({what or 'a device, socket or pipe'})"
 
 
 def _listed(folder: Path, layout: Layout, listing: Path) -> list[Path]:
@@ -120,18 +162,35 @@ def _listed(folder: Path, layout: Layout, listing: Path) -> list[Path]:
     return paths
 
 
-def _match(folder: Path, pattern: str) -> list[Path]:
-    """The files that match; raises ValueError, or NotImplementedError as Python has it, where the
-    pattern is none or leads out of the folder.
-    """
-    if leads_out(pattern):
-        raise ValueError("it leads out of the folder")
-    return [path for path in folder.glob(pattern) if path.is_file()]
+def _match(folder: Path, pattern: str, odd: list[str]) -> list[Path]:
+    """The files that match; what matches and is neither a file nor a folder comes to ``odd``."""
+    found = []
+    for path in _glob(folder, pattern):
+        if os.path.isfile(path):
+            found.append(path)
+        elif not os.path.isdir(path):
+            odd.append(str(path))
+    return found
 
 
-def _walk(folder: str, prefix: str, above: tuple[tuple[int, int], ...]) -> Iterator[str]:
+def _glob(folder: Path, pattern: str) -> list[Path]:
+    fault: object = "it leads out of the folder"
+    if not leads_out(pattern):
+        try:
+            return list(folder.glob(pattern))
+        except (NotImplementedError, ValueError) as error:
+            fault = error
+    raise ValueError(
+        f"pattern {pattern!r}: {fault}; wanted a glob inside the folder, as in '*.png'"
+    )
+
+
+def _walk(
+    folder: str, prefix: str, above: tuple[tuple[int, int], ...], odd: list[str]
+) -> Iterator[str]:
     """Names of the image files in a folder and those inside it; links are followed, but for one to
-    a folder that it lies in.
+    a folder that it lies in. What has an image's name and is neither a file nor a folder comes to
+    ``odd``, and any link that leads nowhere: a folder of images may have been there.
     """
     status = os.stat(folder)
     here = status.st_dev, status.st_ino
@@ -142,10 +201,17 @@ def _walk(folder: str, prefix: str, above: tuple[tuple[int, int], ...]) -> Itera
             name = entry.name
             if name.startswith("."):
                 continue
-            if entry.is_dir():
-                yield from _walk(entry.path, f"{prefix}{name}/", (*above, here))
-            elif name.lower().endswith(SUFFIXES) and entry.is_file():
+            is_image = name.lower().endswith(SUFFIXES)
+            try:
+                is_folder, is_file = entry.is_dir(), entry.is_file()
+            except OSError:  # a link to itself, or to where one may not look
+                is_folder = is_file = False
+            if is_folder:
+                yield from _walk(entry.path, f"{prefix}{name}/", (*above, here), odd)
+            elif is_image and is_file:
                 yield prefix + name
+            elif not is_file and (is_image or entry.is_symlink()):
+                odd.append(entry.path)
 
 
 def _draw(n: int, size: int, seed: int) -> list[int]:

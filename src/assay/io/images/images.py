@@ -35,12 +35,21 @@ ADAM7 = (
 
 UNREADABLE = (
     *(OSError, SyntaxError, ValueError, zlib.error, struct.error),
-    *(EOFError, IndexError, KeyError, OverflowError, TypeError),
+    *(EOFError, IndexError, KeyError, MemoryError, OverflowError, TypeError),
     *(Image.DecompressionBombError, Warning),
 )
 """What Pillow and zlib raise for an image that is damaged or too large, and warnings where these
 are made errors.
 """
+
+
+def explain(error: BaseException) -> str:
+    """What went wrong, where Python has no words for it too."""
+    return str(error) or (
+        "it takes more memory than there is"
+        if isinstance(error, MemoryError)
+        else type(error).__name__
+    )
 
 
 def check_png(path: Path) -> None:
@@ -112,8 +121,9 @@ class Images:
         patches.
 
         Gray images and palettes become RGB, CMYK as Pillow converts it. Transparency is dropped. 16
-        bits a channel are scaled to 8. An orientation that EXIF data give is not applied, as
-        torchvision does not.
+        bits of gray are scaled to 8; of 16 bits a color Pillow reads the upper 8. An orientation
+        that EXIF data give is not applied, as torchvision does not; but for a TIFF's, which Pillow
+        applies for both.
 
         Raises:
             ValueError: the file is no whole image, or does not come to the grid; it is named.
@@ -136,7 +146,7 @@ class Images:
             with Image.open(path, formats=FORMATS) as image:
                 yield image
         except UNREADABLE as error:
-            said: object = error
+            said = explain(error)
             if isinstance(error, UnidentifiedImageError):
                 said = "it is no image that is known here" if path.stat().st_size else "it is empty"
             raise ValueError(f"{path}: {said}; wanted the image of example {example}") from None

@@ -7,9 +7,19 @@ from math import isqrt
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
+from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 
-Size = tuple[PositiveInt, PositiveInt]
+# Bounds of what is read from files as well: sizes that no model has would only fill the memory.
+PatchSize = Annotated[int, Field(gt=0, le=1024)]
+
+GridSide = Annotated[int, Field(gt=0, le=1024)]
+
+Grid = tuple[GridSide, GridSide]
+
+Side = Annotated[int, Field(gt=0, le=2**16)]
+
+Resize = Side | tuple[Side, Side]
 
 Geometry = Literal["crop", "stretch", "aspect"]
 
@@ -35,7 +45,7 @@ class Layout(BaseModel):
     """Which files of a folder are meant, and how they lie on the patches.
 
     Args:
-        patch_size: height and width of a patch, in pixels.
+        patch_size: height and width of a patch, in pixels; 1,024 at the most.
         grid: (rows, columns) of patches in an example; None: a square, from the shards, or one for
             each image where the geometry is aspect.
         geometry: crop: resized, then the center is cut out; stretch: resized to the grid, whatever
@@ -46,7 +56,8 @@ class Layout(BaseModel):
             width); None: as it is. Not beside stretch and aspect, where the grid says it.
         crop: another way to say geometry crop.
         pattern: glob of the files inside their folder, which are taken in the order of their paths,
-            folder by folder; None: every image file at any depth, but for hidden ones.
+            folder by folder, and whose ** does not go into links to folders; None: every image file
+            at any depth, in links to folders too, but for hidden ones.
         names: a text file that lists the files instead, one path inside their folder a line, in the
             examples' order.
         examples: how many of these files are drawn at random, and kept in their order; None: all.
@@ -61,10 +72,10 @@ class Layout(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
     things: ClassVar[str] = "files"
 
-    patch_size: PositiveInt
-    grid: Size | None = None
+    patch_size: PatchSize
+    grid: Grid | None = None
     geometry: Geometry | None = None
-    resize: PositiveInt | Size | None = None
+    resize: Resize | None = None
     crop: bool = False
     pattern: Annotated[str, Field(min_length=1)] | None = None
     names: Path | None = None
@@ -99,7 +110,7 @@ class Layout(BaseModel):
             )
         return self
 
-    def grid_of(self, n_patches: int) -> Size | None:
+    def grid_of(self, n_patches: int) -> tuple[int, int] | None:
         """(rows, columns) of an example of so many patches; None where each has its own.
 
         Raises:
@@ -124,12 +135,13 @@ class Layout(BaseModel):
 
         Raises:
             ValueError: they do not make the grid; or the image, resized, has another size than the
-                grid, or is smaller than the crop.
+                grid, is smaller than the crop, or has more pixels than Pillow takes for harmless.
         """
         fixed = self.grid_of(n_patches)
         grid = nearest_grid(shape, n_patches) if fixed is None else fixed
         wanted = (grid[0] * self.patch_size, grid[1] * self.patch_size)
         if self.geometry in {"stretch", "aspect"}:
+            _check_size(shape, wanted)
             return Placement(wanted, (0, 0), grid)
         resized = _resized(shape, self.resize)
         fits = all(have >= want for have, want in zip(resized, wanted, strict=True))
@@ -140,6 +152,7 @@ class Layout(BaseModel):
                 f" {wanted[0]} x {wanted[1]}, {grid[0]} x {grid[1]} patches of {self.patch_size}:"
                 " resize and crop as the images were, or name their geometry"
             )
+        _check_size(shape, resized)
         first = round((resized[0] - wanted[0]) / 2), round((resized[1] - wanted[1]) / 2)
         return Placement(resized, first, grid)
 
@@ -188,7 +201,20 @@ def nearest_grid(shape: tuple[int, ...], n_patches: int) -> tuple[int, int]:
     return min(grids, key=lambda grid: abs(grid[1] / grid[0] - aspect))
 
 
-def _resized(shape: tuple[int, ...], resize: int | Size | None) -> tuple[int, int]:
+def _check_size(shape: tuple[int, ...], resized: tuple[int, int]) -> None:
+    """Raise ValueError where resizing makes an image larger than Pillow takes for harmless: a strip
+    of a pixel's height becomes a gigabyte.
+    """
+    most, n_pixels = Image.MAX_IMAGE_PIXELS, resized[0] * resized[1]
+    if most is not None and resized != tuple(shape) and n_pixels > most:
+        raise ValueError(
+            f"{shape[0]} x {shape[1]} pixels become {resized[0]} x {resized[1]}, and wanted are"
+            f" {most} at the most (Pillow's MAX_IMAGE_PIXELS): leave the file out, cut it to a"
+            " shape nearer to a square, or give a smaller grid or resize"
+        )
+
+
+def _resized(shape: tuple[int, ...], resize: int | tuple[int, int] | None) -> tuple[int, int]:
     height, width = shape
     if resize is None:
         return height, width

@@ -15,7 +15,7 @@ import yaml
 from PIL import Image
 from pydantic import Field, ValidationError, model_validator
 
-from assay.io.images.images import UNREADABLE, check_png
+from assay.io.images.images import UNREADABLE, check_png, explain
 from assay.io.images.layout import Layout, Placement
 
 VOID = 0
@@ -183,7 +183,9 @@ def read_mask(path: Path) -> npt.NDArray[np.integer]:
             ids: npt.NDArray[np.integer] = np.asarray(image)
         check_png(path)
     except UNREADABLE as error:
-        raise ValueError(f"{path} is damaged or too large ({error}); restore the file") from None
+        raise ValueError(
+            f"{path} is damaged or too large ({explain(error)}); restore the file"
+        ) from None
     if color == 0 and depth in (2, 4):
         # Pillow stretches these grays to 0 to 255.
         ids = (ids // (255 // (2**depth - 1))).astype(np.uint8)

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from assay.io.files import METADATA_NAME, read_json_bytes, real_folder
 from assay.io.images import Images
 from assay.io.images.files import (
+    check_folder,
     fingerprint_files,
     leads_out,
     list_files,
@@ -202,8 +203,8 @@ class ImageMasks:
 
     Raises:
         FileNotFoundError: there is no such folder, or an image has no mask.
-        ValueError: the layout is not that of the images, or leads out of the folder, or to the
-            images themselves.
+        ValueError: the layout is not that of the images, or leads out of the folder, to the images
+            themselves, or to one mask for two of them.
     """
 
     def __init__(self, folder: Path, layout: MaskLayout, images: Images) -> None:
@@ -214,10 +215,7 @@ class ImageMasks:
                     f"the masks in {folder} have {name} {found}, wanted {wanted}, as the images in"
                     f" {images.folder} have: give both the same"
                 )
-        if not folder.is_dir():
-            raise FileNotFoundError(
-                f"{folder} is no folder; wanted that of the masks, check the path"
-            )
+        check_folder(folder, layout.things)
         self.folder = folder
         self.layout = layout
         self._images = images
@@ -266,6 +264,14 @@ class ImageMasks:
         return name if suffix.lower() == ".png" else f"{stem}.png"
 
     def _check_paths(self) -> None:
+        image_of: dict[Path, Path] = {}
+        for path, image in zip(self.paths, self._images.paths, strict=True):
+            other = image_of.setdefault(path, image)
+            if other != image:  # a list may have one twice
+                raise ValueError(
+                    f"{other} and {image} have one mask, {path}; wanted one for each: leave one of"
+                    " them out, by pattern or names, or correct replace"
+                )
         missing = [str(path) for path in self.paths if not path.is_file()]
         if missing:
             raise FileNotFoundError(

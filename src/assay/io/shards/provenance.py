@@ -8,12 +8,12 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
 from assay.io.images.files import names_and_sizes
-from assay.io.images.layout import Geometry, Resample, Size
+from assay.io.images.layout import Geometry, Grid, PatchSize, Resample, Resize
 from assay.io.strict_json import parse_json
 
 SAMPLE = ("examples", "seed")
@@ -29,11 +29,11 @@ class RecordedGeometry(_Said):
     patches there were.
     """
 
-    patch_size: PositiveInt
-    n_patches: PositiveInt
-    grid: Size | None = None
+    patch_size: PatchSize
+    n_patches: Annotated[int, Field(gt=0, le=2**20)]
+    grid: Grid | None = None
     geometry: Geometry | None = None
-    resize: PositiveInt | Size | None = None
+    resize: Resize | None = None
     resample: Resample | None = None
 
 
