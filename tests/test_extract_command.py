@@ -79,6 +79,21 @@ def test_what_has_changed_is_recorded_again_and_other_settings_want_another_plac
     assert Shards(find_shards("out")).layers == (1,)
 
 
+def test_the_same_images_from_another_directory_and_by_another_path_are_the_same(here, monkeypatch):
+    (here / "link").symlink_to(here / "data")
+    (here / "elsewhere").mkdir()
+    arguments = ["--masks", "data/masks", *LEAST]
+    assert CliRunner().invoke(main, ["extract", "link/images", *arguments]).exit_code == 0
+    assert Shards(find_shards("out")).metadata.dataset == str(here / "data/images")
+    for folder, images in ((here, "vit/../data/images/"), (here / "elsewhere", "../link/images")):
+        monkeypatch.chdir(folder)
+        up = os.path.relpath(here)
+        paths = ["--masks", f"{up}/link/masks", "--out", f"{up}/out", "--model", f"{up}/vit"]
+        ended = CliRunner().invoke(main, ["extract", images, *paths, "--layers", "0,2"])
+        assert ended.exit_code == 0, ended.output
+        assert "Nothing to do" in ended.output
+
+
 def test_shards_of_others_are_never_replaced(here, planted):
     shutil.copytree(planted[0], here / "out" / planted[0].name)
     before = stamps(here / "out")

@@ -12,7 +12,8 @@ from PIL import Image
 
 from assay import configuration
 from assay import extraction as module
-from assay.extraction import Extraction, check_extraction, check_room
+from assay.extraction import Extraction, MadeOf, check_extraction, check_room
+from assay.io.shards.provenance import RecordedGeometry
 from assay.parameters import parse_parameters
 from assay.pipelines.extract.nodes import record_images
 from assay.plan import make_plan
@@ -199,6 +200,49 @@ def test_a_split_that_is_read_must_be_of_this_model_revision_and_geometry(plante
     other = parse({"fit": {"images": None}, "model": "again/model"})
     with pytest.raises(ValueError, match=r"shards\.fit, .*another model or revision"):
         check_shards(other, project)
+    rough = parse({"fit": {"images": None}, "precision": "bfloat16"})
+    with pytest.raises(
+        ValueError, match=r"shards\.fit, .*another precision \(bfloat16 and float32"
+    ):
+        check_shards(rough, project)
+
+
+def test_splits_that_were_recorded_in_two_precisions_are_refused(project):
+    for split in SPLITS:
+        precision = "bfloat16" if split == "val" else "float32"
+        record(parse({"precision": precision}), project, split)
+    masks = {"probe_train": {"masks": None}, "probe_val": {"masks": None}}
+    read = parse(
+        {"model": None} | {split: {"images": None} | masks.get(split, {}) for split in SPLITS}
+    )
+    with pytest.raises(
+        ValueError, match=r"shards\.val, .*another precision \(bfloat16 and float32"
+    ):
+        check_shards(read, project)
+
+
+def test_the_images_of_a_recording_are_named_by_their_real_path(project):
+    (project / "link").symlink_to(project / "train")
+    parameters = parse({"fit": {"images": "val/../link/images"}})
+    record(parameters, project, "fit")
+    (metadata,) = (project / "data/01_raw/images/fit").glob("*/metadata.json")
+    assert json.loads(metadata.read_text())["dataset"] == str(project / "train/images")
+
+
+def test_what_files_say_is_escaped_and_cut_where_two_recordings_are_compared():
+    said: dict[str, Any] = {"geometry": RecordedGeometry(patch_size=8, n_patches=16)}
+    plain = MadeOf({"library": "x"}, precision="float32", **said)
+    odd = {"library": "\x1b[2J" * 40} | {f"\x07{number}" * 40: "\u202e" for number in range(9)}
+    for other in (
+        MadeOf(odd, precision="float32", **said),
+        MadeOf({"library": "x"}, precision="\x1b[2J" * 400, **said),
+    ):
+        for told in (plain.differs(other), other.differs(plain)):
+            assert told is not None
+            assert told.isprintable()
+            assert "\\x" in told
+            assert len(told) < 4000
+    assert plain.differs(plain) is None
 
 
 def test_layers_that_a_recording_holds_already_are_kept(project):

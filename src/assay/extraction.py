@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
@@ -25,6 +25,7 @@ from assay.io.publish import free_bytes
 from assay.io.shards import Shards
 from assay.io.shards.labels import ImageMasks
 from assay.io.shards.provenance import Provenance, RecordedGeometry
+from assay.io.strict_json import shown
 from assay.parameters import LabeledImagesToRecord, Parameters
 from assay.pipelines.extract.geometry import check_recording, find_grid, image_layout, mask_layout
 
@@ -33,33 +34,46 @@ logger = logging.getLogger(__name__)
 MOST_COPIES = 3
 """Pairs of equal files that a warning names."""
 
+MOST_TOLD = 5
+"""Of what is another between two recordings, that a message names."""
+
+LONGEST = 80
+"""Characters of a name or value that a file says, in a message."""
+
 
 @dataclass(frozen=True)
 class MadeOf:
-    """What splits must have in common that Assay records: the model's identity and the geometry."""
+    """What splits must have in common that Assay records: the model's identity, the geometry and
+    the precision of the forward pass.
+    """
 
     model: dict[str, str]
     geometry: RecordedGeometry
+    precision: str
 
     @classmethod
     def parse(cls, data: str) -> MadeOf | None:
         """What shards say of it; None where Assay did not record them."""
         said = Provenance.parse(data)
-        return None if said is None else cls(said.model, said.geometry)
+        return None if said is None else cls(said.model, said.geometry, said.precision)
 
     def differs(self, other: MadeOf) -> str | None:
-        """What is another in them, in words; None: nothing."""
+        """What is another in them, in words, which a terminal can print; None: nothing."""
         for what, mine, others in (
             ("model or revision", self.model, other.model),
             ("geometry", self.geometry.model_dump(), other.geometry.model_dump()),
         ):
             apart = [
-                f"{name} {mine.get(name)} and {others.get(name)}"
+                f"{shown(name[:LONGEST])} {_clipped(mine, name)} and {_clipped(others, name)}"
                 for name in sorted(mine.keys() | others.keys())
                 if mine.get(name) != others.get(name)
             ]
             if apart:
-                return f"another {what} ({', '.join(apart)})"
+                more = "; ..." if len(apart) > MOST_TOLD else ""
+                return f"another {what} ({', '.join(apart[:MOST_TOLD])}{more})"
+        if self.precision != other.precision:
+            one, another = (shown(each.precision[:LONGEST]) for each in (self, other))
+            return f"another precision ({one} and {another})"
         return None
 
 
@@ -152,8 +166,8 @@ class Extraction:
             said = Provenance.parse(shards.metadata.data)
             same = (
                 said is not None
-                and MadeOf(said.model, said.geometry) == self.made_of(split)
-                and (said.precision, said.batch_size) == (extract.precision, extract.batch_size)
+                and MadeOf(said.model, said.geometry, said.precision) == self.made_of(split)
+                and said.batch_size == extract.batch_size
             )
         except (FileNotFoundError, ValueError):
             return wanted
@@ -164,7 +178,7 @@ class Extraction:
         _, layout = self.images(split)
         said = {name: layout[name] for name in RecordedGeometry.model_fields if name in layout}
         geometry = RecordedGeometry.model_validate(said | {"n_patches": self.n_patches})
-        return MadeOf(self.model.identity, geometry)
+        return MadeOf(self.model.identity, geometry, self.parameters.extract.precision)
 
     def n_bytes(self, split: str, n_examples: int) -> int:
         """What the shards of so many images take on the disk while they are recorded."""
@@ -230,6 +244,11 @@ def check_room(parameters: Parameters, project: Path, splits: Collection[str]) -
     probes = [images[split] for split in ("probe_train", "probe_val") if split in images]
     if len(probes) == 2 and any(split.startswith("probe") for split in splits):
         _warn_of_copies(*probes)
+
+
+def _clipped(said: Mapping[str, object], name: str) -> str:
+    """A value that files say, for a message."""
+    return shown(str(said.get(name))[:LONGEST])
 
 
 @contextmanager

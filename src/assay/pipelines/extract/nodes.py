@@ -50,7 +50,8 @@ def record_images(
         batch_size=how.batch_size,
         max_tokens_per_shard=how.max_tokens_per_shard,
         cls_token=how.cls_token,
-        dataset=str(images.folder),
+        # However the folder is named, and from wherever: the same images are the same recording.
+        dataset=str(images.folder.resolve()),
         precision=how.precision,
     )
 
