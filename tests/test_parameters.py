@@ -112,6 +112,9 @@ FAULTS = [
     ({"probe": {"void": "ignore"}}, ["`probe.void` is 'ignore'", "'drop', 'negative' or 'class'"]),
     ({"probe": {"ridge": 0}}, ["`probe.ridge` is 0", "greater than 0"]),
     ({"probe": {"ridge": float("inf")}}, ["`probe.ridge` is inf", "finite"]),
+    ({"images": {"patch_size": 1025}}, ["`images.patch_size` is 1025", "equal to 1024"]),
+    ({"images": {"grid": [8, 1025]}}, ["`images.grid.1` is 1025", "equal to 1024"]),
+    ({"extract": {"resize": 2**20 + 1}}, ["`extract.resize` is 1048577", "equal to 1048576"]),
     ({"images": {"geometry": "pad"}}, ["`images.geometry` is 'pad'", "'stretch' or 'aspect'"]),
     (
         {"images": {"geometry": "aspect", "crop": "centre"}},
@@ -204,6 +207,12 @@ def test_a_fault_is_one_line_that_names_the_parameter_what_was_found_and_what_is
     assert "\n" not in message
     for word in words:
         assert word in message
+
+
+@pytest.mark.parametrize("resize", [2**20 + 1, [1, 2**20 + 1]])
+def test_a_resize_that_no_image_survives_is_refused(resize):
+    with pytest.raises(ValueError, match=r"images\.resize.*equal to 1048576"):
+        parse_parameters(LEAST | {"images": {"resize": resize}})
 
 
 def test_a_layer_may_be_counted_from_the_end_as_it_was_recorded():

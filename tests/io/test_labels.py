@@ -4,6 +4,7 @@ import json
 import re
 import shlex
 import struct
+import tracemalloc
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -112,6 +113,26 @@ def test_ties_go_to_the_lower_class_and_void_has_no_vote() -> None:
     assert patch_labels(masks, 2).tolist() == [[3, 2, 0, 1]]
 
 
+@pytest.mark.parametrize("most", [1, 60, 100])
+def test_votes_are_counted_in_pieces(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+    masks = np.random.default_rng(0).integers(0, 9, (3, 12, 8), dtype=np.uint8)
+    wanted = patch_labels(masks, 4)
+    monkeypatch.setattr("assay.io.shards.labels.MOST_COUNTED", most)
+    np.testing.assert_array_equal(patch_labels(masks, 4), wanted)
+
+
+def test_a_mask_of_very_many_ids_takes_little_memory() -> None:
+    ids = np.arange(2**14, dtype=np.uint16).reshape(1, 128, 128)
+    tracemalloc.start()
+    try:
+        found = patch_labels(ids, 1)
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    np.testing.assert_array_equal(found[0], ids.ravel())
+    assert most < 300e6  # all votes at once are 2 GB
+
+
 @pytest.mark.parametrize("patch_size", [0, 3, 8])
 def test_patches_that_do_not_tile_are_refused(patch_size: int) -> None:
     with pytest.raises(
@@ -164,7 +185,8 @@ def test_fishvista_by_a_list_and_a_mapping(tmp_path: Path) -> None:
         label(make_metadata(), tmp_path, **layout)
     names.write_text("".join(f"{number}.png\n" for number in range(8)))
     with pytest.raises(
-        FileNotFoundError, match=r"0\.png, .*4\.png and 3 more are missing, listed by .*train\.txt"
+        FileNotFoundError,
+        match=r"0\.png, .*4\.png and 3 more are missing or no file, listed by .*train\.txt",
     ):
         label(make_metadata(), tmp_path, **layout)
     names.unlink()

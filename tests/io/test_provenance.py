@@ -75,8 +75,8 @@ def test_what_others_wrote_is_none_of_ours(data: str) -> None:
         {"n_patches": 2**20 + 1},
         {"grid": (1, 1025)},
         {"grid": (0, 1)},
-        {"resize": 2**16 + 1},
-        {"resize": (1, 2**16 + 1)},
+        {"resize": 2**20 + 1},
+        {"resize": (1, 2**20 + 1)},
     ],
 )
 def test_sizes_that_no_model_has_are_none_of_ours(hostile: dict[str, Any]) -> None:

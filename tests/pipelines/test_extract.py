@@ -202,6 +202,8 @@ def test_patches_of_an_image(how, patches):
     ("how", "model", "layers", "words"),
     [
         ({}, {"patch_size": 15}, [0], ["224 x 224 pixels", "patches of 15", "give grid"]),
+        ({}, {"patch_size": 2000, "size": (4000, 4000)}, [0], ["2 x 2 patches of 2000", "1024 a"]),
+        ({"grid": (1, 1025)}, {}, [0], ["1 x 1025 patches of 16 pixels of own/vit", "1024 a side"]),
         ({"resize": 100}, {}, [0], ["resize 100", "224 x 224", "give resize 224 or more"]),
         ({}, {}, [3, 12], ["layer 12", "0 to 11", "own/vit has 12 blocks"]),
         ({}, {}, [-1], ["layer -1", "0 to 11"]),

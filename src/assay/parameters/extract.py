@@ -27,6 +27,7 @@ class RecordingParameters(Section):
     )
     resize: PositiveInt | None = Field(
         None,
+        le=2**20,
         description=(
             "of crop: the shorter side before the crop, in pixels; null: the checkpoint's, or the"
             " crop's longer side where that is more"

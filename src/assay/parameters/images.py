@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, PositiveInt, model_validator
 
 from assay.parameters.fields import Section
+
+Bounded = Annotated[int, Field(gt=0, le=1024)]
+
+Pixels = Annotated[int, Field(gt=0, le=2**20)]
 
 
 class ImagesParameters(Section):
@@ -20,10 +24,10 @@ class ImagesParameters(Section):
     path: str | None = Field(
         None, description="the folder; null: no gallery, but on the embedded default"
     )
-    patch_size: PositiveInt | None = Field(
+    patch_size: Bounded | None = Field(
         None, description="height and width of a patch, in pixels; null: as recorded, or 16"
     )
-    grid: tuple[PositiveInt, PositiveInt] | None = Field(
+    grid: tuple[Bounded, Bounded] | None = Field(
         None, description="(rows, columns) of patches; null: as recorded, or as many of each"
     )
     geometry: Literal["crop", "stretch", "aspect"] | None = Field(
@@ -34,7 +38,7 @@ class ImagesParameters(Section):
             " recorded, or resized at the most"
         ),
     )
-    resize: PositiveInt | tuple[PositiveInt, PositiveInt] | None = Field(
+    resize: Pixels | tuple[Pixels, Pixels] | None = Field(
         None,
         description=(
             "the shorter side, or (height, width), as it was for the activations, in pixels; null:"

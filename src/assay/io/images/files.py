@@ -156,8 +156,8 @@ def _listed(folder: Path, layout: Layout, listing: Path) -> list[Path]:
     missing = [path for path in paths if not path.is_file()]
     if missing:
         raise FileNotFoundError(
-            f"{name_some(map(str, missing))} missing, listed by {listing}; wanted all of the list"
-            f" among the {layout.things}, correct it or restore them"
+            f"{name_some(map(str, missing))} missing or no file, listed by {listing}; wanted all of"
+            f" the list among the {layout.things}, correct it or restore them"
         )
     return paths
 

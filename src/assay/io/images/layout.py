@@ -11,13 +11,19 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 
 # Bounds of what is read from files as well: sizes that no model has would only fill the memory.
-PatchSize = Annotated[int, Field(gt=0, le=1024)]
+MAX_PATCH_SIZE = 1024
 
-GridSide = Annotated[int, Field(gt=0, le=1024)]
+MAX_GRID_SIDE = 1024
+
+MAX_SIDE = MAX_PATCH_SIZE * MAX_GRID_SIDE
+
+PatchSize = Annotated[int, Field(gt=0, le=MAX_PATCH_SIZE)]
+
+GridSide = Annotated[int, Field(gt=0, le=MAX_GRID_SIDE)]
 
 Grid = tuple[GridSide, GridSide]
 
-Side = Annotated[int, Field(gt=0, le=2**16)]
+Side = Annotated[int, Field(gt=0, le=MAX_SIDE)]
 
 Resize = Side | tuple[Side, Side]
 

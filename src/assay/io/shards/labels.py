@@ -32,6 +32,11 @@ from assay.io.strict_json import parse_json
 
 LABELS_NAMES = (LABELS_NAME, WIDE_LABELS_NAME)
 
+MOST_COUNTED = 2**22
+"""Pixels and votes that are counted at once, so that a mask of many classes takes no more memory
+than others.
+"""
+
 Label = TypeVar("Label", np.uint8, np.uint16)
 
 
@@ -64,14 +69,18 @@ def patch_labels(masks: npt.NDArray[Label], patch_size: int) -> npt.NDArray[Labe
     occurs[VOID] = True
     classes = np.flatnonzero(occurs)
     ranks = np.cumsum(occurs) - 1
-    ids = np.arange(len(patches))[:, None] * len(classes) + ranks[patches]
-    votes = np.bincount(ids.ravel(), minlength=len(patches) * len(classes)).reshape(
-        len(patches), len(classes)
-    )
-    # Void has no vote, yet wins where there is no other: argmax takes the lowest class of equal
-    # counts.
-    votes[:, VOID] = 0
-    labels: npt.NDArray[Label] = classes[votes.argmax(axis=1)].astype(masks.dtype)
+    labels = np.empty(len(patches), dtype=masks.dtype)
+    size = max(1, MOST_COUNTED // (patch_size**2 + len(classes)))
+    for start in range(0, len(patches), size):
+        some = patches[start : start + size]
+        ids = np.arange(len(some))[:, None] * len(classes) + ranks[some]
+        votes = np.bincount(ids.ravel(), minlength=len(some) * len(classes)).reshape(
+            len(some), len(classes)
+        )
+        # Void has no vote, yet wins where there is no other: argmax takes the lowest class of equal
+        # counts.
+        votes[:, VOID] = 0
+        labels[start : start + size] = classes[votes.argmax(axis=1)]
     return labels.reshape(n, rows * columns)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from assay.backbones import Description
+from assay.io.images.layout import MAX_GRID_SIDE, MAX_PATCH_SIZE
 from assay.parameters import ImagesToRecord, LabelsParameters, RecordingParameters
 
 ASPECT_GRID = (16, 16)
@@ -20,7 +21,8 @@ def find_grid(how: RecordingParameters, model: Description) -> tuple[int, int]:
 
     Raises:
         ValueError: the patch size does not divide what the checkpoint was made for, or `resize`
-            leaves less than the grid wants.
+            leaves less than the grid wants; or there are more patches, or larger ones, than any
+            model has.
     """
     size, patch = model.preprocessing.size, model.patch_size
     if how.grid is not None:
@@ -34,6 +36,12 @@ def find_grid(how: RecordingParameters, model: Description) -> tuple[int, int]:
         )
     else:
         grid = size[0] // patch, size[1] // patch
+    if patch > MAX_PATCH_SIZE or max(grid) > MAX_GRID_SIDE:
+        raise ValueError(
+            f"found {grid[0]} x {grid[1]} patches of {patch} pixels of {model.ckpt}, wanted"
+            f" {MAX_GRID_SIDE} a side of {MAX_PATCH_SIZE} pixels at the most: give a smaller grid,"
+            " or correct the checkpoint's config.json"
+        )
     if how.resize is not None and how.resize < min(grid) * patch:
         raise ValueError(
             f"resize {how.resize} is less than {grid[0]} x {grid[1]} patches of {patch} pixels,"
