@@ -26,7 +26,7 @@ from kedro.pipeline import Pipeline, node
 
 import assay.cli
 from assay.cli import _check_place, _ended_cleanly, _forget_begun, parse_params, run
-from assay.io.datasets import CodesDataset
+from assay.io.datasets import CodesDataset, ShardsDataset
 from assay.io.publish import resumable_folder
 from assay.late import LateHooks
 
@@ -265,12 +265,15 @@ def test_force_forgets_what_was_begun_of_the_codes_that_it_makes(planted, tmp_pa
             "other": other,
             "memory": MemoryDataset(1),
             "early": codes_of("a", "nowhere"),
+            "shards": ShardsDataset(filepath=str(tmp_path / "raw" / "fit")),
         }
     )
-    outputs = ["made", "memory", "early", "elsewhere"]
+    resumable_folder(tmp_path / "raw" / "fit", "a recording").mkdir(parents=True)
+    outputs = ["made", "memory", "early", "elsewhere", "shards"]
     _forget_begun(
-        Pipeline([node(lambda codes: [codes] * 4, "other", outputs, name="encode")]), catalog
+        Pipeline([node(lambda codes: [codes] * 5, "other", outputs, name="encode")]), catalog
     )
+    assert list((tmp_path / "raw").iterdir()) == []
     assert list(made.folder.parent.iterdir()) == []
     assert [path.name[:17] for path in other.folder.parent.iterdir()] == [".layer_3.partial-"]
 

@@ -220,12 +220,12 @@ def _run(force: bool, **options: Any) -> None:
 
 
 def _forget_begun(pipeline: Pipeline, catalog: DataCatalog) -> None:
-    """Have codes that an interrupted run began started anew."""
-    from assay.io.datasets import CodesDataset
+    """Have codes and recordings that an interrupted run began started anew."""
+    from assay.io.datasets import CodesDataset, ShardsDataset
 
     for name in sorted(pipeline.all_outputs()):
         dataset: object = catalog.get(name) if name in catalog else None
-        if isinstance(dataset, CodesDataset):
+        if isinstance(dataset, CodesDataset | ShardsDataset):
             dataset.forget_begun()
 
 

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from assay.io.images import ImageLayout
 from assay.io.images.masks import MaskLayout
-from assay.io.shards.provenance import Provenance, RecordedFiles
+from assay.io.shards.provenance import Provenance, RecordedFiles, RecordedMasks
 
 SAID: dict[str, Any] = {
     "model": {"library": "transformers 5", "weights": "0a1b"},
@@ -98,7 +98,7 @@ def test_a_pickle_is_not_opened() -> None:
     assert Provenance.parse(base64.b64encode(pickle.dumps(Trap())).decode()) is None
 
 
-def test_files_are_told_apart_by_names_and_sizes_in_their_order(tmp_path: Path) -> None:
+def test_files_are_told_apart_by_names_sizes_and_content_in_their_order(tmp_path: Path) -> None:
     (tmp_path / "sub").mkdir()
     paths = [tmp_path / "b.jpg", tmp_path / "sub/a.jpg"]
     for path in paths:
@@ -109,7 +109,31 @@ def test_files_are_told_apart_by_names_and_sizes_in_their_order(tmp_path: Path) 
     paths[0].write_bytes(b"more.")
     assert RecordedFiles.of(tmp_path, paths) != first
     paths[0].write_bytes(b"size")
+    assert RecordedFiles.of(tmp_path, paths) != first
+    paths[0].write_bytes(b"same")
     assert RecordedFiles.of(tmp_path, paths) == first
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"void": (0, 1)},
+        {"offset": 1},
+        {"mapping": {1: 1}},
+        {"n_classes": 9},
+        {"replace": {"a": "b"}},
+    ],
+)
+def test_masks_are_told_apart_by_what_they_mean(tmp_path: Path, changes: dict[str, Any]) -> None:
+    (tmp_path / "a.png").touch()
+    files = tmp_path, [tmp_path / "a.png"]
+    layout = MaskLayout(patch_size=2)
+    first = RecordedMasks.labeled(*files, layout)
+    assert first == RecordedMasks.labeled(*files, MaskLayout(patch_size=2, pattern="a.*"))
+    assert first != RecordedMasks.labeled(*files, MaskLayout(patch_size=2, **changes))
+    assert (first.n, first.sha256) == (1, RecordedFiles.of(*files).sha256)
+    said = provenance(masks=first.model_dump())
+    assert Provenance.parse(said.to_text()) == said
 
 
 def test_what_is_not_typed_is_as_recorded() -> None:

@@ -16,11 +16,11 @@ import torch
 from kedro.io import DatasetError
 
 from assay.io.datasets import ShardsDataset, find_shards
-from assay.io.publish import discard_partials
+from assay.io.publish import discard_partials, resumable_folder
 from assay.io.shards import Shards, recording, write_shards
 from assay.io.shards.metadata import Metadata
 from assay.io.shards.pieces import OpenPiece
-from assay.io.shards.recording import ImageBatch, record_shards
+from assay.io.shards.recording import ImageBatch, forget_recording, record_shards
 from shards import make_examples, make_metadata
 
 PER_SHARD = 3
@@ -45,6 +45,7 @@ class MadeSource:
         )
         self.key = key
         self.most_label = most_label
+        self.labeled = most_label > 0
         self.spoil = spoil
         self.made: list[int] = []
 
@@ -209,7 +210,7 @@ def test_another_recording_takes_nothing_over(tmp_path, changes):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "wanted"]
 
 
-@pytest.mark.parametrize("damage", ["shorter", "gone", "note"])
+@pytest.mark.parametrize("damage", ["shorter", "gone", "note", "labels", "no labels"])
 def test_a_shard_that_is_not_as_it_was_left_is_made_again(tmp_path, damage):
     break_off(tmp_path / "a", MadeSource(range(8)), after=4)
     (data,) = tmp_path.rglob("acts000000.bin")
@@ -218,6 +219,9 @@ def test_a_shard_that_is_not_as_it_was_left_is_made_again(tmp_path, damage):
         os.truncate(data, data.stat().st_size - 1)
     elif damage == "gone":
         data.unlink()
+    elif damage.endswith("labels"):
+        (labels,) = tmp_path.rglob("000000.labels")
+        labels.unlink() if damage == "no labels" else os.truncate(labels, 16)
     else:
         note.write_bytes(b"\xff")
     source = MadeSource(range(8))
@@ -248,7 +252,7 @@ def test_a_disk_without_room_is_an_error_before_the_first_image(tmp_path, monkey
     assert source.made == [7, 6]
     monkeypatch.setattr(recording, "free_bytes", lambda _: 0)
     with pytest.raises(ValueError, match="the older recording stays until this one is whole"):
-        record_shards(tmp_path / "a", source)
+        record_shards(tmp_path / "a", MadeSource(range(9)))
 
 
 def test_a_full_disk_names_the_folder(tmp_path, monkeypatch):
@@ -292,8 +296,75 @@ def test_labels_are_of_all_batches_or_of_none(tmp_path):
         seen.append(batch)
         return batch._replace(labels=None) if len(seen) == 2 else batch
 
-    with pytest.raises(ValueError, match="some batches have labels and some have none"):
+    with pytest.raises(ValueError, match="a batch has no labels, wanted some"):
         record_shards(tmp_path / "a", MadeSource(range(8), spoil=spoil))
+    source = MadeSource(range(8))
+    source.labeled = False
+    with pytest.raises(ValueError, match="a batch has some labels, wanted no"):
+        record_shards(tmp_path / "a", source)
+
+
+@pytest.mark.parametrize("most_label", [0, 255, 256])
+@pytest.mark.parametrize("n_examples", [5, 6])
+def test_a_recording_that_is_there_is_not_made_again(tmp_path, n_examples, most_label):
+    source = MadeSource(range(n_examples), most_label=most_label)
+    path = record_shards(tmp_path / "a", source)
+    left = resumable_folder(tmp_path / "a", "by a process killed after publishing")
+    left.mkdir()
+    before = {file: file.stat().st_mtime_ns for file in path.iterdir()}
+    again = MadeSource(range(n_examples), most_label=most_label)
+    assert record_shards(tmp_path / "a", again) == path
+    assert again.made == []
+    assert {file: file.stat().st_mtime_ns for file in path.iterdir()} == before
+    assert not left.exists()
+    for changes in ({"data": "other images"}, {"layers": [3, 7]}):
+        other = MadeSource(range(n_examples), most_label=most_label, **changes)
+        record_shards(tmp_path / "a", other)
+        assert len(other.made) == n_examples
+
+
+@pytest.mark.parametrize(
+    ("damaged", "gone"),
+    [
+        *(
+            (name, gone)
+            for name in ("acts000000.bin", "acts000002.bin", "labels.bin")
+            for gone in (True, False)
+        ),
+        ("shards.json", True),  # its size says nothing
+        ("metadata.json", False),
+    ],
+)
+def test_a_recording_that_is_not_whole_is_made_again(tmp_path, damaged, gone):
+    path = record_shards(tmp_path / "a", MadeSource(range(6)))
+    wanted = tree(path)
+    if gone:
+        (path / damaged).unlink()
+    else:
+        os.truncate(path / damaged, (path / damaged).stat().st_size - 1)
+    again = MadeSource(range(6))
+    record_shards(tmp_path / "a", again)
+    assert len(again.made) == 6
+    assert tree(path) == wanted
+
+
+def test_what_is_forgotten_is_made_again_and_is_there_until_then(tmp_path):
+    forget_recording(tmp_path / "a")
+    assert list(tmp_path.iterdir()) == []
+    path = record_shards(tmp_path / "a", MadeSource(range(8)))
+    break_off(tmp_path / "a", MadeSource(range(9)), after=4)
+    dataset = ShardsDataset(filepath=str(tmp_path / "a"))
+    dataset.forget_begun()
+    assert dataset.load().path == path
+    assert [each.name for each in tmp_path.iterdir()] == ["a"]
+    # Killed in between, it goes on, and ends.
+    break_off(tmp_path / "a", MadeSource(range(8)), after=4)
+    again = MadeSource(range(8))
+    record_shards(tmp_path / "a", again)
+    assert again.made == [7, 6]
+    assert tree(tmp_path / "a") == written(tmp_path / "wanted", again)
+    record_shards(tmp_path / "a", again)
+    assert again.made == [7, 6]
 
 
 def test_examples_that_lack_or_are_too_many_are_an_error(tmp_path):

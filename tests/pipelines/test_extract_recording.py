@@ -258,6 +258,34 @@ def test_a_damaged_file_is_named_and_costs_no_shard(tmp_path, spoiled):
     assert tree(tmp_path / "a") == wanted
 
 
+@pytest.mark.parametrize("changed", ["images/006.png", "masks/006.png", "void", None])
+def test_the_same_recording_is_not_made_again_and_another_content_is(tmp_path, changed):
+    images, masks = make_images(tmp_path)
+    record_shards(tmp_path / "a", make_recording(images, masks))
+    before = images.fingerprint(), masks.fingerprint()
+    if changed == "void":
+        layout = masks.layout.model_copy(update={"void": (0, 1)})
+        masks = ImageMasks(masks.folder, layout, images)
+    elif changed is not None:
+        content = bytearray((tmp_path / changed).read_bytes())
+        content[-1] ^= 1  # of a checksum that nobody looks at
+        (tmp_path / changed).write_bytes(content)
+    # What a run goes by, before it asks for a recording at all.
+    assert ((images.fingerprint(), masks.fingerprint()) != before) == (changed is not None)
+    shown: list[int] = []
+    backbone = MadeBackbone(lambda given: shown.append(len(given)))
+    record_shards(tmp_path / "a", make_recording(images, masks, backbone))
+    assert sum(shown) == (0 if changed is None else len(images))
+
+
+def test_a_recording_that_was_begun_on_another_kind_of_device_is_begun_anew(tmp_path):
+    images, masks = make_images(tmp_path)
+    on = {device: make_recording(images, masks, device=device) for device in ("cpu", "cuda")}
+    assert on["cpu"].key != on["cuda"].key
+    # But one that is there is the same.
+    assert on["cpu"].metadata == on["cuda"].metadata
+
+
 def test_an_image_that_comes_to_no_finite_activations_is_named(tmp_path):
     images, masks = make_images(tmp_path)
 

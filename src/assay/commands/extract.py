@@ -143,7 +143,7 @@ def _extract(folder: FolderParameters, out: Path, device: str, *, force: bool) -
             f" {', '.join(map(str, metadata.layers))} of {metadata.family} {metadata.ckpt}:"
             f" {n_bytes / 1e6:,.1f} MB"
         )
-        click.echo(f"Recorded {recording.record()}")
+        click.echo(f"Recorded {recording.record(force=force)}")
     click.echo(
         f"In a project, as shards.fit or another split's: kedro run --params='shards.fit:"
         f"{out.absolute()},layers:[{','.join(map(str, folder.layers))}],...'"

@@ -15,7 +15,7 @@ from assay.io.files import METADATA_NAME
 from assay.io.publish import publishing_folder
 from assay.io.shards import Shards, write_shards
 from assay.io.shards.metadata import Metadata
-from assay.io.shards.recording import Source, record_shards, refuse_others
+from assay.io.shards.recording import Source, forget_recording, record_shards, refuse_others
 
 
 class Recording(Protocol):
@@ -102,7 +102,8 @@ class ShardsDataset(AbstractDataset[Recording | Source, Shards]):
     def save(self, data: Recording | Source) -> None:
         """Record the activations batch by batch, and replace the folder by them whole.
 
-        What is a `Source` is recorded shard by shard, and goes on where it was broken off.
+        What is a `Source` is recorded shard by shard, and goes on where it was broken off; one that
+        is there already is not made again.
 
         Raises:
             DatasetError: the folder holds more than an older recording, the recording is not as its
@@ -119,6 +120,10 @@ class ShardsDataset(AbstractDataset[Recording | Source, Shards]):
     def fingerprint(self) -> str:
         """What the shards are, hashed from names, sizes and the JSON files."""
         return self.load().fingerprint()
+
+    def forget_begun(self) -> None:
+        """Have saving start anew, whatever an interrupted run began or an older one recorded."""
+        forget_recording(self._filepath)
 
     def _open(self) -> Shards:
         return Shards(find_shards(self._filepath))

@@ -62,12 +62,18 @@ def check_folder(folder: Path, things: str) -> None:
 
 
 def fingerprint_files(folder: Path, paths: Sequence[Path], layout: Layout) -> str:
-    """SHA-256 (64 hex digits) of every file's name and size, of a sample of the content of a
-    thousand of them at the most, evenly spread, and of the layout.
+    """SHA-256 (64 hex digits) of the layout and of what `digest_files` says."""
+    said = layout.model_dump_json(exclude={"names"}) + digest_files(folder, paths)
+    return hashlib.sha256(said.encode()).hexdigest()
+
+
+def digest_files(folder: Path, paths: Sequence[Path]) -> str:
+    """SHA-256 (64 hex digits) of every file's name and size, and of a sample of the content of a
+    thousand of them at the most, evenly spread. What was read is not read twice in a process.
     """
     step = -(-len(paths) // MOST_SAMPLED) or 1
     most = sample_bytes(-(-len(paths) // step))
-    digest = hashlib.sha256(layout.model_dump_json(exclude={"names"}).encode())
+    digest = hashlib.sha256()
     for number, (name, size) in enumerate(names_and_sizes(folder, paths)):
         content = sampled_digest(paths[number], most) if number % step == 0 else ""
         digest.update(f"\n{name} {size} {content}".encode())

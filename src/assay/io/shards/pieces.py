@@ -30,6 +30,7 @@ class Piece:
         folder: of the shards.
         notes: the folder of what is noted of them.
         metadata: of the recording.
+        labeled: whether its patches have labels.
     """
 
     number: int
@@ -39,6 +40,7 @@ class Piece:
     folder: Path
     notes: Path
     metadata: Metadata
+    labeled: bool
 
     def __len__(self) -> int:
         return self.stop - self.first
@@ -61,18 +63,28 @@ class Piece:
     @property
     def said(self) -> str:
         """What the note says."""
-        return json.dumps({"examples": len(self), "digest": self.digest})
+        said = {"examples": len(self), "digest": self.digest, "labeled": self.labeled}
+        return json.dumps(said)
 
     @property
     def n_bytes(self) -> int:
         """The size of its file."""
         return self.metadata.examples_per_shard * self.metadata.example_bytes
 
+    @property
+    def label_bytes(self) -> int:
+        """The size of the file of its labels."""
+        return 2 * len(self) * self.metadata.content_tokens_per_example
+
     def is_whole(self) -> bool:
         """Whether an earlier recording wrote all of it, from the same files."""
         try:
             said = self.note.read_text(encoding="utf-8")
-            return said == self.said and self.data.stat().st_size == self.n_bytes
+            return (
+                said == self.said
+                and self.data.stat().st_size == self.n_bytes
+                and (not self.labeled or self.labels.stat().st_size == self.label_bytes)
+            )
         except (OSError, UnicodeDecodeError):
             return False
 
@@ -84,7 +96,6 @@ class OpenPiece:
         self.piece = piece
         self._there = np.zeros(len(piece), dtype=np.bool_)
         self._labels = np.zeros((len(piece), piece.metadata.content_tokens_per_example), "<u2")
-        self._labeled = False
         self._file: BinaryIO = piece.data.open("wb")
         self._file.truncate(piece.n_bytes)
 
@@ -134,14 +145,13 @@ class OpenPiece:
                     " content token"
                 )
             self._labels[rows] = labels
-            self._labeled = True
         self._there[rows] = True
 
     def finish(self) -> None:
         """Have the shard and its labels on the device, and then its note."""
         self.close()
         flush(self.piece.data)
-        if self._labeled:
+        if self.piece.labeled:
             self.piece.labels.write_bytes(self._labels.tobytes())
             flush(self.piece.labels)
         with publish_file(self.piece.note) as partial:

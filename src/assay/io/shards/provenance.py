@@ -12,11 +12,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
-from assay.io.images.files import names_and_sizes
+from assay.io.images.files import digest_files
 from assay.io.images.layout import Geometry, Grid, PatchSize, Resample, Resize
+from assay.io.images.masks import MaskLayout
 from assay.io.strict_json import parse_json
 
 SAMPLE = ("examples", "seed")
+
+LABELING = ("void", "offset", "mapping", "n_classes", "replace")
+"""What decides about labels beside the masks' files and the geometry."""
 
 
 class _Said(BaseModel):
@@ -39,7 +43,7 @@ class RecordedGeometry(_Said):
 
 class RecordedFiles(_Said):
     """Which files were recorded: how many, and SHA-256 (64 hex digits) of their names relative to
-    their folder, and of their sizes.
+    their folder, their sizes, and a sample of their content.
     """
 
     n: PositiveInt
@@ -48,8 +52,20 @@ class RecordedFiles(_Said):
     @classmethod
     def of(cls, folder: Path, paths: Sequence[Path]) -> RecordedFiles:
         """Those of a folder, in their order."""
-        said = list(names_and_sizes(folder, paths))
-        return cls(n=len(paths), sha256=hashlib.sha256(json.dumps(said).encode()).hexdigest())
+        return cls(n=len(paths), sha256=digest_files(folder, paths))
+
+
+class RecordedMasks(RecordedFiles):
+    """Which masks the patches were labeled from, and SHA-256 (64 hex digits) of how."""
+
+    labeling: str
+
+    @classmethod
+    def labeled(cls, folder: Path, paths: Sequence[Path], layout: MaskLayout) -> RecordedMasks:
+        """Those of a folder, in their order."""
+        said = json.dumps(layout.model_dump(mode="json", include=set(LABELING)), sort_keys=True)
+        labeling = hashlib.sha256(said.encode()).hexdigest()
+        return cls(n=len(paths), sha256=digest_files(folder, paths), labeling=labeling)
 
 
 class Provenance(_Said):
@@ -62,6 +78,7 @@ class Provenance(_Said):
         precision: of the forward pass.
         batch_size: images of a forward pass.
         images: the files.
+        masks: of the images; None: the patches were not labeled.
         examples: how many of the folder's files were drawn; None: all were taken.
         seed: of that sample.
     """
@@ -72,6 +89,7 @@ class Provenance(_Said):
     precision: str
     batch_size: PositiveInt
     images: RecordedFiles
+    masks: RecordedMasks | None = None
     examples: PositiveInt | None = None
     seed: int | None = Field(None, ge=0)
 

@@ -23,17 +23,20 @@ import numpy.typing as npt
 import torch
 
 from assay.io.files import METADATA_NAME
-from assay.io.publish import flush, free_bytes, naming, publishing_pieces
-from assay.io.shards.metadata import LABELS_NAME, WIDE_LABELS_NAME, Metadata
+from assay.io.publish import discard_partials, flush, free_bytes, naming, publishing_pieces
+from assay.io.shards.metadata import INDEX_NAME, LABELS_NAME, WIDE_LABELS_NAME, Metadata
 from assay.io.shards.pieces import OpenPiece, Piece
-from assay.io.shards.writing import as_stored, find_not_finite, finish_shards
+from assay.io.shards.writing import as_stored, find_not_finite, finish_shards, shard_name
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
 """Raised whenever a recording must not go on from what an older version of this module began."""
 
 KEPT = "; the shards that are whole are kept, and the next run goes on after them"
+
+ANEW = ".anew"
+"""In a folder of recordings: what is there is made again, though it be the same."""
 
 AT_ONCE = 2
 """Batches that wait to be written, at the most."""
@@ -45,7 +48,7 @@ class ImageBatch(NamedTuple):
     Attributes:
         examples: their numbers in the recording.
         activations: float32 (n, n_layers, tokens, d_model), the CLS token first where there is one.
-        labels: uint16 (n, content_tokens_per_example), 0 for void; None for all batches or none.
+        labels: uint16 (n, content_tokens_per_example), 0 for void; None where the source has none.
     """
 
     examples: list[int]
@@ -59,7 +62,11 @@ class Source(Protocol):
 
     @property
     def metadata(self) -> Metadata:
-        """What is recorded."""
+        """What is recorded. Its `data` tells the files that it is of from others."""
+
+    @property
+    def labeled(self) -> bool:
+        """Whether the batches have labels."""
 
     @property
     def key(self) -> str:
@@ -82,8 +89,10 @@ class Source(Protocol):
 def record_shards(root: Path, source: Source) -> Path:
     """Record `source` into `<root>/<hash>/`, as `write_shards` would, and return its path.
 
-    `root` is replaced whole at the end; until then an older recording stays as it was. Labels that
-    are all below 256 lie in labels.bin, others in labels16.bin.
+    `root` is replaced whole at the end; until then an older recording stays as it was. One that is
+    the same, by its metadata, and whole, by its files' sizes, is not made again, unless
+    `forget_recording` was asked for that. Labels that are all below 256 lie in labels.bin, others
+    in labels16.bin.
 
     Raises:
         ValueError: `root` holds more than an older recording, another live process is writing it,
@@ -93,6 +102,10 @@ def record_shards(root: Path, source: Source) -> Path:
     """
     refuse_others(root)
     metadata = source.metadata
+    if _is_there(root, source):
+        discard_partials(root)
+        logger.info("%s is recorded already", root / metadata.hash)
+        return root / metadata.hash
     with publishing_pieces(root, resume=_resume_key(source)) as (content, notes):
         folder = _take_up(content, metadata.hash)
         pieces = _divide(source, folder, notes)
@@ -101,10 +114,23 @@ def record_shards(root: Path, source: Source) -> Path:
         if todo:
             _record(root, source, todo)
         with naming(root, KEPT):
-            _join_labels(pieces)
+            if source.labeled:
+                _join_labels(pieces)
             finish_shards(folder, metadata)
     logger.debug("recorded %d examples in %s", metadata.n_examples, root)
     return root / metadata.hash
+
+
+def forget_recording(root: Path) -> None:
+    """Have the next recording into `root` start anew, whatever was begun of it or is there; what is
+    there stays until then.
+
+    Raises:
+        ValueError: another live process is writing it.
+    """
+    discard_partials(root)
+    if root.is_dir():
+        (root / ANEW).touch()
 
 
 def refuse_others(root: Path) -> None:
@@ -119,12 +145,38 @@ def refuse_others(root: Path) -> None:
         )
 
 
+def _is_there(root: Path, source: Source) -> bool:
+    metadata, folder = source.metadata, root / source.metadata.hash
+    n_labels = metadata.n_examples * metadata.content_tokens_per_example
+    labels = {LABELS_NAME: n_labels, WIDE_LABELS_NAME: 2 * n_labels}
+    n_shards = metadata.n_examples // metadata.examples_per_shard + 1  # the last may be empty
+    n_bytes = metadata.examples_per_shard * metadata.example_bytes
+    return (
+        not (root / ANEW).exists()
+        and _says(folder / METADATA_NAME, metadata.to_json())
+        and (folder / INDEX_NAME).is_file()
+        and all(_is_of(folder / shard_name(shard), n_bytes) for shard in range(n_shards))
+        and (not source.labeled or any(_is_of(folder / name, n) for name, n in labels.items()))
+    )
+
+
+def _says(path: Path, text: str) -> bool:
+    return path.is_file() and path.read_bytes() == text.encode()
+
+
+def _is_of(path: Path, n_bytes: int) -> bool:
+    return path.is_file() and path.stat().st_size == n_bytes
+
+
 def _divide(source: Source, folder: Path, notes: Path) -> list[Piece]:
     metadata = source.metadata
     n, per_shard = metadata.n_examples, metadata.examples_per_shard
     spans = [(first, min(first + per_shard, n)) for first in range(0, n, per_shard)]
     return [
-        Piece(number, first, stop, source.digest(first, stop), folder, notes, metadata)
+        Piece(
+            *(number, first, stop, source.digest(first, stop)),
+            *(folder, notes, metadata, source.labeled),
+        )
         for number, (first, stop) in enumerate(spans)
     ]
 
@@ -196,7 +248,6 @@ class _Writer:
         self._source = source
         self._todo = deque(todo)
         self._open: OpenPiece | None = None
-        self._has_labels: bool | None = None
         self._pending: deque[Future[None]] = deque()
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="assay-record")
         self._finishing: Future[None] | None = None
@@ -247,10 +298,9 @@ class _Writer:
                 f"{self._source.name(batch.examples[bad])}: the model's activations hold a NaN or"
                 " an infinity; wanted finite ones: look at this image and at the model's precision"
             )
-        if self._has_labels is None:
-            self._has_labels = batch.labels is not None
-        if self._has_labels != (batch.labels is not None):
-            raise ValueError("some batches have labels and some have none; wanted all or none")
+        if self._source.labeled != (batch.labels is not None):
+            found, wanted = ("no", "some") if self._source.labeled else ("some", "none")
+            raise ValueError(f"a batch has {found} labels, wanted {wanted}, as its source says")
         if self._open is None and not self._todo:
             raise ValueError(f"examples {batch.examples} came after the last one that was wanted")
         with naming(self._root, KEPT):
@@ -269,9 +319,7 @@ class _Writer:
 
 
 def _join_labels(pieces: list[Piece]) -> None:
-    """Write the labels of all shards as one file, where they have any, a shard at a time."""
-    if not pieces[0].labels.exists():
-        return
+    """Write the labels of all shards as one file, a shard at a time."""
     most = max(int(np.fromfile(piece.labels, "<u2").max()) for piece in pieces)
     name, dtype = (LABELS_NAME, "u1") if most < 2**8 else (WIDE_LABELS_NAME, "<u2")
     with (pieces[0].folder / name).open("wb") as file:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 
 from assay.backbones import look
@@ -16,7 +15,7 @@ from assay.io.shards import Shards
 from assay.io.shards.labels import ImageMasks
 from assay.io.shards.metadata import Metadata
 from assay.io.shards.provenance import Provenance
-from assay.io.shards.recording import record_shards
+from assay.io.shards.recording import forget_recording, record_shards
 from assay.parameters import FolderParameters
 from assay.pipelines.extract.geometry import check_recording, image_layout, mask_layout
 from assay.pipelines.extract.nodes import record_images
@@ -81,16 +80,20 @@ class FolderRecording:
                 f"{self._out} holds shards that this cannot replace ({said.family} {said.ckpt}):"
                 " name a folder of its own"
             )
-        if said != self.metadata and not force:
+        if _settings(said) != _settings(self.metadata) and not force:
             raise ValueError(
                 f"{self._out} holds another recording, {shards.path.name}: name another folder, or"
                 " --force to replace it"
             )
         return self._note.is_file() and self._note.read_text("utf-8") == self._fingerprint()
 
-    def record(self) -> Path:
-        """Record what is not there yet, and give the folder of the shards."""
+    def record(self, *, force: bool) -> Path:
+        """Record what is not there yet, or with ``force`` all of it, and give the folder of the
+        shards.
+        """
         fingerprint = self._fingerprint()
+        if force:
+            forget_recording(self._out)
         path = record_shards(self._out, self._recording)
         with publish_file(self._note) as partial:
             partial.write_text(fingerprint, encoding="utf-8")
@@ -102,6 +105,13 @@ class FolderRecording:
 
     def _fingerprint(self) -> str:
         """What the recording is of, down to samples of the files' content."""
-        masks = "" if self._masks is None else self._masks.fingerprint()
-        said = [self.metadata.to_json(), self._recording.key, self._images.fingerprint(), masks]
-        return hashlib.sha256(json.dumps(said).encode()).hexdigest()
+        return hashlib.sha256(self.metadata.to_json().encode()).hexdigest()
+
+
+def _settings(metadata: Metadata) -> tuple[Metadata, Provenance | None]:
+    """What is recorded and how, but for the files' content and what masks mean."""
+    said = Provenance.parse(metadata.data)
+    if said is not None:
+        files = said.images.model_copy(update={"sha256": ""})
+        said = said.model_copy(update={"images": files, "masks": None})
+    return metadata.model_copy(update={"data": ""}), said

@@ -41,10 +41,11 @@ def record_images(
     Raises:
         ValueError: the images cannot lie on the model's patches so, or there is no such device.
     """
+    found = pick_device(device)
     return ImageRecording(
         images,
         masks,
-        _OpenedWhenNeeded(model, pick_device(device), how.precision),
+        _OpenedWhenNeeded(model, found, how.precision),
         layers=layers,
         n_patches=prod(find_grid(how, model.description)),
         batch_size=how.batch_size,
@@ -53,6 +54,7 @@ def record_images(
         # However the folder is named, and from wherever: the same images are the same recording.
         dataset=str(images.folder.resolve()),
         precision=how.precision,
+        device=found.type,
     )
 
 

@@ -22,9 +22,15 @@ from torch import Tensor
 
 from assay.backbones import Backbone
 from assay.io.images import Images
+from assay.io.images.files import names_and_sizes
 from assay.io.shards.labels import ImageMasks
 from assay.io.shards.metadata import OWN_VOTE, Metadata, explain
-from assay.io.shards.provenance import Provenance, RecordedFiles, RecordedGeometry
+from assay.io.shards.provenance import (
+    Provenance,
+    RecordedFiles,
+    RecordedGeometry,
+    RecordedMasks,
+)
 from assay.io.shards.recording import ImageBatch
 from assay.pipelines.signs_of_life import Bar
 from assay.pipelines.stopping import stop_if_asked
@@ -33,6 +39,9 @@ FORMAT = 1
 """Raised whenever the same files and model would give other batches: what an older version began is
 not gone on with.
 """
+
+FILES = {"images", "masks", "examples", "seed"}
+"""What provenance says of the files, of which each shard has its part."""
 
 AHEAD = 2
 """Batches that are decoded ahead of the model, at the least."""
@@ -70,6 +79,8 @@ class ImageRecording:
         cls_token: whether the CLS token is kept, where the model has one.
         dataset: what metadata.json calls the images.
         precision: of the model, as metadata.json is to say it.
+        device: the kind of device that the model computes on: a recording that was begun on another
+            is not gone on with.
         threads: that decode, resize and label; None: half of the cores.
     """
 
@@ -86,6 +97,7 @@ class ImageRecording:
         cls_token: bool,
         dataset: str,
         precision: str,
+        device: str = "cpu",
         threads: int | None = None,
     ) -> None:
         self._images = images
@@ -98,6 +110,7 @@ class ImageRecording:
         self._cls_token = cls_token
         self._dataset = dataset
         self._precision = precision
+        self._device = device
         self._threads = threads or default_threads()
 
     @functools.cached_property
@@ -130,17 +143,22 @@ class ImageRecording:
             ) from None
 
     @property
+    def labeled(self) -> bool:
+        """Whether there are masks."""
+        return self._masks is not None
+
+    @property
     def key(self) -> str:
         """What activations and labels depend on beside the files, as JSON."""
         masks = self._masks
-        said = self._provenance.model_dump(mode="json", exclude={"images", "examples", "seed"})
+        said = self._provenance.model_dump(mode="json", exclude=FILES)
         labels = None if masks is None else masks.layout.model_dump(mode="json")
-        return json.dumps([FORMAT, said, labels], sort_keys=True)
+        return json.dumps([FORMAT, said, labels, self._device], sort_keys=True)
 
     def digest(self, first: int, stop: int) -> str:
         """SHA-256 (64 hex digits) of the names and sizes of some examples' images and masks."""
         said = [
-            RecordedFiles.of(files.folder, files.paths[first:stop]).sha256
+            list(names_and_sizes(files.folder, files.paths[first:stop]))
             for files in (self._images, self._masks)
             if files is not None
         ]
@@ -248,7 +266,7 @@ class ImageRecording:
 
     @functools.cached_property
     def _provenance(self) -> Provenance:
-        images, layout = self._images, self._images.layout
+        images, masks, layout = self._images, self._masks, self._images.layout
         return Provenance(
             model=self._backbone.description.identity,
             geometry=RecordedGeometry(
@@ -262,6 +280,9 @@ class ImageRecording:
             precision=self._precision,
             batch_size=self._batch_size,
             images=RecordedFiles.of(images.folder, images.paths),
+            masks=None
+            if masks is None
+            else RecordedMasks.labeled(masks.folder, masks.paths, masks.layout),
             examples=layout.examples,
             seed=None if layout.examples is None else layout.seed,
         )
