@@ -57,6 +57,10 @@ def test_a_folder_is_recorded_once(here):
     assert ended.exit_code == 0
     assert f"Nothing to do: out/{shards.path.name}" in ended.output
     assert stamps(here / "out") == before
+    assert os.listdir(here / "out") == [shards.path.name]
+    (shards.path / "labels.bin").unlink()
+    assert "Recorded" in run(*LEAST, "--masks", "data/masks").output
+    assert Shards(find_shards("out")).has_labels
     ended = run(*LEAST, "--masks", "data/masks", "--force")
     assert "Recorded" in ended.output
     assert stamps(here / "out") != before

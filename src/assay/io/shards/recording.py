@@ -102,7 +102,7 @@ def record_shards(root: Path, source: Source) -> Path:
     """
     refuse_others(root)
     metadata = source.metadata
-    if _is_there(root, source):
+    if is_recorded(root, source):
         discard_partials(root)
         logger.info("%s is recorded already", root / metadata.hash)
         return root / metadata.hash
@@ -119,6 +119,24 @@ def record_shards(root: Path, source: Source) -> Path:
             finish_shards(folder, metadata)
     logger.debug("recorded %d examples in %s", metadata.n_examples, root)
     return root / metadata.hash
+
+
+def is_recorded(root: Path, source: Source) -> bool:
+    """Whether `root` holds the same recording already, by its metadata, and whole, by its files'
+    sizes, which `record_shards` would leave as it is.
+    """
+    metadata, folder = source.metadata, root / source.metadata.hash
+    n_labels = metadata.n_examples * metadata.content_tokens_per_example
+    labels = {LABELS_NAME: n_labels, WIDE_LABELS_NAME: 2 * n_labels}
+    n_shards = metadata.n_examples // metadata.examples_per_shard + 1  # the last may be empty
+    n_bytes = metadata.examples_per_shard * metadata.example_bytes
+    return (
+        not (root / ANEW).exists()
+        and _says(folder / METADATA_NAME, metadata.to_json())
+        and (folder / INDEX_NAME).is_file()
+        and all(_is_of(folder / shard_name(shard), n_bytes) for shard in range(n_shards))
+        and (not source.labeled or any(_is_of(folder / name, n) for name, n in labels.items()))
+    )
 
 
 def forget_recording(root: Path) -> None:
@@ -143,21 +161,6 @@ def refuse_others(root: Path) -> None:
             f"{root} holds {', '.join(child.name for child in held)}; wanted one older recording at"
             " the most, as saving replaces the folder whole: give the recording a folder of its own"
         )
-
-
-def _is_there(root: Path, source: Source) -> bool:
-    metadata, folder = source.metadata, root / source.metadata.hash
-    n_labels = metadata.n_examples * metadata.content_tokens_per_example
-    labels = {LABELS_NAME: n_labels, WIDE_LABELS_NAME: 2 * n_labels}
-    n_shards = metadata.n_examples // metadata.examples_per_shard + 1  # the last may be empty
-    n_bytes = metadata.examples_per_shard * metadata.example_bytes
-    return (
-        not (root / ANEW).exists()
-        and _says(folder / METADATA_NAME, metadata.to_json())
-        and (folder / INDEX_NAME).is_file()
-        and all(_is_of(folder / shard_name(shard), n_bytes) for shard in range(n_shards))
-        and (not source.labeled or any(_is_of(folder / name, n) for name, n in labels.items()))
-    )
 
 
 def _says(path: Path, text: str) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 from assay.backbones import look
@@ -10,18 +9,14 @@ from assay.backbones.dataset import BackboneDataset
 from assay.io.datasets import find_shards
 from assay.io.images import ImageLayout, Images
 from assay.io.images.masks import MaskLayout
-from assay.io.publish import publish_file
 from assay.io.shards import Shards
 from assay.io.shards.labels import ImageMasks
 from assay.io.shards.metadata import Metadata
 from assay.io.shards.provenance import Provenance
-from assay.io.shards.recording import forget_recording, record_shards
+from assay.io.shards.recording import forget_recording, is_recorded, record_shards
 from assay.parameters import FolderParameters
 from assay.pipelines.extract.geometry import check_recording, image_layout, mask_layout
 from assay.pipelines.extract.nodes import record_images
-
-NOTE = ".recorded"
-"""Beside a recording: a hash of what it is of. Readers of shards pass it over."""
 
 
 class FolderRecording:
@@ -85,27 +80,15 @@ class FolderRecording:
                 f"{self._out} holds another recording, {shards.path.name}: name another folder, or"
                 " --force to replace it"
             )
-        return self._note.is_file() and self._note.read_text("utf-8") == self._fingerprint()
+        return is_recorded(self._out, self._recording)
 
     def record(self, *, force: bool) -> Path:
         """Record what is not there yet, or with ``force`` all of it, and give the folder of the
         shards.
         """
-        fingerprint = self._fingerprint()
         if force:
             forget_recording(self._out)
-        path = record_shards(self._out, self._recording)
-        with publish_file(self._note) as partial:
-            partial.write_text(fingerprint, encoding="utf-8")
-        return path
-
-    @property
-    def _note(self) -> Path:
-        return self._out / NOTE
-
-    def _fingerprint(self) -> str:
-        """What the recording is of, down to samples of the files' content."""
-        return hashlib.sha256(self.metadata.to_json().encode()).hexdigest()
+        return record_shards(self._out, self._recording)
 
 
 def _settings(metadata: Metadata) -> tuple[Metadata, Provenance | None]:
