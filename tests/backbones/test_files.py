@@ -135,6 +135,20 @@ def test_a_pickle_is_refused_by_its_name(tmp_path, name):
         look(str(folder))
 
 
+def test_one_number_of_the_weights_changes_the_identity(folder):
+    weights = {f"layer.{n}": torch.zeros(2**19) for n in range(8)}  # more than any sample reads
+    save_file(weights, folder / "model.safetensors")
+    before = find_checkpoint(str(folder), None).identity()
+    for name in ("layer.0", "layer.3", "layer.6"):
+        for place in (0, 70_001, 2**19 - 1):
+            tensor = weights[name].clone()
+            tensor[place] = 1
+            save_file(weights | {name: tensor}, folder / "model.safetensors")
+            assert find_checkpoint(str(folder), None).identity() != before
+    save_file(weights, folder / "model.safetensors")
+    assert find_checkpoint(str(folder), None).identity() == before
+
+
 def test_weights_in_several_files_are_those_that_the_index_names(folder):
     (folder / "model.safetensors").unlink()
     for number in (1, 2):

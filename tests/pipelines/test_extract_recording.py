@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -215,7 +216,7 @@ def test_what_changes_the_numbers_changes_the_key(tmp_path, changes):
     assert make_recording(images, masks, backbone, **given).key != key
 
 
-def test_a_digest_is_of_the_names_and_sizes_of_images_and_masks(tmp_path):
+def test_a_digest_is_of_the_places_sizes_and_times_of_images_and_masks(tmp_path):
     images, masks = make_images(tmp_path)
     recording = make_recording(images, masks)
 
@@ -232,6 +233,17 @@ def test_a_digest_is_of_the_names_and_sizes_of_images_and_masks(tmp_path):
             number == changed for number in range(5)
         ]
     assert make_recording(images, None).digest(0, 2) != found[0][0]
+
+    # Another content of the same size, and another folder of the same files.
+    path = images.paths[0]
+    os.utime(path, ns=(0, path.stat().st_mtime_ns + 1))
+    assert digests()[0] != found[-1][0]
+    shutil.copytree(tmp_path / "images", tmp_path / "others")  # with their times
+    others = Images(tmp_path / "others", images.layout)
+    assert [path.stat().st_mtime_ns for path in others.paths] == [
+        path.stat().st_mtime_ns for path in images.paths
+    ]
+    assert make_recording(others, masks).digest(0, 2) != digests()[0]
 
 
 def test_a_shard_without_room_for_an_image_is_an_error(tmp_path):
@@ -435,7 +447,7 @@ def test_a_gpu_gives_the_same_bytes_and_is_waited_for_by_events_alone(tmp_path):
 
 
 PROGRAM = """
-import os, random, signal, sys, time
+import os, random, shutil, signal, sys, time
 from pathlib import Path
 import torch
 sys.path[:0] = [{tests!r}]
@@ -461,7 +473,6 @@ def run(folder, seconds=None):
         os.kill(child, signal.SIGKILL)
     return os.waitpid(child, 0)[1]
 
-record(root / "wanted")
 began = time.perf_counter()
 assert run(root / "wanted") == 0
 whole = time.perf_counter() - began
@@ -475,6 +486,7 @@ while killed < 20:
         assert not (root / "a").exists()
     else:
         assert tree(root / "a") == wanted
+        shutil.rmtree(root / "a")  # it would not be made again
 assert run(root / "a") == 0
 assert tree(root / "a") == wanted
 print(begun, *sorted(os.listdir(root)))

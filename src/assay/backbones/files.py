@@ -14,7 +14,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from assay.io.hub import PREFIX, commit_of, fetch_snapshot, parse_address
-from assay.io.sampling import sample_bytes, sampled_digest
+from assay.io.sampling import sample_bytes, sampled_digest, whole_digest
 from assay.io.strict_json import read_json_file, shown
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
@@ -47,13 +47,18 @@ class Checkpoint:
     weights: tuple[Path, ...]
 
     def identity(self) -> dict[str, str]:
-        """The commit, and digests (SHA-256) of config.json and of the weights: those of samples
-        of their bytes.
+        """The commit, and digests (SHA-256) of config.json and of the weights. Those of a folder
+        are hashed whole, since who edits a model may edit one block; a commit of the Hub tells its
+        files already, and a sample of them is enough.
         """
         digest = hashlib.sha256()
         for path in self.weights:
-            sampled = sampled_digest(path, sample_bytes(len(self.weights)))
-            digest.update(f"{path.name} {path.stat().st_size} {sampled}\n".encode())
+            content = (
+                whole_digest(path)
+                if self.commit is None
+                else sampled_digest(path, sample_bytes(len(self.weights)))
+            )
+            digest.update(f"{path.name} {path.stat().st_size} {content}\n".encode())
         config = hashlib.sha256((self.folder / CONFIG).read_bytes()).hexdigest()
         commit = {} if self.commit is None else {"revision": self.commit}
         return commit | {"config": config, "weights": digest.hexdigest()}

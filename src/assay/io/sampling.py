@@ -8,6 +8,8 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 FOLDER_BYTES = 4 * 2**20
@@ -29,21 +31,42 @@ def sampled_digest(path: Path, most: int = FOLDER_BYTES, end: int | None = None)
     ``end`` is where to stop; what comes after is not read. Raises ValueError if the file
     cannot be read.
     """
+    with _naming(path):
+        size, touched = _touched(path)
+        return _digest(path, most, size if end is None else min(end, size), touched)
+
+
+def whole_digest(path: Path) -> str:
+    """SHA-256 (hex) of all of a file's bytes, a gigabyte a second or so.
+
+    Raises ValueError if the file cannot be read.
+    """
+    with _naming(path):
+        return _digest_whole(path, _touched(path)[1])
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
     try:
-        status = path.stat()
-        # Read once as long as nobody has touched it: the same file is asked for again and again.
-        touched = (
-            status.st_dev,
-            status.st_ino,
-            status.st_size,
-            status.st_mtime_ns,
-            status.st_ctime_ns,
-        )
-        return _digest(
-            path, most, status.st_size if end is None else min(end, status.st_size), touched
-        )
+        yield
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror or error}; restore it") from error
+
+
+def _touched(path: Path) -> tuple[int, tuple[int, ...]]:
+    """The size of a file, and what changes whenever somebody touches it: until then it is read
+    once, as the same file is asked for again and again.
+    """
+    status = path.stat()
+    times = status.st_mtime_ns, status.st_ctime_ns
+    return status.st_size, (status.st_dev, status.st_ino, status.st_size, *times)
+
+
+@functools.lru_cache(maxsize=2**10)
+def _digest_whole(path: Path, touched: tuple[int, ...]) -> str:
+    del touched
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @functools.lru_cache(maxsize=2**16)

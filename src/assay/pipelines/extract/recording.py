@@ -22,7 +22,6 @@ from torch import Tensor
 
 from assay.backbones import Backbone
 from assay.io.images import Images
-from assay.io.images.files import names_and_sizes
 from assay.io.shards.labels import ImageMasks
 from assay.io.shards.metadata import OWN_VOTE, Metadata, explain
 from assay.io.shards.provenance import (
@@ -156,12 +155,17 @@ class ImageRecording:
         return json.dumps([FORMAT, said, labels, self._device], sort_keys=True)
 
     def digest(self, first: int, stop: int) -> str:
-        """SHA-256 (64 hex digits) of the names and sizes of some examples' images and masks."""
-        said = [
-            list(names_and_sizes(files.folder, files.paths[first:stop]))
+        """SHA-256 (64 hex digits) of the places, sizes and times of some examples' images and
+        masks: a file of the same name elsewhere, or one that was touched, is another.
+        """
+        paths = [
+            path
             for files in (self._images, self._masks)
             if files is not None
+            for path in files.paths[first:stop]
         ]
+        statuses = ((os.path.realpath(path), os.stat(path)) for path in paths)
+        said = [(place, status.st_size, status.st_mtime_ns) for place, status in statuses]
         return hashlib.sha256(json.dumps(said).encode()).hexdigest()
 
     def name(self, example: int) -> str:
