@@ -260,6 +260,7 @@ def serve(control: int, imports: tuple[str, ...]) -> None:
     inspect.stack()  # which reads the source of all modules, once
     assert threading.active_count() == 1, threading.enumerate()
     assert "kedro.framework.project" not in sys.modules  # sets logging up by the folder it is in
+    assert not {"transformers", "timm"} & sys.modules.keys()  # only what records imports them
     gc.collect()
     gc.freeze()  # so that a fork does not copy the pages of what it never touches
     running: dict[int, tuple[int, int]] = {}
