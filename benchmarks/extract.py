@@ -9,6 +9,7 @@ narrow block, each size in a process of its own.
 """
 
 import argparse
+import itertools
 import json
 import resource
 import shutil
@@ -128,8 +129,11 @@ def measure_loop(
         for batch in batches:
             backbone.record(batch, layers)
 
+    places = (root / f"recorded-{number}" for number in itertools.count())
+
     def loop() -> None:
-        record(images, backbone, root / "recorded", layers, threads)
+        # A place of its own: what is recorded there already would not be made again.
+        record(images, backbone, next(places), layers, threads)
 
     forward()
     times = [(seconds(forward), seconds(loop)) for _ in range(rounds)]
