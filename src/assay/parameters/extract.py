@@ -6,6 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, PositiveInt, StrictBool, model_validator
 
+from assay.geometry import Geometry, Resample, Side, check_resize
 from assay.parameters.fields import Choices, Section, Seed
 
 SPLITS = ("fit", "val", "probe_train", "probe_val")
@@ -17,7 +18,7 @@ Id = Annotated[int, Field(ge=0, lt=2**16)]
 class RecordingParameters(Section):
     """How images become activations, whatever the model is."""
 
-    geometry: Literal["crop", "stretch", "aspect"] = Field(
+    geometry: Geometry = Field(
         "crop",
         description=(
             "crop: the shorter side resized, then the center; stretch: the whole image on the grid;"
@@ -25,9 +26,8 @@ class RecordingParameters(Section):
             " saev does for DINOv3"
         ),
     )
-    resize: PositiveInt | None = Field(
+    resize: Side | None = Field(
         None,
-        le=2**20,
         description=(
             "of crop: the shorter side before the crop, in pixels; null: the checkpoint's, or the"
             " crop's longer side where that is more"
@@ -40,7 +40,7 @@ class RecordingParameters(Section):
             " 16 for aspect, which takes their product alone"
         ),
     )
-    resample: Literal["bilinear", "bicubic", "lanczos"] | None = Field(
+    resample: Resample | None = Field(
         None, description="how images are resized; null: as the checkpoint says, lanczos for aspect"
     )
     precision: Literal["float32", "bfloat16"] = Field(
@@ -58,11 +58,7 @@ class RecordingParameters(Section):
 
     @model_validator(mode="after")
     def _resize_goes_with_crop(self) -> Self:
-        if self.resize is not None and self.geometry != "crop":
-            raise ValueError(
-                f"found resize {self.resize} and geometry {self.geometry}, want resize beside crop"
-                " alone: the grid says how large images become"
-            )
+        check_resize(self.geometry, self.resize)
         return self
 
 

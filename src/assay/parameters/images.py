@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Literal, Self
 
 from pydantic import Field, PositiveInt, model_validator
 
+from assay.geometry import Geometry, Grid, PatchSize, Resample, Resize, check_grid, check_resize
 from assay.parameters.fields import Section
-
-Bounded = Annotated[int, Field(gt=0, le=1024)]
-
-Pixels = Annotated[int, Field(gt=0, le=2**20)]
 
 
 class ImagesParameters(Section):
@@ -24,13 +21,13 @@ class ImagesParameters(Section):
     path: str | None = Field(
         None, description="the folder; null: no gallery, but on the embedded default"
     )
-    patch_size: Bounded | None = Field(
+    patch_size: PatchSize | None = Field(
         None, description="height and width of a patch, in pixels; null: as recorded, or 16"
     )
-    grid: tuple[Bounded, Bounded] | None = Field(
+    grid: Grid | None = Field(
         None, description="(rows, columns) of patches; null: as recorded, or as many of each"
     )
-    geometry: Literal["crop", "stretch", "aspect"] | None = Field(
+    geometry: Geometry | None = Field(
         None,
         description=(
             "crop: resized, then the center; stretch: to the grid; aspect: to the grid of as many"
@@ -38,7 +35,7 @@ class ImagesParameters(Section):
             " recorded, or resized at the most"
         ),
     )
-    resize: Pixels | tuple[Pixels, Pixels] | None = Field(
+    resize: Resize | None = Field(
         None,
         description=(
             "the shorter side, or (height, width), as it was for the activations, in pixels; null:"
@@ -48,7 +45,7 @@ class ImagesParameters(Section):
     crop: Literal["centre"] | None = Field(
         None, description="centre: another way to say geometry: crop"
     )
-    resample: Literal["bilinear", "bicubic", "lanczos"] | None = Field(
+    resample: Resample | None = Field(
         None,
         description="how images are resized; null: as recorded, or bicubic, and lanczos for aspect",
     )
@@ -72,14 +69,6 @@ class ImagesParameters(Section):
                 f"found crop {self.crop} and geometry {self.geometry}, want one of them: leave crop"
                 " out, or say geometry: crop"
             )
-        if self.resize is not None and self.geometry in {"stretch", "aspect"}:
-            raise ValueError(
-                f"found resize {self.resize} and geometry {self.geometry}, want resize beside crop"
-                " alone: the grid says how large images become"
-            )
-        if self.grid is not None and self.geometry == "aspect":
-            raise ValueError(
-                f"found grid {list(self.grid)} and geometry aspect, want no grid: each image has"
-                " its own"
-            )
+        check_resize(self.geometry, self.resize)
+        check_grid(self.geometry, self.grid)
         return self

@@ -5,31 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import isqrt
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar
 
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 
-# Bounds of what is read from files as well: sizes that no model has would only fill the memory.
-MAX_PATCH_SIZE = 1024
-
-MAX_GRID_SIDE = 1024
-
-MAX_SIDE = MAX_PATCH_SIZE * MAX_GRID_SIDE
-
-PatchSize = Annotated[int, Field(gt=0, le=MAX_PATCH_SIZE)]
-
-GridSide = Annotated[int, Field(gt=0, le=MAX_GRID_SIDE)]
-
-Grid = tuple[GridSide, GridSide]
-
-Side = Annotated[int, Field(gt=0, le=MAX_SIDE)]
-
-Resize = Side | tuple[Side, Side]
-
-Geometry = Literal["crop", "stretch", "aspect"]
-
-Resample = Literal["bilinear", "bicubic", "lanczos"]
+from assay.geometry import (
+    Geometry,
+    Grid,
+    PatchSize,
+    Resample,
+    Resize,
+    check_grid,
+    check_resize,
+)
 
 
 @dataclass(frozen=True)
@@ -104,16 +93,8 @@ class Layout(BaseModel):
                 f"found crop and geometry {self.geometry}, want one of them: leave crop out, or say"
                 " geometry crop"
             )
-        if self.resize is not None and self.geometry in {"stretch", "aspect"}:
-            raise ValueError(
-                f"found resize {self.resize} and geometry {self.geometry}, want resize beside crop"
-                " alone: the grid says how large images become"
-            )
-        if self.grid is not None and self.geometry == "aspect":
-            raise ValueError(
-                f"found grid {self.grid[0]} x {self.grid[1]} and geometry aspect, want no grid:"
-                " each image has its own"
-            )
+        check_resize(self.geometry, self.resize)
+        check_grid(self.geometry, self.grid)
         return self
 
     def grid_of(self, n_patches: int) -> tuple[int, int] | None:

@@ -12,8 +12,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
+from assay.geometry import Geometry, Grid, PatchSize, Resample, Resize
 from assay.io.images.files import digest_files
-from assay.io.images.layout import Geometry, Grid, PatchSize, Resample, Resize
 from assay.io.images.masks import MaskLayout
 from assay.io.strict_json import parse_json
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from assay.backbones import Description
-from assay.io.images.layout import MAX_GRID_SIDE, MAX_PATCH_SIZE
+from assay.geometry import MAX_GRID_SIDE, MAX_PATCH_SIZE
 from assay.parameters import ImagesToRecord, LabelsParameters, RecordingParameters
 
 ASPECT_GRID = (16, 16)
