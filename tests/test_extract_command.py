@@ -11,6 +11,7 @@ from click.testing import CliRunner, Result
 
 from assay.commands import main
 from assay.io.datasets import find_shards
+from assay.io.images import ImageLayout, Images
 from assay.io.shards import Shards
 from assay.io.shards.provenance import Provenance
 from vits import write_images, write_model
@@ -35,6 +36,8 @@ def here(sources, tmp_path, monkeypatch) -> Path:
 def run(*arguments: Any) -> Result:
     return CliRunner().invoke(main, ["extract", "data/images", *map(str, arguments)])
 
+
+SAMPLE = ImageLayout(patch_size=8, pattern=None, examples=3, seed=1)
 
 LEAST = ("--model", "vit", "--layers", "2,0", "--out", "out")
 
@@ -64,6 +67,32 @@ def test_a_folder_is_recorded_once(here):
     ended = run(*LEAST, "--masks", "data/masks", "--force")
     assert "Recorded" in ended.output
     assert stamps(here / "out") != before
+
+
+def test_labels_of_a_sample_are_made_of_its_own_masks_alone(here):
+    ended = run(*LEAST, "--masks", "data/masks", "--examples", 3, "--seed", 1)
+    assert ended.exit_code == 0, ended.output
+    shards = find_shards("out")
+    wanted = (shards / "labels.bin").read_bytes()
+
+    def label(*options: str) -> Result:
+        typed = ["labels", str(shards), "--masks", "data/masks", "--out", "labels.bin", "--force"]
+        return CliRunner().invoke(main, [*typed, "--pattern", "*/*.png", *options])
+
+    assert label().exit_code == 0, label().output
+    assert Path("labels.bin").read_bytes() == wanted
+    first = min((here / "data/masks").glob("*/*.png"))
+    for number in range(9):  # they are drawn from too
+        shutil.copy(first, first.with_name(f"0{number}x.png"))
+    refused = label()
+    assert refused.exit_code == 1
+    assert "gives other masks than those that these shards were recorded with" in refused.output
+    assert Path("labels.bin").read_bytes() == wanted
+    drawn = Images(here / "data/images", SAMPLE).paths
+    names = (str(path.relative_to(here / "data/images")) for path in drawn)
+    Path("names.txt").write_text("\n".join(names))
+    assert label("--names", "names.txt").exit_code == 0
+    assert Path("labels.bin").read_bytes() == wanted
 
 
 def test_what_has_changed_is_recorded_again_and_other_settings_want_another_place(here):

@@ -216,7 +216,8 @@ def _run(force: bool, **options: Any) -> None:
                     "runner": str(runner),
                 }
                 finish_taken_up(session._hook_manager, {**options, **about}, selected, catalog)
-            _say_results(console, selected, catalog, work, time.perf_counter() - began)
+            seconds = time.perf_counter() - began
+            _say_results(console, selected, catalog, work, seconds, options["env"])
 
 
 def _forget_begun(pipeline: Pipeline, catalog: DataCatalog) -> None:
@@ -311,7 +312,12 @@ def _select(names: list[str], options: dict[str, Any]) -> Pipeline:
 
 
 def _say_results(
-    console: Console, selected: Pipeline, catalog: DataCatalog, work: Work, seconds: float
+    console: Console,
+    selected: Pipeline,
+    catalog: DataCatalog,
+    work: Work,
+    seconds: float,
+    env: str | None,
 ) -> None:
     if "baselines" in selected.all_outputs():
         from assay.pipelines.report.terminal import render_table
@@ -325,7 +331,9 @@ def _say_results(
         console.print(
             f"Results: {', '.join(sorted(selected.outputs()))}", soft_wrap=True, highlight=False
         )
-    console.print("Runs:    mlflow ui          Graph:   kedro viz", highlight=False)
+    # kedro-viz tells the registry no environment that it is given as an option.
+    viz = f"{'' if env is None else f'KEDRO_ENV={env} '}kedro viz"
+    console.print(f"Runs:    mlflow ui          Graph:   {viz}", highlight=False)
     console.print(f"Done in {seconds:.0f} s.", highlight=False)
     sys.stdout.flush()
 

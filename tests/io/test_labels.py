@@ -232,7 +232,7 @@ def test_masks_of_mixed_sizes_are_resized_by_the_shorter_side_and_cropped(tmp_pa
 )
 @settings(deadline=None, max_examples=80)
 def test_geometry_equals_torchvision_written_out(shape: tuple[int, int], resize: Any) -> None:
-    """Each output pixel by its own arithmetic: resize, pixel centers, then CenterCrop's place."""
+    """torchvision resizes by Pillow, and CenterCrop rounds where it begins."""
     mask = np.arange(shape[0] * shape[1]).reshape(shape)
     layout = MaskLayout(patch_size=2, grid=(2, 3), resize=resize, crop=True)
     resized = list(shape)
@@ -246,21 +246,18 @@ def test_geometry_equals_torchvision_written_out(shape: tuple[int, int], resize:
             layout.place(shape, 6)
         return
     top, left = round((resized[0] - 4) / 2), round((resized[1] - 6) / 2)
-    wanted = [
-        [
-            mask[
-                int((top + row + 0.5) * shape[0] / resized[0] + 1e-9),
-                int((left + column + 0.5) * shape[1] / resized[1] + 1e-9),
-            ]
-            for column in range(6)
-        ]
-        for row in range(4)
-    ]
+    image = Image.fromarray(mask.astype(np.int32)).resize(resized[::-1], Image.Resampling.NEAREST)
+    wanted = np.asarray(image)[top : top + 4, left : left + 6]
     np.testing.assert_array_equal(fit_mask(mask, layout.place(shape, 6), 2), wanted)
 
 
 @pytest.mark.parametrize(
-    "sizes", [((40, 60), (20, 30)), ((30, 30), (50, 70)), ((33, 47), (16, 24))]
+    "sizes",
+    [
+        *(((40, 60), (20, 30)), ((30, 30), (50, 70)), ((33, 47), (16, 24))),
+        # Centers fall on borders: as 14 pixels a patch have it at 224.
+        *(((256, 256), (224, 224)), ((512, 683), (224, 224)), ((384, 798), (112, 448))),
+    ],
 )
 def test_nearest_pixels_are_pillows(sizes: tuple[tuple[int, int], tuple[int, int]]) -> None:
     shape, resized = sizes

@@ -19,6 +19,7 @@ from assay.io.files import METADATA_NAME, read_json_bytes, real_folder
 from assay.io.images import Images
 from assay.io.images.files import (
     check_folder,
+    digest_files,
     fingerprint_files,
     leads_out,
     list_files,
@@ -28,6 +29,7 @@ from assay.io.images.files import (
 from assay.io.images.masks import UNKNOWN, VOID, MaskLayout, fit_mask, read_mask
 from assay.io.publish import publish_file
 from assay.io.shards.metadata import INDEX_NAME, LABELS_NAME, OWN_VOTE, WIDE_LABELS_NAME, Metadata
+from assay.io.shards.provenance import Provenance
 from assay.io.strict_json import parse_json
 
 LABELS_NAMES = (LABELS_NAME, WIDE_LABELS_NAME)
@@ -139,6 +141,7 @@ def label_patches(
                 else "correct the folder or the pattern"
             )
         )
+    _check_sample(metadata, folder, layout, paths)
     labels_of_ids = layout.labels_of_ids()
     most = VOID if layout.n_classes is None else layout.n_classes - 1
     labels = np.empty((metadata.n_examples, n_patches), dtype=np.uint16)
@@ -151,6 +154,21 @@ def label_patches(
         progress(1)
     most = max(most, int(labels.max()))
     return PatchLabels(labels.astype(np.uint8) if most < 2**8 else labels)
+
+
+def _check_sample(metadata: Metadata, folder: Path, layout: MaskLayout, paths: list[Path]) -> None:
+    """Raise ValueError where a sample of images was recorded with other masks than these: drawn
+    from a folder that holds more of them, they would be those of other images.
+    """
+    said = Provenance.parse(metadata.data)
+    if said is None or said.examples is None or said.masks is None or layout.names is not None:
+        return
+    if said.masks.sha256 != digest_files(folder, paths):
+        raise ValueError(
+            f"{folder} gives other masks than those that these shards were recorded with, which are"
+            f" of a sample of {said.examples} images: list the sample's masks in the examples'"
+            " order, and give the list as --names"
+        )
 
 
 def _gaps(paths: list[Path], n_examples: int) -> list[str]:
