@@ -21,7 +21,7 @@ from assay.io.copies import find_copies
 from assay.io.datasets import ImagesDataset, MasksDataset, find_shards
 from assay.io.images import ImageLayout, Images
 from assay.io.images.masks import MaskLayout
-from assay.io.publish import free_bytes
+from assay.io.publish import existing, free_bytes
 from assay.io.shards import Shards
 from assay.io.shards.labels import ImageMasks
 from assay.io.shards.provenance import Provenance, RecordedGeometry
@@ -228,7 +228,7 @@ def check_room(parameters: Parameters, project: Path, splits: Collection[str]) -
     free: dict[int, int] = {}
     for split in splits:
         place = extraction.place(split)
-        disk = os.stat(_existing(place)).st_dev
+        disk = os.stat(existing(place)).st_dev
         wanted[disk] = wanted.get(disk, 0) + extraction.n_bytes(split, len(images[split]))
         # What was begun is gone on with, or removed.
         free.setdefault(disk, free_bytes(place))
@@ -314,12 +314,6 @@ def _check_files(extraction: Extraction, split: str) -> int:
 
 def _opened(folder: Path, layout: dict[str, Any]) -> tuple[Path, ImageLayout]:
     return folder, ImageLayout.model_validate(layout)
-
-
-def _existing(place: Path) -> Path:
-    """The place, or the nearest folder above it that exists."""
-    place = Path(os.path.abspath(place))
-    return next(each for each in (place, *place.parents) if each.exists())
 
 
 def _begun_bytes(place: Path) -> int:

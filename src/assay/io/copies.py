@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from pathlib import Path
 
-from assay.io.sampling import PAGE, sampled_digest
+from assay.io.sampling import PAGE, sampled_digest, whole_digest
 
 
 def find_copies(files: Sequence[Path], others: Sequence[Path]) -> list[tuple[Path, Path]]:
@@ -47,5 +46,4 @@ def _page(path: Path) -> str:
 
 
 def _content(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return whole_digest(path)

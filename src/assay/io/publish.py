@@ -134,10 +134,15 @@ def publish_file(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 def free_bytes(path: str | os.PathLike[str]) -> int:
     """What the disk has room for where `path` is, or is to be."""
+    return shutil.disk_usage(existing(path)).free
+
+
+def existing(path: str | os.PathLike[str]) -> Path:
+    """The place, or the nearest folder above it that exists."""
     place = Path(os.path.abspath(path))
     while not place.exists():
         place = place.parent
-    return shutil.disk_usage(place).free
+    return place
 
 
 def _target(path: str | os.PathLike[str]) -> Path:
