@@ -54,6 +54,7 @@ bench: run
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/kmeans.py
 	$(BIN)/python benchmarks/pca.py
+	$(BIN)/python benchmarks/stage_rates.py
 	$(BIN)/python benchmarks/probe.py
 	$(BIN)/python benchmarks/tracking.py
 
