@@ -414,7 +414,7 @@ def test_what_a_parameter_changes_is_said_on_its_field():
     """As it was when results were last made again for it: a field that changes results must not be
     left out of their fingerprints.
     """
-    assert {"params:device"} == fingerprints.UNHASHED
+    assert {"params:device", "params:ranks_timeout_seconds"} == fingerprints.UNHASHED
     assert {
         "params:kmeans": {
             "encodings",

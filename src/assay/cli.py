@@ -30,6 +30,7 @@ from rich.console import Console
 
 from assay.pipelines.stopping import exit_code, signals_stop
 from assay.pipelines.watch import watched
+from assay.team import current_team
 
 if TYPE_CHECKING:
     from assay.work import Work
@@ -173,6 +174,7 @@ def _run(force: bool, **options: Any) -> None:
             assert isinstance(catalog, DataCatalog)
             selected = _select(names, options)
             project, parameters = current_configuration()
+            current_team().timeout_seconds = parameters.ranks_timeout_seconds
             check_pipeline(parameters, project, selected)
             work = stack.enter_context(taken_on(current_freshness(), selected, force=force))
             todo = work.todo

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 
 from assay.parameters.dictionaries import DictionaryParameters
 from assay.parameters.digits import DigitsParameters
@@ -37,6 +37,11 @@ class Parameters(Section):
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto",
         description="where tensors live; auto: cuda where there is one",
+        json_schema_extra=OPERATIONAL,
+    )
+    ranks_timeout_seconds: PositiveFloat = Field(
+        120.0,
+        description="for how long ranks wait for one that hangs (docs/ranks.md), before all end",
         json_schema_extra=OPERATIONAL,
     )
     shards: ShardsParameters = Field(

@@ -13,6 +13,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from assay.team import current_team
+
 EVERY = 30.0
 """Seconds from one line of a long step in a log to the next."""
 
@@ -63,8 +65,8 @@ class Bar(tqdm):  # type: ignore[type-arg] # which it has for the type checker a
 
 
 def on_terminal() -> bool:
-    """Whether somebody sees bars."""
-    return sys.stderr.isatty()
+    """Whether somebody sees bars: those of the ranks' first, where there are several."""
+    return current_team().rank == 0 and sys.stderr.isatty()
 
 
 @contextmanager

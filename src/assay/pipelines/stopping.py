@@ -2,7 +2,7 @@
 stops, everything else stops at once.
 
 SIGTERM comes from a queue, SIGINT from Ctrl-C, SIGHUP from a terminal that is closed. A second one
-stops a fit at once.
+stops a fit at once; to one of several ranks it is as the first.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+
+from assay.team import current_team
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -51,6 +53,20 @@ def signals_stop() -> Iterator[None]:
         _asked.clear()
 
 
+def ask(number: int | None = None) -> None:
+    """Ask for a stop as a signal does, of the same number where one came to another rank, but let
+    whoever is not in a fit go on.
+    """
+    if number is not None:
+        _Noted.came = number
+    _asked.set()
+
+
+def signal_that_came() -> int | None:
+    """The number of the signal that came last; None where none came."""
+    return _Noted.came
+
+
 def exit_code() -> int | None:
     """What a process that a signal came to exits with, as shells have it: 128 and the signal's
     number; None where none came.
@@ -60,15 +76,19 @@ def exit_code() -> int | None:
 
 def _on_signal(number: int, frame: FrameType | None) -> None:
     del frame
+    in_team = current_team().size > 1
+    if in_team and _asked.is_set():
+        return  # torchrun repeats to each rank what srun sent to all, while they save themselves
     _Noted.came = number
     at_once = _Noted.fits == 0 or _asked.is_set()  # nobody will ask, or nobody has
     _asked.set()
     if at_once:
         raise KeyboardInterrupt
+    if current_team().rank > 0:
+        return
+    once_more = b"" if in_team else b" Once more stops it at once."
     # Not by print, whose buffer the signal may have come into.
-    os.write(
-        2, b"\nStopping: the fit in progress saves itself first. Once more stops it at once.\n"
-    )
+    os.write(2, b"\nStopping: the fit in progress saves itself first." + once_more + b"\n")
 
 
 def stop_if_asked() -> None:
@@ -92,6 +112,20 @@ def fit_in_progress() -> Iterator[None]:
     finally:
         with _lock:
             _Noted.fits -= 1
+
+
+@contextmanager
+def heeded() -> Iterator[None]:
+    """Within the block, which is in a `fit_in_progress`, signals stop at once, unless a fit of the
+    block's own is in progress.
+    """
+    with _lock:
+        _Noted.fits -= 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _Noted.fits += 1
 
 
 def stop_is_asked() -> bool:

@@ -1,0 +1,40 @@
+"""What teams are asked to do in tests."""
+
+import time
+from typing import Any
+
+from assay.pipelines.stopping import fit_in_progress, stop_is_asked
+
+
+def gather(team: Any, request: Any, tensors: Any) -> Any:
+    """Tensors of different lengths and dtypes, gathered; flags; what was sent."""
+    import torch
+
+    found = []
+    for dtype in (torch.float32, torch.int64, torch.bfloat16, torch.bool):
+        own = torch.arange(3 * (team.rank + request["more"])).reshape(-1, 3).to(dtype)
+        found.append(team.all_gather(own))
+    flags = [team.any(team.rank == 1), team.any(False)]
+    return [found, flags, tensors["sent"]]
+
+
+def fail(team: Any, request: Any, tensors: Any) -> Any:
+    """One rank fails as ``request`` says, while the others wait for it in an exchange."""
+    del tensors
+    if team.rank == request["rank"]:
+        raise {"ValueError": ValueError, "TypeError": TypeError}[request["error"]]("found rot")
+    team.any(False)
+
+
+def wait_for_stop(team: Any, request: Any, tensors: Any) -> Any:
+    """Steps that end when all have agreed to, or when each is asked, without exchanges."""
+    del tensors
+    with fit_in_progress():
+        team.any(False)
+        team.at_work()
+        while True:
+            time.sleep(0.02)
+            if request["apart"] and stop_is_asked():
+                raise KeyboardInterrupt
+            if not request["apart"] and team.any(stop_is_asked()):
+                raise KeyboardInterrupt
