@@ -45,9 +45,9 @@ def work(path: Path, out: Path) -> None:
     from assay.pipelines.standardize.nodes import fit_statistics
 
     shards = Shards(path)
-    statistics = fit_statistics(shards, StandardizeParameters(), "cpu", layer=LAYER)
-    kmeans, pca = KMeansParameters(n_clusters=64, max_iter=1, n_init=1), PCAParameters()
     made_of = (Checkpoints(out / "checkpoints"), "cpu")
+    statistics = fit_statistics(shards, StandardizeParameters(), *made_of, layer=LAYER)
+    kmeans, pca = KMeansParameters(n_clusters=64, max_iter=1, n_init=1), PCAParameters()
     centers, _ = fit_kmeans(shards, statistics, kmeans, *made_of, layer=LAYER)
     components, _ = fit_pca(shards, statistics, pca, *made_of, layer=LAYER)
     for encoding, model, parameters in (

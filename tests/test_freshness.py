@@ -3,6 +3,7 @@ date.
 """
 
 import functools
+import hashlib
 import json
 import logging
 import os
@@ -30,7 +31,13 @@ from assay.freshness import Freshness
 from assay.io.checkpoints import Checkpoints
 from assay.io.datasets import CheckpointsDataset
 from assay.io.locks import Locks
-from assay.parameters import KMeansParameters, PCAParameters, ProbeParameters, SparsityParameters
+from assay.parameters import (
+    KMeansParameters,
+    PCAParameters,
+    ProbeParameters,
+    SparsityParameters,
+    StandardizeParameters,
+)
 from assay.prune import find_leftovers, remove
 from assay.runnable import check_runnable
 from assay.work import FOLDER as LOCKS
@@ -42,6 +49,7 @@ SETTINGS: dict[str, Any] = {
     "params:kmeans": KMeansParameters(n_clusters=8),
     "params:pca": PCAParameters(topk=(1, 4)),
     "params:probe": ProbeParameters(),
+    "params:standardize": StandardizeParameters(),
 }
 
 
@@ -84,7 +92,7 @@ def make(name, inputs, outputs, made=None):
 
 PIPELINE = Pipeline(
     [
-        make("standardize", ["shards"], "statistics"),
+        make("standardize", ["shards", "params:standardize"], "statistics"),
         make(
             "fit_kmeans", ["shards", "statistics", "params:kmeans", "params:device"], "kmeans_model"
         ),
@@ -98,6 +106,9 @@ PIPELINE = Pipeline(
 )
 FED_BY = {
     "shards": {"standardize", "fit_kmeans", "fit_pca", "measure", "encode", "probe", "report"},
+    "params:standardize": {
+        *("standardize", "fit_kmeans", "fit_pca", "measure", "encode", "probe", "report"),
+    },
     "params:kmeans": {"fit_kmeans", "measure", "encode", "probe", "report"},
     "params:pca": {"fit_pca", "measure", "report"},
     "params:probe": {"encode", "probe", "report"},
@@ -106,6 +117,7 @@ CHANGED = {
     "params:kmeans": KMeansParameters(n_clusters=9),
     "params:pca": PCAParameters(topk=(1, 4), batch_size=9),
     "params:probe": ProbeParameters(void="class"),
+    "params:standardize": StandardizeParameters(batch_size=9),
 }
 
 
@@ -226,6 +238,41 @@ def test_parameters_that_only_shape_the_pipeline_are_left_to_the_nodes_they_shap
     assert project.stale() == set()
     for section, names in fingerprints.SHAPING.items():
         assert names < type(SETTINGS[section]).model_fields.keys()
+
+
+def test_where_work_goes_on_from_is_no_part_of_what_its_results_are_known_by(project):
+    others = [node for node in PIPELINE.nodes if node.name != "standardize"]
+    inputs = ["shards", "params:standardize", "statistics_checkpoints"]
+    whole = Pipeline([*others, make("standardize", inputs, "statistics")])
+    assert not Freshness(project.folder, project.catalog(), whole).stale(whole).nodes
+
+
+@pytest.mark.parametrize("name", ["pca", "kmeans", "kmeans-seed-3"])
+def test_checkpoints_that_older_results_are_known_by_as_well_still_count(name):
+    assert not fingerprints.is_progress(f"layer_3.{name}_checkpoints")
+    assert fingerprints.is_progress(f"layer_3.{name}-onehot_checkpoints")
+
+
+def test_a_parameter_that_was_added_makes_stale_where_it_is_not_its_default(project):
+    project.settings["params:pca"] = PCAParameters(topk=(1, 4), parts=1)
+    assert project.stale() == set()
+    project.settings["params:pca"] = PCAParameters(topk=(1, 4), parts=2)
+    assert project.stale() == {"fit_pca", "measure", "report"}
+
+
+def test_results_are_known_by_what_they_were_known_by_before_fields_were_added():
+    def digest(values):
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+    old = {
+        "params:standardize": {"statistics": None, "batch_size": 16_384, "max_tokens": None},
+        "params:pca": {"batch_size": 16_384, "max_tokens": None},
+    }
+    catalog = DataCatalog({name: MemoryDataset(SETTINGS[name]) for name in old})
+    found = fingerprints.Fingerprints(catalog, Pipeline([]))
+    assert {name: found.fingerprint(name) for name in old} == {
+        name: digest(values) for name, values in old.items()
+    }
 
 
 def test_a_node_bound_to_other_values_is_stale(project):

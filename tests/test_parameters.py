@@ -15,9 +15,14 @@ from assay import fingerprints
 from assay.architecture import Activation
 from assay.configuration import ConfigLoader
 from assay.io.saes.stored import Normalization, Settings
-from assay.parameters import DictionaryParameters, Parameters, parse_parameters
-from assay.parameters.fields import OPERATIONAL, SELECTS, Section
-from assay.pipelines import fitting
+from assay.parameters import (
+    DictionaryParameters,
+    Parameters,
+    PCAParameters,
+    parse_parameters,
+    result_values,
+)
+from assay.parameters.fields import ADDED, OPERATIONAL, SELECTS, Section
 
 CONF = Path(__file__).parents[1] / "conf"
 SHARDS = {"fit": "a", "val": "b", "probe_train": "c", "probe_val": "d"}
@@ -414,7 +419,11 @@ def test_what_a_parameter_changes_is_said_on_its_field():
     """As it was when results were last made again for it: a field that changes results must not be
     left out of their fingerprints.
     """
-    assert {"params:device", "params:ranks_timeout_seconds"} == fingerprints.UNHASHED
+    assert {
+        "params:device",
+        "params:ranks_timeout_seconds",
+        "params:threads",
+    } == fingerprints.UNHASHED
     assert {
         "params:kmeans": {
             "encodings",
@@ -426,10 +435,21 @@ def test_what_a_parameter_changes_is_said_on_its_field():
         },
         "params:pca": {"topk", "whiten", "checkpoint_steps", "checkpoint_minutes"},
         "params:probe": {"slab_features"},
+        "params:standardize": {"checkpoint_steps", "checkpoint_minutes"},
     } == fingerprints.SHAPING
-    assert {
-        name: fingerprints.SHAPING[f"params:{name}"] for name in ("kmeans", "pca")
-    } == fitting.CHANGING_NO_RESULT
+    assert fingerprints.ADDED == {
+        "params:pca": {"parts": 1},
+        "params:standardize": {"parts": 1},
+    }
+
+
+def test_a_field_that_was_added_counts_from_where_it_is_not_its_default():
+    assert result_values(PCAParameters()) == {"batch_size": 16_384, "max_tokens": None}
+    assert result_values(PCAParameters(parts=2, whiten=True)) == {
+        "batch_size": 16_384,
+        "max_tokens": None,
+        "parts": 2,
+    }
 
 
 def test_every_field_is_described():
@@ -439,6 +459,7 @@ def test_every_field_is_described():
             assert nested or field.description, f"{section.__name__}.{name}"
             assert field.json_schema_extra in (
                 None,
+                ADDED,
                 OPERATIONAL,
                 SELECTS,
             ), f"{section.__name__}.{name}"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
@@ -20,7 +21,7 @@ from kedro.pipeline.node import Node
 from pydantic import BaseModel
 
 from assay.io.datasets import CodesDataset
-from assay.parameters import Parameters, changing_no_result
+from assay.parameters import Parameters, added_defaults, changing_no_result
 
 FORMAT = 12
 """Raised whenever the same inputs and parameters would give other results: everything older is then
@@ -30,14 +31,24 @@ made again.
 UNHASHED = frozenset(f"params:{name}" for name in changing_no_result(Parameters))
 """Parameters that choose where the work is done, not what it is."""
 
-SHAPING = {
-    f"params:{name}": names
+_SECTIONS = {
+    f"params:{name}": field.annotation
     for name, field in Parameters.model_fields.items()
     if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
-    if (names := changing_no_result(field.annotation))
+}
+
+SHAPING = {
+    name: names for name, section in _SECTIONS.items() if (names := changing_no_result(section))
 }
 """Per section, the parameters left out of fingerprints, since they change no result: they say which
 nodes there are, or how often to save.
+"""
+
+ADDED = {
+    name: defaults for name, section in _SECTIONS.items() if (defaults := added_defaults(section))
+}
+"""Per section, the parameters left out of fingerprints at these defaults: results that are older
+than they were made so.
 """
 
 UNKNOWN = "unknown"
@@ -83,8 +94,13 @@ class Fingerprints:
         if is_parameter(name):
             values = _plain(self.catalog.load(name))
             return _digest(
-                {key: values[key] for key in values.keys() - SHAPING[name]}
-                if name in SHAPING
+                {
+                    key: value
+                    for key, value in values.items()
+                    if key not in SHAPING.get(name, ())
+                    and (key, value) not in ADDED.get(name, {}).items()
+                }
+                if name in _SECTIONS
                 else values
             )
         if name in self.made_by:
@@ -103,7 +119,9 @@ class Fingerprints:
 
     def _of_node(self, node: Node) -> str:
         bound = node.func.keywords if isinstance(node.func, functools.partial) else {}
-        inputs = {source: self.fingerprint(source) for source in node.inputs}
+        inputs = {
+            source: self.fingerprint(source) for source in node.inputs if not is_progress(source)
+        }
         return _digest({"format": FORMAT, "node": node.name, "bound": bound, "inputs": inputs})
 
     def _told(self, name: str) -> str:
@@ -123,6 +141,18 @@ class Fingerprints:
         """The dataset of a result that is more than memory."""
         dataset = self.catalog.get(name) if name in self.catalog else None
         return None if type(dataset).__name__ == "MemoryDataset" else dataset
+
+
+def is_progress(name: str) -> bool:
+    """Whether an input of a node is where its work goes on from, which does not change what it ends
+    with.
+
+    Those of k-means and PCA have a part in fingerprints, always the same one, as they had in those
+    of results that are there: until `FORMAT` is raised.
+    """
+    return name.endswith("_checkpoints") and not re.search(
+        r"\.(pca|kmeans(-seed-\d+)?)_checkpoints$", name
+    )
 
 
 def is_parameter(name: str) -> bool:

@@ -26,6 +26,7 @@ from kedro.pipeline.node import Node
 from assay.configuration import current_configuration
 from assay.freshness import Freshness
 from assay.io.checkpoints import Checkpoints
+from assay.io.datasets import ShardsDataset
 from assay.io.locks import Locks
 from assay.runnable import check_runnable
 
@@ -169,15 +170,21 @@ class WorkHook:
     def after_catalog_created(
         self, catalog: DataCatalog, save_version: str | None, load_versions: dict[str, str] | None
     ) -> None:
-        """Point every result at its place."""
+        """Point every result at its place, and have the shards read by as many threads as the
+        parameters say.
+        """
         from kedro.framework.project import pipelines
 
         # of a run that was interrupted in this process: Kedro calls no hook for that
         self._let_go()
+        project, parameters = current_configuration()
+        for name in pipelines["__default__"].datasets():
+            dataset = catalog.get(name) if name in catalog else None
+            if isinstance(dataset, ShardsDataset):
+                dataset.threads = parameters.threads
         if _Current.work is not None:
             _Current.work.freshness.place(catalog)
             return
-        project, _ = current_configuration()
         _Current.freshness = Freshness(
             project, catalog, pipelines["__default__"], load_versions, save_version
         )

@@ -54,8 +54,8 @@ PARAMETERS: dict[str, Any] = {
 def fitted(planted, tmp_path_factory):
     """Statistics and both models of layer 5."""
     shards = Shards(planted[0])
-    statistics = fit_statistics(shards, StandardizeParameters(), "cpu", layer=5)
     checkpoints = Checkpoints(tmp_path_factory.mktemp("checkpoints"))
+    statistics = fit_statistics(shards, StandardizeParameters(), checkpoints, "cpu", layer=5)
     kmeans, _ = fit_kmeans(shards, statistics, PARAMETERS["kmeans"], checkpoints, "cpu", layer=5)
     return statistics, {
         "kmeans": kmeans,

@@ -49,8 +49,9 @@ class Watchers:
 
 
 @pytest.fixture
-def statistics(planted):
-    return fit_statistics(Shards(planted[0]), StandardizeParameters(), "cpu", layer=5)
+def statistics(planted, tmp_path):
+    checkpoints = Checkpoints(tmp_path / "statistics")
+    return fit_statistics(Shards(planted[0]), StandardizeParameters(), checkpoints, "cpu", layer=5)
 
 
 @pytest.fixture

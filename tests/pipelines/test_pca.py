@@ -11,6 +11,7 @@ from assay.io.checkpoints import Checkpoints
 from assay.io.shards import Shards
 from assay.numerics.pca import StreamingPCA
 from assay.parameters import PCAParameters, parse_parameters
+from assay.pipelines import one_pass
 from assay.pipelines.dictionary_nodes import measure
 from assay.pipelines.pca import nodes
 from assay.pipelines.pca.nodes import fit_pca
@@ -168,7 +169,8 @@ def test_the_fit_lives_on_the_device_that_is_asked_for_also_when_it_is_gone_on_w
     monkeypatch.setattr(
         nodes, "StreamingPCA", lambda **options: (made.append(options), StreamingPCA(**options))[1]
     )
-    monkeypatch.setattr(nodes, "pick_device", lambda name: {"the GPU": torch.device("cpu")}[name])
+    for module in (nodes, one_pass):
+        monkeypatch.setattr(module, "pick_device", {"the GPU": torch.device("cpu")}.__getitem__)
     fit_pca(
         Shards(planted[0]),
         statistics,
@@ -214,6 +216,7 @@ def test_topk_is_the_parameter_that_says_which_k_are_measured():
         "whiten",
         "batch_size",
         "max_tokens",
+        "parts",
         "checkpoint_steps",
         "checkpoint_minutes",
     }

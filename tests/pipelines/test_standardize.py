@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from assay.io.checkpoints import Checkpoints
 from assay.io.shards import Shards
 from assay.parameters import StandardizeParameters
 from assay.pipelines.standardize.nodes import adopt_statistics, fit_statistics
@@ -13,6 +14,11 @@ from assay.pipelines.standardize.pipeline import create_pipeline
 from shards import make_shards, read_content
 
 LAYERS, TOKENS, D_MODEL = (3, 5), 16, 80
+
+
+@pytest.fixture
+def checkpoints(tmp_path):
+    return Checkpoints(tmp_path / "checkpoints")
 
 
 @pytest.fixture
@@ -37,10 +43,12 @@ def own(planted):
 
 @pytest.mark.parametrize("layer", LAYERS)
 @pytest.mark.parametrize("batch_size", [100_000, 100, 1])
-def test_fitted_statistics_are_those_of_all_tokens_in_float64(planted, layer, batch_size):
+def test_fitted_statistics_are_those_of_all_tokens_in_float64(
+    planted, checkpoints, layer, batch_size
+):
     tokens = read_content(planted[0], layer)
     parameters = StandardizeParameters(batch_size=batch_size)
-    found = fit_statistics(Shards(planted[0]), parameters, "cpu", layer=layer)
+    found = fit_statistics(Shards(planted[0]), parameters, checkpoints, "cpu", layer=layer)
     assert {name: (value.dtype, tuple(value.shape)) for name, value in found.items()} == {
         "mean": (torch.float64, (D_MODEL,)),
         "std": (torch.float64, (D_MODEL,)),
@@ -51,10 +59,10 @@ def test_fitted_statistics_are_those_of_all_tokens_in_float64(planted, layer, ba
     np.testing.assert_allclose(found["std"].numpy(), tokens.std(axis=0), rtol=1e-11)
 
 
-def test_batch_size_is_the_tokens_read_at_once(planted, own, batch_sizes):
+def test_batch_size_is_the_tokens_read_at_once(planted, checkpoints, own, batch_sizes):
     for batch_size in (7, 64):
         parameters = StandardizeParameters(batch_size=batch_size)
-        fit_statistics(Shards(planted[0]), parameters, "cpu", layer=3)
+        fit_statistics(Shards(planted[0]), parameters, checkpoints, "cpu", layer=3)
         adopt_statistics(Shards(planted[0]), own, parameters, layer=3)
     assert batch_sizes == [7, 7, 64, 64]
 
@@ -71,13 +79,16 @@ def test_statistics_is_the_parameter_that_puts_the_users_own_in_place():
         "statistics",
         "batch_size",
         "max_tokens",
+        "parts",
+        "checkpoint_steps",
+        "checkpoint_minutes",
     }
 
 
-def test_max_tokens_is_a_random_sample(planted):
+def test_max_tokens_is_a_random_sample(planted, checkpoints):
     shards = Shards(planted[0])
     found = fit_statistics(
-        shards, StandardizeParameters(max_tokens=100, batch_size=30), "cpu", layer=5
+        shards, StandardizeParameters(max_tokens=100, batch_size=30), checkpoints, "cpu", layer=5
     )
     sample = torch.cat(
         list(shards.batches(layer=5, batch_size=50, shuffle=True, max_tokens=100))
@@ -89,11 +100,11 @@ def test_max_tokens_is_a_random_sample(planted):
     assert not torch.allclose(found["mean"], first.mean(0), rtol=1e-6, atol=0)
 
 
-def test_dimensions_that_never_vary_are_counted(tmp_path, caplog):
+def test_dimensions_that_never_vary_are_counted(tmp_path, checkpoints, caplog):
     examples = np.random.default_rng(0).standard_normal((5, 1, 3, 4)).astype(np.float32)
     examples[:, :, 1:, 1:3] = 7.0  # the CLS token varies, and is no content
     shards = Shards(make_shards(tmp_path, examples, layers=[3], max_tokens_per_shard=6))
-    found = fit_statistics(shards, StandardizeParameters(), "cpu", layer=3)
+    found = fit_statistics(shards, StandardizeParameters(), checkpoints, "cpu", layer=3)
     assert (found["std"] == 0).tolist() == [False, True, True, False]
     assert (
         "layer 3: 2 of 4 dimensions never vary in 10 tokens; their standard deviation of 0 counts"
@@ -128,9 +139,9 @@ def test_statistics_that_cannot_be_of_these_tokens_are_refused(planted, own, cha
         adopt_statistics(Shards(planted[0]), given, StandardizeParameters(), layer=3)
 
 
-def test_statistics_of_another_layer_or_in_another_order_are_refused(planted, own):
+def test_statistics_of_another_layer_or_in_another_order_are_refused(planted, checkpoints, own):
     shards = Shards(planted[0])
-    other = fit_statistics(shards, StandardizeParameters(), "cpu", layer=5)
+    other = fit_statistics(shards, StandardizeParameters(), checkpoints, "cpu", layer=5)
     with pytest.raises(ValueError, match=r"a spread .* is it a variance, or of another layer"):
         adopt_statistics(shards, other, StandardizeParameters(), layer=3)
     adopt_statistics(shards, other, StandardizeParameters(), layer=5)

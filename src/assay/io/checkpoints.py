@@ -114,15 +114,15 @@ class Checkpoints:
             if other != folder and (said := _newest_about(other)) is not None
         ]
         if others:
-            nearest = min(
-                (_differences(said, json.loads(_canonical(about))) for said in others), key=len
-            )
-            logger.warning(
-                "%s holds no whole checkpoint of this fit, but of others, and of the nearest of"
-                " them %s; starting from the beginning",
-                self.folder,
-                ", ".join(nearest),
-            )
+            wanted = json.loads(_canonical(about))
+            nearest = min(others, key=lambda said: len(_differences(said, wanted)))
+            if not _is_other_part(nearest, wanted):
+                logger.warning(
+                    "%s holds no whole checkpoint of this fit, but of others, and of the nearest of"
+                    " them %s; starting from the beginning",
+                    self.folder,
+                    ", ".join(_differences(nearest, wanted)),
+                )
         return None
 
     def finish(self, about: Mapping[str, Any]) -> None:
@@ -195,6 +195,13 @@ def _newest_about(folder: Path) -> Any:
         with contextlib.suppress(ValueError, KeyError):
             return parse_json(read_header(path)["about"])
     return None
+
+
+def _is_other_part(found: Any, wanted: Any) -> bool:
+    """Whether one checkpoint is of another part of the same fit as the other's."""
+    return all(
+        isinstance(about, Mapping) and "part" in about for about in (found, wanted)
+    ) and not _differences({**found, "part": wanted["part"]}, wanted)
 
 
 def _differences(found: Any, wanted: Any, name: str = "") -> list[str]:

@@ -8,7 +8,7 @@ large beside the spread.
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -148,6 +148,27 @@ class StreamingMoments:
             self._moments = merge_moments(here, self._moments)
         return self
 
+    @isolated()
+    def merge(self, other: Self) -> Self:
+        """Add the tokens that `other` has seen; `other` stays as it is. Two halves equal one pass,
+        to rounding.
+
+        Raises:
+            ValueError: `other` has seen another width.
+        """
+        theirs, mine = other._moments, self._moments
+        if theirs is None:
+            return self
+        place = (theirs if mine is None else mine).mean.device
+        added = Moments(
+            theirs.count, snapshot(theirs.mean).to(place), snapshot(theirs.second).to(place)
+        )
+        if mine is not None:
+            check_batch(added.mean[None], len(mine.mean))
+            added = merge_moments(mine, added)
+        self._moments = added
+        return self
+
     @property
     def count_(self) -> int:
         """Tokens seen."""
@@ -178,10 +199,36 @@ class StreamingMoments:
         count = torch.tensor(self.count_, dtype=torch.int64, device="cpu")
         return {"mean": snapshot(self.mean_), "std": self.std_, "count": count}
 
+    @isolated()
+    def checkpoint(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """What `resume` needs to continue exactly: copies of `mean` and `second`, the second moment
+        about it, both float64 (d,), and `count` as JSON.
+        """
+        moments = self._fitted()
+        tensors = {"mean": snapshot(moments.mean), "second": snapshot(moments.second)}
+        return tensors, {"count": moments.count}
+
+    @isolated()
+    def resume(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> Self:
+        """Continue from what `checkpoint` returned, bit for bit as if there had been no break.
+
+        Raises:
+            ValueError: the shapes do not fit.
+        """
+        mean, second, count = tensors["mean"], tensors["second"], int(state["count"])
+        if mean.ndim != 1 or second.shape != mean.shape or count < 1:
+            raise ValueError(
+                f"found mean {tuple(mean.shape)}, second moment {tuple(second.shape)} and count"
+                f" {count}, wanted (d,), (d,) and at least 1: is it a checkpoint of statistics?"
+            )
+        self._moments = Moments(count, snapshot(mean).double(), snapshot(second).double())
+        return self
+
     @classmethod
     @isolated()
     def from_state(cls, state: Mapping[str, Tensor]) -> Self:
-        """The estimator that left `state`; it can continue with partial_fit.
+        """The estimator that left `state`; it can continue with partial_fit, to rounding:
+        `checkpoint` keeps the bits.
 
         Raises:
             ValueError: no statistics can be so.

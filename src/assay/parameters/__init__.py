@@ -11,7 +11,13 @@ from assay.parameters.extract import (
     RecordingParameters,
 )
 from assay.parameters.faults import parse_parameters, text_or_null
-from assay.parameters.fields import NUMBER, DictionaryName, changing_no_result
+from assay.parameters.fields import (
+    NUMBER,
+    DictionaryName,
+    added_defaults,
+    changing_no_result,
+    result_values,
+)
 from assay.parameters.images import ImagesParameters
 from assay.parameters.stages import (
     KMeansParameters,
@@ -42,7 +48,9 @@ __all__ = [
     "ShardsParameters",
     "SparsityParameters",
     "StandardizeParameters",
+    "added_defaults",
     "changing_no_result",
     "parse_parameters",
+    "result_values",
     "text_or_null",
 ]

@@ -65,6 +65,12 @@ leaves the results that are there as they are.
 """
 
 
+ADDED: JsonDict = {"changes": "results, where it is not the default"}
+"""Of a field that is younger than results that are there, which its default leaves as they are: at
+its default it has no part in what they are known by.
+"""
+
+
 def changing_no_result(section: type[BaseModel]) -> frozenset[str]:
     """The fields of a section that are marked as one of these; every other changes results, which
     are then made again.
@@ -73,6 +79,19 @@ def changing_no_result(section: type[BaseModel]) -> frozenset[str]:
     return frozenset(
         name for name, field in fields if field.json_schema_extra in (OPERATIONAL, SELECTS)
     )
+
+
+def added_defaults(section: type[BaseModel]) -> dict[str, Any]:
+    """The defaults of the fields that are marked as `ADDED`, by name."""
+    fields = section.model_fields.items()
+    return {name: field.default for name, field in fields if field.json_schema_extra == ADDED}
+
+
+def result_values(section: BaseModel) -> dict[str, Any]:
+    """The values that results follow from, JSON by name: what they are known by."""
+    values = section.model_dump(mode="json", exclude=set(changing_no_result(type(section))))
+    at_default = added_defaults(type(section)).items()
+    return {name: value for name, value in values.items() if (name, value) not in at_default}
 
 
 class Section(BaseModel):

@@ -13,7 +13,15 @@ from pydantic import (
     model_validator,
 )
 
-from assay.parameters.fields import OPERATIONAL, SELECTS, Choices, Section, Seeds, check_braces
+from assay.parameters.fields import (
+    ADDED,
+    OPERATIONAL,
+    SELECTS,
+    Choices,
+    Section,
+    Seeds,
+    check_braces,
+)
 
 
 class ShardsParameters(Section):
@@ -44,6 +52,25 @@ class StandardizeParameters(Section):
     batch_size: PositiveInt = Field(16_384, description="tokens per batch")
     max_tokens: PositiveInt | None = Field(
         None, description="tokens that they are taken over, a random sample; null: all of them"
+    )
+    parts: PositiveInt = Field(
+        1,
+        description=(
+            "contiguous parts that they are taken in, and merged in order; several processes share"
+            " them (docs/ranks.md)"
+        ),
+        json_schema_extra=ADDED,
+    )
+    checkpoint_steps: PositiveInt = Field(
+        100, description="batches from one checkpoint to the next", json_schema_extra=OPERATIONAL
+    )
+    checkpoint_minutes: PositiveFloat = Field(
+        1.0,
+        description=(
+            "minutes from one checkpoint to the next at the most; a pass that is killed loses no"
+            " more"
+        ),
+        json_schema_extra=OPERATIONAL,
     )
 
 
@@ -195,6 +222,14 @@ class PCAParameters(Section):
     batch_size: PositiveInt = Field(16_384, description="tokens per batch")
     max_tokens: PositiveInt | None = Field(
         None, description="tokens that it is fitted on, a random sample; null: all of them"
+    )
+    parts: PositiveInt = Field(
+        1,
+        description=(
+            "contiguous parts that it is fitted in, and merged in order; several processes share"
+            " them (docs/ranks.md)"
+        ),
+        json_schema_extra=ADDED,
     )
     checkpoint_steps: PositiveInt = Field(
         100, description="batches from one checkpoint to the next", json_schema_extra=OPERATIONAL

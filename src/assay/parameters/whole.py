@@ -44,6 +44,16 @@ class Parameters(Section):
         description="for how long ranks wait for one that hangs (docs/ranks.md), before all end",
         json_schema_extra=OPERATIONAL,
     )
+    threads: int | None = Field(
+        None,
+        ge=1,
+        le=64,
+        description=(
+            "threads that read ahead in each pass; null: half the processors, 2 to 8. More of them"
+            " where the file system is far away: they wait for it side by side"
+        ),
+        json_schema_extra=OPERATIONAL,
+    )
     shards: ShardsParameters = Field(
         description="fit, val, probe_train and probe_val, the four shard folders"
     )

@@ -23,8 +23,7 @@ from assay.io.tensors import fingerprint_tensors
 from assay.numerics.codes import ComputedCodes, sparsify
 from assay.numerics.dictionary import Dictionary, open_dictionary
 from assay.numerics.reconstruction_error import sum_errors
-from assay.parameters import SparsityParameters
-from assay.pipelines.fitting import CHANGING_NO_RESULT
+from assay.parameters import SparsityParameters, result_values
 from assay.pipelines.stream import bind, judged_tokens, pick_device
 from assay.sae import open_sae
 
@@ -265,10 +264,7 @@ def _made_with(model: Stored, kind: OpenedAs, parameters: Any) -> dict[str, Any]
     if isinstance(model, StoredSae):
         return {"library": model.library, "formula": model.formula, "trained_on": kind}
     assert isinstance(kind, Form)
-    made_with: dict[str, Any] = parameters.model_dump(
-        mode="json", exclude=set(CHANGING_NO_RESULT[kind.family])
-    )
-    return made_with | ({"whiten": True} if kind.whiten else {})
+    return result_values(parameters) | ({"whiten": True} if kind.whiten else {})
 
 
 def _sparser(

@@ -15,19 +15,13 @@ from torch import Tensor
 from assay.io.checkpoints import Checkpoints
 from assay.io.shards import Shards
 from assay.io.tensors import fingerprint_tensors
-from assay.parameters import KMeansParameters, PCAParameters, changing_no_result
+from assay.pipelines.parts import Part
 from assay.pipelines.stopping import fit_in_progress, stop_is_asked
 
 logger = logging.getLogger(__name__)
 
 FORMAT = 3
 """Raised whenever a fit would go on otherwise than the one that saved the checkpoint."""
-
-CHANGING_NO_RESULT = {
-    "kmeans": changing_no_result(KMeansParameters),
-    "pca": changing_no_result(PCAParameters),
-}
-"""Parameters of a method that do not change its fit; its seed is bound to its node."""
 
 clock = time.monotonic
 """Seconds."""
@@ -55,6 +49,8 @@ class Fit:
         method: the name of the model that is fitted, as `kmeans-seed-3`.
         shards, layer, statistics: what it is fitted to.
         parameters: JSON; what changes the result.
+        part: that it is of a fit in parts; it says in its last checkpoint that it is made, and that
+            is kept until `collect`.
     """
 
     def __init__(
@@ -69,6 +65,7 @@ class Fit:
         layer: int,
         statistics: dict[str, Tensor],
         parameters: dict[str, Any],
+        part: Part | None = None,
     ) -> None:
         self._estimator = estimator
         self._checkpoints = checkpoints
@@ -86,6 +83,10 @@ class Fit:
             "statistics": fingerprint_tensors(statistics),
             "parameters": parameters,
         }
+        self._part = part if part is not None and part.of > 1 else None
+        if self._part is not None:
+            self._about |= self._part.about
+        self._done = False
         self._step = 0
         self._tokens = 0
         self._waited = 0.0
@@ -96,17 +97,49 @@ class Fit:
         """Steps made, those before a break too."""
         return self._step
 
+    @property
+    def is_done(self) -> bool:
+        """Whether it is a part, and made: nothing is left but to `collect` it."""
+        return self._done
+
     def resume(self) -> int:
         """Take up the last checkpoint of this very fit; the steps that it has seen, 0 if there is
         none.
         """
-        found = self._checkpoints.load(self._about)
-        if found is not None:
-            self._estimator.resume(found.tensors, found.state["estimator"])
-            self._step = int(found.state["step"])
+        if self._load() and not self._done:
             done = f"after step {self._step}" if self._step else "its seeding"
-            logger.info("layer %d, %s: resuming %s", self._layer, self._method, done)
+            logger.info("layer %d, %s: resuming %s", self._layer, self._called, done)
         return self._step
+
+    def collect(self) -> None:
+        """Take up a part that is made; its checkpoints go when what it is merged into is saved and
+        recorded.
+
+        Raises:
+            ValueError: it is not there.
+        """
+        self._load()
+        if not self._done:
+            raise ValueError(
+                f"layer {self._layer}, {self._called}, has no whole last checkpoint in"
+                f" {self._checkpoints.folder}, wanted what was just made: run it again"
+            )
+        self._checkpoints.finish(self._about)
+
+    def _load(self) -> bool:
+        found = self._checkpoints.load(self._about)
+        if found is None:
+            return False
+        self._estimator.resume(found.tensors, found.state["estimator"])
+        self._step = int(found.state["step"])
+        self._done = bool(found.state.get("done", False))
+        return True
+
+    @property
+    def _called(self) -> str:
+        if self._part is None:
+            return self._method
+        return f"{self._method}, part {self._part.number + 1} of {self._part.of}"
 
     def watch(self, batches: Iterable[Tensor]) -> Iterator[Tensor]:
         """The batches, with an eye on how long they let the fit wait."""
@@ -164,9 +197,10 @@ class Fit:
     def save(self) -> None:
         """Save where the estimator stands."""
         tensors, state = self._estimator.checkpoint()
-        self._checkpoints.save(
-            self._about, self._step, tensors, {"step": self._step, "estimator": state}
-        )
+        about: dict[str, Any] = {"step": self._step, "estimator": state}
+        if self._done:
+            about["done"] = True
+        self._checkpoints.save(self._about, self._step, tensors, about)
         self._saved = clock()
 
     def _is_due(self) -> bool:
@@ -185,7 +219,11 @@ class Fit:
         """
         with fit_in_progress():
             yield
-            if stop_is_asked():  # since the last step: nobody else would ask
+            self._done = self._part is not None
+            asked = stop_is_asked()  # since the last step: nobody else would
+            if self._done or asked:
                 self.save()
+            if asked:
                 raise KeyboardInterrupt
-        self._checkpoints.finish(self._about)
+        if not self._done:
+            self._checkpoints.finish(self._about)

@@ -41,17 +41,25 @@ def raw_tokens(
     *,
     doing: str,
     start: int = 0,
+    stop: int | None = None,
     held: Tensor | None = None,
     **order: Unpack[OrderOptions],
 ) -> Iterator[Tensor]:
     """Yield one layer's content tokens, float32 (batch, d_model), on the device, under a progress
     bar that says ``doing``.
 
-    ``order`` says which, as `OrderOptions`; with ``start``, only those from that place in the order
-    on, in the batches of a whole pass. Where the layer is ``held`` they are taken from there.
+    ``order`` says which, as `OrderOptions`; with ``start`` and ``stop``, only those from that place
+    in the order on, and before that one, in the batches of a whole pass. Where the layer is
+    ``held`` they are taken from there.
     """
     open_pass = functools.partial(
-        shards.batches, layer=layer, batch_size=batch_size, device=device, held=held, **order
+        shards.batches,
+        layer=layer,
+        batch_size=batch_size,
+        device=device,
+        held=held,
+        stop=stop,
+        **order,
     )
     before, cut = divmod(start, batch_size)
     batches = (
@@ -103,6 +111,7 @@ def standardized_tokens(
     *,
     doing: str,
     start: int = 0,
+    stop: int | None = None,
     held: Tensor | None = None,
     **order: Unpack[OrderOptions],
 ) -> Generator[Tensor]:
@@ -118,7 +127,7 @@ def standardized_tokens(
             " them again"
         )
     for batch in raw_tokens(
-        shards, layer, batch_size, device, doing=doing, start=start, held=held, **order
+        shards, layer, batch_size, device, doing=doing, start=start, stop=stop, held=held, **order
     ):
         yield standardize(batch, mean, std)
 

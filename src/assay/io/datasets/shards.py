@@ -70,7 +70,11 @@ class ShardsDataset(AbstractDataset[Recording | Source, Shards]):
 
     Args:
         filepath: a shard folder, or a folder that holds exactly one.
+        threads: that read ahead, as `Shards` has them.
         metadata: for plugins, unused here.
+
+    Attributes:
+        threads: as given.
 
     Examples:
         YAML::
@@ -86,8 +90,15 @@ class ShardsDataset(AbstractDataset[Recording | Source, Shards]):
                 ...
     """
 
-    def __init__(self, *, filepath: str, metadata: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        filepath: str,
+        threads: int | None = None,
+        metadata: dict[str, Any] | None = None,
+    ) -> None:
         self._filepath = Path(filepath)
+        self.threads = threads
         self.metadata = metadata
 
     def load(self) -> Shards:
@@ -126,7 +137,7 @@ class ShardsDataset(AbstractDataset[Recording | Source, Shards]):
         forget_recording(self._filepath)
 
     def _open(self) -> Shards:
-        return Shards(find_shards(self._filepath))
+        return Shards(find_shards(self._filepath), threads=self.threads)
 
     def _exists(self) -> bool:
         try:

@@ -27,7 +27,7 @@ from assay.io.shards.metadata import (
     sized_labels,
     sized_shard,
 )
-from assay.io.shards.order import Order, OrderFile, Sequential, Shuffled
+from assay.io.shards.order import Order, OrderFile, Sequential, Shuffled, shuffled_window
 from assay.io.shards.stream_reader import Batches
 from assay.io.shards.windows import LayerBytes
 from assay.io.shards.writing import _hash, _short_hash
@@ -69,8 +69,8 @@ class ReadOptions(OrderOptions, total=False):
     """How to read a layer; every option may be left out.
 
     Attributes:
-        threads: that read ahead; half the processors by default, 2 to 8. They do not change what is
-            read.
+        stop: end the pass before that place in the order: what comes before is as in a whole pass.
+        threads: that read ahead; by default the folder's. They do not change what is read.
         cursor: `Batches.state()` of a pass with the same folder and options, to go on with its next
             batch.
         device: where the batches are wanted; the CPU by default. On CUDA they are copied there from
@@ -79,6 +79,7 @@ class ReadOptions(OrderOptions, total=False):
             it is.
     """
 
+    stop: int | None
     threads: int
     cursor: Mapping[str, Any] | None
     device: torch.device | str
@@ -88,6 +89,11 @@ class ReadOptions(OrderOptions, total=False):
 class Shards:
     """A published folder of shards, opened read-only. Opening reads the two JSON files and no
     array.
+
+    Args:
+        path: the folder.
+        threads: that read ahead in a pass that asks for no other number, 1 to 64; None: half the
+            processors that the process may run on, 2 to 8.
 
     Attributes:
         path: the folder, symbolic links resolved.
@@ -107,8 +113,9 @@ class Shards:
             what was wanted.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], *, threads: int | None = None) -> None:
         self.path = real_folder(path)
+        self.threads = threads
         self.name = self.path.name
         self.metadata = read_metadata(self.path)
         self.layers = self.metadata.layers
@@ -267,10 +274,11 @@ class LayerActivations:
         given = ReadOptions(**options)
         shuffle, seed, path = given.get("shuffle", False), given.get("seed", 0), given.get("order")
         threads, max_tokens, held = (
-            given.get("threads", default_threads()),
+            given.get("threads", self.shards.threads or default_threads()),
             given.get("max_tokens"),
             given.get("held"),
         )
+        stop = given.get("stop")
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}, wanted at least 1 token")
         if not 0 <= seed < 2**63:
@@ -281,6 +289,8 @@ class LayerActivations:
             raise ValueError(
                 f"max_tokens is {max_tokens}, wanted at least 1 token, or None for all"
             )
+        if stop is not None and stop < 1:
+            raise ValueError(f"stop is {stop}, wanted at least 1 token, or None for the end")
         if held is not None and held.shape != (self.n_tokens, self.d_model):
             raise ValueError(
                 f"held is {tuple(held.shape)}, wanted all of the layer,"
@@ -307,10 +317,17 @@ class LayerActivations:
             batch_size=batch_size,
             threads=threads,
             max_tokens=max_tokens,
+            stop=stop,
             cursor=given.get("cursor"),
             device=torch.device(given.get("device", "cpu")),
             held=held,
         )
+
+    def window(self, batch_size: int) -> int:
+        """Tokens that a shuffled pass permutes together, a multiple of the batch size: where the
+        work of one is best cut.
+        """
+        return shuffled_window(batch_size)
 
     def hold(self, batches: Iterable[torch.Tensor], device: torch.device | str) -> torch.Tensor:
         """All content tokens in one tensor on the device, float32 (n_tokens, d_model), of one

@@ -74,6 +74,11 @@ def numbers_from(
         skip = 0
 
 
+def shuffled_window(batch_size: int) -> int:
+    """Tokens that are permuted together: whole batches of that size."""
+    return max(WINDOW_BATCHES, -(-WINDOW_TOKENS // batch_size)) * batch_size
+
+
 class Sequential:
     """Example after example."""
 
@@ -108,7 +113,7 @@ class Shuffled:
     ) -> None:
         n_known = n_examples * tokens_per_example
         self.n_tokens = n_known if max_tokens is None else min(max_tokens, n_known)
-        self.window = max(WINDOW_BATCHES, -(-WINDOW_TOKENS // batch_size)) * batch_size
+        self.window = shuffled_window(batch_size)
         self.identity: dict[str, str | int | None] = {"seed": seed, "order": None}
         self._seed = seed
         self._run = min(RUN_TOKENS, tokens_per_example)

@@ -38,8 +38,9 @@ class Batches(Iterator[torch.Tensor]):
         cursor: Mapping[str, Any] | None,
         device: torch.device,
         held: torch.Tensor | None = None,
+        stop: int | None = None,
     ) -> None:
-        self.n_tokens = order.n_tokens if max_tokens is None else min(max_tokens, order.n_tokens)
+        self.n_tokens = min(n for n in (order.n_tokens, max_tokens, stop) if n is not None)
         self._key = {
             "format": CURSOR_FORMAT,
             "folder": source.name,

@@ -12,8 +12,8 @@ from torch import Tensor
 from assay.io.checkpoints import Checkpoints
 from assay.io.shards import Shards
 from assay.numerics.kmeans.estimator import MiniBatchKMeans
-from assay.parameters import KMeansParameters
-from assay.pipelines.fitting import CHANGING_NO_RESULT, Fit
+from assay.parameters import KMeansParameters, result_values
+from assay.pipelines.fitting import Fit
 from assay.pipelines.signs_of_life import staged_bar
 from assay.pipelines.stream import hold_layer, judged_tokens, pick_device, standardized_tokens
 
@@ -58,8 +58,7 @@ def fit_kmeans(
         shards=shards,
         layer=layer,
         statistics=statistics,
-        parameters=parameters.model_dump(mode="json", exclude=set(CHANGING_NO_RESULT["kmeans"]))
-        | {"seed": seed},
+        parameters=result_values(parameters) | {"seed": seed},
     )
 
     held = hold_layer(

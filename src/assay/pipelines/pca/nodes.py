@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from torch import Tensor
 
 from assay.io.checkpoints import Checkpoints
 from assay.io.shards import Shards
 from assay.numerics.pca import Convergence, StreamingPCA
 from assay.parameters import PCAParameters
-from assay.pipelines.fitting import CHANGING_NO_RESULT, Fit
-from assay.pipelines.stream import pick_device, standardized_tokens
+from assay.pipelines.one_pass import OnePass, fit_part
+from assay.pipelines.parts import Part
+from assay.pipelines.stream import pick_device
 
 
 def fit_pca(
@@ -24,41 +28,29 @@ def fit_pca(
     """Mean (d,), oriented components (d, d) and spectrum (d,), float64, from one pass over all
     tokens or a random sample.
 
-    With them a record of how the leading subspace settled (`Convergence`). A fit that was cut off
-    is resumed from its last checkpoint.
+    With them a record of how the leading subspace settled (`Convergence`): after 1, 2, 4, ... steps
+    and the last; of a fit in parts, when 1, 2, 4, ... of them are merged, and all. A fit that was
+    cut off is resumed from its last checkpoint.
     """
     place = pick_device(device)
+    whole = OnePass("pca", shards, layer, parameters, checkpoints, device, statistics)
     pca = StreamingPCA(device=place)
     convergence = Convergence(pca)
-    fit = Fit(
-        convergence,
-        checkpoints,
-        parameters.checkpoint_steps,
-        parameters.checkpoint_minutes,
-        method="pca",
-        shards=shards,
-        layer=layer,
-        statistics=statistics,
-        parameters=parameters.model_dump(mode="json", exclude=set(CHANGING_NO_RESULT["pca"])),
-    )
-    step = fit.resume()
-    tokens = standardized_tokens(
-        shards,
-        layer,
-        statistics,
-        parameters.batch_size,
-        place,
-        doing="PCA",
-        start=step * parameters.batch_size,
-        shuffle=parameters.max_tokens
-        is not None,  # the first examples of a data set are seldom like the rest
-        max_tokens=parameters.max_tokens,
-    )
+    if parameters.parts == 1:
+        whole.fit(pca, convergence)
+        return pca.state_dict(), convergence.history_
+    history = []
+    parts = whole.fit_in_parts(fit_pca_part, lambda: StreamingPCA(device=place))
+    for merged, (part, fitted) in enumerate(parts, start=1):
+        pca.merge(fitted)
+        step = whole.steps(part)
+        if seen := convergence.observe(merged, last=part.stop == whole.n_tokens):
+            history.append({"step": float(step), **seen})
+            whole.tell(step, seen)
+    return pca.state_dict(), history
 
-    with fit.in_progress():
-        convergence.observe(step)  # where a checkpoint was taken first
-        for x in fit.watch(tokens):
-            pca.partial_fit(x)
-            fit.step({}, convergence.observe)
-        convergence.observe(fit.steps, last=True)
-    return pca.state_dict(), convergence.history_
+
+def fit_pca_part(part: Part, request: dict[str, Any], statistics: Mapping[str, Tensor]) -> None:
+    """Add up the scatter of a part of a layer's tokens."""
+    pca = StreamingPCA(device=pick_device(request["device"]))
+    fit_part(part, request, statistics, pca)

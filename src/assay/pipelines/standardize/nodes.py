@@ -3,33 +3,40 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor
 
+from assay.io.checkpoints import Checkpoints
 from assay.io.shards import Shards
 from assay.numerics.moments import StreamingMoments, check_statistics
 from assay.parameters import StandardizeParameters
-from assay.pipelines.stream import pick_device, raw_tokens
+from assay.pipelines.one_pass import OnePass, fit_part
+from assay.pipelines.parts import Part
 
 logger = logging.getLogger(__name__)
 
 
 def fit_statistics(
-    shards: Shards, parameters: StandardizeParameters, device: str, *, layer: int
+    shards: Shards,
+    parameters: StandardizeParameters,
+    checkpoints: Checkpoints,
+    device: str,
+    *,
+    layer: int,
 ) -> dict[str, Tensor]:
-    """Mean, std and count of a layer's content tokens, float64: (d_model,), (d_model,) and ()."""
+    """Mean, std and count of a layer's content tokens, float64: (d_model,), (d_model,) and ().
+
+    A pass that was cut off is resumed from its last checkpoint.
+    """
+    whole = OnePass("statistics", shards, layer, parameters, checkpoints, device, statistics={})
     moments = StreamingMoments()
-    for batch in raw_tokens(
-        shards,
-        layer,
-        parameters.batch_size,
-        pick_device(device),
-        doing="statistics",
-        shuffle=parameters.max_tokens
-        is not None,  # the first examples of a data set are seldom like the rest
-        max_tokens=parameters.max_tokens,
-    ):
-        moments.partial_fit(batch)
+    if parameters.parts == 1:
+        whole.fit(moments)
+    else:
+        for _, part in whole.fit_in_parts(fit_statistics_part, StreamingMoments):
+            moments.merge(part)
     constant = int((moments.std_ == 0).sum())
     if constant:
         logger.warning(
@@ -38,6 +45,13 @@ def fit_statistics(
             *(layer, constant, shards.d_model, moments.count_),
         )
     return moments.state_dict()
+
+
+def fit_statistics_part(
+    part: Part, request: dict[str, Any], statistics: Mapping[str, Tensor]
+) -> None:
+    """Take the moments of a part of a layer's content tokens."""
+    fit_part(part, request, statistics, StreamingMoments())
 
 
 def adopt_statistics(

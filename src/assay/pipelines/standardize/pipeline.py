@@ -18,7 +18,7 @@ def create_pipeline(layer: int, *, given_statistics: bool) -> Pipeline:
     else:
         fit = node(
             bind(fit_statistics, layer=layer),
-            ["shards_fit", "params:standardize", "params:device"],
+            ["shards_fit", "params:standardize", "statistics_checkpoints", "params:device"],
             "statistics",
             name="standardize.fit",
         )
