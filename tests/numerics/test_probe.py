@@ -31,8 +31,8 @@ from assay.numerics.probe import (
     state,
 )
 from assay.numerics.probe.cells import CellMap
-from assay.numerics.probe.labeled import sketch_features
 from assay.numerics.probe.logistic import slab_of_rows
+from assay.numerics.probe.passes import SketchPass
 from assay.numerics.probe.sketch import FeatureSketch
 
 KINDS = [
@@ -172,7 +172,7 @@ def _fit(x, labels, n_classes, class_weight=None, **settings):
     """A probe that takes a sketch for good enough, or goes on from it, as `settings` say."""
     probe = LogisticProbe1d(class_weight=class_weight)
     data = labeled.LabeledCodes(as_codes(x), labels, n_classes)
-    (probe.fitted_,) = solver.fit(dataclasses.replace(probe.settings, **settings), data)
+    (probe.fitted_,) = solver.Fitting(dataclasses.replace(probe.settings, **settings), data).run()
     return probe
 
 
@@ -521,6 +521,7 @@ def test_matrices_are_decomposed_in_batches_that_the_device_takes(monkeypatch):
 
 def test_row_gathering_keeps_to_the_memory_whatever_slab_features_says(monkeypatch):
     x, labels, n_classes = _make("gaussian", n_rows=2500)
+    monkeypatch.setattr(labeled, "_SOLVED", 1)
     monkeypatch.setattr(labeled, "free_bytes", lambda _: 4 * 8 * 2500 * 2)  # room for two columns
     gathered = []
     monkeypatch.setattr(
@@ -532,7 +533,7 @@ def test_row_gathering_keeps_to_the_memory_whatever_slab_features_says(monkeypat
         )[1],
     )
     data = labeled.LabeledCodes(as_codes(x), labels, n_classes, slab_features=4)
-    solver.fit(dataclasses.replace(LogisticProbe1d().settings, ce_error=0.0), data)
+    solver.Fitting(dataclasses.replace(LogisticProbe1d().settings, ce_error=0.0), data).run()
     assert max(gathered) == 2
 
 
@@ -829,7 +830,8 @@ def test_formats_slabs_and_batches_do_not_change_the_result():
 
 
 @pytest.mark.parametrize(("slab_features", "slabs"), [(1, 4), (2, 2), (3, 2), (None, 1), (99, 1)])
-def test_each_slab_is_one_pass_and_is_told(slab_features, slabs):
+def test_each_slab_is_one_pass_and_is_told(slab_features, slabs, monkeypatch):
+    monkeypatch.setattr(labeled, "_SOLVED", 1)
     x, labels, n_classes = _make("gaussian")
     codes, passes, told = _as_format(x, "dense"), [], []
     stream = codes.stream
@@ -855,14 +857,15 @@ def test_each_slab_is_one_pass_and_is_told(slab_features, slabs):
 
 
 def test_what_a_quarter_of_the_free_memory_holds_is_worked_on_together(monkeypatch):
+    monkeypatch.setattr(labeled, "_SOLVED", 1)
     x, labels, n_classes = _make("gaussian")
     widths = []
     monkeypatch.setattr(
         solver,
-        "sketch_features",
+        "SketchPass",
         lambda data, columns, *a, **b: (
             widths.append(columns.stop - columns.start),
-            sketch_features(data, columns, *a, **b),
+            SketchPass(data, columns, *a, **b),
         )[1],
     )
     for features, balanced, wanted in ((3, False, [3, 1]), (0, False, [1] * 4), (3, True, [3, 1])):

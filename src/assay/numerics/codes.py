@@ -105,17 +105,22 @@ class SelectedCodes:
     def batches(self, batch_size: int, start: int = 0) -> Iterator[Batch]:
         """The selected rows of each batch of the other codes; none is empty.
 
+        The other codes' batches begin at a multiple of the batch size, as those of a whole pass do,
+        so that codes that are computed are computed from the same rows together.
+
         Raises:
             ValueError: there is NaN or infinity. The message counts rows of the other codes, since
                 whoever reads these knows the selected ones only.
         """
         if start >= self.n_rows:
             return
-        first = int(self.rows.nonzero()[start])
+        wanted = int(self.rows.nonzero()[start])
+        first = wanted - wanted % batch_size
         for batch in self.codes.batches(batch_size, first):
             check_finite(batch, first)
             last = first + count_rows(batch)
-            kept = self.rows[first:last]
+            kept = self.rows[first:last].clone()
+            kept[: max(0, wanted - first)] = False  # of a batch that was begun before
             first = last
             if kept.any():
                 yield {name: tensor[kept.to(tensor.device)] for name, tensor in batch.items()}
@@ -238,16 +243,17 @@ def as_codes(codes: Codes | Tensor) -> Codes:
     return TensorCodes(codes) if isinstance(codes, Tensor) else codes
 
 
-def checked_batches(codes: Codes, batch_size: int) -> Iterator[tuple[slice, Batch]]:
-    """Each batch with the rows it holds, detached from gradients.
+def checked_batches(codes: Codes, batch_size: int, start: int = 0) -> Iterator[tuple[slice, Batch]]:
+    """Each batch of the rows from `start` on, with the rows it holds, detached from gradients.
 
     Raises:
         ValueError: the batches hold more or fewer rows than `n_rows`, or the batch size is below 1.
     """
     if batch_size < 1:
         raise ValueError(f"found batches of {batch_size} rows, wanted at least 1: raise it")
-    start = 0
-    for batch in codes.batches(batch_size):
+    if 0 < start == codes.n_rows:
+        return
+    for batch in codes.batches(batch_size, start):
         stop = start + count_rows(batch)
         if stop > codes.n_rows:
             raise ValueError(

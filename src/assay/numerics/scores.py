@@ -1,6 +1,9 @@
 """One row of the table: how well an encoding's best features tell the classes apart."""
 
+from __future__ import annotations
+
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -32,6 +35,21 @@ class Judgment:
     predicted: Tensor
     positives: Tensor
     n_rows: int
+
+    @classmethod
+    @isolated()
+    def join(cls, parts: Sequence[Judgment]) -> Judgment:
+        """The results of all features, from those of one range of them after the other, on the same
+        rows.
+        """
+        return cls(
+            torch.cat([part.loss for part in parts]),
+            torch.cat([part.average_precision for part in parts]),
+            torch.cat([part.true_positives for part in parts]),
+            torch.cat([part.predicted for part in parts]),
+            parts[0].positives,
+            parts[0].n_rows,
+        )
 
     @property
     @isolated()

@@ -13,19 +13,27 @@ bound, is settled on finer sketches of the features concerned, and what those do
 themselves. One-hot codes need no sketch: a table of counts says all.
 """
 
-from assay.numerics.probe.certificate import Certificate, CertificateError
+from assay.numerics.probe.certificate import Certificate, CertificateError, Certifying
 from assay.numerics.probe.confusion import count_predictions
 from assay.numerics.probe.estimator import LogisticProbe1d, certify_sweep, fit_sweep, judge_sweep
-from assay.numerics.probe.labeled import Progress, count_table
+from assay.numerics.probe.labeled import LabeledCodes, Progress, solved_together
+from assay.numerics.probe.passes import count_table
+from assay.numerics.probe.state import FittedProbes
+from assay.numerics.probe.sweep import Sweep
 
 __all__ = [
     "Certificate",
     "CertificateError",
+    "Certifying",
+    "FittedProbes",
+    "LabeledCodes",
     "LogisticProbe1d",
     "Progress",
+    "Sweep",
     "certify_sweep",
     "count_predictions",
     "count_table",
     "fit_sweep",
     "judge_sweep",
+    "solved_together",
 ]

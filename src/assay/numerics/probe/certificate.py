@@ -5,8 +5,9 @@ optimum are 0.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -51,49 +52,76 @@ class Certificate:
             )
 
 
-def certify(
-    probes: Sequence[tuple[FittedProbes, int | None]],
-    data: LabeledCodes,
-    pairs: Sequence[Tensor],
-    n_random: int = 64,
-    seed: int = 0,
-) -> list[Certificate]:
-    """Certify probes on the first k entries of each row, each with its own k and `pairs` (p, 2), in
-    the same passes.
+class Certifying:
+    """The certification of probes on the first k entries of each row, each with its own k and
+    `pairs` (p, 2), in the same passes. For each probe, `n_random` pairs more are drawn.
 
-    For each probe, `n_random` pairs more are drawn. Differences raise nothing here: see
-    `Certificate.check`.
+    It stands between two pieces of work whenever it tells of progress: `checkpoint` then says
+    where, and `resume` goes on from there to the same bits, also where other slabs fit the memory.
 
     Raises:
         ValueError: pairs are not int64 (p, 2), or name features or classes that do not exist; or
             the codes have no first k entries.
     """
-    data.check_ks([k for _, k in probes])
-    for (fitted, _), given in zip(probes, pairs, strict=True):
-        _check_pairs(given, data, fitted.fitted_classes)
-    if n_random < 0:
-        raise ValueError(f"found n_random = {n_random}, wanted at least 0: change n_random")
-    generator = torch.Generator().manual_seed(seed)
-    chosen = [
-        _choose(fitted, given, data.codes.n_features, n_random, generator).to(data.labels.device)
-        for (fitted, _), given in zip(probes, pairs, strict=True)
-    ]
-    features: list[Tensor] = [torch.unique(each[:, 0]) for each in chosen]
-    worst = torch.zeros(len(probes), 2, dtype=torch.float64, device="cpu")
-    for some in data.slabs(max(map(len, features)), 16 * data.codes.n_rows * len(probes)):
-        columns = [each[some] for each in features]
-        gathered = data.gather([(each, k) for each, (_, k) in zip(columns, probes, strict=True)])
-        for number, (values, here, (fitted, _)) in enumerate(
-            zip(gathered, columns, probes, strict=True)
-        ):
-            of_these = chosen[number][torch.isin(chosen[number][:, 0], here)]
-            if len(of_these):
-                worst[number] = torch.maximum(
-                    worst[number], _differences(fitted, values, here, of_these, data.labels)
-                )
-    return [
-        Certificate(len(each), *map(float, most)) for each, most in zip(chosen, worst, strict=True)
-    ]
+
+    def __init__(
+        self,
+        probes: Sequence[tuple[FittedProbes, int | None]],
+        data: LabeledCodes,
+        pairs: Sequence[Tensor],
+        n_random: int = 64,
+        seed: int = 0,
+    ) -> None:
+        data.check_ks([k for _, k in probes])
+        for (fitted, _), given in zip(probes, pairs, strict=True):
+            _check_pairs(given, data, fitted.fitted_classes)
+        if n_random < 0:
+            raise ValueError(f"found n_random = {n_random}, wanted at least 0: change n_random")
+        generator = torch.Generator().manual_seed(seed)
+        self._probes = list(probes)
+        self._data = data
+        self._chosen = [
+            _choose(fitted, given, data.codes.n_features, n_random, generator).to(
+                data.labels.device
+            )
+            for (fitted, _), given in zip(probes, pairs, strict=True)
+        ]
+        self._worst = torch.zeros(len(probes), 2, dtype=torch.float64, device="cpu")
+        self._done = 0  # features of each probe's
+
+    def run(self) -> list[Certificate]:
+        """Do what is left. Differences raise nothing here: see `Certificate.check`."""
+        data, probes = self._data, self._probes
+        features: list[Tensor] = [torch.unique(each[:, 0]) for each in self._chosen]
+        longest = max(map(len, features))
+        tell = data.telling("certified", longest)
+        while self._done < longest:
+            stop = self._done + data.room(16 * data.codes.n_rows * len(probes))
+            columns = [each[self._done : stop] for each in features]
+            gathered = data.gather(
+                [(each, k) for each, (_, k) in zip(columns, probes, strict=True)]
+            )
+            for number, (values, here) in enumerate(zip(gathered, columns, strict=True)):
+                chosen = self._chosen[number]
+                of_these = chosen[torch.isin(chosen[:, 0], here)]
+                if len(of_these):
+                    found = _differences(probes[number][0], values, here, of_these, data.labels)
+                    self._worst[number] = torch.maximum(self._worst[number], found)
+            self._done = min(stop, longest)
+            tell(self._done)
+        return [
+            Certificate(len(each), *map(float, most))
+            for each, most in zip(self._chosen, self._worst, strict=True)
+        ]
+
+    def checkpoint(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Where it stands: tensors, and JSON."""
+        return {"worst": self._worst}, {"certified": self._done}
+
+    def resume(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+        """Go on from what `checkpoint` gave, of a certification of the same probes and pairs."""
+        self._worst = tensors["worst"].to("cpu", copy=True)
+        self._done = int(state["certified"])
 
 
 @isolated()

@@ -13,11 +13,12 @@ from torch import Tensor
 from assay.codes import Codes
 from assay.numerics.codes import as_codes
 from assay.numerics.fitted import NotFittedError
-from assay.numerics.probe import solver
-from assay.numerics.probe.certificate import CERTIFIED, Certificate, certify, certify_loss
-from assay.numerics.probe.judge import base_loss, judge
-from assay.numerics.probe.labeled import LabeledCodes, Progress, check_slabs, sketch_features
+from assay.numerics.probe.certificate import CERTIFIED, Certificate, Certifying, certify_loss
+from assay.numerics.probe.judge import Judging, base_loss
+from assay.numerics.probe.labeled import LabeledCodes, Progress, check_slabs
+from assay.numerics.probe.passes import SketchPass
 from assay.numerics.probe.sketch import FeatureSketch
+from assay.numerics.probe.solver import Fitting, fit_sketch
 from assay.numerics.probe.state import FittedProbes, ProbeSettings
 from assay.numerics.scores import Judgment
 
@@ -56,8 +57,9 @@ class LogisticProbe1d:
         max_iter: Newton steps, taken or refused, at most.
         tol: nats above the optimum, by the Newton decrement, at which a probe is done. Values being
             standardized, the gradient is then at most sqrt(tol).
-        slab_features: features worked on together, with a pass over the codes for each such slab.
-            None: as many as a quarter of the free memory holds.
+        slab_features: features worked on together, in whole groups (256 where classes are not
+            weighted), with a pass over the codes for each such slab. None: as many as a quarter of
+            the free memory holds. No bit depends on it.
         slab_rows: rows read at once.
 
     Attributes:
@@ -249,15 +251,14 @@ class LogisticProbe1d:
                 " the parts"
             )
         columns, cells = slice(0, data.codes.n_features), None if like is None else like.cells
-        return sketch_features(data, columns, [None], by_class=self.settings.by_class, cells=cells)[
-            0
-        ]
+        by_class = self.settings.by_class
+        return SketchPass(data, columns, [None], by_class=by_class, cells=cells).run()[0]
 
     def fit_sketch(self, sketch: FeatureSketch) -> LogisticProbe1d:
         """Fit on a sketch alone. Pairs that it does not settle, by its bound, are not `converged_`:
         they need the rows.
         """
-        self.fitted_ = solver.fit_sketch(self.settings, sketch)
+        self.fitted_ = fit_sketch(self.settings, sketch)
         return self
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -300,9 +301,9 @@ def fit_sweep(
         ValueError: as `LogisticProbe1d.fit`; or there is no k, or codes have no first k entries.
     """
     ks = list(dict.fromkeys(ks))
-    found = solver.fit(probe.settings, _label(probe, codes, labels, n_classes, progress), ks)
+    data = _label(probe, codes, labels, n_classes, progress)
     probes = {k: copy.copy(probe) for k in ks}
-    for each, fitted in zip(probes.values(), found, strict=True):
+    for each, fitted in zip(probes.values(), Fitting(probe.settings, data, ks).run(), strict=True):
         each.fitted_ = fitted
     return probes
 
@@ -321,9 +322,8 @@ def judge_sweep(
             fit or no first k entries, or labels are of another kind.
     """
     data = _label_as_fitted(_first(probes), codes, labels, progress)
-    return dict(
-        zip(probes, judge([(probe.fitted_, k) for k, probe in probes.items()], data), strict=True)
-    )
+    judging = Judging([(probe.fitted_, k) for k, probe in probes.items()], data)
+    return dict(zip(probes, judging.run(), strict=True))
 
 
 def certify_sweep(
@@ -344,14 +344,14 @@ def certify_sweep(
     missing = [k for k in probes if k not in pairs]
     if missing:
         raise ValueError(f"found no pairs for K = {missing}, wanted them for every probe's K")
-    found = certify(
+    certifying = Certifying(
         [(probe.fitted_, k) for k, probe in probes.items()],
         data,
         [pairs[k] for k in probes],
         n_random,
         seed,
     )
-    return dict(zip(probes, found, strict=True))
+    return dict(zip(probes, certifying.run(), strict=True))
 
 
 def _first(probes: Mapping[K, LogisticProbe1d]) -> LogisticProbe1d:

@@ -4,16 +4,18 @@ on finer ones, and the rest on the rows.
 
 from __future__ import annotations
 
+import itertools
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from assay.numerics.isolation import isolated
 from assay.numerics.probe.cells import CellMap
-from assay.numerics.probe.labeled import LabeledCodes, sketch_features, tabulate
+from assay.numerics.probe.labeled import LabeledCodes, group_size, solved_together
 from assay.numerics.probe.logistic import (
     Slab,
     minimize,
@@ -22,42 +24,194 @@ from assay.numerics.probe.logistic import (
     slab_of_rows,
     slab_of_table,
 )
+from assay.numerics.probe.passes import SketchPass, TablePass
 from assay.numerics.probe.sketch import FeatureSketch, ranges
 from assay.numerics.probe.state import FittedProbes, ProbeSettings
 
 logger = logging.getLogger(__name__)
 
-_FEATURES = 256  # features that are solved together
+_COUNTED = 1024  # features of a table that are solved together
+_REFINED = 32  # features of unsettled pairs that are, at the most
 
 
-def fit(
-    settings: ProbeSettings, data: LabeledCodes, ks: Sequence[int | None] = (None,)
-) -> list[FittedProbes]:
-    """Fit probes to the first k entries of each row, for each k (None: all of them), in the same
-    passes over the codes.
+class Fitting:
+    """A fit of probes of some features to the first k entries of each row, for each k (None: all of
+    them), in the same passes over the codes.
+
+    It stands between two pieces of work whenever it tells of progress: `checkpoint` then says
+    where, and `resume` goes on from there to the same bits, also where other slabs fit the memory.
+
+    Args:
+        settings: how they are fitted.
+        data: the codes and labels.
+        ks: K.
+        columns: the features, whole groups of `solved_together`; None: all.
 
     Raises:
-        ValueError: codes are not finite, or a k is given for codes that are not sparse or have
-            fewer entries.
+        ValueError: a k is given for codes that are not sparse or have fewer entries.
     """
-    data.check_ks(ks)
-    n_rows, n_features = data.codes.n_rows, data.codes.n_features
-    solvers = [
-        _Solver(
-            FittedProbes.empty(settings, n_features, data.class_counts, n_rows),
-            data.class_counts.double(),
-            n_rows,
+
+    def __init__(
+        self,
+        settings: ProbeSettings,
+        data: LabeledCodes,
+        ks: Sequence[int | None] = (None,),
+        columns: slice | None = None,
+    ) -> None:
+        data.check_ks(ks)
+        n_rows = data.codes.n_rows
+        self._data = data
+        self._ks = list(ks)
+        self._columns = slice(0, data.codes.n_features) if columns is None else columns
+        self._solvers = [
+            _Solver(
+                FittedProbes.empty(settings, self._n_features, data.class_counts, n_rows),
+                data.class_counts.double(),
+                n_rows,
+            )
+            for _ in ks
+        ]
+        self._by_class = settings.by_class
+        self._solved = self._columns.start  # the features before it are, by their sketches
+        self._sketching: SketchPass | None = None
+        self._table = TablePass(data) if data.codes.format == "onehot" else None
+        # Of each K and feature whether the sketch left a pair open: what is refined, in groups.
+        self._unsettled: Tensor | None = None
+        self._refined = 0
+
+    @property
+    def _n_features(self) -> int:
+        return int(self._columns.stop - self._columns.start)
+
+    def run(self) -> list[FittedProbes]:
+        """Do what is left; gives the probes of each k.
+
+        Raises:
+            ValueError: codes are not finite, or name features that there are not.
+        """
+        if self._table is not None:
+            table = self._table.run()[self._columns]
+            for solver in self._solvers:
+                solver.solve_table(table, self._data.telling("probes", self._n_features))
+        else:
+            self._solve_sketches()
+            self._refine()
+        return [_check_converged(solver.fitted) for solver in self._solvers]
+
+    def _solve_sketches(self) -> None:
+        data, first = self._data, self._columns.start
+        feature_bytes = len(self._ks) * FeatureSketch.bytes_per_feature(
+            data.n_classes, by_class=self._by_class
         )
-        for _ in ks
-    ]
-    if data.codes.format == "onehot":
-        table = tabulate(data)
-        for solver in solvers:
-            solver.solve_table(table, data.telling("probes", n_features))
-    else:
-        _solve_sketches(solvers, data, ks)
-        _refine(solvers, data, ks)
-    return [_check_converged(solver.fitted) for solver in solvers]
+        group = solved_together(data.n_classes, by_class=self._by_class)
+        tell = data.telling("probes", self._n_features)
+        while self._solved < self._columns.stop:
+            if self._sketching is None:
+                stop = self._solved + data.room(feature_bytes, group)
+                slab = slice(self._solved, min(stop, self._columns.stop))
+                self._sketching = SketchPass(data, slab, self._ks, by_class=self._by_class)
+            sketches = self._sketching.run()
+            begin, stop = self._sketching.columns.start, self._sketching.columns.stop
+            for start in range(self._solved, stop, group):
+                end = min(start + group, stop)
+                for solver, sketch in zip(self._solvers, sketches, strict=True):
+                    some = sketch[slice(start - begin, end - begin)]
+                    solver.solve_sketch(slice(start - first, end - first), some)
+                    tell(start - first)  # where it can stop, without what this group has so far
+                self._solved = end
+                if end == stop:
+                    self._sketching = None
+                tell(end - first)
+            del sketches, sketch, some  # before there are the next slab's
+
+    def _refine(self) -> None:
+        """Gather the features of unsettled pairs of all solvers together, as many as the memory
+        holds, and solve them again.
+        """
+        data = self._data
+        if self._unsettled is None:
+            open_ = [~each.fitted.converged & each.fitted.fitted_classes for each in self._solvers]
+            for solver, pairs in zip(self._solvers, open_, strict=True):
+                solver.fitted.n_refined = int(pairs.sum())
+            self._unsettled = torch.stack([pairs.any(1) for pairs in open_])
+        groups = self._groups(self._unsettled)
+        tell = data.telling("refined", len(groups))
+        while left := groups[self._refined :]:
+            room = data.room(8 * data.codes.n_rows)
+            ends = itertools.accumulate(len(features) for _, features in left)
+            left = left[: max(1, sum(end <= room for end in ends))]
+            numbers = list(dict.fromkeys(number for number, _ in left))
+            wanted = [torch.cat([each for of, each in left if of == n]) for n in numbers]
+            gathered = data.gather(
+                [
+                    (features + self._columns.start, self._ks[number])
+                    for number, features in zip(numbers, wanted, strict=True)
+                ]
+            )
+            parts = [
+                part
+                for number, values in zip(numbers, gathered, strict=True)
+                for part in torch.split(values, [len(each) for of, each in left if of == number])
+            ]
+            for (number, features), values in zip(left, parts, strict=True):
+                self._solvers[number].refine(features, values, data.labels)
+                self._refined += 1
+                tell(self._refined)
+            del gathered, parts, values  # before there are the next
+
+    def _groups(self, unsettled: Tensor) -> list[tuple[int, Tensor]]:
+        """What is refined as one: the number of a K, and features counted from the first. Groups
+        are of features whose sketches were solved together, so that whoever shares the fit has the
+        same.
+        """
+        data = self._data
+        solved = solved_together(data.n_classes, by_class=self._by_class)
+        most = min(solved, group_size(_REFINED, 8 * data.codes.n_rows))
+        return [
+            (number, part)
+            for number, row in enumerate(unsettled)
+            for some in ranges(len(row), solved)
+            for part in torch.split(row[some].nonzero().squeeze(1) + some.start, most)
+            if len(part)
+        ]
+
+    def checkpoint(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Where it stands: tensors, and JSON."""
+        state: dict[str, Any] = {"solved": self._solved, "refined": self._refined}
+        tensors: dict[str, Tensor] = {}
+        if self._table is not None:
+            tensors, state["table"] = self._table.checkpoint()
+        if self._sketching is not None:
+            tensors, state["sketch"] = self._sketching.checkpoint(self._solved)
+        if self._unsettled is not None:
+            tensors |= {"unsettled": self._unsettled}
+            state["n_refined"] = [solver.fitted.n_refined for solver in self._solvers]
+        for number, solver in enumerate(self._solvers):
+            fitted = solver.fitted.state_dict().items()
+            tensors |= {f"fitted{number}.{name}": each for name, each in fitted}
+        return tensors, state
+
+    def resume(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+        """Go on from what `checkpoint` gave, of a fit of the same features to the same codes."""
+        place = self._data.labels.device
+        self._solved, self._refined = int(state["solved"]), int(state["refined"])
+        if self._table is not None:
+            self._table.resume(tensors, state["table"])
+        if "sketch" in state:
+            self._sketching = SketchPass.resume(
+                self._data, self._ks, tensors, state["sketch"], by_class=self._by_class
+            )
+        if "unsettled" in tensors:
+            self._unsettled = tensors["unsettled"].to(place)
+        for number, solver in enumerate(self._solvers):
+            solver.fitted.take(
+                {
+                    name.partition(".")[2]: each.to(place, copy=True)
+                    for name, each in tensors.items()
+                    if name.startswith(f"fitted{number}.")
+                }
+            )
+            solver.fitted.n_refined = state.get("n_refined", {number: 0})[number]
 
 
 @isolated()
@@ -66,46 +220,11 @@ def fit_sketch(settings: ProbeSettings, sketch: FeatureSketch) -> FittedProbes:
     need the rows.
     """
     fitted = FittedProbes.empty(settings, len(sketch.low), sketch.class_counts, sketch.n_rows)
-    _Solver(fitted, sketch.class_counts, sketch.n_rows).solve_sketch(0, sketch)
+    solver = _Solver(fitted, sketch.class_counts, sketch.n_rows)
+    group = solved_together(sketch.n_classes, by_class=settings.by_class)
+    for part in ranges(len(sketch.low), group):
+        solver.solve_sketch(part, sketch[part])
     return _check_converged(fitted)
-
-
-def _solve_sketches(
-    solvers: Sequence[_Solver], data: LabeledCodes, ks: Sequence[int | None]
-) -> None:
-    by_class = solvers[0].fitted.settings.by_class
-    feature_bytes = len(ks) * FeatureSketch.bytes_per_feature(data.n_classes, by_class=by_class)
-    tell = data.telling("probes", data.codes.n_features)
-    for columns in data.slabs(data.codes.n_features, feature_bytes):
-        sketches = sketch_features(data, columns, ks, by_class=by_class)
-        for solver, sketch in zip(solvers, sketches, strict=True):
-            solver.solve_sketch(columns.start, sketch, tell)
-        del sketches, sketch  # before there are the next slab's
-
-
-def _refine(solvers: Sequence[_Solver], data: LabeledCodes, ks: Sequence[int | None]) -> None:
-    """Gather the features of unsettled pairs of all solvers together, as many as the memory holds,
-    and solve them again.
-    """
-    wanted = []
-    for number, solver in enumerate(solvers):
-        open_ = ~solver.fitted.converged & solver.fitted.fitted_classes
-        solver.fitted.n_refined = int(open_.sum())
-        wanted += [(number, feature) for feature in open_.any(1).nonzero().flatten().tolist()]
-    tell = data.telling("refined", len(wanted))
-    for some in data.slabs(len(wanted), 8 * data.codes.n_rows):
-        groups = [
-            torch.tensor(
-                [f for n, f in wanted[some] if n == number],
-                device=data.labels.device,
-                dtype=torch.int64,
-            )
-            for number in range(len(solvers))
-        ]
-        gathered = data.gather(list(zip(groups, ks, strict=True)))
-        for solver, features, values in zip(solvers, groups, gathered, strict=True):
-            solver.refine(features, values, data.labels)
-            tell(some.stop)
 
 
 def _check_converged(fitted: FittedProbes) -> FittedProbes:
@@ -137,48 +256,42 @@ class _Solver:
         fitted.feature_mean = ones / self.n_rows
         fitted.feature_std = (fitted.feature_mean * (1 - fitted.feature_mean)).sqrt()
         fitted.max_abs = (ones > 0).double()
-        for columns in ranges(len(table), 4 * _FEATURES):
+        for columns in ranges(len(table), _COUNTED):
             slab = slab_of_table(table[columns], self.class_counts, self.n_rows)
             self._solve(columns, [slab], fitted.fitted_pairs(columns))
             tell(columns.stop)
 
     @isolated()
-    def solve_sketch(
-        self, first: int, sketch: FeatureSketch, tell: Callable[[int], None] = lambda _: None
-    ) -> None:
-        """Fit the features from number `first` on by their sketch. Afterwards `converged` is False
-        for pairs that it did not settle.
+    def solve_sketch(self, here: slice, sketch: FeatureSketch) -> None:
+        """Fit some features, all together, by their sketch. Afterwards `converged` is False for
+        pairs that it did not settle.
         """
         fitted = self.fitted
-        for part in ranges(len(sketch.low), _FEATURES):
-            here = slice(first + part.start, first + part.stop)
-            some = sketch[part]
-            statistics = some.statistics()
-            fitted.feature_mean[here] = statistics.mean
-            fitted.feature_std[here] = statistics.std
-            fitted.max_abs[here] = torch.maximum(statistics.low.abs(), statistics.high.abs())
-            slabs = [some.slab(statistics, nodes=nodes) for nodes in (1, 3)]
-            self._solve(here, slabs, fitted.fitted_pairs(here))
-            fitted.converged[here] &= statistics.resolved[:, None] | ~fitted.fitted_classes
-            tell(here.stop)
+        statistics = sketch.statistics()
+        fitted.feature_mean[here] = statistics.mean
+        fitted.feature_std[here] = statistics.std
+        fitted.max_abs[here] = torch.maximum(statistics.low.abs(), statistics.high.abs())
+        slabs = [sketch.slab(statistics, nodes=nodes) for nodes in (1, 3)]
+        self._solve(here, slabs, fitted.fitted_pairs(here))
+        fitted.converged[here] &= statistics.resolved[:, None] | ~fitted.fitted_classes
 
     @isolated()
     def refine(self, features: Tensor, values: Tensor, labels: Tensor) -> None:
-        """Fit the unsettled pairs of `features` (f,), whose `values` are (f, rows), again."""
+        """Fit the unsettled pairs of `features` (f,), whose `values` are (f, rows), again, all
+        together.
+        """
         fitted, settings = self.fitted, self.fitted.settings
-        for part in ranges(len(features), 32):
-            here = features[part]
-            # The sketch's may be those of too wide cells.
-            fitted.feature_mean[here], fitted.feature_std[here] = moments_of_rows(values[part])
-            if not settings.by_class and len(labels) > settings.fine_rows:
-                sketch = FeatureSketch(
-                    CellMap.of_all_rows(values[part], settings.fine_bits), fitted.n_classes
-                )
-                sketch.add(values[part].T, labels)
-                self._solve(here, [sketch.slab(sketch.statistics())], fitted.open_pairs(here))
-            left = fitted.open_pairs(here)
-            if len(left):
-                self._solve(here, [slab_of_rows(values[part], labels)], left)
+        # The sketch's may be those of too wide cells.
+        fitted.feature_mean[features], fitted.feature_std[features] = moments_of_rows(values)
+        if not settings.by_class and len(labels) > settings.fine_rows:
+            cells = CellMap.of_all_rows(values, settings.fine_bits)
+            sketch = FeatureSketch(cells, fitted.n_classes)
+            sketch.add(values.T, labels)
+            slab = sketch.slab(sketch.statistics())
+            self._solve(features, [slab], fitted.open_pairs(features))
+        left = fitted.open_pairs(features)
+        if len(left):
+            self._solve(features, [slab_of_rows(values, labels)], left)
 
     def _solve(self, features: slice | Tensor, slabs: Sequence[Slab], pairs: Tensor) -> None:
         """Fit `pairs` of `features` on one slab after the other, and keep the results of the last.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -150,6 +150,24 @@ class FittedProbes:
             "tol": torch.tensor(self.settings.tol, dtype=torch.float64, device="cpu"),
         }
         return {name: snapshot(getattr(self, name)) for name in _TENSORS} | how
+
+    def take(self, state: Mapping[str, Tensor]) -> None:
+        """Take the tensors of a `state_dict` for one's own: of a fit that was begun before."""
+        for name in _TENSORS:
+            setattr(self, name, state[name])
+
+    @classmethod
+    @isolated()
+    def join(cls, parts: Sequence[FittedProbes]) -> FittedProbes:
+        """The probes of all features, from those of one range of them after the other, which were
+        fitted to the same rows.
+        """
+        first = parts[0]
+        joined = [
+            first.base_rate if name == "base_rate" else torch.cat([getattr(p, name) for p in parts])
+            for name in _TENSORS
+        ]
+        return cls(first.settings, *joined, n_refined=sum(part.n_refined for part in parts))
 
     @property
     def n_classes(self) -> int:
