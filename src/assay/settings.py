@@ -38,6 +38,8 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 # What MLflow does not take is said in one line, by us, not with its traceback and urllib3's for
 # each try.
 os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "CRITICAL")
+# Nor are two lines for each run that it closes on a server, with the URI's password in them.
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
 # The tries of a request that fails take 5 s: less than a run waits for MLflow, so that it can say
 # what is wrong.
@@ -55,7 +57,8 @@ if "MLFLOW_TRACKING_URI" not in os.environ:
     os.environ["MLFLOW_TRACKING_URI"] = (
         f"sqlite:///{os.path.relpath(database) if '?' in database else database}"
     )
-    os.environ.setdefault("_MLFLOW_SERVER_ARTIFACT_ROOT", (PROJECT / "mlruns").as_uri())
+# Where MLflow's files lie if its database is spoken to directly, not through a server.
+os.environ.setdefault("_MLFLOW_SERVER_ARTIFACT_ROOT", (PROJECT / "mlruns").as_uri())
 
 # MLflow warns, whatever the filters say, when kedro-mlflow's model class is defined: it is defined
 # here, unheard.

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from assay.tracking import database
-from assay.tracking.database import file_of, prepare, settle
+from assay.tracking.database import file_of, prepare_file, settle
 
 
 @pytest.fixture(autouse=True)
@@ -55,7 +55,7 @@ def test_mlflows_tables_are_made_aside_and_appear_whole(tmp_path, monkeypatch):
     monkeypatch.setattr(
         Path, "replace", lambda self, to: (appeared.append(path.exists()), rename(self, to))
     )
-    prepare(path)
+    prepare_file(path)
     assert appeared == [False]
     assert execute(path, "SELECT name FROM experiments") == [[("Default",)]]
     assert not [each.name for each in path.parent.iterdir() if "partial" in each.name]
@@ -64,7 +64,7 @@ def test_mlflows_tables_are_made_aside_and_appear_whole(tmp_path, monkeypatch):
 def test_of_many_that_start_on_nothing_one_makes_the_database(tmp_path, made):
     path = tmp_path / "mlflow.db"
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(prepare, [path] * 8))
+        list(pool.map(prepare_file, [path] * 8))
     assert len(made) == 1
 
 
@@ -84,7 +84,7 @@ def test_what_was_left_half_made_is_made_again_with_nothing_of_the_old_taken_up(
         )
     path.with_name("mlflow.db-journal").write_bytes(b"")
     time.sleep(0.4)
-    prepare(path)
+    prepare_file(path)
     assert len(made) == 1
     assert not path.with_name("mlflow.db-journal").exists()
     assert execute(path, "SELECT name FROM experiments") == [[("Default",)]]
@@ -102,7 +102,7 @@ def test_a_database_that_another_program_is_just_making_is_left_to_it(
 
     other = threading.Thread(target=finish)
     other.start()
-    prepare(path)
+    prepare_file(path)
     other.join()
     assert made == []
 
@@ -112,7 +112,7 @@ def test_runs_behind_other_tables_are_never_removed_and_the_way_out_is_said(tmp_
     execute(path, "CREATE TABLE runs (run_uuid TEXT)", "INSERT INTO runs VALUES ('a')")
     time.sleep(0.4)
     with pytest.raises(ValueError, match="holds runs") as raised:
-        prepare(path)
+        prepare_file(path)
     assert len(str(raised.value).splitlines()) == 2
     assert f"mlflow db upgrade sqlite:///{path}" in str(raised.value)
     assert "mv mlflow.db mlflow.db.old" in str(raised.value)
@@ -124,7 +124,7 @@ def test_what_is_no_database_is_named_and_left(tmp_path, made):
     path = tmp_path / "mlflow.db"
     path.write_text("a" * 5000)
     with pytest.raises(ValueError, match=r"mlflow\.db is no database.*\n.*mv mlflow\.db"):
-        prepare(path)
+        prepare_file(path)
     assert path.read_text() == "a" * 5000
     assert made == []
 

@@ -44,6 +44,7 @@ def test_a_pid_that_was_given_to_another_process_is_another_process():
     [
         ({"host": "elsewhere"}, False),
         ({"host": "elsewhere", "boot": "before"}, False),
+        ({"machine": "elsewhere", "boot": "before"}, False),
         ({"namespace": "pid:[1]"}, False),
         ({"boot": "before"}, True),
         ({"boot": None}, False),

@@ -23,9 +23,9 @@ from assay.io.saes import hub
 from assay.io.shards import Shards
 from assay.tracking import TrackingHook, finish_taken_up, manifest, process
 from assay.tracking.children import thinned
-from assay.tracking.connection import FAILURE
 from assay.tracking.describe import flat_params, versions
 from assay.tracking.hook import InterruptedRunError
+from assay.tracking.ownership import FAILURE
 from assay.tracking.run import Run
 from assay.tracking.writer import Writer
 from saes import write_sparsify

@@ -15,9 +15,10 @@ from assay.io.datasets import SaeDataset
 from assay.io.shards import Shards
 from assay.tracking import process
 from assay.tracking.children import Child, unlogged
-from assay.tracking.connection import FAILURE, PARENT, Connection, forget_failure
+from assay.tracking.connection import PARENT, Connection
 from assay.tracking.curves import BATCH, Curves
 from assay.tracking.describe import describe, lineage, params_of
+from assay.tracking.ownership import FAILURE, forget_failure
 
 
 class ChildRuns(Curves):

@@ -25,6 +25,14 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from assay.tracking import process
 from assay.tracking.database import file_of, prepare, settle
+from assay.tracking.ownership import (
+    FAILURE,
+    NOT_LOGGED,
+    close_runs_of_the_dead,
+    end_part,
+    of_part,
+    take_up,
+)
 from assay.tracking.writer import Writer
 
 # Where kedro-mlflow defines its classes MLflow and pydantic warn, the first whatever the filters
@@ -33,12 +41,6 @@ with warnings.catch_warnings(record=True):
     warnings.simplefilter("always")
     from kedro_mlflow.config.kedro_mlflow_config import KedroMlflowConfig
     from kedro_mlflow.framework.hooks.mlflow_hook import MlflowHook
-
-FAILURE = "failure"
-"""The tag that says why a run of MLflow is not FINISHED."""
-
-NOT_LOGGED = "not_logged"
-"""The tag of a run that ended well while MLflow did not, with the first that it did not take."""
 
 PARENT = "mlflow.parentRunId"
 
@@ -60,16 +62,15 @@ class Connection:
         """The run that was opened; None before, and where nothing is logged."""
         self.taken_up = False
         """Whether an earlier process began it."""
-        self.params: dict[str, str] = {}
-        """What the parent had when it was taken up again."""
         self.children: dict[str, Run] = {}
         """The parent's children by their names, as they were when it was taken up again."""
         self._hook = MlflowHook()
         self._run_id: str | None = None
+        self._part = ""
         active = mlflow.active_run()
         self._given = active.info.run_id if active else None
-        self._prepare(context)
-        self.writer.submit("the experiment", self._connect, context)
+        uri = self._prepare(context)
+        self.writer.submit("the experiment", self._connect, context, uri)
         self.writer.wait()
 
     def lend(self, context: KedroContext) -> None:
@@ -93,8 +94,8 @@ class Connection:
         """Close the parent run, also one that could not be opened whole."""
         self.writer.submit_always("the end of the run", self._close, status, reason)
 
-    def _prepare(self, context: KedroContext) -> None:
-        """Check the configuration, and see to the database where it is a file."""
+    def _prepare(self, context: KedroContext) -> str:
+        """Check the configuration, and see to the database where it is a file; gives its URI."""
         project = Path(context.project_path)
         loader: Any = context.config_loader
         loader.config_patterns.setdefault("mlflow", ["mlflow*", "mlflow*/**", "**/mlflow*"])
@@ -109,16 +110,18 @@ class Connection:
             raise ValueError(f"mlflow.yml in {project / 'conf'}: {'; '.join(faults)}") from None
         uri = config.server.mlflow_tracking_uri or os.environ.get("MLFLOW_TRACKING_URI", "")
         path = file_of(uri)
-        if path is None:
-            return
-        try:
-            prepare(path)
-            if path == project / "mlflow.db":
-                settle(path, project / "mlruns")
-        except (OSError, ValueError, sqlite3.Error, SQLAlchemyError, MlflowException) as error:
-            self.writer.fail("its database", error)
+        if path is not None:
+            try:
+                prepare(uri)
+                if path == project / "mlflow.db":
+                    settle(path, project / "mlruns")
+            except (OSError, ValueError, sqlite3.Error, SQLAlchemyError, MlflowException) as error:
+                self.writer.fail("its database", error)
+        return uri
 
-    def _connect(self, context: KedroContext) -> None:
+    def _connect(self, context: KedroContext, uri: str) -> None:
+        if file_of(uri) is None:
+            prepare(uri, self.writer.heard)
         try:
             self._hook.after_context_created(context)
         except MlflowException as error:
@@ -135,8 +138,13 @@ class Connection:
         if not set(run_params["pipeline_names"] or ["__default__"]) <= set(
             config.disable_tracking.pipelines
         ):
-            given = config.run.id or self._given
-            config.run.id = self._run_id = self._take_up(given) if given else self._create()
+            if self._run_id is None:
+                given = config.run.id or self._given
+                part = " ".join(run_params.get("namespaces") or ())
+                self._run_id = self._take_up(given, part) if given else self._create()
+            config.run.id = self._run_id
+        if mlflow.active_run() is not None:  # this request did not come to its end before
+            mlflow.end_run("RUNNING")
         self._hook.before_pipeline_run(run_params, pipeline, catalog)
         active = mlflow.active_run()
         self.parent = active.info if active else None
@@ -148,9 +156,15 @@ class Connection:
             status, reason = "KILLED", f"not logged: {self.writer.failure}"
         client = MlflowClient()
         if reason is not None:
-            client.set_tag(self._run_id, FAILURE, reason[:5000])
+            client.set_tag(self._run_id, of_part(FAILURE, self._part), reason[:5000])
         elif self.writer.failure is not None:
-            client.set_tag(self._run_id, NOT_LOGGED, self.writer.failure)
+            tag = of_part(NOT_LOGGED, self._part)
+            client.set_tag(self._run_id, tag, self.writer.failure)
+        if self._part:
+            ends = end_part(self._run_id, self._part, status)
+            if ends is None:
+                return
+            status = ends
         client.set_terminated(self._run_id, status)
         if mlflow.active_run() is not None:
             mlflow.end_run(status)
@@ -163,48 +177,22 @@ class Connection:
         )
         return str(created.info.run_id)
 
-    def _take_up(self, given: str) -> str:
-        """Make another run's record this process's, with the name it has and without the reasons
-        for which it ended before.
+    def _take_up(self, given: str, part: str) -> str:
+        """Make another run's record this process's, or that of one of several that make a part
+        each, with the name it has and without the reasons for which it ended before.
         """
         client = MlflowClient()
         run = client.get_run(given)
-        client.set_tag(given, process.TAG, process.own_process())
-        forget_failure(run)
+        take_up(run, part)
+        self.writer.heard()
+        self._part = part
         mlflow.set_experiment(experiment_id=run.info.experiment_id)
         self._hook.mlflow_config.tracking.run.name = run.info.run_name
-        self.taken_up, self.params = True, run.data.params
+        self.taken_up = True
         found = client.search_runs([run.info.experiment_id], f"tags.`{PARENT}` = '{given}'")
         self.children = {child.info.run_name: child for child in reversed(found)}
+        self.writer.heard()
         return given
-
-
-def close_runs_of_the_dead(experiment: str) -> None:
-    """Mark the runs of an experiment whose process has ended without closing them, as `kill -9` has
-    it, as killed.
-    """
-    client = MlflowClient()
-    for run in client.search_runs([experiment], "attributes.status = 'RUNNING'"):
-        noted = run.data.tags.get(process.TAG)
-        if noted is not None and process.is_gone(noted):
-            end_with_reason(
-                run.info.run_id,
-                "KILLED",
-                f"its process ended without a word: {process.describe(noted)}",
-            )
-
-
-def end_with_reason(run: str, status: str, reason: str) -> None:
-    """Close a run that is not whole, and say why."""
-    client = MlflowClient()
-    client.set_tag(run, FAILURE, reason[:5000])
-    client.set_terminated(run, status)
-
-
-def forget_failure(run: Run) -> None:
-    """Take off a run why it ended before, or was not whole."""
-    for tag in {FAILURE, NOT_LOGGED} & run.data.tags.keys():
-        MlflowClient().delete_tag(run.info.run_id, tag)
 
 
 def _plain(run_params: dict[str, Any]) -> dict[str, Any]:

@@ -1,22 +1,26 @@
-"""MLflow's database where it is a file: it appears whole or not at all, and what it says of the
-project's folder is kept true.
+"""MLflow's database: of many processes that begin on nothing one makes its tables. Where it is a
+file, it appears whole or not at all, and what it says of the project's folder is kept true.
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
+import re
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
 import mlflow
+from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Engine, event
+from mlflow.exceptions import MlflowException
+from sqlalchemy import Engine, NullPool, create_engine, event, text
+from sqlalchemy.exc import SQLAlchemyError
 
 SCHEME = "sqlite:///"
 LOCKED = 20.0
@@ -26,6 +30,18 @@ LOCKED = 20.0
 SETTLED = 5.0
 """Seconds without a change after which nobody else, `mlflow ui` say, is still making a database."""
 
+MAKING = 120.0
+"""Seconds that a process waits for another one that makes the tables on a server."""
+
+LOCK = int.from_bytes(b"assay.db")
+"""The key of PostgreSQL's advisory lock under which they are made."""
+
+
+def shown(text: str) -> str:
+    """A text as it may be printed: without the passwords of the URIs in it."""
+    text = re.sub(r"(://[^/\s:@]*):\S*@", r"\1:***@", text)
+    return re.sub(r"(\bpassword=)[^&\s]+", r"\1***", text)
+
 
 def file_of(uri: str) -> Path | None:
     """The file of a database's URI; None: it is none."""
@@ -33,7 +49,70 @@ def file_of(uri: str) -> Path | None:
     return Path(path).absolute() if uri.startswith(SCHEME) and path and path != ":memory:" else None
 
 
-def prepare(path: Path) -> None:
+def prepare(uri: str, heard: Callable[[], None] = lambda: None) -> None:
+    """Have MLflow's tables in the database that a URI names, a file or one of a PostgreSQL server:
+    one process makes them, others wait for it. A tracking server (http) sees to its own.
+
+    Args:
+        uri: as in MLFLOW_TRACKING_URI.
+        heard: called now and then while another process makes them.
+
+    Raises:
+        ValueError: it is no database, or one with runs and other tables than this version of MLflow
+            wants; or what speaks to the server is not installed.
+        OSError, sqlite3.Error, SQLAlchemyError, MlflowException: the database cannot be reached or
+            written to.
+    """
+    path = file_of(uri)
+    if path is not None:
+        prepare_file(path)
+    elif uri.startswith("postgresql"):
+        _prepare_server(uri, heard)
+
+
+def _prepare_server(uri: str, heard: Callable[[], None]) -> None:
+    """As `prepare`, under a lock of the server's that ends with this process.
+
+    MLflow makes all but its first tables in one transaction, and goes on with what a killed process
+    left. It takes no lock itself: eight that begin at once fail, but for one.
+    """
+    try:
+        engine = create_engine(uri, poolclass=NullPool)
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"found no {error.name}, through which MLflow speaks to PostgreSQL, wanted it: `pip"
+            " install 'assay-baselines[postgresql]'`"
+        ) from error
+    with engine.connect() as connection:
+        if MigrationContext.configure(connection).get_current_revision() is not None:
+            return  # should it be another version's, MLflow says what to do
+    with engine.begin() as connection:
+        until = time.monotonic() + MAKING
+        lock = text("SELECT pg_try_advisory_xact_lock(:key)")
+        while not connection.scalar(lock, {"key": LOCK}):
+            if time.monotonic() > until:
+                raise TimeoutError(
+                    f"another process has been making MLflow's tables for {MAKING:.0f} s; wanted"
+                    " them whole: see `SELECT * FROM pg_locks WHERE locktype = 'advisory'`"
+                )
+            heard()
+            time.sleep(0.1)
+        for _ in range(2):
+            # An `mlflow server` that begins at the same time takes no lock.
+            with suppress(SQLAlchemyError, MlflowException):
+                _open_store(uri)
+                return
+        _open_store(uri)
+
+
+def _open_store(uri: str) -> Any:
+    """MLflow's store; it makes what tables are missing."""
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore  # takes a second
+
+    return SqlAlchemyStore(uri, os.environ.get("_MLFLOW_SERVER_ARTIFACT_ROOT", "./mlruns"))  # type: ignore[no-untyped-call]
+
+
+def prepare_file(path: Path) -> None:
     """Have MLflow's tables in a file. One process makes them, in another file that is renamed when
     it is whole; others wait for it.
 
@@ -119,14 +198,12 @@ def _alone(path: Path) -> Iterator[None]:
 
 
 def _make(path: Path) -> None:
-    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore  # takes a second
-
     partial = path.with_name(f".{path.name}.partial")
     _remove(partial)
     uri = (  # which cannot hold a question mark: one above the project is not in it
         f"{SCHEME}{os.path.relpath(partial)}"
     )
-    store: Any = SqlAlchemyStore(uri, os.environ.get("_MLFLOW_SERVER_ARTIFACT_ROOT", "./mlruns"))  # type: ignore[no-untyped-call]
+    store = _open_store(uri)
     store.engine.dispose()
     _remove(path)
     partial.replace(path)

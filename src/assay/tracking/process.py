@@ -14,12 +14,13 @@ TAG = "process"
 
 
 def own_process() -> str:
-    """This process, as JSON: the name of its host, that host's boot, its pid, the namespace in
-    which the pid is its, and when it began.
+    """This process, as JSON: its host, by name and the number that it was installed with, that
+    host's boot, its pid, the namespace in which the pid is its, and when it began.
     """
     return json.dumps(
         {
             "host": platform.node(),
+            "machine": _read("/etc/machine-id"),
             "boot": _read("/proc/sys/kernel/random/boot_id"),
             "namespace": _namespace(),
             "pid": os.getpid(),
@@ -37,6 +38,9 @@ def is_gone(process: str) -> bool:
     try:
         noted = json.loads(process)
         here = json.loads(own_process())
+        # Many a host is called localhost. Older notes have no machine.
+        if "machine" in noted and noted["machine"] != here["machine"]:
+            return False
         if noted["host"] != here["host"] or None in (noted["boot"], here["boot"], noted["began"]):
             return False
         if noted["boot"] != here["boot"]:

@@ -16,9 +16,10 @@ from assay.encodings import Encoding, child_name, layer_name
 from assay.io.datasets import SaeDataset
 from assay.tracking.child_runs import ChildRuns
 from assay.tracking.children import Child, agreement_metrics, errors_of, known_metrics, thinned
-from assay.tracking.connection import Connection, end_with_reason, forget_failure
+from assay.tracking.connection import Connection
 from assay.tracking.describe import flat_params
 from assay.tracking.manifest import Manifest
+from assay.tracking.ownership import end_with_reason, forget_failure
 
 PARAMS = 100  # and so many parameters
 STEPS = 40  # of a fit that each of its children is told
@@ -49,13 +50,16 @@ class Run(ChildRuns):
         }
         self._manifest = Manifest(project, run_params, parameters)
         if self._parent:
-            self._log_parameters(self._parent.run_id, flat_params(parameters))
+            parent = self._parent.run_id
+            self._submit("the parameters", self._log_parameters, parent, flat_params(parameters))
 
     def _log_parameters(self, parent: str, params: list[Param]) -> None:
-        """Log what is new; a run that is taken up keeps in MLflow the parameters that it had, and a
-        tag says which are others now.
+        """In the thread that writes: log what is new; a run that is taken up, or that another
+        process has just logged its own to, keeps in MLflow the parameters that it had, and a tag
+        says which are others now.
         """
-        had = self._connection.params
+        taken_up = self._connection.taken_up
+        had = self._client.get_run(parent).data.params if taken_up else {}
         tags = [RunTag("command", " ".join(["kedro", *sys.argv[1:]]))]
         changed = [
             f"{each.key}: {had[each.key]} -> {each.value}"
@@ -66,10 +70,8 @@ class Run(ChildRuns):
             tags.append(RunTag("changed_params", "\n".join(changed)[:5000]))
         new = [each for each in params if each.key not in had]
         for start in range(0, len(new), PARAMS):
-            self._submit(
-                "the parameters", self._client.log_batch, parent, params=new[start : start + PARAMS]
-            )
-        self._submit("the command", self._client.log_batch, parent, tags=tags)
+            self._client.log_batch(parent, params=new[start : start + PARAMS])
+        self._client.log_batch(parent, tags=tags)
 
     def log_utilization(self, layer: str, method: str, model: Mapping[str, Any]) -> None:
         """Log how many clusters of a fit hold 0, 1, 2-3, 4-7, ... tokens of the counts that it

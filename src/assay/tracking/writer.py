@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import logging
 import queue
+import random
+import re
 import threading
 import time
 from collections.abc import Callable
 from typing import Any
+
+from assay.tracking.database import shown
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +29,26 @@ POLL = 0.1
 """Seconds from one glance at the thread's progress to the next."""
 
 RETRY = 1.0
-"""Seconds from one try of a locked database to the next."""
+"""Seconds from one try of a database that is locked or away to the next."""
+
+LOCKED = "database is locked"
+
+AWAY = re.compile(
+    "(?i:connection refused)|the database system is|too many clients"
+    "|terminating connection due to administrator command"
+)
+"""What is said of a server that has not taken a request, and may take it later."""
+
+CONFLICT = re.compile(
+    "duplicate key value|UNIQUE constraint failed|deadlock detected|could not serialize"
+    "|expected to (update|delete) \\d|No tag with name|Changing param values"
+)
+"""What is said where two processes wrote one thing of one run at once: MLflow looks whether it is
+there, then writes it.
+"""
+
+CONFLICTS = 8
+"""Tries of a request after such an answer."""
 
 
 class Writer:
@@ -34,8 +57,9 @@ class Writer:
     A request that fails is reported once, and everything after it is left out: the results are on
     disk, and a server that is down would hold the run up with every further request. So is a server
     that is waited for and says nothing. The thread is a daemon's: one that hangs is left behind
-    when the process ends. A database that another process has locked is asked again for as long as
-    nobody waits: a request has to bear being made twice.
+    when the process ends. A database that another process has locked, or a server that has answered
+    before and is being started again, is asked again for as long as nobody waits: a request has to
+    bear being made twice.
     """
 
     def __init__(self) -> None:
@@ -50,6 +74,7 @@ class Writer:
         self._heard = time.monotonic()
         self._patience = PATIENCE
         self._deaf = False
+        self._answered = False
         self._awaited = threading.Event()
         self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
         self._thread.start()
@@ -94,6 +119,10 @@ class Writer:
             )
         self._awaited.clear()
 
+    def heard(self) -> None:
+        """Note a sign of life within a request."""
+        self._heard = time.monotonic()
+
     def stop(self) -> None:
         """End the thread when it has done what was submitted."""
         self._requests.put(None)
@@ -124,22 +153,30 @@ class Writer:
                 self._changed.notify_all()
 
     def _attempt(self, request: Callable[[], Any]) -> Exception | None:
+        conflicts = 0
         while True:
             last = self._awaited.is_set()
             try:
                 request()
             except Exception as error:  # whatever MLflow and its databases raise
-                if last or "database is locked" not in str(error):
+                said = str(error)
+                if CONFLICT.search(said) and conflicts < CONFLICTS:
+                    conflicts += 1
+                    self.heard()
+                    time.sleep(random.uniform(0, 0.05 * conflicts))
+                elif last or not (LOCKED in said or (self._answered and AWAY.search(said))):
                     return error
-                self._awaited.wait(RETRY)
+                else:
+                    self._awaited.wait(RETRY)
             else:
+                self._answered = True
                 return None
 
     def _fail(self, what: str, error: Exception) -> None:
         if self.failure is not None:
             return
         # A server may answer with a page.
-        said = " ".join(f"{type(error).__name__}: {error}".split())
+        said = shown(" ".join(f"{type(error).__name__}: {error}".split()))
         self.failure = f"{what}: {said if len(said) <= 300 else f'{said[:150]} ... {said[-150:]}'}"
         logger.error(
             "MLflow does not take what this run logs, which goes on without, from %s. The results"
