@@ -35,14 +35,14 @@ class Buffers:
             # torch's allocator of pinned memory gives a block out again only after the copies
             # queued from it.
             return torch.empty(shape, dtype=torch.float32, pin_memory=True)
-        if shape != self._shape:
+        if 2 * n < self._shape[0]:  # which would hold on to much that is empty
             return torch.from_numpy(np.empty(shape, dtype=np.float32))
         memory = self._take_back()
         if memory is None:
-            memory = _aligned(shape)
+            memory = _aligned(self._shape)
         # The tensor's storage holds this view, and so does whatever shares it: its end is that of
         # the last of them.
-        handed = memory[:]
+        handed = memory[:n]
         self._lent.append((weakref.ref(handed), memory))
         return torch.from_numpy(handed)
 

@@ -9,7 +9,7 @@ ValueError here, and would kill the process there.
 import json
 import logging
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypedDict, Unpack
 
@@ -28,6 +28,7 @@ from assay.io.shards.metadata import (
     sized_shard,
 )
 from assay.io.shards.order import Order, OrderFile, Sequential, Shuffled, shuffled_window
+from assay.io.shards.shares import Share, shares_from
 from assay.io.shards.stream_reader import Batches
 from assay.io.shards.windows import LayerBytes
 from assay.io.shards.writing import _hash, _short_hash
@@ -272,23 +273,7 @@ class LayerActivations:
             OSError: the device does not give the bytes; it names the file and the place.
         """
         given = ReadOptions(**options)
-        shuffle, seed, path = given.get("shuffle", False), given.get("seed", 0), given.get("order")
-        threads, max_tokens, held = (
-            given.get("threads", self.shards.threads or default_threads()),
-            given.get("max_tokens"),
-            given.get("held"),
-        )
-        stop = given.get("stop")
-        if batch_size < 1:
-            raise ValueError(f"batch_size is {batch_size}, wanted at least 1 token")
-        if not 0 <= seed < 2**63:
-            raise ValueError(f"seed is {seed}, wanted 0 <= seed < 2^63")
-        if not 1 <= threads <= MAX_THREADS:
-            raise ValueError(f"threads is {threads}, wanted 1 to {MAX_THREADS}")
-        if max_tokens is not None and max_tokens < 1:
-            raise ValueError(
-                f"max_tokens is {max_tokens}, wanted at least 1 token, or None for all"
-            )
+        held, stop = given.get("held"), given.get("stop")
         if stop is not None and stop < 1:
             raise ValueError(f"stop is {stop}, wanted at least 1 token, or None for the end")
         if held is not None and held.shape != (self.n_tokens, self.d_model):
@@ -296,32 +281,99 @@ class LayerActivations:
                 f"held is {tuple(held.shape)}, wanted all of the layer,"
                 f" {(self.n_tokens, self.d_model)}: pass what hold() returned"
             )
+        order, threads = self._order(batch_size, given), self._threads(given)
+        return Batches(
+            self.shards.layer_bytes(self.layer),
+            order,
+            batch_size=batch_size,
+            threads=threads,
+            max_tokens=given.get("max_tokens"),
+            stop=stop,
+            cursor=given.get("cursor"),
+            device=torch.device(given.get("device", "cpu")),
+            held=held,
+        )
+
+    def share(
+        self,
+        rank: int,
+        ranks: int,
+        *,
+        batch_size: int,
+        start: int = 0,
+        **options: Unpack[ReadOptions],
+    ) -> Generator[Share, None, None]:
+        """One of `ranks` shares of a pass: of every window the tokens of `rank`, whole runs of
+        neighbors on disk. The shares of all ranks together are the window, each token once.
+
+        The windows are those of `batches` with the same options: whole batches, whatever the number
+        of ranks, in the same order. A batch of a window is its tokens at [k batch_size,
+        (k + 1) batch_size). Close it, or drop it, to end its threads.
+
+        Args:
+            rank: 0 to ranks - 1.
+            ranks: how many share the pass.
+            batch_size: tokens in a batch.
+            start: a place in the order to begin at, a multiple of the batch size; the first window
+                is what is left of the one that it is in.
+            options: as in `batches`, but for `cursor`, `held` and `stop`.
+
+        Raises:
+            ValueError, OSError: as `batches`; those of `options` at the call.
+        """
+        given = ReadOptions(**options)
+        excluded = sorted({"cursor", "held", "stop"} & given.keys())
+        if excluded:
+            raise ValueError(f"found {excluded[0]}, wanted none of it: a share begins at `start`")
+        if not 0 <= rank < ranks:
+            raise ValueError(f"found rank {rank} of {ranks}, wanted 0 to {ranks - 1}")
+        order, threads = self._order(batch_size, given), self._threads(given)
+        if start < 0 or start % batch_size:
+            raise ValueError(f"start is {start}, wanted a multiple of the batch size, {batch_size}")
+        n_tokens = min(order.n_tokens, given.get("max_tokens") or order.n_tokens)
+        return shares_from(
+            self.shards.layer_bytes(self.layer),
+            order,
+            batch_size,
+            n_tokens,
+            threads,
+            start // batch_size,
+            torch.device(given.get("device", "cpu")),
+            rank,
+            ranks,
+        )
+
+    def _threads(self, given: ReadOptions) -> int:
+        threads = given.get("threads", self.shards.threads or default_threads())
+        if not 1 <= threads <= MAX_THREADS:
+            raise ValueError(f"threads is {threads}, wanted 1 to {MAX_THREADS}")
+        return threads
+
+    def _order(self, batch_size: int, given: ReadOptions) -> Order:
+        """The order of a pass."""
+        shuffle, seed, path = given.get("shuffle", False), given.get("seed", 0), given.get("order")
+        max_tokens = given.get("max_tokens")
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}, wanted at least 1 token")
+        if not 0 <= seed < 2**63:
+            raise ValueError(f"seed is {seed}, wanted 0 <= seed < 2^63")
+        if max_tokens is not None and max_tokens < 1:
+            raise ValueError(
+                f"max_tokens is {max_tokens}, wanted at least 1 token, or None for all"
+            )
         if shuffle and path is not None:
             raise ValueError(f"shuffle is set and so is the order file {path}; wanted one of them")
-        order: Order
         if path is not None:
-            order = OrderFile(path, self.n_tokens)
-        elif shuffle:
-            order = Shuffled(
+            return OrderFile(path, self.n_tokens)
+        if shuffle:
+            return Shuffled(
                 self.shards.n_examples,
                 self.shards.content_tokens_per_example,
                 batch_size,
                 seed,
                 max_tokens,
             )
-        else:
-            order = Sequential(self.n_tokens)
-        return Batches(
-            self.shards.layer_bytes(self.layer),
-            order,
-            batch_size=batch_size,
-            threads=threads,
-            max_tokens=max_tokens,
-            stop=stop,
-            cursor=given.get("cursor"),
-            device=torch.device(given.get("device", "cpu")),
-            held=held,
-        )
+        return Sequential(self.n_tokens)
 
     def window(self, batch_size: int) -> int:
         """Tokens that a shuffled pass permutes together, a multiple of the batch size: where the

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from assay.io.shards.buffers import Buffers, Rows
@@ -28,8 +29,10 @@ from assay.io.shards.order import Numbers, Order, numbers_from
 from assay.io.shards.preadv import Pieces, read_pieces
 
 # What one thread reads at a time, and the least that is read at once: larger than a call costs,
-# smaller than the memory.
+# smaller than the memory. Where a window is read by many threads each has less of it, so that all
+# have some, but no less than the second.
 READ_BYTES = 8 * 2**20
+LEAST_BYTES = 2**19
 
 # Pieces that the kernel takes in one preadv.
 IOV_MAX = 1024
@@ -91,19 +94,49 @@ def windows_from(
     device: torch.device,
 ) -> Generator[Window, None, None]:
     """The windows from that of batch number `first` on, the reading of some more in progress."""
-    window = order.window or max(1, READ_BYTES // (batch_size * source.d_model * 4)) * batch_size
+    window = window_of(source, order, batch_size)
     # Of large windows one is read, by all threads, while one is given out; a small one is a
     # thread's.
-    ahead = 1 if window * source.d_model * 4 >= 2 * READ_BYTES or order.window else threads + 1
-    numbers_of_windows = numbers_from(order, window, batch_size, n_tokens, first)
+    large = window * source.d_model * 4 >= 2 * READ_BYTES or order.window > 0
+    return read_ahead(
+        source,
+        numbers_from(order, window, batch_size, n_tokens, first),
+        batch_size,
+        threads,
+        ahead=1 if large else threads + 1,
+        most=window // batch_size,
+        device=device,
+    )
+
+
+def window_of(source: LayerBytes, order: Order, batch_size: int) -> int:
+    """Tokens that are read together: those that the order has together, or 8 MiB of batches."""
+    return order.window or max(1, READ_BYTES // (batch_size * source.d_model * 4)) * batch_size
+
+
+def read_ahead(
+    source: LayerBytes,
+    pieces: Iterator[Numbers],
+    rows: int,
+    threads: int,
+    *,
+    ahead: int,
+    most: int,
+    device: torch.device,
+) -> Generator[Window, None, None]:
+    """A window for each piece, which is token numbers, in buffers of so many `rows`, `most` of them
+    a window; some `ahead` are being read.
+    """
     pool = ThreadPoolExecutor(threads, thread_name_prefix="assay-read")
     pending: deque[Window] = deque()
-    memory = Buffers(batch_size, source.d_model, device, most=(ahead + 2) * (window // batch_size))
+    memory = Buffers(rows, source.d_model, device, most=(ahead + 2) * most)
     checks = device.type != "cuda"
+    # Where several windows are being read, each is a thread's.
+    readers = threads if ahead == 1 else 1
     try:
         while True:
-            while len(pending) <= ahead and (numbers := next(numbers_of_windows, None)) is not None:
-                pending.append(_begin(pool, source, numbers, batch_size, memory, checks))
+            while len(pending) <= ahead and (numbers := next(pieces, None)) is not None:
+                pending.append(_begin(pool, source, numbers, rows, memory, checks, readers))
             if not pending:
                 return
             yield pending.popleft()
@@ -118,18 +151,45 @@ def _begin(
     batch_size: int,
     memory: Buffers,
     checks: bool,
+    readers: int,
 ) -> Window:
     """Make the buffers of a window and start reading into them."""
     parts = [numbers[start : start + batch_size] for start in range(0, len(numbers), batch_size)]
     buffers = [memory.take(len(part)) for part in parts]
     arrays: list[Rows] = [buffer.numpy() for buffer in buffers]
     by_place = np.argsort(numbers)
-    share = max(1, READ_BYTES // (source.d_model * 4))
-    shares = [by_place[start : start + share] for start in range(0, len(numbers), share)]
     reads = [
-        pool.submit(_read, source, numbers, rows, arrays, batch_size, checks) for rows in shares
+        pool.submit(_read, source, numbers, rows, arrays, batch_size, checks)
+        for rows in _shares(source, numbers, by_place, readers)
     ]
     return Window(buffers, arrays, parts, reads)
+
+
+def _shares(
+    source: LayerBytes, numbers: Numbers, by_place: Numbers, readers: int
+) -> Iterator[Numbers]:
+    """What of a window a thread reads at a time, in the order on disk."""
+    width = source.d_model * 4
+    most, least = (max(1, n_bytes // width) for n_bytes in (READ_BYTES, LEAST_BYTES))
+    share = min(most, max(least, -(-len(numbers) // readers)))
+    begins = np.flatnonzero(new_runs(source, numbers[by_place]))
+    start = 0
+    while start < len(numbers):
+        # Cut between two runs, if they are as short as those of a shuffled pass: to cut one costs a
+        # read.
+        stop = start + share
+        if stop < len(numbers):
+            run = int(begins[np.searchsorted(begins, stop, side="right") - 1])
+            stop = run if run > start + share // 2 else stop
+        yield by_place[start:stop]
+        start = stop
+
+
+def new_runs(source: LayerBytes, ascending: Numbers) -> npt.NDArray[np.bool_]:
+    """Where a run of neighbors on disk begins, of token numbers in their order."""
+    new: npt.NDArray[np.bool_] = np.diff(ascending, prepend=ascending[:1] - 2) != 1
+    new |= ascending % source.content_tokens_per_example == 0
+    return new
 
 
 def finish(source: LayerBytes, window: Window) -> Iterator[torch.Tensor]:
@@ -185,8 +245,7 @@ def _read(
     width = source.d_model * 4
     ascending = numbers[rows]
     # Runs are neighbors on disk; pieces are neighbors there and in one buffer.
-    new_run = np.diff(ascending, prepend=ascending[0]) != 1
-    new_run |= ascending % source.content_tokens_per_example == 0
+    new_run = new_runs(source, ascending)
     new_piece = new_run | (np.diff(rows, prepend=rows[0]) != 1) | (rows % batch_size == 0)
     first = np.flatnonzero(new_piece)
     buffers, starts = np.divmod(rows[first], batch_size)
