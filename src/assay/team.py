@@ -31,7 +31,12 @@ class Team:
     timeout_seconds = 120.0
 
     def call(
-        self, function: str, request: Mapping[str, Any], tensors: Mapping[str, Tensor] | None = None
+        self,
+        function: str,
+        request: Mapping[str, Any],
+        tensors: Mapping[str, Tensor] | None = None,
+        *,
+        lead: Callable[[], Any] | None = None,
     ) -> Any:
         """Have every rank, this one too, do ``function``, and give what it gives on this one, when
         all are done. On rank 0 alone.
@@ -41,6 +46,7 @@ class Team:
                 ``request`` and ``tensors``.
             request: JSON.
             tensors: which travel as bytes of safetensors.
+            lead: what this rank does in the place of ``function``, with what it alone has.
 
         Raises:
             ChildProcessError: a rank is gone, or was not heard of; or one failed otherwise than by
@@ -48,6 +54,8 @@ class Team:
             ValueError, OSError: of a rank, whose number it says.
             KeyboardInterrupt: a rank, or this one, was asked to stop.
         """
+        if lead is not None:
+            return lead()
         return find_function(function)(self, json.loads(json.dumps(request)), tensors or {})
 
     def all_gather(self, tensor: Tensor) -> list[Tensor]:

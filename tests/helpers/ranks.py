@@ -9,7 +9,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ class Ranks:
         request: JSON.
         tensors: by name.
         timeout_seconds: of the group.
+        session: that rank 0 does the function by itself, which may call others.
     """
 
     def __init__(
@@ -39,6 +40,8 @@ class Ranks:
         request: Mapping[str, Any],
         tensors: Mapping[str, Tensor] | None = None,
         timeout_seconds: float = 60.0,
+        *,
+        session: bool = False,
     ) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="ranks-")
         self._store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
@@ -52,6 +55,7 @@ class Ranks:
                     self._result,
                     (function, dict(request), dict(tensors or {})),
                     timeout_seconds,
+                    session,
                 ),
             )
             for rank in range(size)
@@ -80,7 +84,11 @@ class Ranks:
     def wait_until_at_work(self) -> None:
         """Wait until every rank has said so."""
         keys = [f"at-work/{rank}" for rank in range(len(self.processes))]
-        while not self._store.check(keys):
+        self.wait_for(lambda: self._store.check(keys))
+
+    def wait_for(self, seen: Callable[[], object]) -> None:
+        """Wait until something is seen, or a process has ended."""
+        while not seen() and all(process.is_alive() for process in self.processes):
             time.sleep(0.02)
 
     def kill(self, rank: int, number: int = signal.SIGKILL) -> None:
@@ -97,9 +105,11 @@ def in_ranks(
     function: str,
     request: Mapping[str, Any],
     tensors: Mapping[str, Tensor] | None = None,
+    *,
+    session: bool = False,
 ) -> Any:
-    """What so many ranks do when rank 0 calls: see `Team.call`."""
-    return Ranks(size, function, request, tensors).result()
+    """What so many ranks do when rank 0 calls: see `Team.call` and `Ranks`."""
+    return Ranks(size, function, request, tensors, session=session).result()
 
 
 def _be_rank(
@@ -109,10 +119,11 @@ def _be_rank(
     result: Path,
     call: tuple[str, dict[str, Any], dict[str, Tensor]],
     timeout_seconds: float,
+    session: bool,
 ) -> None:
     from assay.pipelines.stopping import signals_stop
     from assay.ranks.group import Group, RankLostError
-    from assay.team import as_current
+    from assay.team import as_current, find_function
 
     torch.set_num_threads(1)
     group = Group(
@@ -130,7 +141,10 @@ def _be_rank(
             return
         group.timeout_seconds = timeout_seconds
         try:
-            found: Any = group.call(*call)
+            function, request, tensors = call
+            found: Any = (
+                find_function(function)(group, request, tensors) if session else group.call(*call)
+            )
         except BaseException as error:  # the test raises it
             found = error
         result.write_bytes(pickle.dumps(found))

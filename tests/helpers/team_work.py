@@ -38,3 +38,34 @@ def wait_for_stop(team: Any, request: Any, tensors: Any) -> Any:
                 raise KeyboardInterrupt
             if not request["apart"] and team.any(stop_is_asked()):
                 raise KeyboardInterrupt
+
+
+def fit_kmeans_until(team: Any, request: Any, tensors: Any) -> Any:
+    """The node, stopped by a signal to rank 0 after so many steps where ``request`` says so."""
+    import os
+    import signal
+
+    from assay.io.checkpoints import Checkpoints
+    from assay.io.shards import Shards
+    from assay.parameters import KMeansParameters
+    from assay.pipelines.kmeans.nodes import fit_kmeans
+
+    del team
+    checkpoints = Checkpoints(request["checkpoints"])
+
+    def stop(layer: int, method: str, step: int, metrics: dict[str, float]) -> None:
+        del layer, method, metrics
+        if step == request["stop_after"]:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    checkpoints.observers.append(stop)
+    found = fit_kmeans(
+        Shards(request["shards"]),
+        tensors,
+        KMeansParameters.model_validate(request["parameters"]),
+        checkpoints,
+        "cpu",
+        layer=5,
+    )
+    checkpoints.clear_finished()
+    return found

@@ -156,18 +156,26 @@ class Fit:
             yield batch
 
     def step(
-        self, metrics: Mapping[str, float], more: Callable[[int], Mapping[str, float]] | None = None
+        self,
+        metrics: Mapping[str, float],
+        more: Callable[[int], Mapping[str, float]] | None = None,
+        agree: Callable[[bool, bool], tuple[bool, bool]] | None = None,
     ) -> None:
         """Note a step with its `metrics`; `more`, called with its number, takes a while, and is
         left for later where the fit has to stop.
+
+        Where several processes make the step, `agree` makes of whether this one is asked to stop,
+        and has to save, what they all do.
 
         Raises:
             KeyboardInterrupt: the run is asked to stop; the step is saved.
         """
         self._step += 1
-        asked = stop_is_asked()
+        asked, due = stop_is_asked(), self._step % self._every == 0 or self._is_due()
+        if agree is not None:
+            asked, due = agree(asked, due)
         # First of all: whoever asks does not wait for long.
-        if asked or self._step % self._every == 0 or self._is_due():
+        if asked or due:
             self.save()
         found = {**metrics, **(more(self._step) if more is not None and not asked else {})}
         now = time.perf_counter()

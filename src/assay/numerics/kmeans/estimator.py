@@ -253,10 +253,9 @@ class MiniBatchKMeans(CenterModel, InProgress):
         """
         fit = FitState.resumed(tensors, state, self.n_clusters, self.device)
         if fit.seeding is None:
-            restored = self.from_state(tensors)
-            place = restored.cluster_centers_.device if self.device is None else self.device
-            self.cluster_centers_ = restored.cluster_centers_.to(place)
-            self.counts_ = restored.counts_.to(place)
+            centers, counts = read_centers(tensors)
+            place = centers.device if self.device is None else self.device
+            self.cluster_centers_, self.counts_ = centers.to(place), counts.to(place)
         self._fit = fit
         return self
 

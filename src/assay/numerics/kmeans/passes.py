@@ -43,9 +43,9 @@ def make_passes(
     while progress.epoch < kmeans.max_iter and not kmeans.is_done_:
         for x in stream(progress.epoch):
             if x.shape[0] > 0:
-                before = kmeans.cluster_centers_
+                before = kmeans.cluster_centers_ if kmeans.tol > 0 else None
                 kmeans.partial_fit(x)
-                progress.judge(_moved(before, kmeans.cluster_centers_) if kmeans.tol > 0 else None)
+                progress.judge(None if before is None else _moved(before, kmeans.cluster_centers_))
                 yield progress.history[-1]
             if kmeans.is_done_:
                 break

@@ -8,6 +8,7 @@ from torch import Tensor
 from assay.numerics.isolation import isolated
 from assay.numerics.kmeans.distances import paired_distances
 from assay.numerics.kmeans.fit_state import FitState
+from assay.numerics.kmeans.progress import Progress
 from assay.numerics.kmeans.step import Step, low_count_clusters
 
 # Centers this share of the tokens' distance apart lie in one place. So many of those that follow a
@@ -92,6 +93,12 @@ def reassign_centers(
     return centers, new_counts
 
 
+def is_due(step: Step, n_clusters: int, ratio: float, progress: Progress) -> bool:
+    """Whether `reassign_where_due` looks for clusters to move."""
+    due = step.has_empty or progress.tokens_since_reassignment >= 10 * n_clusters
+    return ratio > 0 and due
+
+
 @isolated()
 def reassign_where_due(
     x: Tensor, step: Step, before: Tensor, ratio: float, fit: FitState
@@ -103,8 +110,7 @@ def reassign_where_due(
     that the step started from.
     """
     progress = fit.progress
-    due = step.has_empty or progress.tokens_since_reassignment >= 10 * len(before)
-    if ratio == 0 or not due:
+    if not is_due(step, len(before), ratio, progress):
         return step.centers, step.counts
     progress.tokens_since_reassignment = 0
     # A generator of its own: unless a cluster has collapsed, a fit is the same without this check.

@@ -133,11 +133,30 @@ def queue_step(
     if labels is None:
         labels = NearestCenters(centers).guess(x.float())
     moved, new_counts, squared = step_toward(x, centers, counts, labels.clamp(min=0))
-    hits = new_counts - counts
-    rate = (hits.double() / new_counts.clamp(min=1)).sum() / (hits > 0).sum()
-    n_low = low_count_clusters(new_counts, reassignment_ratio).sum()
-    found = [squared.mean(), rate, n_low, (new_counts == 0).any(), (labels < 0).any()]
-    return QueuedStep(labels, moved, new_counts, squared, torch.stack(found))
+    found = _numbers(new_counts, squared, new_counts - counts, reassignment_ratio)
+    return QueuedStep(labels, moved, new_counts, squared, torch.stack([*found, (labels < 0).any()]))
+
+
+def _numbers(
+    counts: Tensor, squared: Tensor, hits: Tensor, reassignment_ratio: float
+) -> list[Tensor]:
+    """The numbers of a `Step`, each (), by its counts (K,), squared distances (n,), and tokens of
+    each center (K,).
+    """
+    rate = (hits.double() / counts.clamp(min=1)).sum() / (hits > 0).sum()
+    n_low = low_count_clusters(counts, reassignment_ratio).sum()
+    return [squared.mean(), rate, n_low, (counts == 0).any()]
+
+
+def measured_step(
+    centers: Tensor, counts: Tensor, squared: Tensor, hits: Tensor, reassignment_ratio: float
+) -> Step:
+    """A step with its metrics, by new centers, new counts (K,), squared distances (n,) and tokens
+    of each center (K,).
+    """
+    found = torch.stack(_numbers(counts, squared, hits, reassignment_ratio)).tolist()
+    inertia, rate, n_low, has_empty = found
+    return Step(centers, counts, squared, inertia, rate, n_low, bool(has_empty))
 
 
 @isolated()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,11 +9,15 @@ from torch import Tensor
 
 from assay.io.checkpoints import Checkpoints
 from assay.io.shards import Shards
+from assay.numerics.kmeans.by_centers import KMeansByCenters
 from assay.numerics.kmeans.estimator import MiniBatchKMeans
 from assay.parameters import KMeansParameters, result_values
 from assay.pipelines.fitting import Fit
+from assay.pipelines.kmeans.by_ranks import step_by_ranks
+from assay.pipelines.kmeans.passes import Passes, hyperparameters
 from assay.pipelines.signs_of_life import staged_bar
-from assay.pipelines.stream import hold_layer, judged_tokens, pick_device, standardized_tokens
+from assay.pipelines.stream import hold_layer, judged_tokens, pick_device
+from assay.team import current_team
 
 
 def fit_kmeans(
@@ -37,17 +39,12 @@ def fit_kmeans(
     """
     place = pick_device(device)
     seed = parameters.seed if seed is None else seed
-    kmeans = MiniBatchKMeans(
-        parameters.n_clusters,
-        seed=seed,
-        device=place,
-        n_init=parameters.n_init,
-        init_size=parameters.init_size,
-        max_iter=parameters.max_iter,
-        tol=parameters.tol,
-        max_no_improvement=parameters.max_no_improvement,
-        reassignment_ratio=parameters.reassignment_ratio,
-        decay=parameters.decay,
+    team = current_team()
+    given = hyperparameters(parameters, seed, place)
+    kmeans = (
+        MiniBatchKMeans(parameters.n_clusters, **given)
+        if team.size == 1
+        else KMeansByCenters(parameters.n_clusters, ranks=team, **given)
     )
     fit = Fit(
         kmeans,
@@ -61,13 +58,17 @@ def fit_kmeans(
         parameters=result_values(parameters) | {"seed": seed},
     )
 
-    held = hold_layer(
-        shards,
-        layer,
-        parameters.batch_size,
-        place,
-        passes=parameters.max_iter,
-        max_tokens=parameters.max_tokens,
+    held = (
+        hold_layer(
+            shards,
+            layer,
+            parameters.batch_size,
+            place,
+            passes=parameters.max_iter,
+            max_tokens=parameters.max_tokens,
+        )
+        if team.size == 1
+        else None
     )
     passes = Passes(shards, layer, statistics, parameters, seed, place, held)
     fit.resume()
@@ -85,42 +86,14 @@ def fit_kmeans(
                     elif tried < parameters.n_init:
                         fit.save()
             fit.save()
-        for metrics in kmeans.steps(
-            lambda epoch: fit.watch(passes.batches(epoch, kmeans.steps_of_pass_))
-        ):
-            fit.step(metrics)
+        if isinstance(kmeans, KMeansByCenters):
+            step_by_ranks(team, kmeans, passes, fit)
+        else:
+            for metrics in kmeans.steps(
+                lambda epoch: fit.watch(passes.batches(epoch, kmeans.steps_of_pass_))
+            ):
+                fit.step(metrics)
     return kmeans.state_dict(), kmeans.history_
-
-
-@dataclass(frozen=True)
-class Passes:
-    """The passes of a fit over its tokens: shuffled by the seed, or in the order of a file."""
-
-    shards: Shards
-    layer: int
-    statistics: dict[str, Tensor]
-    parameters: KMeansParameters
-    seed: int
-    device: torch.device
-    held: Tensor | None
-
-    def batches(self, epoch: int, seen: int = 0) -> Iterator[Tensor]:
-        """The batches of a pass after the first that were `seen`, float32 (batch_size, d)."""
-        parameters = self.parameters
-        return standardized_tokens(
-            self.shards,
-            self.layer,
-            self.statistics,
-            parameters.batch_size,
-            self.device,
-            doing=f"k-means, pass {epoch + 1} of {parameters.max_iter} at most",
-            start=seen * parameters.batch_size,
-            held=self.held,
-            shuffle=parameters.order is None,
-            order=parameters.order,
-            seed=self.seed + epoch,
-            max_tokens=parameters.max_tokens,
-        )
 
 
 def compare_seeds(
