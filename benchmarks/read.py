@@ -2,12 +2,16 @@
 bytes into one buffer.
 
     python benchmarks/read.py [--gb 8] [--dir DIR] [--rounds 5] [--threads 2]
+    python benchmarks/read.py --gb 4 --delay 1
 
 Makes the shards in a temporary folder, reads them once to warm the page cache, then runs rounds of:
 plain preads in the order on disk, a sequential pass, a shuffled pass. Every pass is as a caller has
 it, checked for NaN, each batch a fresh buffer. What is printed are ratios of the rounds' best
 rates, and the best ratio within a round: other work on the machine slows single rounds. The bytes
 that each pass asks of the kernel are counted, and must be the layer's, once.
+
+With `--delay` so many milliseconds are added to each read, as on a file system that is far away,
+and what is printed is how much faster more threads are than two.
 """
 
 import argparse
@@ -82,6 +86,32 @@ def bytes_read(read: Callable[[], None]) -> int:
     return sum(counts)
 
 
+def read_from_afar(shards: Shards, delay: float, rounds: int) -> None:
+    """Print the rates of 2, 16 and 64 threads where each read takes `delay` seconds more."""
+
+    def slow(descriptor: int, pieces: Pieces, offset: int) -> int:
+        time.sleep(delay)
+        return read_pieces(descriptor, pieces, offset)
+
+    layer_bytes = shards.n_tokens * D_MODEL * 4
+    for shuffle in (False, True):
+        rates: dict[int, list[float]] = {2: [], 16: [], 64: []}
+        with patch.object(windows, "read_pieces", slow):
+            for _ in range(rounds):
+                for threads, found in rates.items():
+                    began = time.perf_counter()
+                    read_batches(shards, threads, shuffle)
+                    found.append(layer_bytes / (time.perf_counter() - began))
+        sys.stdout.write(
+            f"{'shuffled' if shuffle else 'sequential'}, {1000 * delay:g} ms more a read: "
+            + ", ".join(
+                f"{threads} threads {max(found) / 1e9:.2f} GB/s ({max(found) / max(rates[2]):.1f})"
+                for threads, found in rates.items()
+            )
+            + "\n"
+        )
+
+
 def main() -> None:
     """Print what a pass reads, and its rate against that of plain preads."""
     parser = argparse.ArgumentParser(
@@ -97,9 +127,15 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2, help="that read ahead")
+    parser.add_argument(
+        "--delay", type=float, default=None, help="milliseconds that are added to each read"
+    )
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=arguments.dir) as root:
         shards = make_shards(Path(root), arguments.gb)
+        if arguments.delay is not None:
+            read_from_afar(shards, arguments.delay / 1000, arguments.rounds)
+            return
         passes: dict[str, Callable[[], None]] = {
             "plain preads": lambda: read_plainly(shards),
             "sequential": lambda: read_batches(shards, arguments.threads, shuffle=False),

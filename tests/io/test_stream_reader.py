@@ -32,6 +32,7 @@ from numbered_shards import (
     shrink,
     write_numbered,
 )
+from shards import make_shards
 
 
 @pytest.fixture(scope="module")
@@ -479,3 +480,69 @@ def test_letting_a_batch_go_runs_no_code_in_which_a_signal_could_be_lost() -> No
     finally:
         sys.setprofile(None)
     assert called == []
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Shards:
+    """Two windows of 16,384 tokens of 8 numbers, in 128 examples."""
+    examples = np.random.default_rng(0).standard_normal((128, 1, 257, 8)).astype(np.float32)
+    folder = tmp_path_factory.mktemp("wide")
+    return Shards(make_shards(folder, examples, layers=[3], max_tokens_per_shard=20 * 257))
+
+
+@pytest.mark.parametrize("threads", [2, 16, 64])
+def test_all_threads_read_at_once_and_however_slowly_it_is_the_same_bits(
+    wide: Shards, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a file system that is far away, whose answers come when all have asked."""
+    options: dict[str, Any] = {"layer": 3, "batch_size": 8192, "shuffle": True}
+    wanted = list(wide.batches(**options, threads=1))
+    monkeypatch.setattr(windows, "LEAST_BYTES", 32 * 8 * 4)  # as at the paper's width
+    all_have_asked = threading.Barrier(threads)
+    calls = itertools.count()
+
+    def waiting(descriptor: int, pieces: Pieces, offset: int) -> int:
+        if next(calls) < threads:
+            all_have_asked.wait(timeout=60)
+        return read_pieces(descriptor, pieces, offset)
+
+    monkeypatch.setattr(windows, "read_pieces", waiting)
+    found = list(wide.batches(**options, threads=threads))
+    assert [batch.tolist() for batch in found] == [batch.tolist() for batch in wanted]
+
+
+@pytest.mark.parametrize("threads", [2, 16, 64])
+def test_more_threads_ask_for_no_more_reads(
+    wide: Shards, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What each has of a window is cut between runs."""
+    monkeypatch.setattr(windows, "LEAST_BYTES", 32 * 8 * 4)
+    monkeypatch.setattr(windows, "READ_BYTES", 2**30)
+    reads = []
+
+    def counting(descriptor: int, pieces: Pieces, offset: int) -> int:
+        reads.append(read_pieces(descriptor, pieces, offset))
+        return reads[-1]
+
+    monkeypatch.setattr(windows, "read_pieces", counting)
+    list(wide.batches(layer=3, batch_size=8192, shuffle=True, threads=threads))
+    assert len(reads) <= 2 * 512
+    assert sum(reads) == wide.n_tokens * 8 * 4
+
+
+def test_the_folders_threads_are_those_of_a_pass_that_asks_for_no_others(
+    wide: Shards, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    pool = windows.ThreadPoolExecutor
+    monkeypatch.setattr(
+        windows, "ThreadPoolExecutor", lambda n, **options: (asked.append(n), pool(n, **options))[1]
+    )
+    shards = Shards(wide.path, threads=5)
+    next(shards.batches(layer=3, batch_size=64))
+    next(shards.batches(layer=3, batch_size=64, threads=3))
+    next(shards.layer(3).share(0, 2, batch_size=64))
+    next(wide.batches(layer=3, batch_size=64))
+    assert asked == [5, 3, 5, default_threads()]
+    with pytest.raises(ValueError, match="threads is 65, wanted 1 to 64"):
+        Shards(wide.path, threads=65).batches(layer=3, batch_size=64)

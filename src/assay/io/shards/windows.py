@@ -172,13 +172,13 @@ def _shares(
     width = source.d_model * 4
     most, least = (max(1, n_bytes // width) for n_bytes in (READ_BYTES, LEAST_BYTES))
     share = min(most, max(least, -(-len(numbers) // readers)))
-    begins = np.flatnonzero(new_runs(source, numbers[by_place]))
+    # What is less than a thread could read is cut between two runs, if they are as short as those
+    # of a shuffled pass: to cut one costs a read.
+    begins = np.flatnonzero(new_runs(source, numbers[by_place])) if share < most else None
     start = 0
     while start < len(numbers):
-        # Cut between two runs, if they are as short as those of a shuffled pass: to cut one costs a
-        # read.
         stop = start + share
-        if stop < len(numbers):
+        if begins is not None and stop < len(numbers):
             run = int(begins[np.searchsorted(begins, stop, side="right") - 1])
             stop = run if run > start + share // 2 else stop
         yield by_place[start:stop]
