@@ -10,6 +10,7 @@ import re
 import sys
 import tempfile
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -534,9 +535,10 @@ def test_the_folders_threads_are_those_of_a_pass_that_asks_for_no_others(
     wide: Shards, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = []
-    pool = windows.ThreadPoolExecutor
     monkeypatch.setattr(
-        windows, "ThreadPoolExecutor", lambda n, **options: (asked.append(n), pool(n, **options))[1]
+        windows,
+        "ThreadPoolExecutor",
+        lambda n, **options: (asked.append(n), ThreadPoolExecutor(n, **options))[1],
     )
     shards = Shards(wide.path, threads=5)
     next(shards.batches(layer=3, batch_size=64))
