@@ -30,6 +30,7 @@ from rich.console import Console
 
 from assay.pipelines.stopping import exit_code, signals_stop
 from assay.pipelines.watch import watched
+from assay.slurm.commands import slurm_group
 from assay.team import current_team
 
 if TYPE_CHECKING:
@@ -278,6 +279,7 @@ def _prune_options() -> list[click.Parameter]:
 cli.add_command(
     click.Command("prune", params=_prune_options(), callback=_prune, help=_prune.__doc__)
 )
+cli.add_command(slurm_group)
 
 
 def _pipeline_names(pipeline: str | None, pipelines: Sequence[str]) -> list[str]:

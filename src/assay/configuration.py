@@ -68,10 +68,16 @@ def current_configuration() -> tuple[Path, Parameters]:
     return _current["session"]
 
 
-def read_parameters(project: Path, environment: str | None) -> Parameters:
-    """The typed parameters of an environment; without one, of that which KEDRO_ENV names."""
+def read_parameters(
+    project: Path, environment: str | None, runtime_params: dict[str, Any] | None = None
+) -> Parameters:
+    """The typed parameters of an environment, with some overridden as by --params; without one, of
+    that which KEDRO_ENV names.
+    """
     environment = environment or os.environ.get("KEDRO_ENV")
-    loader = ConfigLoader(str(project / "conf"), env=environment, **settings.CONFIG_LOADER_ARGS)
+    loader = ConfigLoader(
+        str(project / "conf"), environment, runtime_params, **settings.CONFIG_LOADER_ARGS
+    )
     with _told_shortly():
         return parse_parameters(loader["parameters"])
 
@@ -155,7 +161,7 @@ def _files(conf: Path, environments: tuple[str | None, ...]) -> list[Path]:
 
 
 def _check_file_name(path: Path) -> None:
-    kinds = ("catalog", "credentials", "globals", "mlflow", "parameters")
+    kinds = ("catalog", "credentials", "globals", "mlflow", "parameters", "slurm")
     read = path.name == "globals.yml" or (
         path.stem.startswith(kinds) and not path.stem.startswith("globals")
     )

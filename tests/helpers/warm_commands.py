@@ -67,10 +67,10 @@ QUIET = {
 }
 """What `assay.settings` sets before a run imports torch and MLflow, which read it then."""
 
-LATE = frozenset({"KEDRO_ENV", "MLFLOW_RUN_ID", "MLFLOW_TRACKING_URI"})
+LATE = frozenset({"KEDRO_ENV", "MLFLOW_RUN_ID", "MLFLOW_TRACKING_URI", "SLURM_CONF"})
 """Variables that nothing reads as it is imported: a command may set them."""
 
-WARM = (["kedro", "run"], ["kedro", "prune"], ["assay", "export"])
+WARM = (["kedro", "run"], ["kedro", "prune"], ["kedro", "slurm"], ["assay", "export"])
 """How the commands begin that need no process of their own."""
 
 STATUS = struct.Struct("i")

@@ -73,6 +73,11 @@ class Connection:
         self.writer.submit("the experiment", self._connect, context, uri)
         self.writer.wait()
 
+    @property
+    def settings(self) -> Any:
+        """The section `tracking` of mlflow.yml, once MLflow has said which its experiment is."""
+        return self._hook.mlflow_config.tracking
+
     def lend(self, context: KedroContext) -> None:
         """Give another context of the session kedro-mlflow's configuration, which the first one
         has.

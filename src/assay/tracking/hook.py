@@ -69,6 +69,11 @@ class TrackingHook:
         self._run: Run | None = None
         self._logged: dict[str, Callable[[Any], None]] = {}
 
+    @property
+    def connection(self) -> Connection | None:
+        """To MLflow, of the session that has a context; None without one."""
+        return self._connection
+
     @hook_impl
     def after_context_created(self, context: KedroContext) -> None:
         """Make the connection to MLflow that a session has, or lend it a further context."""

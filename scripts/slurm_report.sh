@@ -1,0 +1,19 @@
+#!/bin/bash
+# The table and the report of all layers. By hand: sbatch --dependency=afterok:ID-OF-LAYERS scripts/slurm_report.sh
+#SBATCH --job-name=assay-report
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --kill-on-invalid-dep=yes
+#SBATCH --signal=TERM@120
+#SBATCH --cpus-per-task=4
+export OMP_NUM_THREADS=$SLURM_CPUS_PER_TASK
+job=$SLURM_JOB_ID
+trap : TERM # for the run, which saves itself; this script outlives it
+srun --ntasks=1 --cpus-per-task="$SLURM_CPUS_PER_TASK" --unbuffered kedro run # no signal without srun
+code=$?
+# 143: asked to stop, it has saved itself. A job that is RUNNING was not cancelled, nor queued again
+# by Slurm.
+if [ $code = 143 ] && [ "$(squeue --noheader --jobs="$job" --format=%T)" = RUNNING ]; then
+    scontrol requeue "$job" && exec sleep 600
+fi
+exit $code
