@@ -1,18 +1,21 @@
 """The k-means node by real processes: the bits, the stops and the checkpoints of one."""
 
+from typing import Any
+
 import pytest
 import torch
 
 from assay.io.checkpoints import Checkpoints
 from assay.io.shards import Shards
-from assay.parameters import StandardizeParameters
+from assay.parameters import KMeansParameters, StandardizeParameters
+from assay.pipelines.kmeans.passes import Passes
 from assay.pipelines.standardize.nodes import fit_statistics
 from assay.pipelines.stopping import signals_stop
-from assay.team import current_team
-from ranks import Ranks, in_ranks
+from assay.team import Team, current_team
 from team_work import fit_kmeans_until
+from teams import Ranks, in_ranks
 
-PARAMETERS = {
+PARAMETERS: dict[str, Any] = {
     "n_clusters": 9,
     "batch_size": 40,
     "n_init": 2,
@@ -101,3 +104,26 @@ def test_a_rank_that_is_killed_leaves_the_checkpoints(planted, statistics, tmp_p
         ranks.result()
     files = sorted(each.name for each in (tmp_path / "here").rglob("step*.safetensors"))
     assert len(files) == 2
+
+
+class Counting(Team):
+    """A team of one that counts what it gives."""
+
+    def __init__(self):
+        self.given = 0
+
+    def all_gather(self, tensor):
+        self.given += tensor.numel() * tensor.element_size()
+        return super().all_gather(tensor)
+
+
+def test_a_pass_gives_each_token_once_as_float32_with_its_place(planted, statistics):
+    """At the paper's size 33 MB a step: 8,192 tokens of 1,024 numbers and 8 bytes."""
+    shards, team = Shards(planted[0]), Counting()
+    parameters = KMeansParameters(**PARAMETERS)
+    passes = Passes(shards, 5, statistics, parameters, 0, torch.device("cpu"))
+    found = list(passes.batches_of_all(team, 1, seen=2))
+    wanted = list(passes.batches(1, seen=2))
+    assert len(found) == len(wanted)
+    assert all(torch.equal(*pair) for pair in zip(found, wanted, strict=True))
+    assert team.given == (768 - 2 * 40) * (4 * shards.d_model + 8)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from assay.team import as_current, current_team
-from ranks import Ranks, in_ranks
+from teams import Ranks, in_ranks
 
 
 @pytest.mark.parametrize("size", [2, 4])

@@ -10,12 +10,11 @@ import torch
 from torch import Tensor
 
 from assay.numerics.isolation import isolated
-from assay.numerics.kmeans.distances import paired_distances
 from assay.numerics.kmeans.estimator import MiniBatchKMeans
 from assay.numerics.kmeans.nearest import NearestCenters
 from assay.numerics.kmeans.prediction import LARGEST
 from assay.numerics.kmeans.reassignment import is_due, reassign_where_due
-from assay.numerics.kmeans.step import measured_step, step_toward
+from assay.numerics.kmeans.step import measured_step, squared_distances, step_toward
 from assay.numerics.moments import check_batch
 from assay.numerics.ranking import count_classes
 
@@ -119,8 +118,7 @@ class KMeansByCenters(MiniBatchKMeans):
         labels = torch.zeros(len(x), dtype=torch.int64, device=x.device)
         if len(own):
             labels = NearestCenters(own).find(x.float())
-            rows = torch.arange(len(x), device=x.device)
-            squared = paired_distances(x, rows, own, labels)
+            squared = squared_distances(x, own, labels)
             labels += self._own.start
         found = self._ranks.all_gather(torch.stack([squared.view(torch.int64), labels], dim=1))
         squared, labels = found[0][:, 0].view(torch.float64), found[0][:, 1]

@@ -2,7 +2,7 @@
 form of its 1/n step.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -34,13 +34,30 @@ def pull_centers(x: Tensor, centers: Tensor, labels: Tensor) -> tuple[Tensor, Te
         return pulls, residual.square_().sum(1)
     pulls = torch.zeros(centers.shape, dtype=torch.float64, device=x.device)
     squared = torch.empty(len(x), dtype=torch.float64, device=x.device)
+    for rows, residual in _residuals(x, centers, labels):
+        pulls.index_add_(0, labels[rows], residual)
+        squared[rows] = residual.square_().sum(1)
+    return pulls, squared
+
+
+@isolated()
+def squared_distances(x: Tensor, centers: Tensor, labels: Tensor) -> Tensor:
+    """|x - c|^2 of each token of x (n, d), c its center of labels (n,), by differences: float64
+    (n,), the same as `pull_centers` has.
+    """
+    squared = torch.empty(len(x), dtype=torch.float64, device=x.device)
+    for rows, residual in _residuals(x, centers, labels):
+        squared[rows] = residual.square_().sum(1)
+    return squared
+
+
+def _residuals(x: Tensor, centers: Tensor, labels: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """x - c of some rows after the other, float64 (rows, d), the caller's to change."""
     for start in range(0, len(x), _ROWS):
         rows = slice(start, start + _ROWS)
         residual = x[rows].to(torch.float64, copy=True)  # float64 tokens are the caller's
         residual -= centers[labels[rows]]
-        pulls.index_add_(0, labels[rows], residual)
-        squared[rows] = residual.square_().sum(1)
-    return pulls, squared
+        yield rows, residual
 
 
 @isolated()

@@ -41,7 +41,7 @@ def step_by_ranks(team: Team, kmeans: KMeansByCenters, passes: Passes, fit: Fit)
 
     def lead() -> None:
         for metrics in kmeans.steps(
-            lambda epoch: fit.watch(passes.batches(epoch, kmeans.steps_of_pass_))
+            lambda epoch: fit.watch(passes.batches_of_all(team, epoch, kmeans.steps_of_pass_))
         ):
             fit.step(metrics, agree=lambda asked, due: _agree(team, kmeans, asked, due))
         kmeans.gather()
@@ -70,7 +70,9 @@ def follow(team: Team, request: Mapping[str, Any], tensors: Mapping[str, Tensor]
         device,
     )
     with fit_in_progress():
-        for _ in kmeans.steps(lambda epoch: passes.batches(epoch, kmeans.steps_of_pass_)):
+        for _ in kmeans.steps(
+            lambda epoch: passes.batches_of_all(team, epoch, kmeans.steps_of_pass_)
+        ):
             asked, _ = _agree(team, kmeans, stop_is_asked(), due=False)
             if asked:
                 raise KeyboardInterrupt
