@@ -23,7 +23,7 @@ import pytest
 from warm_commands import WarmCommands
 
 ROOT = Path(__file__).parents[1]
-LAYERS, TOKENS, D_MODEL, N_CLASSES = (3, 5), 16, 80, 4
+TOKENS = 16  # in an example
 
 # What is started beside a shell, or with nohup, ignores them, and so would all that the tests
 # start.
@@ -89,37 +89,11 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     return Scheduling(config, log)
 
 
-def write_planted(root: Path, n_examples: int, seed: int) -> Path:
-    """Shards of labeled tokens whose class moves their mean, far in the second layer and a little
-    in the first; 0 is void.
-    """
-    from shards import make_shards
-
-    directions = np.random.default_rng(7).normal(size=(len(LAYERS), N_CLASSES, D_MODEL))
-    directions *= np.array([0.05, 1.0])[:, None, None]
-    scales = np.geomspace(3, 0.1, D_MODEL)
-    rng = np.random.default_rng(seed)
-    labels = rng.integers(0, N_CLASSES, size=(n_examples, TOKENS)).astype(np.uint8)
-    noise = rng.normal(size=(n_examples, len(LAYERS), TOKENS, D_MODEL)) * scales + 5
-    content = noise + np.moveaxis(directions[:, labels], 0, 1)
-    cls_token = np.full((n_examples, len(LAYERS), 1, D_MODEL), 1e3)
-    return make_shards(
-        root,
-        np.concatenate([cls_token, content], axis=2).astype(np.float32),
-        labels,
-        family="planted",
-        ckpt="planted-tiny",
-        layers=list(LAYERS),
-        max_tokens_per_shard=10 * len(LAYERS) * (TOKENS + 1),
-        data="",
-        dataset=f"planted/{seed}",
-        pixel_agg=None,
-    )
-
-
 @pytest.fixture(scope="session")
 def planted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Two shard folders of one planted distribution: 48 examples to fit on, 24 to judge on."""
+    from shards import write_planted
+
     root = tmp_path_factory.mktemp("planted")
     return write_planted(root, 48, seed=1), write_planted(root, 24, seed=2)
 

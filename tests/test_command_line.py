@@ -28,14 +28,17 @@ import scipy.sparse
 import torch
 from mlflow.entities import DatasetInput, Run
 from safetensors.numpy import load_file, save_file
+from safetensors.torch import load_file as load_torch_file
 from safetensors.torch import save_file as save_torch_file
 
 from assay.io.codes import StoredCodes
 from assay.io.saes import Settings, hand_made
 from assay.io.shards import Shards
 from assay.numerics.codes import densify
+from assay.numerics.moments import StreamingMoments
 from assay.pipelines.report.nodes import FIGURES
 from assay.sae import open_sae
+from shards import write_planted
 
 COLUMNS = [
     "layer",
@@ -582,6 +585,37 @@ def test_a_run_that_is_interrupted_is_marked_killed_and_goes_on_next_time(
     children = runs[runs["tags.mlflow.parentRunId"].notna()]
     assert len(children) == 12
     assert children["metrics.nmse"].notna().all()  # also where the errors were up to date already
+
+
+def test_sigterm_in_the_statistics_is_gone_on_from(new_project, run_command, start_command):
+    project = new_project()
+    fit = write_planted(project, 1_000, seed=3)
+    command = (
+        "kedro run --pipeline=standardize --params=layers:[3],standardize.batch_size:4,"
+        f"standardize.checkpoint_steps:300,shards.fit:{fit}"
+    )
+    process = start_command(f"exec {command}", project)
+    folder = project / "data/06_models/.checkpoints/layer_3/statistics"
+    while not list(folder.rglob("step*")):
+        time.sleep(0.01)
+        assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    told = process.communicate(timeout=60)[1]
+    assert process.returncode == 143
+    assert "Traceback" not in told
+    assert "The same command goes on from here." in told
+    stopped = max(int(path.stem.removeprefix("step")) for path in folder.rglob("step*"))
+    assert stopped < 4_000
+    ended = run_command(command, project)
+    assert ended.returncode == 0, ended.stderr
+    assert f"layer 3, statistics: resuming after step {stopped}" in ended.stderr + ended.stdout
+    assert not folder.exists()
+    (found,) = (project / "data/02_intermediate/layer_3").rglob("*/statistics.safetensors")
+    whole = StreamingMoments()
+    for batch in Shards(fit).batches(layer=3, batch_size=4):
+        whole.partial_fit(batch)
+    for name, value in load_torch_file(found).items():
+        assert torch.equal(value, whole.state_dict()[name]), name
 
 
 def test_an_older_version_is_used_where_it_is_asked_for_and_stays_until_it_is_pruned(

@@ -37,6 +37,8 @@ OLD_NAMES = {
 }
 """What older files call them."""
 
+PLANTED_LAYERS, PLANTED_TOKENS, PLANTED_WIDTH, PLANTED_CLASSES = (3, 5), 16, 80, 4
+
 
 def make_metadata(**changes: Any) -> Metadata:
     """`FIELDS`, with these changes."""
@@ -110,3 +112,34 @@ def edit_json(path: Path, change: Callable[[Any], Any]) -> None:
     value = json.loads(path.read_text(encoding="utf-8"))
     changed = change(value)
     path.write_text(json.dumps(value if changed is None else changed), encoding="utf-8")
+
+
+def write_planted(root: Path, n_examples: int, seed: int) -> Path:
+    """Shards of labeled tokens whose class moves their mean, far in the second layer and a little
+    in the first; 0 is void.
+    """
+    directions = np.random.default_rng(7).normal(
+        size=(len(PLANTED_LAYERS), PLANTED_CLASSES, PLANTED_WIDTH)
+    )
+    directions *= np.array([0.05, 1.0])[:, None, None]
+    scales = np.geomspace(3, 0.1, PLANTED_WIDTH)
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, PLANTED_CLASSES, size=(n_examples, PLANTED_TOKENS)).astype(np.uint8)
+    noise = (
+        rng.normal(size=(n_examples, len(PLANTED_LAYERS), PLANTED_TOKENS, PLANTED_WIDTH)) * scales
+        + 5
+    )
+    content = noise + np.moveaxis(directions[:, labels], 0, 1)
+    cls_token = np.full((n_examples, len(PLANTED_LAYERS), 1, PLANTED_WIDTH), 1e3)
+    return make_shards(
+        root,
+        np.concatenate([cls_token, content], axis=2).astype(np.float32),
+        labels,
+        family="planted",
+        ckpt="planted-tiny",
+        layers=list(PLANTED_LAYERS),
+        max_tokens_per_shard=10 * len(PLANTED_LAYERS) * (PLANTED_TOKENS + 1),
+        data="",
+        dataset=f"planted/{seed}",
+        pixel_agg=None,
+    )

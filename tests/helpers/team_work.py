@@ -69,3 +69,55 @@ def fit_kmeans_until(team: Any, request: Any, tensors: Any) -> Any:
     )
     checkpoints.clear_finished()
     return found
+
+
+def fit_one_pass(team: Any, request: Any, tensors: Any) -> Any:
+    """The node of statistics or PCA; ``request`` may say which part gets a signal, and when."""
+    import json
+    from pathlib import Path
+    from unittest import mock
+
+    from assay.io.checkpoints import Checkpoints
+    from assay.io.shards import Shards
+    from assay.pipelines.one_pass import PARAMETERS
+    from assay.pipelines.pca import nodes as pca
+    from assay.pipelines.standardize import nodes as standardize
+
+    del team
+    folder, method = Path(request["checkpoints"]), request["method"]
+    folder.parent.joinpath("signal.json").write_text(json.dumps(request["signal"]))
+    shards, checkpoints = Shards(request["shards"]), Checkpoints(folder)
+    parameters: Any = PARAMETERS[method].model_validate(request["parameters"])
+    node = {"statistics": standardize, "pca": pca}[method]
+    with mock.patch.object(node, f"fit_{method}_part", fit_part_until):
+        found = (
+            standardize.fit_statistics(shards, parameters, checkpoints, "cpu", layer=5)
+            if method == "statistics"
+            else pca.fit_pca(shards, tensors, parameters, checkpoints, "cpu", layer=5)[0]
+        )
+    checkpoints.clear_finished()
+    return found
+
+
+def fit_part_until(part: Any, request: Any, statistics: Any) -> None:
+    """A part, which sends its process a signal after some batches if it is the one."""
+    import json
+    import os
+    from pathlib import Path
+
+    from assay.numerics.moments import StreamingMoments
+    from assay.numerics.pca import StreamingPCA
+    from assay.pipelines.one_pass import fit_part
+
+    signal = json.loads(Path(request["checkpoints"]).with_name("signal.json").read_text())
+    estimator: Any = StreamingPCA() if request["method"] == "pca" else StreamingMoments()
+    partial_fit, seen = estimator.partial_fit, []
+
+    def counting(x: Any) -> None:
+        partial_fit(x)
+        seen.append(1)
+        if signal and signal["part"] == part.number and len(seen) == signal["after"]:
+            os.kill(os.getpid(), signal["number"])
+
+    estimator.partial_fit = counting
+    fit_part(part, request, statistics, estimator)
