@@ -11,8 +11,8 @@ from assay.parameters import StandardizeParameters
 from assay.pipelines.standardize.nodes import fit_statistics
 from assay.pipelines.stopping import signals_stop
 from assay.team import current_team
-from ranks import Ranks
 from team_work import fit_one_pass
+from teams import Ranks
 
 METHODS = ("statistics", "pca")
 PARAMETERS = {"batch_size": 32, "parts": 5, "checkpoint_steps": 3}  # of 24 batches
