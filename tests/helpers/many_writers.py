@@ -1,8 +1,8 @@
 """Processes that each log one layer's run to MLflow at the same moment, without its work.
 
-Forks of one process that has imported what they need: it reads a request a line, {project, shards,
-uri, parent, n, rows}, and answers with a line of JSON, what each of the `n` processes had MLflow not
-take.
+Forks of one process that has imported what they need, and has logged once to find what that is. It
+reads a request a line, {project, shards, uri, parent, n, rows}, and answers with a line of JSON:
+what each of the `n` processes had MLflow not take.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -85,7 +86,18 @@ def log_layer(request: dict[str, Any], layer: int) -> str | None:
         told.append(scores | {"name": name, "nmse": 0.9, "l0": 1.0})
     run.complete_children(told)
     run.finish("FINISHED")
+    connection.writer.stop()
     return connection.writer.failure
+
+
+def rehearse(request: dict[str, Any]) -> None:
+    """Log to the project's file, and leave no thread, since forks follow."""
+    os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{request['project']}/mlflow.db"
+    assert log_layer(request, 0) is None
+    until = time.monotonic() + 10
+    while threading.active_count() > 1 and time.monotonic() < until:
+        time.sleep(0.01)
+    assert threading.active_count() == 1, threading.enumerate()
 
 
 def write_at_once(request: dict[str, Any]) -> list[str | None]:
@@ -124,6 +136,10 @@ def _be_one(request: dict[str, Any], layer: int, end: int) -> NoReturn:
 
 if __name__ == "__main__":
     writer.PATIENCE = 60.0  # the server shares its processors with those that ask it
+    rehearsed = False
     for line in sys.stdin:
+        if not rehearsed:
+            rehearse(json.loads(line))
+            rehearsed = True
         sys.stdout.write(json.dumps(write_at_once(json.loads(line))) + "\n")
         sys.stdout.flush()

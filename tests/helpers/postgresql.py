@@ -19,6 +19,15 @@ from pathlib import Path
 PASSWORD = "Tr0ub4dor"
 """Of the server's one user, so that what is printed can be searched for it."""
 
+QUIET = {
+    "DO_NOT_TRACK": "true",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_LOGGING_LEVEL": "CRITICAL",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+}
+"""What the project's settings have processes that speak to MLflow read."""
+
 
 def find_programs() -> Path | None:
     """Where initdb and pg_ctl lie, of the newest version; None where they cannot be run."""
@@ -99,6 +108,8 @@ def serve_mlflow(store: str, files: Path) -> Iterator[str]:
     server = subprocess.Popen(
         [sys.executable, "-m", "mlflow", *command, "--workers", "1", "--port", str(port)],
         cwd=files.parent,
+        # Its jobs, which nobody asks for, would be nine processes that all import MLflow.
+        env=os.environ | QUIET | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,

@@ -21,17 +21,10 @@ from assay.tracking import database
 from assay.tracking.database import prepare
 from assay.tracking.process import TAG
 from many_writers import make_rows
-from postgresql import PASSWORD, PostgreSQL, find_programs, free_port, serve_mlflow
+from postgresql import PASSWORD, QUIET, PostgreSQL, find_programs, free_port, serve_mlflow
 
 HELPERS = Path(__file__).parents[1] / "helpers"
 LAYERS, ROWS = 8, 6
-
-QUIET = {
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
-    "MLFLOW_LOGGING_LEVEL": "CRITICAL",
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-}
-"""As the project's settings have it."""
 
 pytest.importorskip("psycopg2")
 
