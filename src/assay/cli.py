@@ -199,6 +199,7 @@ def _run(force: bool, **options: Any) -> None:
                     pipeline_names=names,
                     # kedro-viz follows a run only where no filter is given
                     node_names=None if everything else [node.name for node in todo.nodes],
+                    namespaces=options["namespaces"] or None,  # MLflow has it as a part
                     runner=runner,
                     load_versions=options["load_versions"],
                     only_missing_outputs=options["only_missing_outputs"],

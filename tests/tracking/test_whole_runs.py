@@ -59,6 +59,20 @@ def test_what_is_made_in_parts_has_one_whole_child_a_row(project, run_command):
     assert len(children(project)) == 3  # the report makes no rows again
 
 
+def test_a_layer_is_a_part_of_the_run_that_is_named(project, run_command):
+    client = mlflow.MlflowClient(f"sqlite:///{project / 'mlflow.db'}")
+    run = client.create_run(client.create_experiment("assay")).info.run_id
+    few = "--params=layers:[5] --to-nodes=layer_5.standardize.fit"
+    for wanted in ({"namespaces"}, {"namespaces", "process"}):
+        part = "--namespaces=layer_5" if wanted == {"namespaces"} else "--force"
+        ended = run_command(f"MLFLOW_RUN_ID={run} kedro run {part} {few}", project)
+        assert ended.returncode == 0, ended.stderr
+        found = client.get_run(run)
+        assert found.info.status == "FINISHED"
+        # Of a part that has ended well, nothing is left.
+        assert {tag for tag in found.data.tags if tag.startswith(("namesp", "process"))} == wanted
+
+
 def test_artifacts_that_cannot_be_kept_cost_no_result(project, run_command):
     """The place of MLflow's files is one that nobody can write to: the run goes on, and says so.
     Taken up again, it is logged.
