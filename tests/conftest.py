@@ -35,6 +35,10 @@ LONG = ("test_command_line.py", "test_two_at_once.py", "test_whole_runs.py")
 """Files that start many whole runs."""
 
 
+WAITING = ("test_jobs.py", "test_submit.py")
+"""Files that wait for a Slurm."""
+
+
 LOOK_AT_THE_WHOLE_RUN = ("test_command_line.py", "test_export.py", "test_notebooks.py")
 
 
@@ -58,7 +62,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """
     import torch
 
-    items.sort(key=lambda item: item.path.name not in LONG)
+    items.sort(key=lambda item: item.path.name not in (*LONG, *WAITING))
     for item in items:
         if item.path.name in WHOLE_RUNS:
             item.add_marker(pytest.mark.e2e)

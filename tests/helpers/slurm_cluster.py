@@ -121,7 +121,7 @@ class Cluster:
         line = self.ask("scontrol", "--oneliner", "show", "job", job).splitlines()[0]
         return dict(word.split("=", 1) for word in line.split() if "=" in word)
 
-    def wait_for(self, holds: Callable[[], object], seconds: float = 120) -> None:
+    def wait_for(self, holds: Callable[[], object], seconds: float = 240) -> None:
         """Wait until something holds; fail with the queue as it is where it never does."""
         until = time.monotonic() + seconds
         while not holds():

@@ -5,6 +5,7 @@ real Slurm, with a program in the place of `kedro` that saves itself as a fit do
 import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,7 @@ def ran(folder, layer):
     return path.read_text().splitlines() if path.exists() else []
 
 
+@pytest.mark.e2e
 def test_jobs_that_are_stopped_go_on_and_cancelled_ones_stay_away(slurm, folder):
     """All at once, since most of it is waiting; of each kind the array's last too."""
     late = queued(layers(8, 9), folder, partition="urgent", time=1, signal_seconds=59)
@@ -211,3 +213,12 @@ def test_a_job_that_slurm_refuses_is_told_in_its_words():
         queue.submit(render(Job("report", ""), "x", SlurmOptions(partition="nowhere"), []), [], {})
     assert queue.find(["4711"]) == []
     assert queue.max_array_size() == 2
+
+
+def test_a_job_has_nothing_of_the_job_that_it_was_submitted_in(slurm, tmp_path, monkeypatch):
+    for name, value in {"SLURM_NTASKS": "7", "SLURM_MEM_PER_CPU": "99", "MINE": "yes"}.items():
+        monkeypatch.setenv(name, value)
+    script = "#!/bin/bash\necho $MINE $SLURM_NTASKS $SLURM_MEM_PER_CPU $PATH\n"
+    queue.submit(script, [f"--output={tmp_path}/out"], {"MLFLOW_RUN_ID": "0"})
+    slurm.wait_for(lambda: not slurm.jobs())
+    assert (tmp_path / "out").read_text().startswith(f"yes {Path(sys.executable).parent}:")

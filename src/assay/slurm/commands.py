@@ -163,18 +163,18 @@ def cancel_command(name: str) -> None:
     with _short_errors():
         submission = _find(name)
         until = time.monotonic() + PATIENCE
-        ids = _ids(submission)
-        there = queue.find(ids)
+        there = queue.find(_ids(submission))
         ended = len(there)
         while there:
-            queue.cancel(ids)  # once more: one that was just being queued again would come back
+            # Again: one that was just being queued again would come back.
+            queue.cancel(each.id for each in there)
             if time.monotonic() > until:
                 raise ValueError(
                     f"Slurm has not ended {', '.join(each.id for each in there)} of `{name}`, which"
                     " were cancelled: see `squeue`."
                 )
             time.sleep(1)
-            there = queue.find(ids)
+            there = queue.find(_ids(submission))
         click.echo(f"{name}: {ended} jobs cancelled; none is left.")
         if ended:
             from assay.slurm.submit import close, opened

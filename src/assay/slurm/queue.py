@@ -27,7 +27,8 @@ class Element:
 
 
 def submit(script: str, options: Sequence[str], variables: Mapping[str, str]) -> str:
-    """Queue a script; gives the job's number. The job finds this interpreter's programs first.
+    """Queue a script; gives the job's number. The job has this process's environment, and finds
+    this interpreter's programs first.
 
     Raises:
         ValueError: Slurm refuses it, or is not here.
@@ -66,7 +67,7 @@ def find(jobs: Iterable[str], *, ended: bool = False) -> list[Element]:
 
 
 def cancel(jobs: Iterable[str]) -> None:
-    """Cancel jobs, those that are queued and those that run; the ended ones stay as they are.
+    """Cancel jobs that Slurm knows; those that have ended stay as they are.
 
     Raises:
         ValueError: Slurm does not answer.
@@ -86,6 +87,17 @@ def max_array_size() -> int:
     return max(1, int(found[1])) if found else 1001
 
 
+def _outside() -> dict[str, str]:
+    """The environment, without what a job has that this may run in: srun, in the job that is
+    submitted, would heed it.
+    """
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("SLURM_", "SLURMD_", "SRUN_")) or name == "SLURM_CONF"
+    }
+
+
 def _ask(
     program: str,
     *arguments: str,
@@ -96,7 +108,7 @@ def _ask(
         ended = subprocess.run(
             [program, *arguments],
             input=script,
-            env={**os.environ, **(variables or {})},
+            env={**_outside(), **(variables or {})},
             capture_output=True,
             text=True,
             check=False,
