@@ -434,7 +434,7 @@ def test_what_a_parameter_changes_is_said_on_its_field():
             "more_seeds",
         },
         "params:pca": {"topk", "whiten", "checkpoint_steps", "checkpoint_minutes"},
-        "params:probe": {"slab_features"},
+        "params:probe": {"slab_features", "parts", "checkpoint_minutes"},
         "params:standardize": {"checkpoint_steps", "checkpoint_minutes"},
     } == fingerprints.SHAPING
     assert fingerprints.ADDED == {

@@ -5,6 +5,7 @@ nothing that looks whole.
 import json
 import os
 import signal
+import tempfile
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import torch
 from assay.codes import Format
 from assay.encodings import Encoding, Form, Model
 from assay.export import _export, probe_metrics
+from assay.io.checkpoints import Checkpoints
 from assay.io.shards import Shards
 from assay.numerics.codes import ComputedCodes, sparsify
 from assay.parameters import ProbeParameters, parse_parameters
@@ -58,6 +60,7 @@ def fitted(planted, void, k=2):
         Shards(planted[0]),
         Shards(planted[1]),
         ProbeParameters(void=void),
+        Checkpoints(tempfile.mkdtemp(dir=planted[0].parent)),
         "cpu",
         layer=5,
         method="pca",

@@ -141,6 +141,8 @@ def test_each_pipeline_holds_its_ancestors(register, changes):
     if "standardize" not in changes:
         methods.append("statistics")
     wanted = {f"layer_{n}.{method}_checkpoints" for n in (0, 3) for method in methods}
+    probes = [node.name for node in whole.nodes if ".probe." in node.name]
+    wanted |= {f"{name.replace('probe.', 'probe-')}_checkpoints" for name in probes}
     wanted |= (
         {"layer_0.given_statistics", "layer_3.given_statistics"}
         if "standardize" in changes

@@ -39,7 +39,7 @@ from assay.numerics.codes import TopKCodes
 from assay.numerics.probe import LogisticProbe1d, Progress, count_predictions
 from assay.parameters import Parameters
 from assay.pipelines.dictionaries.nodes import sum_squares
-from assay.pipelines.probe.nodes import classify, read_labels
+from assay.pipelines.probe.labels import classify, read_labels
 from assay.pipelines.signs_of_life import Bar, staged_bar
 from assay.pipelines.stream import pick_device
 from assay.plan import make_plan

@@ -18,7 +18,9 @@ from torch import Tensor
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 _FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload(["assay.ranks.group", "assay.pipelines.kmeans.nodes"])
+_FORKS.set_forkserver_preload(
+    ["assay.ranks.group", "assay.pipelines.kmeans.nodes", "assay.pipelines.probe.nodes"]
+)
 
 
 class Ranks:

@@ -5,6 +5,7 @@ loops.
 import dataclasses
 import json
 import logging
+import tempfile
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +18,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score
 
 from assay.encodings import Form
+from assay.io.checkpoints import Checkpoints
 from assay.numerics.codes import TensorCodes
 from assay.numerics.dictionary import open_dictionary
 from assay.numerics.pca import StreamingPCA
@@ -40,8 +42,13 @@ class Labelled:
         default_factory=lambda: SimpleNamespace(content_tokens_per_example=TOKENS)
     )
 
+    d_model: int = 0
+
     def labels(self):
         return self.patches
+
+    def identity(self):
+        return {"name": self.path}
 
 
 class Told(TensorCodes):
@@ -94,7 +101,7 @@ def split(planted, request):
 
 
 @pytest.fixture
-def probe(split):
+def probe(split, tmp_path):
     """Runs the node on these codes and labels, or others, with these parameters."""
 
     def run(codes=None, labels=None, rows=(("pca-dense", 80),), whole=False, **parameters):
@@ -105,7 +112,16 @@ def probe(split):
         ]
         settings = ProbeParameters(**parameters)
         found = fit_probes(
-            train, val, shards[0], shards[1], settings, "cpu", layer=5, method="pca", rows=rows
+            train,
+            val,
+            shards[0],
+            shards[1],
+            settings,
+            Checkpoints(tempfile.mkdtemp(dir=tmp_path)),  # tensors do not say what codes they are
+            "cpu",
+            layer=5,
+            method="pca",
+            rows=rows,
         )
         return found if whole else found[:2]
 
@@ -340,6 +356,8 @@ def test_those_are_all_the_parameters():
         "max_iter",
         "slab_rows",
         "slab_features",
+        "parts",
+        "checkpoint_minutes",
         "certified_pairs",
         "top_features",
         "examples",

@@ -271,6 +271,21 @@ class ProbeParameters(Section):
         ),
         json_schema_extra=OPERATIONAL,
     )
+    parts: PositiveInt = Field(
+        1,
+        description=(
+            "contiguous slabs of features that are worked on one after the other, or shared by"
+            " several processes (docs/ranks.md)"
+        ),
+        json_schema_extra=OPERATIONAL,
+    )
+    checkpoint_minutes: PositiveFloat = Field(
+        1.0,
+        description=(
+            "minutes from one checkpoint to the next at the most; work that is killed loses no more"
+        ),
+        json_schema_extra=OPERATIONAL,
+    )
     certified_pairs: PositiveInt = Field(
         64,
         description="random probes held against the patches themselves, beside each class's best",

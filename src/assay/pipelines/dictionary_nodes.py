@@ -56,12 +56,79 @@ class SourcedCodes(ComputedCodes):
         made_from: str,
         fallback: Callable[[], SourcedCodes] | None = None,
         rounded: Callable[[torch.dtype], SourcedCodes] | None = None,
+        computation: Computation | None = None,
     ) -> None:
         super().__init__(code_format, n_rows, n_features, k, stream)
         self.provenance = provenance
         self.made_from = made_from
         self.fallback = fallback
         self.rounded = rounded
+        self.computation = computation
+
+
+class Computation:
+    """What codes are computed from, batch by batch.
+
+    Args:
+        shards: whose content tokens of the layer are read.
+        statistics: ``mean``, ``std`` (d_model,) that they are standardized with.
+        model: the dictionary's tensors, or the autoencoder.
+        device: as the parameter has it: `auto`, `cpu` or `cuda`.
+        layer: the block number.
+        name: the encoding's.
+        kind: how the model is opened.
+
+    Attributes:
+        dictionary: the model, opened on the device.
+    """
+
+    def __init__(
+        self,
+        shards: Shards,
+        statistics: dict[str, Tensor],
+        model: Stored,
+        device: str,
+        *,
+        layer: int,
+        name: str,
+        kind: OpenedAs,
+    ) -> None:
+        self.shards = shards
+        self.statistics = statistics
+        self.model = model
+        self.device = device
+        self.layer = layer
+        self.name = name
+        self.kind = kind
+        self._place = pick_device(device)
+        self.dictionary = _open(model, statistics, kind, self._place)
+
+    def stream(
+        self, batch_size: int, start: int, encode: Callable[[Tensor], Batch] | None = None
+    ) -> Iterator[Batch]:
+        """A pass over the tokens from `start` on, with their codes, or what else `encode` makes."""
+        encode = self.dictionary.encode if encode is None else encode
+        for tokens in judged_tokens(
+            self.shards,
+            self.layer,
+            self.statistics,
+            batch_size,
+            self._place,
+            doing=self.name,
+            start=start,
+        ):
+            yield encode(tokens)
+
+    def codes(self, encode: Callable[[Tensor], Batch] | None = None, **about: Any) -> SourcedCodes:
+        """The codes, computed as they are read; `about` is what else `SourcedCodes` is told."""
+        return SourcedCodes(
+            self.dictionary.format,
+            self.shards.n_tokens,
+            self.dictionary.n_features,
+            self.dictionary.k,
+            functools.partial(self.stream, encode=encode),
+            **about,
+        )
 
 
 def measure(
@@ -137,17 +204,8 @@ def encode(
         seed: the model's, for the record.
         sparsity: what is kept where the disk is too small; None: such codes are refused.
     """
-    place = pick_device(device)
-    dictionary = _open(model, statistics, kind, place)
-
-    def stream(
-        batch_size: int, start: int, encode: Callable[[Tensor], Batch] = dictionary.encode
-    ) -> Iterator[Batch]:
-        for tokens in judged_tokens(
-            shards, layer, statistics, batch_size, place, doing=name, start=start
-        ):
-            yield encode(tokens)
-
+    computation = Computation(shards, statistics, model, device, layer=layer, name=name, kind=kind)
+    dictionary = computation.dictionary
     provenance = {
         "encoding": kind.name if isinstance(kind, Form) else name,
         "layer": layer,
@@ -159,29 +217,21 @@ def encode(
         "parameters": json.dumps(_made_with(model, kind, parameters), sort_keys=True),
         "seed": seed,
     }
-    codes = functools.partial(
-        SourcedCodes,
-        n_rows=shards.n_tokens,
-        n_features=dictionary.n_features,
-        made_from=made_from(shards),
-    )
-    whole = functools.partial(codes, dictionary.format, k=dictionary.k, provenance=provenance)
+    made = functools.partial(computation.codes, provenance=provenance, made_from=made_from(shards))
     encode_rounded = dictionary.encode_rounded
 
     def rounded(dtype: torch.dtype) -> SourcedCodes:
         assert encode_rounded is not None
-        return whole(
-            stream=functools.partial(stream, encode=lambda tokens: encode_rounded(tokens, dtype))
-        )
+        return made(encode=lambda tokens: encode_rounded(tokens, dtype))
 
-    return whole(
-        stream=stream,
+    return made(
         fallback=(
-            _sparser(codes, stream, sparsity, provenance)
+            _sparser(computation, sparsity, provenance)
             if sparsity and dictionary.zero_is_far
             else None
         ),
         rounded=rounded if encode_rounded else None,
+        computation=computation,
     )
 
 
@@ -268,19 +318,22 @@ def _made_with(model: Stored, kind: OpenedAs, parameters: Any) -> dict[str, Any]
 
 
 def _sparser(
-    codes: Callable[..., SourcedCodes],
-    stream: Callable[[int, int], Iterator[Batch]],
-    sparsity: SparsityParameters,
-    provenance: dict[str, Any],
+    computation: Computation, sparsity: SparsityParameters, provenance: dict[str, Any]
 ) -> Callable[[], SourcedCodes]:
     """What makes the codes with their largest entries only."""
     kept = sparsity.model_dump()
 
     def sparse_stream(batch_size: int, start: int) -> Iterator[Batch]:
-        for batch in stream(batch_size, start):
+        for batch in computation.stream(batch_size, start):
             yield sparsify(batch, **kept)
 
-    about = provenance | {"sparsity": json.dumps(kept)}
     return functools.partial(
-        codes, "sparse", k=sparsity.top_k, stream=sparse_stream, provenance=about
+        SourcedCodes,
+        "sparse",
+        computation.shards.n_tokens,
+        computation.dictionary.n_features,
+        sparsity.top_k,
+        sparse_stream,
+        provenance=provenance | {"sparsity": json.dumps(kept)},
+        made_from=made_from(computation.shards),
     )

@@ -107,8 +107,8 @@ class Fit:
         none.
         """
         if self._load() and not self._done:
-            done = f"after step {self._step}" if self._step else "its seeding"
-            logger.info("layer %d, %s: resuming %s", self._layer, self._called, done)
+            done = f" after step {self._step}" if self._step else ""
+            logger.info("layer %d, %s: resuming%s", self._layer, self._called, done)
         return self._step
 
     def collect(self) -> None:

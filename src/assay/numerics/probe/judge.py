@@ -52,6 +52,7 @@ class Judging:
         self._data = data
         self._columns = slice(0, data.codes.n_features) if columns is None else columns
         self._judged = self._columns.start  # the features before it are
+        self._done = False
         self._table = TablePass(data) if data.codes.format == "onehot" else None
         with isolated():
             self._results = [
@@ -69,10 +70,12 @@ class Judging:
             ValueError: there is NaN or infinity.
         """
         data = self._data
-        if self._table is not None:
-            self._judge_table(self._table.run()[self._columns])
-        else:
-            self._judge_columns()
+        if not self._done:
+            if self._table is not None:
+                self._judge_table(self._table.run()[self._columns])
+            else:
+                self._judge_columns()
+            self._done = True
         with isolated():
             for (fitted, _), result in zip(self._probes, self._results, strict=True):
                 result[:, :, ~fitted.fitted_classes] = torch.nan
@@ -132,9 +135,9 @@ class Judging:
 
     def checkpoint(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Where it stands: tensors, and JSON."""
-        state: dict[str, Any] = {"judged": self._judged}
+        state: dict[str, Any] = {"judged": self._judged, "done": self._done}
         tensors: dict[str, Tensor] = {}
-        if self._table is not None:
+        if self._table is not None and not self._done:
             tensors, state["table"] = self._table.checkpoint()
         tensors |= {f"judged{number}": each for number, each in enumerate(self._results)}
         return tensors, state
@@ -143,7 +146,8 @@ class Judging:
         """Go on from what `checkpoint` gave, of a judgment of the same probes on the same codes."""
         place = self._data.labels.device
         self._judged = int(state["judged"])
-        if self._table is not None:
+        self._done = bool(state["done"])
+        if self._table is not None and not self._done:
             self._table.resume(tensors, state["table"])
         self._results = [
             tensors[f"judged{number}"].to(place, copy=True) for number in range(len(self._probes))

@@ -78,6 +78,7 @@ class Fitting:
         # Of each K and feature whether the sketch left a pair open: what is refined, in groups.
         self._unsettled: Tensor | None = None
         self._refined = 0
+        self._done = False
 
     @property
     def _n_features(self) -> int:
@@ -89,14 +90,18 @@ class Fitting:
         Raises:
             ValueError: codes are not finite, or name features that there are not.
         """
-        if self._table is not None:
-            table = self._table.run()[self._columns]
+        if not self._done:
+            if self._table is not None:
+                table = self._table.run()[self._columns]
+                for solver in self._solvers:
+                    solver.solve_table(table, self._data.telling("probes", self._n_features))
+            else:
+                self._solve_sketches()
+                self._refine()
+            self._done = True
             for solver in self._solvers:
-                solver.solve_table(table, self._data.telling("probes", self._n_features))
-        else:
-            self._solve_sketches()
-            self._refine()
-        return [_check_converged(solver.fitted) for solver in self._solvers]
+                _check_converged(solver.fitted)
+        return [solver.fitted for solver in self._solvers]
 
     def _solve_sketches(self) -> None:
         data, first = self._data, self._columns.start
@@ -177,9 +182,13 @@ class Fitting:
 
     def checkpoint(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Where it stands: tensors, and JSON."""
-        state: dict[str, Any] = {"solved": self._solved, "refined": self._refined}
+        state: dict[str, Any] = {
+            "solved": self._solved,
+            "refined": self._refined,
+            "done": self._done,
+        }
         tensors: dict[str, Tensor] = {}
-        if self._table is not None:
+        if self._table is not None and not self._done:
             tensors, state["table"] = self._table.checkpoint()
         if self._sketching is not None:
             tensors, state["sketch"] = self._sketching.checkpoint(self._solved)
@@ -195,7 +204,8 @@ class Fitting:
         """Go on from what `checkpoint` gave, of a fit of the same features to the same codes."""
         place = self._data.labels.device
         self._solved, self._refined = int(state["solved"]), int(state["refined"])
-        if self._table is not None:
+        self._done = bool(state["done"])
+        if self._table is not None and not self._done:
             self._table.resume(tensors, state["table"])
         if "sketch" in state:
             self._sketching = SketchPass.resume(

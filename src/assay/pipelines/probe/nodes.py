@@ -10,17 +10,14 @@ import torch
 from torch import Tensor
 
 from assay.codes import Codes
+from assay.io.checkpoints import Checkpoints
 from assay.io.shards import Shards
-from assay.numerics.codes import SelectedCodes, gather_columns, measure_l0_by_rank
-from assay.numerics.probe import LogisticProbe1d, certify_sweep, fit_sweep, judge_sweep
+from assay.numerics.codes import gather_columns, measure_l0_by_rank
+from assay.numerics.probe import LogisticProbe1d
 from assay.numerics.ranking import count_classes, purity_at_k, strongest_examples
 from assay.numerics.scores import PURITY, Judgment, Scores, best_features, score_encoding
 from assay.parameters import ProbeParameters
-from assay.pipelines.signs_of_life import staged_bar
-from assay.pipelines.stream import pick_device
-
-VOID = 0
-"""The label of a patch that shows none of the classes."""
+from assay.pipelines.probe.work import ProbeWork, as_estimator
 
 
 def fit_probes(
@@ -29,6 +26,7 @@ def fit_probes(
     shards_train: Shards,
     shards_val: Shards,
     parameters: ProbeParameters,
+    checkpoints: Checkpoints,
     device: str,
     *,
     layer: int,
@@ -39,7 +37,8 @@ def fit_probes(
     and judge them on probe val.
 
     The codes are those of the largest k; of more than one encoding, all are fitted in the same
-    passes over them. A k of None is that of the codes, or the number of features where their rows
+    passes over them, part by part. Work that was cut off goes on from its last checkpoints. A k of
+    None is that of the codes, or the number of features where their rows
     are of any length.
 
     Returns:
@@ -61,46 +60,43 @@ def fit_probes(
             finite.
         CertificateError: a loss is not that of the data.
     """
-    _check_alike(codes_train, codes_val)
-    place = pick_device(device)
-    train_labels, val_labels = (
-        read_labels(shards_train).to(place),
-        read_labels(shards_val).to(place),
-    )
-    first = 0 if parameters.void == "class" else 1
-    n_classes = int(torch.stack([train_labels.max(), val_labels.max()]).max()) + 1 - first
-    l0 = measure_l0_by_rank(codes_val, parameters.slab_rows)
-    train, train_classes, _ = classify(codes_train, train_labels, parameters.void)
-    val, val_classes, counted = classify(codes_val, val_labels, parameters.void)
     # The codes of one encoding are its own, all of them.
     ks = [k for _, k in rows] if len(rows) > 1 else [None]
-    with staged_bar(
-        f"layer {layer}, {rows[0][0] if len(rows) == 1 else method}: probes"
-    ) as progress:
-        probes = fit_sweep(_unfitted(parameters), train, train_classes, n_classes, ks, progress)
-        judged = judge_sweep(probes, val, val_classes, progress)
-        best = {k: best_features(probe.loss_).clamp(min=0) for k, probe in probes.items()}
-        by_val = {k: best_features(judgment.loss).clamp(min=0) for k, judgment in judged.items()}
-        every = torch.arange(n_classes, device=place)
-        certificates = certify_sweep(
-            probes,
-            train,
-            train_classes,
-            {
-                k: torch.cat([torch.stack([of[k], every], 1) for of in (best, by_val)])
-                for k in probes
-            },
-            parameters.certified_pairs,
-        )
-        strongest = gather_columns(
-            codes_val, [(best[k], k) for k in probes], parameters.slab_rows, place
-        )
+    work = ProbeWork(
+        (codes_train, codes_val),
+        (shards_train, shards_val),
+        parameters,
+        checkpoints,
+        device,
+        layer=layer,
+        method=f"probe-{rows[0][0] if len(rows) == 1 else method}",
+        ks=ks,
+    )
+    first, n_classes, place = work.first, work.n_classes, work.device
+    train_classes, val_classes, counted = work.train.labels, work.val.labels, work.counted
+    fits, judgments = work.sweep()
+    probes = [as_estimator(parameters, fitted) for fitted in fits]
+    best = [best_features(fitted.train_ce).clamp(min=0) for fitted in fits]
+    by_val = [best_features(judgment.loss).clamp(min=0) for judgment in judgments]
+    every = torch.arange(n_classes, device=place)
+    certificates = work.certify(
+        fits,
+        [
+            torch.cat([torch.stack([of, every], 1) for of in both])
+            for both in zip(best, by_val, strict=True)
+        ],
+    )
+    l0 = measure_l0_by_rank(codes_val, parameters.slab_rows)
+    strongest = gather_columns(
+        codes_val, list(zip(best, ks, strict=True)), parameters.slab_rows, place
+    )
     results: list[dict[str, Tensor] | dict[str, Any] | pd.DataFrame] = []
-    for (encoding, k), kept, values in zip(rows, ks, strongest, strict=True):
-        certificate, probe, judgment = certificates[kept], probes[kept], judged[kept]
+    for (encoding, k), probe, judgment, certificate, own, values in zip(
+        rows, probes, judgments, certificates, best, strongest, strict=True
+    ):
         certificate.check()
         of_classes = values[:, counted]
-        val_error = probe.certify_loss(of_classes, best[kept], val_classes, judgment.loss)
+        val_error = probe.certify_loss(of_classes, own, val_classes, judgment.loss)
         scores = score_encoding(
             train_ce=probe.loss_,
             coef=probe.coef_standardized_,
@@ -137,32 +133,9 @@ def fit_probes(
                 "certificate_val_ce": val_error,
             },
             tabulate_pairs(tensors, first),
-            _show_examples(
-                probe, best[kept], values, counted, shards_val, parameters.examples, first
-            ),
+            _show_examples(probe, own, values, counted, shards_val, parameters.examples, first),
         ]
     return tuple(results)
-
-
-def _check_alike(train: Codes, val: Codes) -> None:
-    """The codes of both splits are of one model, as far as they say what they are of."""
-    of_train, of_val = (getattr(codes, "provenance", {}) for codes in (train, val))
-    for name in ("encoding", "layer", "model", "statistics"):
-        if of_train.get(name) != of_val.get(name):
-            raise ValueError(
-                f"the codes of the two splits are of different models: their {name} is"
-                f" {of_train.get(name)} and {of_val.get(name)}; encode the patches of both again"
-            )
-
-
-def _unfitted(parameters: ProbeParameters) -> LogisticProbe1d:
-    return LogisticProbe1d(
-        parameters.ridge,
-        class_weight=parameters.class_weight,
-        max_iter=parameters.max_iter,
-        slab_features=parameters.slab_features,
-        slab_rows=parameters.slab_rows,
-    )
 
 
 def _as_tensors(
@@ -230,34 +203,6 @@ def _show_examples(
     patches = shards.metadata.content_tokens_per_example
     shown = strongest_examples((values * sign[:, None])[classes], counted, patches, n_examples)
     return {"label": classes + first_label, "feature": best[classes], **shown}
-
-
-def read_labels(shards: Shards) -> Tensor:
-    """The patches' labels, int64 (rows,). ValueError where all of them are void."""
-    labels = shards.labels()
-    if (labels == VOID).all():
-        raise ValueError(
-            f"{shards.path}: all {len(labels)} labels are {VOID}, void; wanted patches of a class:"
-            " label them, or name other shards"
-        )
-    return labels
-
-
-def classify(codes: Codes, labels: Tensor, void: str) -> tuple[Codes, Tensor, Tensor]:
-    """The codes that take part, the class of each, int64 (label - 1 and -1 for void, or the label
-    where void is a class), and which patches they are, bool.
-    """
-    if codes.n_rows != len(labels):
-        raise ValueError(
-            f"there are codes of {codes.n_rows} patches and labels of {len(labels)}: encode the"
-            " patches again"
-        )
-    if void == "class":
-        return codes, labels, torch.ones_like(labels, dtype=torch.bool)
-    if void == "negative":
-        return codes, labels - 1, torch.ones_like(labels, dtype=torch.bool)
-    kept = labels != VOID
-    return SelectedCodes(codes, kept), labels[kept] - 1, kept
 
 
 def _as_json(scores: Scores, first_label: int) -> dict[str, Any]:

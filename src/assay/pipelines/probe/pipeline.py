@@ -29,6 +29,7 @@ def create_pipeline(layer: int, encodings: Iterable[Encoding]) -> Pipeline:
                     "shards_probe_train",
                     "shards_probe_val",
                     "params:probe",
+                    f"probe-{_shared_name(rows[0])}_checkpoints",
                     "params:device",
                 ],
                 [
@@ -36,14 +37,14 @@ def create_pipeline(layer: int, encodings: Iterable[Encoding]) -> Pipeline:
                     for row in rows
                     for kind in ("probes", "scores", "pairs", "examples")
                 ],
-                # Where PCA's sweep shares codes no K is named: a node that is called otherwise
-                # whenever its largest K changes is hard to ask for.
-                name=f"probe.{'pca-topk' if _is_pcas_sweep(rows[0]) else codes}",
+                name=f"probe.{_shared_name(rows[0])}",
             )
             for codes, rows in sharing.items()
         ]
     )
 
 
-def _is_pcas_sweep(row: Encoding) -> bool:
-    return row.model.family == "pca" and row.stored_k is not None
+def _shared_name(row: Encoding) -> str:
+    # Where PCA's sweep shares codes no K is named: a node that is called otherwise whenever its
+    # largest K changes is hard to ask for.
+    return "pca-topk" if row.model.family == "pca" and row.stored_k is not None else row.codes
