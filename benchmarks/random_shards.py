@@ -21,6 +21,7 @@ def write_random(
     cls_token: bool = False,
     at_once: int = 64,
     repeated: bool = False,
+    about: int = 0,
 ) -> Path:
     """Write a folder of shards of standard normal float32 under `root`, and give its path.
 
@@ -34,6 +35,8 @@ def write_random(
         cls_token: whether a CLS token comes before the patches.
         at_once: examples that are drawn at once, which is what is held.
         repeated: write what was drawn first again and again: drawing takes longer than writing.
+        about: so many places, standard normal, that tokens lie about, at 0.7 of that in each
+            dimension; 0: about none.
     """
     # A GPU machine may lack what these import; the benchmark of reading says so.
     from assay.io.shards import write_shards
@@ -53,6 +56,7 @@ def write_random(
         protocol="2.1",
     )
     rng = np.random.default_rng(0)
+    places = np.random.default_rng(1).standard_normal((about, d_model), dtype=np.float32)
 
     def examples() -> Iterator[npt.NDArray[np.float32]]:
         drawn = None
@@ -60,6 +64,9 @@ def write_random(
             n = min(at_once, n_examples - start)
             if drawn is None or not repeated:
                 drawn = rng.standard_normal((n, *metadata.example_shape), dtype=np.float32)
+                if about:
+                    drawn *= np.float32(0.7)
+                    drawn += places[rng.integers(about, size=drawn.shape[:-1])]
             yield drawn[:n]
 
     return write_shards(root, metadata, examples())

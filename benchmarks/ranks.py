@@ -57,9 +57,10 @@ def step_kmeans(
         if team.size == 1
         else KMeansByCenters(parameters.n_clusters, ranks=team, **given)
     )
-    kmeans.cluster_centers_ = torch.randn(
-        parameters.n_clusters, d, generator=torch.Generator().manual_seed(0)
-    )
+    with shards.batches(
+        layer=0, batch_size=parameters.n_clusters, shuffle=True, max_tokens=parameters.n_clusters
+    ) as tokens:
+        kmeans.cluster_centers_ = next(tokens).clone()
     # As later in a fit, when no cluster is empty.
     kmeans.counts_ = torch.full((parameters.n_clusters,), 100)
     steps = kmeans.steps(
@@ -139,6 +140,7 @@ def main() -> None:
             patches=256,
             d_model=given.d_model,
             examples_per_shard=64,
+            about=given.n_clusters,
         )
         request = {
             "shards": str(shards),
