@@ -169,10 +169,10 @@ class Group(Team):
         while not self._store.check([f"call/{number}"]):
             if self._store.check(["end"]):
                 return None
-            if self._pulse.silence(0) > self.timeout_seconds:
+            patience = self._patience(hurry=stopping.stop_is_asked())
+            if self._pulse.silence(0) > patience:
                 raise RankLostError(
-                    f"rank 0 was not heard of for {self.timeout_seconds:.0f} s, so rank"
-                    f" {self.rank} ends"
+                    f"rank 0 was not heard of for {patience:.0f} s, so rank {self.rank} ends"
                 )
             if stopping.stop_is_asked() and time.monotonic() - began > _PARTING:
                 self._leave()  # those that wait for this one shall not
