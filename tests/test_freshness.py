@@ -12,6 +12,7 @@ import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -29,7 +30,7 @@ from assay import fingerprints, freshness, work
 from assay.fingerprints import Fingerprints
 from assay.freshness import Freshness
 from assay.io.checkpoints import Checkpoints
-from assay.io.datasets import CheckpointsDataset
+from assay.io.datasets import CheckpointsDataset, ShardsDataset
 from assay.io.locks import Locks
 from assay.parameters import (
     KMeansParameters,
@@ -879,6 +880,26 @@ def in_a_notebook(project, monkeypatch):
         return catalog, hook
 
     return make_catalog
+
+
+@pytest.mark.usefixtures("in_a_notebook")
+@pytest.mark.parametrize("threads", [None, 16])
+def test_shards_are_read_by_as_many_threads_as_the_parameters_say(
+    project, planted, monkeypatch, threads
+):
+    """In every catalog of a session, a run's own one too."""
+    parameters = SimpleNamespace(threads=threads)
+    monkeypatch.setattr(work, "current_configuration", lambda: (project.folder, parameters))
+    catalog = project.catalog()
+
+    def make_catalog():
+        catalog["shards"] = ShardsDataset(filepath=str(planted[0]))
+        WorkHook().after_catalog_created(catalog=catalog, save_version=None, load_versions=None)
+        return catalog.load("shards").threads
+
+    assert make_catalog() == threads
+    with taken_on(work.current_freshness(), PIPELINE, force=True):
+        assert make_catalog() == threads
 
 
 def test_a_catalog_in_a_notebook_loads_what_belongs_to_its_settings_and_not_the_newest(

@@ -1,11 +1,14 @@
 """Streaming moments against numpy in float64, standardization, and the check of given statistics."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from assay.numerics.fitted import NotFittedError
 from assay.numerics.moments import StreamingMoments, check_statistics, standardize, unstandardize
 
 
@@ -98,6 +101,49 @@ def test_a_restored_state_goes_on_where_it_stopped():
     restored = StreamingMoments.from_state(state).partial_fit(x[15:])
     assert restored.count_ == 40
     np.testing.assert_allclose(restored.std_, x.double().numpy().std(0), rtol=1e-12)
+
+
+@settings(deadline=None, max_examples=25)
+@given(seed=st.integers(0, 1000), cut=st.integers(1, 39))
+def test_a_checkpoint_is_gone_on_from_to_the_bit(seed, cut):
+    """Which a state is not: it has the square root of the second moment."""
+    x = tokens(seed, 40, 3, offset=5.0)
+    begun = StreamingMoments().partial_fit(x[:cut])
+    left, state = begun.checkpoint()
+    whole = begun.partial_fit(x[cut:]).state_dict()
+    found = StreamingMoments().resume(left, json.loads(json.dumps(state))).partial_fit(x[cut:])
+    assert all(torch.equal(whole[name], value) for name, value in found.state_dict().items())
+
+
+def test_what_is_no_checkpoint_of_statistics_is_refused():
+    left, _ = StreamingMoments().partial_fit(tokens(0, 4, 3)).checkpoint()
+    for tensors, count in ((left, 0), (left | {"second": left["second"][:2]}, 4)):
+        with pytest.raises(ValueError, match="is it a checkpoint of statistics"):
+            StreamingMoments().resume(tensors, {"count": count})
+    with pytest.raises(NotFittedError, match="found 0 tokens"):
+        StreamingMoments().checkpoint()
+
+
+@settings(deadline=None, max_examples=25)
+@given(seed=st.integers(0, 1000), cut=st.integers(0, 40), offset=st.sampled_from([0.0, 1e6]))
+def test_two_halves_merged_are_one_pass(seed, cut, offset):
+    x = tokens(seed, 40, 3, offset=offset)
+    one, other = (StreamingMoments().partial_fit(part) for part in (x[:cut], x[cut:]))
+    before = other.count_ and other.state_dict()
+    assert one.merge(other) is one
+    assert one.count_ == 40
+    np.testing.assert_allclose(one.mean_, x.double().numpy().mean(0), rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(one.std_, x.double().numpy().std(0), rtol=1e-9)
+    if before:
+        one.partial_fit(x)
+        assert all(torch.equal(before[name], value) for name, value in other.state_dict().items())
+
+
+def test_statistics_of_another_width_are_not_merged():
+    with pytest.raises(ValueError, match="found a batch of 4 dimensions, wanted 3"):
+        StreamingMoments().partial_fit(tokens(0, 9, 3)).merge(
+            StreamingMoments().partial_fit(tokens(0, 9, 4))
+        )
 
 
 @pytest.mark.parametrize(
