@@ -32,7 +32,10 @@ def open_parent(hooks: Any, name: str, earlier: str | None = None) -> str | None
     connection.writer.submit("the run", lambda: found.append(_open(connection, name, earlier)))
     connection.writer.wait()
     if not found:
-        raise ValueError(f"MLflow has made no run for the jobs: {connection.writer.failure}")
+        raise ValueError(
+            f"MLflow has made no run for the jobs, and nothing was submitted: see to its server, or"
+            f" to MLFLOW_TRACKING_URI ({connection.writer.failure})"
+        )
     return found[0]
 
 
