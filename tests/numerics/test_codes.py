@@ -317,3 +317,31 @@ def test_what_is_not_finite_is_named_by_its_row_among_all(code_format, bad):
     rows[13] = False  # and where it is one of those
     with pytest.raises(ValueError, match=rf"^row 13, feature {feature} is NaN or infinity"):
         list(SelectedCodes(codes, rows).batches(6))
+
+
+def test_a_pass_over_selected_rows_that_goes_on_is_of_the_batches_of_the_whole_pass():
+    """Codes that are computed depend on the rows that they are computed with, by rounding."""
+    together = []
+
+    def stream(batch_size, start):
+        before = start // batch_size * batch_size  # as shards are read
+        for first in range(before, 20, batch_size):
+            rows = range(max(first, start), min(first + batch_size, 20))
+            together.append(rows)
+            yield {"values": torch.tensor([[float(row)] for row in rows])}
+
+    rows = torch.ones(20, dtype=torch.bool)
+    rows[[0, 1, 2, 7, 8, 9, 19]] = False
+    codes = SelectedCodes(ComputedCodes("dense", 20, 1, 1, stream), rows)
+    whole = list(codes.batches(4))
+    assert together == [range(3, 4), *(range(n, n + 4) for n in (4, 8, 12, 16))]
+    done = 0
+    for number, batch in enumerate(whole):
+        together.clear()
+        rest = list(codes.batches(4, done))
+        assert together == [range(3, 4), *(range(n, n + 4) for n in (4, 8, 12, 16))][number:]
+        for mine, other in zip(rest, whole[number:], strict=True):
+            assert torch.equal(mine["values"], other["values"])
+        done += len(batch["values"])
+    (first, *_) = codes.batches(4, 3)  # within a batch
+    assert first["values"].flatten().tolist() == [6.0]

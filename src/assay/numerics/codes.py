@@ -105,8 +105,9 @@ class SelectedCodes:
     def batches(self, batch_size: int, start: int = 0) -> Iterator[Batch]:
         """The selected rows of each batch of the other codes; none is empty.
 
-        The other codes' batches begin at a multiple of the batch size, as those of a whole pass do,
-        so that codes that are computed are computed from the same rows together.
+        A pass begins at the first selected row; one from a later row on begins at a multiple of the
+        batch size of the other codes, as their batches do, so that codes that are computed are
+        computed from the same rows together.
 
         Raises:
             ValueError: there is NaN or infinity. The message counts rows of the other codes, since
@@ -114,8 +115,9 @@ class SelectedCodes:
         """
         if start >= self.n_rows:
             return
-        wanted = int(self.rows.nonzero()[start])
-        first = wanted - wanted % batch_size
+        selected = self.rows.nonzero()
+        wanted = int(selected[start])
+        first = max(int(selected[0]), wanted - wanted % batch_size)
         for batch in self.codes.batches(batch_size, first):
             check_finite(batch, first)
             last = first + count_rows(batch)
