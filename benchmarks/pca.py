@@ -6,6 +6,12 @@ whole spectrum.
 The tokens have eight decades of variance along a rotated basis and a mean 100 times the largest
 standard deviation. The reference is a float64 covariance of all tokens about their mean,
 diagonalised in float64.
+
+    python benchmarks/pca.py --d 256 --batches 24 --batch-size 4096 --raw
+
+compares two ways to the PCA of standardized tokens, both against float64 in two passes: of the
+tokens, standardized and rounded to float32, which takes a pass of its own; and of the raw tokens'
+scatter S, as D^-1 S D^-1, which the pass of the statistics could gather.
 """
 
 import argparse
@@ -18,6 +24,7 @@ import torch
 from sklearn.decomposition import IncrementalPCA
 from torch import Tensor
 
+from assay.numerics.moments import StreamingMoments, standardize
 from assay.numerics.pca import StreamingPCA
 
 
@@ -32,6 +39,46 @@ def make_batches(d: int, n_batches: int, batch_size: int) -> Iterator[Tensor]:
         yield (
             torch.randn(batch_size, d, generator=generator, dtype=torch.float64) @ scaled + mean
         ).float()
+
+
+def make_massive(d: int, n_batches: int, batch_size: int) -> Iterator[Tensor]:
+    """Batches with massive activations: three dimensions of a thousand times the others' standard
+    deviation, with means a hundred of their own from 0.
+    """
+    generator = torch.Generator().manual_seed(1)
+    basis, _ = torch.linalg.qr(torch.randn(d, d, generator=generator, dtype=torch.float64))
+    scaled = torch.logspace(0, -3, d, dtype=torch.float64)[:, None] * basis
+    spread = scaled.square().sum(0).sqrt()
+    mean = torch.randn(d, generator=generator, dtype=torch.float64) * spread
+    mean[:3], size = 100 * spread[:3], torch.ones(d, dtype=torch.float64)
+    size[:3] = 1000
+    for _ in range(n_batches):
+        x = torch.randn(batch_size, d, generator=generator, dtype=torch.float64)
+        yield ((x @ scaled + mean) * size).float()
+
+
+def compare_raw(name: str, batches: Callable[[], Iterator[Tensor]]) -> None:
+    """Print how exact both ways to the PCA of standardized tokens are."""
+    moments, raw, ours = StreamingMoments(), StreamingPCA(), StreamingPCA()
+    for x in batches():
+        moments.partial_fit(x)
+        raw.partial_fit(x)
+    for x in batches():
+        ours.partial_fit(standardize(x, moments.mean_, moments.std_))
+    tokens = torch.cat([x.double() for x in batches()])
+    tokens -= tokens.mean(0)
+    tokens -= tokens.mean(0)
+    tokens /= tokens.square().mean(0).sqrt()
+    exact = torch.linalg.eigvalsh(tokens.T @ tokens / (len(tokens) - 1)).flip(0)
+    upper = raw.checkpoint()[0]["scatter"].triu()
+    scatter = (upper + upper.triu(1).T) / torch.outer(moments.std_, moments.std_)
+    found = torch.linalg.eigvalsh(scatter / (len(tokens) - 1)).flip(0)
+    first = len(exact) // 4
+    for way, spectrum in (("standardized", ours.explained_variance_), ("raw scatter", found)):
+        sys.stdout.write(
+            f"{name}, {way}: largest relative error of the spectrum {worst(spectrum, exact):.1e},"
+            f" of its first quarter {worst(spectrum[:first], exact[:first]):.1e}\n"
+        )
 
 
 def exact_spectrum(batches: Callable[[], Iterator[Tensor]]) -> Tensor:
@@ -66,10 +113,19 @@ def main() -> None:
     parser.add_argument("--d", type=int, default=1024)
     parser.add_argument("--batches", type=int, default=64)
     parser.add_argument("--batch-size", type=int, default=8192)
+    parser.add_argument(
+        "--raw", action="store_true", help="only compare with the way by the raw tokens' scatter"
+    )
     arguments = parser.parse_args()
+    sizes = (arguments.d, arguments.batches, arguments.batch_size)
 
     def batches() -> Iterator[Tensor]:
-        return make_batches(arguments.d, arguments.batches, arguments.batch_size)
+        return make_batches(*sizes)
+
+    if arguments.raw:
+        compare_raw("eight decades", batches)
+        compare_raw("massive activations", lambda: make_massive(*sizes))
+        return
 
     ours, peer = StreamingPCA(), IncrementalPCA()
     seconds = {"ours": 0.0, "IncrementalPCA": 0.0}

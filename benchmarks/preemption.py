@@ -22,8 +22,8 @@ class Preemption:
 
 def expected(work: float, how: Preemption, *, saves: bool = True) -> tuple[float, float]:
     """Expected seconds of running and of wall time in closed form (Daly 2006, "A higher order
-    estimate of the optimum checkpoint interval for restart dumps", equation 20): preemptions come
-    by chance at a constant rate, while a job starts, too.
+    estimate of the optimum checkpoint interval for restart dumps"): preemptions come by chance at a
+    constant rate, while a job starts, too.
     """
     every, save = (how.every, how.save) if saves else (work, 0.0)
     growth = math.expm1((every + save) / how.mean) * work / every

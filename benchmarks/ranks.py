@@ -25,14 +25,26 @@ import torch
 from random_shards import write_random
 from torch import Tensor
 
+from assay.io.checkpoints import Checkpoints
 from assay.io.shards import Shards
 from assay.numerics.kmeans.by_centers import KMeansByCenters
 from assay.numerics.kmeans.estimator import MiniBatchKMeans
+from assay.numerics.moments import StreamingMoments
+from assay.numerics.pca import StreamingPCA
 from assay.parameters import KMeansParameters
 from assay.pipelines.kmeans.passes import Passes, hyperparameters
-from assay.team import Team, current_team
+from assay.pipelines.one_pass import PARAMETERS, OnePass
+from assay.pipelines.pca.nodes import fit_pca_part
+from assay.pipelines.standardize.nodes import fit_statistics_part
+from assay.team import Team, as_current, current_team
 
 say = sys.stdout.write
+
+METHODS: dict[str, tuple[Any, Any]] = {
+    "statistics": (StreamingMoments, fit_statistics_part),
+    "pca": (StreamingPCA, fit_pca_part),
+}
+"""The estimator of a method that is fitted in parts, and what makes one."""
 
 
 def step_kmeans(
@@ -72,6 +84,37 @@ def step_kmeans(
     began = time.process_time()
     for _, _ in zip(range(request["steps"]), steps, strict=False):
         team.any(False)
+    took = torch.tensor([time.process_time() - began])
+    return torch.cat(team.all_gather(took)).tolist()
+
+
+def fit_parts(team: Team, request: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> list[float]:
+    """CPU seconds of each rank for its parts of statistics or PCA; rank 0 merges them. The
+    eigendecompositions are left out: they do not grow with the tokens.
+    """
+    del tensors
+    method = request["method"]
+    shards, d = Shards(request["shards"], threads=1), request["d_model"]
+    statistics = {"mean": torch.zeros(d).double(), "std": torch.ones(d).double()}
+    whole = OnePass(
+        method,
+        shards,
+        0,
+        PARAMETERS[method](parts=4, batch_size=request["batch_size"]),
+        Checkpoints(request["checkpoints"]),
+        "cpu",
+        statistics if method == "pca" else {},
+    )
+    new, work = METHODS[method]
+    began = time.process_time()
+    for part in whole.parts[team.rank :: team.size]:
+        work(part, whole.request(), whole.statistics)
+    team.any(False)
+    if team.rank == 0:
+        with as_current(Team()):
+            merged = new()
+            for _, fitted in whole.fit_in_parts(work, new):
+                merged.merge(fitted)
     took = torch.tensor([time.process_time() - began])
     return torch.cat(team.all_gather(took)).tolist()
 
@@ -118,6 +161,27 @@ def be_rank(rank: int, size: int, port: int, function: str, request: Mapping[str
     group.end()
 
 
+def compare_parts(shards: Path, checkpoints: Path, sizes: list[int]) -> None:
+    """Print the CPU seconds of statistics and PCA in four parts."""
+    d_model = Shards(shards).d_model
+    for method in METHODS:
+        one = 0.0
+        for size in (1, *sizes):
+            request = {
+                "method": method,
+                "shards": str(shards),
+                "d_model": d_model,
+                "batch_size": 2048,
+                "checkpoints": str(checkpoints / f"{method}-{size}"),
+            }
+            seconds = max(by(size, "ranks:fit_parts", request))
+            one = one or seconds
+            say(
+                f"{method}, {size} process{'es' if size > 1 else ''}: {seconds:.2f} CPU s of the"
+                f" busiest, {one / seconds:.2f} times as fast\n"
+            )
+
+
 def main() -> None:
     """Measure, or be a rank of what is measured."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -142,6 +206,7 @@ def main() -> None:
             examples_per_shard=64,
             about=given.n_clusters,
         )
+        compare_parts(shards, Path(folder) / "checkpoints", given.ranks)
         request = {
             "shards": str(shards),
             "n_clusters": given.n_clusters,

@@ -26,6 +26,8 @@ FILE_SYSTEMS = (5, 30, 60, 150)
 
 SKETCH_BYTES = 344_064
 """Memory of a feature in a sketch: `FeatureSketch.bytes_per_feature`."""
+SOLVED, RANKED = 256, 64
+"""Features that are solved and ranked together: slabs are of whole groups of them."""
 PAIR_BYTES = 180
 """What the probe of one (feature, class) is on disk, in tensors and in a table."""
 CERTIFIED = 2 * CLASSES + 64
@@ -51,6 +53,9 @@ H100 = Machine(in_order=11.0, shuffled=4.8, free=70e9)
 NODE = Machine(in_order=12.0, shuffled=8.5, free=200e9)
 """A CPU node. Reading is that of two cores, of the newer machine."""
 NODE_CORES = 64
+
+FAR = {2: (1.50, 0.24), 16: (2.73, 1.49), 64: (1.26, 1.36)}
+"""GB/s in order and shuffled, by threads, where each read takes 1 ms more, on two cores."""
 
 # One H100.
 STEP = 1.16e-3 / 8192  # a step of k-means, seconds a token
@@ -108,18 +113,22 @@ class Stage:
     written: float = 0.0
 
 
-def slabs(features: int, feature_bytes: float, free: float) -> int:
-    """Passes over the codes where a quarter of the free memory holds as many features."""
-    return math.ceil(features / max(1, int(free // 4 // feature_bytes)))
+def slabs(features: int, feature_bytes: float, free: float, group: int) -> int:
+    """Passes over the codes where a quarter of the free memory holds as many features, in whole
+    groups: `LabeledCodes.room`.
+    """
+    fits = int(free // 4 // feature_bytes)
+    return math.ceil(features / max(group, fits // group * group))
 
 
 def probe_passes(features: int, ks: int, free: float) -> tuple[int, int]:
     """Passes over the train and the validation codes to fit, judge and certify probes for so many
     K, where the sketches settle every pair.
     """
-    certified = min(features, CERTIFIED)
-    train = slabs(features, ks * SKETCH_BYTES, free) + slabs(certified, 16 * PROBE_TRAIN * ks, free)
-    val = slabs(features, 4 * PROBE_VAL * ks, free)
+    certified = 16 * PROBE_TRAIN * ks
+    train = slabs(features, ks * SKETCH_BYTES, free, SOLVED)
+    train += slabs(min(features, CERTIFIED), certified, free, 1)
+    val = slabs(features, 4 * PROBE_VAL * ks, free, RANKED)
     return train, val + 2  # L0, and where the best features are strongest
 
 
@@ -182,7 +191,7 @@ def stages(machine: Machine, passes: float) -> list[Stage]:
         ),
         Stage(
             "k-means, steps",
-            f"ImageNet train, {passes:g} times",
+            "ImageNet train, " + ("once" if passes == 1 else f"{passes:g} times"),
             kmeans_tokens,
             kmeans_tokens * step,
             kmeans_tokens * STEP,

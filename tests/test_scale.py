@@ -7,8 +7,12 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 import yaml
 
+from assay.codes import Format
+from assay.numerics.codes import ComputedCodes, gather_columns, measure_l0_by_rank
+from assay.numerics.probe import LogisticProbe1d, certify_sweep, fit_sweep, judge_sweep
 from assay.numerics.probe.sketch import FeatureSketch
 from assay.parameters import KMeansParameters, PCAParameters, ProbeParameters
 
@@ -74,3 +78,46 @@ def test_a_second_gpu_a_layer_buys_nothing_below_what_one_reads_and_works_on(mod
             below, above = (each * pace for each in (0.99, 1.2))
             assert many.seconds(stage, below) == single.seconds(stage, below)
             assert many.seconds(stage, above) < single.seconds(stage, above)
+
+
+class Counted:
+    """Dense or sparse codes of random values that count the passes over them."""
+
+    def __init__(self, code_format: Format, n_rows: int, n_features: int) -> None:
+        self.passes = 0
+        self._sparse = code_format == "sparse"
+        values = torch.randn(n_rows, n_features, generator=torch.Generator().manual_seed(n_rows))
+        self._order = values.abs().argsort(1, descending=True)
+        self._values = values.gather(1, self._order) if self._sparse else values
+        self.codes = ComputedCodes(code_format, n_rows, n_features, n_features, self._batches)
+
+    def _batches(self, size, start):
+        self.passes += 1
+        for values, order in zip(
+            self._values[start:].split(size), self._order[start:].split(size), strict=True
+        ):
+            yield {"values": values} | ({"indices": order} if self._sparse else {})
+
+
+@pytest.mark.parametrize(
+    ("code_format", "ks", "free"),
+    [("dense", (None,), 5e8), ("dense", (None,), 5e9), ("sparse", (1, 520), 4e6)],
+)
+def test_probes_go_over_the_codes_as_often_as_the_model_says(
+    module, monkeypatch, code_format, ks, free
+):
+    costs, n_features = module("stage_costs"), 520
+    sizes = {"PROBE_TRAIN": 120, "PROBE_VAL": 60, "CERTIFIED": n_features}
+    for name, size in sizes.items():
+        monkeypatch.setattr(costs, name, size)
+    monkeypatch.setattr("assay.numerics.probe.labeled.free_bytes", lambda _: int(free))
+    train, val = (Counted(code_format, n, n_features) for n in (120, 60))
+    labels, val_labels = torch.arange(120) % 2, torch.arange(60) % 2
+    probes = fit_sweep(LogisticProbe1d(ridge=1.0), train.codes, labels, 2, ks)
+    judge_sweep(probes, val.codes, val_labels)
+    pairs = torch.stack([torch.arange(n_features), torch.arange(n_features) % 2], 1)
+    certify_sweep(probes, train.codes, labels, dict.fromkeys(ks, pairs), n_random=0)
+    # The two passes more of the node, which are for all features.
+    measure_l0_by_rank(val.codes, 100)
+    gather_columns(val.codes, [(torch.arange(2), k) for k in ks], 100, torch.device("cpu"))
+    assert (train.passes, val.passes) == costs.probe_passes(n_features, len(ks), free)

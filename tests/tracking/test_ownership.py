@@ -10,7 +10,7 @@ from kedro.pipeline import Pipeline
 from mlflow import MlflowClient
 
 from assay.tracking import process
-from assay.tracking.ownership import FAILURE, NOT_LOGGED
+from assay.tracking.ownership import FAILURE, NOT_LOGGED, SUBMISSION
 
 DEAD = json.dumps(json.loads(process.own_process()) | {"began": 1})
 
@@ -76,6 +76,20 @@ def test_a_run_ends_with_the_last_of_its_parts(begin, look):
     assert (status, about.keys()) == ("RUNNING", {"process.layer_4 layer_5"})
     second()
     assert look() == ("FINISHED", {})
+
+
+def test_a_run_of_a_queue_waits_between_its_jobs_for_the_one_that_makes_the_report(
+    parent, begin, look
+):
+    MlflowClient().set_tag(parent, SUBMISSION, "thesis")
+    begin(3)()
+    assert look() == ("SCHEDULED", {})
+    begin(5)("FAILED", "no disk")
+    assert look()[0] == "FAILED"
+    begin(5)()
+    assert look() == ("SCHEDULED", {})
+    begin()()
+    assert look()[0] == "FINISHED"
 
 
 @pytest.mark.parametrize("worst", ["FAILED", "KILLED"])

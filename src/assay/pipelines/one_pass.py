@@ -78,7 +78,7 @@ class OnePass:
         Raises:
             ValueError: what a part left is not there any more.
         """
-        make_parts(work, self.parts, self._request(), self.statistics)
+        make_parts(work, self.parts, self.request(), self.statistics)
         for part in self.parts:
             fitted = new()
             self._open(part, fitted).collect()
@@ -163,7 +163,8 @@ class OnePass:
         # The first examples of a data set are seldom like the rest.
         return self.parameters.max_tokens is not None
 
-    def _request(self) -> dict[str, Any]:
+    def request(self) -> dict[str, Any]:
+        """What `fit_part` makes it from, JSON."""
         return {
             "method": self.method,
             "shards": str(self.shards.path),

@@ -15,6 +15,9 @@ FAILURE = "failure"
 NOT_LOGGED = "not_logged"
 """The tag of a run that ended well while MLflow did not, with the first that it did not take."""
 
+SUBMISSION = "submission"
+"""The tag of a run that was made for jobs of a queue: its last is of no part."""
+
 BADLY = ("FAILED", "KILLED")
 """What a part's `process` tag says when it has ended so, the worse first."""
 
@@ -42,8 +45,8 @@ def end_part(run_id: str, part: str, status: str) -> str | None:
     """Note how this process's part of a run has ended.
 
     Returns:
-        The status that the run ends with, the worst of its parts'; None: others are still at
-        theirs.
+        The status that the run ends with, the worst of its parts', or waits with for further jobs;
+        None: others are still at theirs.
     """
     client, tag = MlflowClient(), of_part(process.TAG, part)
     if client.get_run(run_id).data.tags.get(tag) == process.own_process():
@@ -52,12 +55,13 @@ def end_part(run_id: str, part: str, status: str) -> str | None:
         else:
             client.delete_tag(run_id, tag)
     # Only now, so that of two that end at once one sees that it is the last.
-    ended = {status}
-    for noted in _parts(client.get_run(run_id)).values():
+    run, ended = client.get_run(run_id), {status}
+    for noted in _parts(run).values():
         if noted not in BADLY and not process.is_gone(noted):
             return None
         ended.add(noted if noted in BADLY else "KILLED")
-    return next((each for each in BADLY if each in ended), status)
+    well = "SCHEDULED" if SUBMISSION in run.data.tags else status
+    return next((each for each in BADLY if each in ended), well)
 
 
 def close_runs_of_the_dead(experiment: str) -> None:

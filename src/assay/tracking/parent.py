@@ -12,7 +12,7 @@ from mlflow.tracking.context.registry import resolve_tags
 
 from assay.tracking.connection import Connection
 from assay.tracking.hook import TrackingHook
-from assay.tracking.ownership import end_with_reason
+from assay.tracking.ownership import SUBMISSION, end_with_reason
 
 
 def open_parent(hooks: Any, name: str, earlier: str | None = None) -> str | None:
@@ -63,7 +63,7 @@ def _open(connection: Connection, name: str, earlier: str | None) -> str | None:
     else:
         experiment = connection.settings.experiment._experiment.experiment_id
         created = client.create_run(
-            experiment, run_name=name, tags=resolve_tags({"submission": name})
+            experiment, run_name=name, tags=resolve_tags({SUBMISSION: name})
         )
         run = str(created.info.run_id)
     client.update_run(run, status="SCHEDULED")
