@@ -149,7 +149,8 @@ def probes(name: str, features: int, ks: int, free: float, *, dense: bool) -> St
         tokens,
         tokens * encoding,
         gpu + encoded,
-        gpu / RANKS + encoded,  # each rank encodes all patches
+        # Each rank encodes all patches; groups are not cut.
+        gpu / min(RANKS, math.ceil(features / SOLVED)) + encoded,
         apart + tokens * (CORE_DISTANCES if dense else CORE_TOP),
         written=2 * ks * features * CLASSES * PAIR_BYTES,
     )
