@@ -277,7 +277,9 @@ class Group(Team):
         """Name the rank that keeps this one waiting no more, or too long."""
         expiry = time.monotonic() + 1.5 * QUIET
         while not self._store.check(["failed"]) and time.monotonic() < expiry:
-            time.sleep(_POLL)  # one that was killed is silent from now on
+            if self._pulse.silent():  # one that was killed is from now on
+                break
+            time.sleep(_POLL)
         raise RankLostError(
             f"{named(self._pulse.suspects())} of {self.size} is gone, or hangs: rank {self.rank}"
             f" waited for {self.timeout_seconds:.0f} s at the most ({str(error).splitlines()[0]})."

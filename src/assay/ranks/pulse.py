@@ -38,9 +38,10 @@ class Pulse:
     """
 
     def __init__(self, store: Store, rank: int, size: int) -> None:
-        self._store, self._rank, self._size = store, rank, size
+        self._store, self._rank = store, rank
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
+        self._others = [other for other in range(size) if other != rank]
         self._began = time.monotonic()
         self.entered = 0
 
@@ -83,12 +84,14 @@ class Pulse:
         """The other ranks that keep all waiting: those that are silent, or else those that have
         begun the fewest exchanges.
         """
-        others = [rank for rank in range(self._size) if rank != self._rank]
-        quiet = [rank for rank in others if self.silence(rank) > QUIET]
-        if quiet:
+        if quiet := self.silent():
             return quiet
-        least = min(self._beat(rank)[1] for rank in others)
-        return [rank for rank in others if self._beat(rank)[1] == least]
+        least = min(self._beat(rank)[1] for rank in self._others)
+        return [rank for rank in self._others if self._beat(rank)[1] == least]
+
+    def silent(self) -> list[int]:
+        """The other ranks that should have been heard of."""
+        return [rank for rank in self._others if self.silence(rank) > QUIET]
 
     def _beat(self, rank: int) -> tuple[float, int]:
         if not self._store.check([f"beat/{rank}"]):
