@@ -22,8 +22,9 @@ from assay.numerics.dictionary import open_dictionary
 from assay.numerics.kmeans.estimator import MiniBatchKMeans
 from assay.numerics.kmeans.seeding import kmeans_plus_plus
 from assay.numerics.kmeans.step import mini_batch_step
-from assay.numerics.moments import StreamingMoments, check_statistics, standardize, unstandardize
+from assay.numerics.moments import StreamingMoments, standardize, unstandardize
 from assay.numerics.pca import Convergence, StreamingPCA
+from assay.numerics.plausibility import check_statistics
 from assay.numerics.probe import LogisticProbe1d
 from assay.numerics.ranking import rank_features
 from assay.numerics.reconstruction_error import sum_errors

@@ -107,6 +107,19 @@ def test_each_job_waits_for_all_of_the_step_before_it(project, asked):
     assert all_submissions(project) == [made]
 
 
+def test_the_newest_is_so_by_the_clock_of_the_world(project):
+    said = {
+        "before": "2026-10-25T02:50:00+02:00",  # then the clocks go back
+        "after": "2026-10-25T02:10:00+01:00",
+        "elsewhere": "2026-10-24T20:20:00-05:00",
+    }
+    for name, submitted in said.items():
+        Submission(
+            name=name, env=None, params="", run=None, fingerprint="f", submitted=submitted
+        ).write(project)
+    assert [each.name for each in all_submissions(project)] == ["before", "after", "elsewhere"]
+
+
 def test_no_more_layers_than_wanted_run_at_once_where_arrays_are_split(project, asked):
     (project / "conf/base/slurm.yml").write_text("parallel: 1\n")
     submitted(project)

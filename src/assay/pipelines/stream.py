@@ -13,7 +13,8 @@ from torch import Tensor
 
 from assay.io.shards import OrderOptions, Shards
 from assay.numerics.memory import free_bytes
-from assay.numerics.moments import check_statistics, standardize
+from assay.numerics.moments import standardize
+from assay.numerics.plausibility import check_statistics
 from assay.pipelines.signs_of_life import Bar
 
 SAMPLE = 2048

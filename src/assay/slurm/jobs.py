@@ -6,7 +6,6 @@ import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from assay.encodings import layer_name
 from assay.plan import Plan
 from assay.slurm.options import SlurmOptions
 
@@ -124,8 +123,3 @@ def _directives(job: Job, name: str, options: SlurmOptions) -> Iterator[str]:
             yield f"{option.replace('_', '-')}={value}"
     for option, value in options.extra.items():
         yield option if value is None else f"{option}={value}"
-
-
-def elements(job: Job) -> list[str]:
-    """The names of what a job does: those of its layers, or its step."""
-    return [layer_name(layer) for layer in job.layers] or [job.step]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -95,4 +96,8 @@ def all_submissions(project: Path) -> list[Submission]:
     """Every submission of a project, the newest last."""
     names = [path.parent.name for path in (project / FOLDER).glob(f"*/{FILE}")]
     found = [read_submission(project, name) for name in names]
-    return sorted((each for each in found if each is not None), key=lambda each: each.submitted)
+    # As moments: an hour comes twice when the clocks go back, and people travel.
+    return sorted(
+        (each for each in found if each is not None),
+        key=lambda each: datetime.fromisoformat(each.submitted),
+    )

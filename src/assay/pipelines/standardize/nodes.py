@@ -10,7 +10,8 @@ from torch import Tensor
 
 from assay.io.checkpoints import Checkpoints
 from assay.io.shards import Shards
-from assay.numerics.moments import StreamingMoments, check_statistics
+from assay.numerics.moments import StreamingMoments
+from assay.numerics.plausibility import check_statistics
 from assay.parameters import StandardizeParameters
 from assay.pipelines.one_pass import OnePass, fit_part
 from assay.pipelines.parts import Part
