@@ -30,6 +30,8 @@ SOLVED, RANKED = 256, 64
 """Features that are solved and ranked together: slabs are of whole groups of them."""
 PAIR_BYTES = 180
 """What the probe of one (feature, class) is on disk, in tensors and in a table."""
+ONE_HOT_BYTES = 12
+"""What a one-hot code is on disk: int32 for its place, float64 for its error."""
 CERTIFIED = 2 * CLASSES + 64
 """Features that are certified at the most: each class's best two ways, and random ones."""
 
@@ -230,7 +232,7 @@ def stages(machine: Machine, passes: float) -> list[Stage]:
             onehot * STEP,
             None,
             onehot * CORE_ASSIGN,
-            written=onehot * 11,
+            written=onehot * ONE_HOT_BYTES,
         ),
         Stage(
             "probes, one-hot",

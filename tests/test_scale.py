@@ -11,6 +11,7 @@ import torch
 import yaml
 
 from assay.codes import Format
+from assay.io.codes.layout import CodesMetadata
 from assay.numerics.codes import ComputedCodes, gather_columns, measure_l0_by_rank
 from assay.numerics.probe import LogisticProbe1d, certify_sweep, fit_sweep, judge_sweep
 from assay.numerics.probe.sketch import FeatureSketch
@@ -49,6 +50,17 @@ def test_the_model_is_of_the_papers_experiment(module):
     assert given["extract"]["labels"]["n_classes"] == costs.CLASSES
     assert 2 * costs.CLASSES + ProbeParameters().certified_pairs == costs.CERTIFIED
     assert FeatureSketch.bytes_per_feature(costs.CLASSES) == costs.SKETCH_BYTES
+    onehot = CodesMetadata(
+        schema_name="assay.codes",
+        version=2,
+        format="onehot",
+        n_rows=1,
+        n_features=costs.CLUSTERS,
+        k=1,
+        dtype="float32",
+        provenance={},
+    )
+    assert onehot.predict_bytes(1) == costs.ONE_HOT_BYTES
     floors = [each["random"] for each in given["dictionaries"].values()]
     assert floors == ["centres", "directions"]
     how = preemption.Preemption(1.0)
