@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import threading
 import time
@@ -52,10 +53,19 @@ class Group(Team):
         self.rank, self.size = rank, size
         self._connect = connect
         self._store = connect()
-        self._pulse = Pulse(self._store, rank, size)
+        self._pulse = Pulse(self._store, rank, size, Team.timeout_seconds)
         self._calls = 0
         self._lock = threading.Lock()
         self._pulse.start()
+
+    @property
+    def timeout_seconds(self) -> float:  # type: ignore[override]
+        """See `Team`. Followers hear rank 0's."""
+        return self._pulse.timeout_seconds
+
+    @timeout_seconds.setter
+    def timeout_seconds(self, seconds: float) -> None:
+        self._pulse.timeout_seconds = seconds
 
     def call(
         self,
@@ -110,9 +120,8 @@ class Group(Team):
         silent = [rank for rank in range(1, self.size) if rank not in outcomes]
         if silent:
             raise RankLostError(
-                f"{named(silent)} of {self.size} is gone, or hangs: nothing was heard of it for"
-                f" {self._patience(hurry=own is not None):.0f} s. The same command goes on from"
-                " here"
+                f"{named(silent)} of {self.size} is gone, or hangs: nothing is heard of it any"
+                " more. The same command goes on from here"
             ) from None
         stopped = [each for each in outcomes.values() if each["kind"] == "stopped"]
         if stopped and stopped[0]["signal"] is not None:
@@ -172,7 +181,8 @@ class Group(Team):
             patience = self._patience(hurry=stopping.stop_is_asked())
             if self._pulse.silence(0) > patience:
                 raise RankLostError(
-                    f"rank 0 was not heard of for {patience:.0f} s, so rank {self.rank} ends"
+                    f"rank 0 is gone, or was not heard of for {patience:.0f} s, so rank"
+                    f" {self.rank} ends"
                 )
             if stopping.stop_is_asked() and time.monotonic() - began > _PARTING:
                 self._leave()  # those that wait for this one shall not
@@ -210,8 +220,10 @@ class Group(Team):
         with suppress(dist.DistError):  # torchrun's store may be gone
             self._store.set("end", "")
             expiry = time.monotonic() + _PARTING
-            byes = [f"bye/{rank}" for rank in range(1, self.size)]
-            while not self._store.check(byes) and time.monotonic() < expiry:
+            while time.monotonic() < expiry and not all(
+                self._store.check([f"bye/{rank}"]) or self._pulse.silence(rank) == math.inf
+                for rank in range(1, self.size)
+            ):
                 time.sleep(_POLL)
         self.close()
 
