@@ -59,7 +59,7 @@ class Group(Team):
         self._pulse.start()
 
     @property
-    def timeout_seconds(self) -> float:  # type: ignore[override]
+    def timeout_seconds(self) -> float:
         """See `Team`. Followers hear rank 0's."""
         return self._pulse.timeout_seconds
 

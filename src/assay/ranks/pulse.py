@@ -23,7 +23,7 @@ EVERY = 0.25
 QUIET = 2.0
 """Seconds after which a rank that should be heard of four times each is suspect."""
 
-LAST = 25.0
+LAST = 20.0
 """Seconds that a rank has to save what it makes after another is gone: torchrun gives it 30."""
 
 
