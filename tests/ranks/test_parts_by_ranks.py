@@ -38,7 +38,7 @@ def fit(planted, tmp_path):
         try:
             if size > 1:
                 asked = ("team_work:fit_one_pass", request, statistics)
-                return Ranks(size, *asked, timeout_seconds=2, session=True).result()
+                return Ranks(size, *asked, session=True).result()
             with signals_stop():
                 return fit_one_pass(current_team(), request, statistics)
         except KeyboardInterrupt:

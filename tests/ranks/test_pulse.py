@@ -7,7 +7,7 @@ import subprocess
 import time
 
 import pytest
-from torch.distributed import HashStore
+from torch.distributed import HashStore  # type: ignore[attr-defined]
 
 from assay.ranks import pulse
 from assay.ranks.pulse import Pulse

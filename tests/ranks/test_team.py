@@ -65,11 +65,11 @@ def test_a_signal_to_one_rank_stops_all(rank, apart):
 
 @pytest.mark.crash
 @pytest.mark.parametrize(
-    ("number", "apart"),
-    [(signal.SIGKILL, False), (signal.SIGSTOP, False), (signal.SIGSTOP, True)],
+    ("number", "timeout", "apart"),
+    [(signal.SIGKILL, 60, False), (signal.SIGKILL, 60, True), (signal.SIGSTOP, 5, False)],
 )
-def test_a_rank_that_is_killed_or_hangs_ends_all_and_is_named(number, apart):
-    ranks = Ranks(3, "team_work:wait_for_stop", {"apart": apart}, timeout_seconds=2)
+def test_a_rank_that_is_killed_or_hangs_ends_all_and_is_named(number, timeout, apart):
+    ranks = Ranks(3, "team_work:wait_for_stop", {"apart": apart}, timeout_seconds=timeout)
     ranks.wait_until_at_work()
     ranks.kill(1, number)
     if apart:
@@ -83,7 +83,7 @@ def test_a_rank_that_is_killed_or_hangs_ends_all_and_is_named(number, apart):
 
 @pytest.mark.crash
 def test_followers_end_when_rank_0_is_gone():
-    ranks = Ranks(3, "team_work:wait_for_stop", {"apart": False}, timeout_seconds=1)
+    ranks = Ranks(3, "team_work:wait_for_stop", {"apart": False})
     ranks.wait_until_at_work()
     ranks.kill(0)
     for process in ranks.processes:
