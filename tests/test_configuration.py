@@ -99,6 +99,9 @@ SLIPS = {
     "a: \x01\n": "line 1: found the character 0x1, which YAML has no place for",
     "# mine\n- 1\n": "line 2, column 1: found no key, want `name: value`",
     "seed\n": "line 1, column 1: found no key, want `name: value`",
+    "a: 1\n2: {}\n": "line 2, column 1: found the key 2, want a name",
+    "on: 1\n": "line 1, column 1: found the key on, want a name",
+    "? [a]\n: 1\n": "line 1, column 3: found the key of several, want a name",
     "# caf\xe9\na: caf\xe9\n": "line 1: found byte 0xe9, want UTF-8: save it as that",
 }
 

@@ -108,7 +108,7 @@ class ConfigLoader(OmegaConfigLoader):
             for path in _files(
                 Path(conf_source), (rest.get("base_env"), env or rest.get("default_run_env"))
             ):
-                check_yaml(path)
+                check_yaml(path, are_names=True)
                 _check_file_name(path)
                 if path.stem == "globals":
                     _check_globals(

@@ -24,9 +24,13 @@ MISREAD = re.compile(r"[-+]?(?:0[0-9_]+|[0-9][0-9_]*(?::[0-5]?[0-9])+(?:\.[0-9_]
 """Numbers that are not what they look like: YAML reads 010 in base 8 and 1:30 in base 60."""
 
 
-def check_yaml(path: Path) -> None:
+def check_yaml(path: Path, *, are_names: bool = False) -> None:
     """Check that a file is YAML with keys, or empty, names no key twice, and has no number that
     reads as another.
+
+    Args:
+        path: the file.
+        are_names: whether its keys, not those within them, have to be text.
 
     Raises:
         ValueError: it is not so, or not in UTF-8.
@@ -56,6 +60,12 @@ def check_yaml(path: Path) -> None:
         _check_nodes(path, root)
         if root.tag not in ("tag:yaml.org,2002:map", "tag:yaml.org,2002:null"):
             raise ValueError(f"{path}, {_place(root.start_mark)}: found no key, want `name: value`")
+        for key, _ in root.value if are_names else ():
+            if key.tag not in ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"):
+                said = key.value if isinstance(key, yaml.ScalarNode) else "of several"
+                raise ValueError(
+                    f"{path}, {_place(key.start_mark)}: found the key {said}, want a name"
+                )
 
 
 def _check_nodes(path: Path, root: yaml.Node) -> None:

@@ -49,6 +49,11 @@ def test_an_environment_says_what_is_different_there(project):
             "time: 2",
             "slurm.yml: found time 2 min and signal_seconds 120, want a limit that is longer than that: a job would be asked to stop as it starts.",
         ),
+        (
+            "time: '00:02:00'",
+            "slurm.yml: found time '00:02:00' and signal_seconds 120, want a limit that is longer than that: a job would be asked to stop as it starts.",
+        ),
+        ("mem: 64 G", "slurm.yml: `mem`: found '64 G', want one word, without quotes."),
         ("cpus_per_task: 0", "slurm.yml: `cpus_per_task` is 0: Input should be greater than or equal to 1."),
         ("ranks: 8", "slurm.yml: found ranks 8 and cpus_per_task 4, want a CPU for each rank at least."),
         ("parallel: true", "slurm.yml: `parallel` is True: Input should be a valid integer."),
@@ -64,9 +69,24 @@ def test_what_is_wrong_is_one_line(project, text, said):
     assert str(error.value) == said
 
 
-@pytest.mark.parametrize("time", [180, "180", "12:00:00", "2-12", "2-12:00:00", "UNLIMITED"])
-def test_limits_are_written_as_slurm_writes_them(time):
-    assert SlurmOptions(time=time).time == time
+@pytest.mark.parametrize(
+    ("time", "seconds"),
+    [
+        (180, 10800),
+        ("180", 10800),
+        ("2:30", 150),
+        ("12:00:00", 43200),
+        ("1-12", 36 * 3600),
+        ("0-0:05", 300),
+        ("0-00:02:05", 125),
+    ],
+)
+def test_limits_are_written_as_slurm_writes_them(time, seconds):
+    assert SlurmOptions(time=time, signal_seconds=min(seconds, 2**16) - 1).time == time
+    if seconds < 2**16:
+        with pytest.raises(ValueError, match="want a limit that is longer"):
+            SlurmOptions(time=time, signal_seconds=seconds)
+    assert SlurmOptions(time="UNLIMITED").time == "UNLIMITED"
 
 
 def test_a_file_that_would_not_be_read_is_told(project):

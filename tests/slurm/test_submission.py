@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 from assay.slurm import queue, submit
+from assay.slurm.commands import slurm_group
 from assay.slurm.jobs import Job
 from assay.slurm.queue import Element
 from assay.slurm.submission import (
@@ -40,13 +42,14 @@ class Asked:
     jobs: list
     cancelled: list
     runs: list
+    closed: list
     refused: str = ""
     there: tuple = ()
 
 
 @pytest.fixture
 def asked(monkeypatch):
-    made = Asked([], [], [])
+    made = Asked([], [], [], [])
 
     def take(script, options, variables):
         if made.refused and made.refused in script:
@@ -63,6 +66,7 @@ def asked(monkeypatch):
     monkeypatch.setattr(queue, "cancel", made.cancelled.extend)
     monkeypatch.setattr(queue, "max_array_size", lambda: 2)
     monkeypatch.setattr(submit, "open_parent", open_parent)
+    monkeypatch.setattr(submit, "close_parent", lambda _, *told: made.closed.append(told))
     return made
 
 
@@ -153,6 +157,27 @@ def test_what_was_queued_is_cancelled_where_a_later_job_is_refused(project, aske
     with pytest.raises(ValueError, match="sbatch: error: no"):
         submitted(project)
     assert asked.cancelled == ["101", "102", "103"]
+    assert asked.closed == [("run1", "its jobs were not queued")]
+
+
+@pytest.mark.parametrize("refused", ["--pipelines=digits", "layers=(0 2)"])
+def test_the_run_is_the_same_where_a_submission_ended_between_its_jobs(
+    project, asked, monkeypatch, refused
+):
+    """As one that is killed, which closes nothing."""
+    asked.refused = refused
+    monkeypatch.setattr(submit, "close", lambda *_: None)
+    with pytest.raises(ValueError, match="sbatch: error: no"):
+        submitted(project)
+    asked.refused = ""
+    assert submitted(project).run == "run1"
+
+
+@pytest.mark.parametrize("options", [["--env=a b"], ["--name=-x"], ["--name=é"], ["--env=a/b"]])
+def test_what_cannot_be_a_jobs_name_is_told_before_anything_is_done(options):
+    ended = CliRunner().invoke(slurm_group, ["submit", *options])
+    assert ended.exit_code == 2
+    assert "want letters, digits, `_`, `.` and `-`, 80 at the most" in ended.output
 
 
 def test_a_file_that_is_no_submission_is_named(project):

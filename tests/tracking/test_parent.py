@@ -69,7 +69,7 @@ def test_one_whose_jobs_are_cancelled_is_killed_unless_it_is_finished(client, ho
     client.set_terminated(finished, "FINISHED")
     assert cancelled is not None and finished is not None
     for run in (cancelled, finished):
-        close_parent(hooks, run)
+        close_parent(hooks, run, "its jobs were cancelled")
     assert client.get_run(cancelled).info.status == "KILLED"
     assert client.get_run(cancelled).data.tags["failure"] == "its jobs were cancelled"
     assert client.get_run(finished).info.status == "FINISHED"

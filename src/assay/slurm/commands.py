@@ -48,12 +48,11 @@ def _project() -> Path:
     return Path(find_kedro_project(Path.cwd()) or Path.cwd())
 
 
-def _check_name(context: click.Context, parameter: click.Parameter, name: str | None) -> str | None:
-    if name is not None and not re.fullmatch(r"[A-Za-z0-9][\w.-]{0,79}", name):
+def _check_name(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]{0,79}", name, re.ASCII):
         raise click.BadParameter(
             f"found {name!r}, want letters, digits, `_`, `.` and `-`, 80 at the most",
-            context,
-            parameter,
+            param_hint="'--name'",
         )
     return name
 
@@ -68,7 +67,6 @@ def _check_name(context: click.Context, parameter: click.Parameter, name: str | 
 )
 @click.option(
     "--name",
-    callback=_check_name,
     help="What the jobs are called, and by what they are found again; the environment's otherwise.",
 )
 @click.option("--dry-run", is_flag=True, help="Only print the scripts.")
@@ -78,7 +76,7 @@ def submit_command(env: str | None, params: str, name: str | None, dry_run: bool
     from assay.slurm.submit import opened, scripts, submit
 
     env = env or os.environ.get("KEDRO_ENV") or None
-    name = name or env or "assay"
+    name = _check_name(name or env or "assay")
     with _short_errors():
         if dry_run:
             click.echo("\n".join(scripts(_project(), name, env, params)), nl=False)
@@ -180,7 +178,7 @@ def cancel_command(name: str) -> None:
             from assay.slurm.submit import close, opened
 
             with opened(submission.env, submission.params) as project:
-                close(project, submission)
+                close(project, submission, "its jobs were cancelled")
 
 
 def _ids(submission: Submission) -> list[str]:

@@ -14,9 +14,9 @@ trap : TERM # for the run, which saves itself; this script outlives it
 srun --ntasks=1 --cpus-per-task="$SLURM_CPUS_PER_TASK" --unbuffered COMMAND # no signal without srun
 code=$?
 # 143: asked to stop, it has saved itself. A job that is RUNNING was not cancelled, nor queued again
-# by Slurm.
+# by Slurm; `incomplete` has Slurm look once more, since that may come to be in between.
 if [ $code = 143 ] && [ "$(squeue --noheader --jobs="$job" --format=%T)" = RUNNING ]; then
-    scontrol requeue "$job" && exec sleep 600
+    scontrol requeue incomplete "$job" && exec sleep 600
 fi
 exit $code
 """

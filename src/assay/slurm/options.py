@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from difflib import get_close_matches
 from pathlib import Path
@@ -38,6 +39,20 @@ def _check_time(value: int | str) -> int | str:
     if isinstance(value, str) and not re.fullmatch(r"(\d+-)?\d+(:\d\d){0,2}|UNLIMITED", value):
         raise ValueError(f"found {value!r}, want minutes, or text such as '12:00:00' or '2-12'")
     return value
+
+
+def _seconds(limit: int | str) -> float:
+    """A limit as Slurm reads it: minutes, minutes:seconds or hours:minutes:seconds; after days,
+    hours first.
+    """
+    if limit == "UNLIMITED":
+        return math.inf
+    days, dash, rest = str(limit).rpartition("-")
+    numbers = [*map(int, rest.split(":"))]
+    if not dash and len(numbers) < 3:
+        numbers.insert(0, 0)
+    hours, minutes, seconds = [*numbers, 0, 0][:3]
+    return ((24 * int(days or 0) + hours) * 60 + minutes) * 60 + seconds
 
 
 Word = Annotated[str, AfterValidator(_check_word)]
@@ -83,9 +98,10 @@ class SlurmOptions(BaseModel):
                 f"found ranks {self.ranks} and cpus_per_task {self.cpus_per_task}, want a CPU for"
                 " each rank at least"
             )
-        if isinstance(self.time, int) and 60 * self.time <= self.signal_seconds:
+        if self.time is not None and _seconds(self.time) <= self.signal_seconds:
+            minutes = f"{self.time} min" if isinstance(self.time, int) else repr(self.time)
             raise ValueError(
-                f"found time {self.time} min and signal_seconds {self.signal_seconds}, want a limit"
+                f"found time {minutes} and signal_seconds {self.signal_seconds}, want a limit"
                 " that is longer than that: a job would be asked to stop as it starts"
             )
         return self
@@ -104,9 +120,12 @@ def read_options(project: Path, environment: str | None) -> SlurmOptions:
     except MissingConfigException:
         return SlurmOptions()
     except ValidationError as error:
-        # A value that may be of several kinds has a fault for each.
-        faults = {fault["loc"][:1]: fault for fault in reversed(error.errors())}
-        raise ValueError("\n".join(map(_explain, reversed(faults.values())))) from None
+        # A value that may be of several kinds has a fault for each: of them ours says the most.
+        faults: dict[Any, Any] = {}
+        for fault in error.errors():
+            if fault["loc"][:1] not in faults or fault["type"] == "value_error":
+                faults[fault["loc"][:1]] = fault
+        raise ValueError("\n".join(map(_explain, faults.values()))) from None
 
 
 def _explain(fault: Any) -> str:

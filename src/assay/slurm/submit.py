@@ -124,7 +124,7 @@ def submit(project: Opened, name: str, env: str | None, params: str) -> Submissi
         fingerprint=fingerprint,
         submitted=datetime.now().astimezone().isoformat(timespec="seconds"),
     )
-    (project.project / folder_of(name)).mkdir(parents=True, exist_ok=True)
+    made.write(project.project)  # so that the run is found again, whatever becomes of the rest
     try:
         for job in jobs:
             queued = _queue(job, made, project.project, options)
@@ -133,6 +133,7 @@ def submit(project: Opened, name: str, env: str | None, params: str) -> Submissi
     except BaseException:
         if made.jobs:
             queue.cancel(job.id for job in made.jobs)
+        close(project, made, "its jobs were not queued")
         raise
     return made
 
@@ -170,7 +171,7 @@ def _queue(job: Job, made: Submission, project: Path, options: SlurmOptions) -> 
     return QueuedJob(step=job.step, id=number, layers=job.layers)
 
 
-def close(project: Opened, submission: Submission) -> None:
-    """Have MLflow know that a submission's jobs were cancelled."""
+def close(project: Opened, submission: Submission, reason: str) -> None:
+    """Have MLflow know why a submission has no jobs any more."""
     if submission.run is not None:
-        close_parent(project.hooks, submission.run)
+        close_parent(project.hooks, submission.run, reason)

@@ -39,12 +39,10 @@ def open_parent(hooks: Any, name: str, earlier: str | None = None) -> str | None
     return found[0]
 
 
-def close_parent(hooks: Any, run: str) -> None:
-    """Mark a run that is not finished as KILLED, since its jobs were cancelled; where MLflow
-    answers.
-    """
+def close_parent(hooks: Any, run: str, reason: str) -> None:
+    """Mark a run that is not finished as KILLED, and say why; where MLflow answers."""
     connection = _connection_of(hooks)
-    connection.writer.submit("the end of the run", _close, run)
+    connection.writer.submit("the end of the run", _close, run, reason)
     connection.writer.wait()
 
 
@@ -77,7 +75,7 @@ def _is_there(client: MlflowClient, run: str) -> bool:
         return False
 
 
-def _close(run: str) -> None:
+def _close(run: str, reason: str) -> None:
     client = MlflowClient()
     if client.get_run(run).info.status != "FINISHED":
-        end_with_reason(run, "KILLED", "its jobs were cancelled")
+        end_with_reason(run, "KILLED", reason)
