@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from assay.numerics.kmeans.by_centers import KMeansByCenters
+from assay.numerics.kmeans.distances import nearest_in_float64
 from assay.numerics.kmeans.estimator import MiniBatchKMeans
+from assay.numerics.kmeans.nearest import NearestCenters
 
 N, BATCH = 1050, 100  # the last batch is half as long
 
@@ -152,21 +154,97 @@ def test_ranks_and_one_process_go_on_from_each_other():
     assert_equal(at, one.checkpoint())
 
 
-def test_a_step_gives_sixteen_bytes_a_token_and_the_centers_only_where_they_are_asked_for():
-    x = TOKENS["apart"]
-    parameters: dict[str, Any] = {"reassignment_ratio": 0.0}
-    begun = seeded(x, 50, parameters).checkpoint()
+@pytest.fixture
+def begin():
+    """What a fit of 50 centers begins with, given those of every other number."""
+    tensors, state = seeded(TOKENS["apart"], 50, {"reassignment_ratio": 0.0}).checkpoint()
+
+    def at(even, odd):
+        centers = torch.stack([even, odd], dim=1).reshape(50, 16)
+        return tensors | {"cluster_centers": centers}, state
+
+    return at
+
+
+def steps_by_two(begun, batches):
+    """What ranks have after steps, and the bytes that the first of them gives."""
     threads = Threads(2)
 
     def work(rank):
-        kmeans = KMeansByCenters(50, ranks=rank, **parameters).resume(*begun)
-        for batch in x.split(BATCH):
+        kmeans = KMeansByCenters(50, ranks=rank, reassignment_ratio=0.0).resume(*begun)
+        for batch in batches:
             kmeans.partial_fit(batch)
         return kmeans.checkpoint()
 
-    threads.run(work)
-    rows = [*[BATCH] * 10, N % BATCH]
-    assert threads.given == [*(16 * n for n in rows), 4 * 16 * 25]
+    return threads.run(work), threads.given
+
+
+def steps_by_one(begun, batches):
+    one = MiniBatchKMeans(50, reassignment_ratio=0.0).resume(*begun)
+    for batch in batches:
+        one.partial_fit(batch)
+    return one.checkpoint()
+
+
+def test_a_step_gives_a_score_a_label_and_a_distance_a_token_and_centers_where_asked_for(begin):
+    even, odd = 40 * torch.randn(2, 25, 16, generator=torch.Generator().manual_seed(4))
+    begun = begin(even, odd)
+    noise = torch.randn(N, 16, generator=torch.Generator().manual_seed(5))
+    batches = (begun[0]["cluster_centers"][torch.arange(N) % 50] + noise).split(
+        BATCH
+    )  # each center has as many
+    found, given = steps_by_two(begun, batches)
+    steps = [(4 * n, 8 * n, 8 * n // 2) for n in [*[BATCH] * 10, N % BATCH]]
+    assert given == [*(each for step in steps for each in step), 4 * 16 * 25]
+    assert_equal(found[0], steps_by_one(begun, batches))
+
+
+@pytest.mark.parametrize("off", [0.0, 1e-5, -1e-5])  # far within the bounds of a product
+def test_of_a_token_between_two_ranks_centers_exact_distances_decide(begin, off):
+    whole = torch.randint(-40, 40, (25, 16), generator=torch.Generator().manual_seed(4)).float()
+    even, odd = whole - 1, whole + 1  # of one rank and of the other
+    begun = begin(even, odd)
+    between = whole + off
+    batch = torch.cat([between, even, odd])
+    found, given = steps_by_two(begun, [batch])
+    assert given[2] >= 8 * len(between)
+    one = steps_by_one(begun, [batch])
+    assert_equal(found[0], one)
+    hits = one[0]["counts"] - begun[0]["counts"]
+    assert hits.reshape(-1, 2).sum(0).tolist() == ([50, 25] if off <= 0 else [25, 50])
+
+
+def test_ranks_without_bounds_or_centers_look_for_all_tokens():
+    x = TOKENS["apart"]
+    centers = x[:60]
+    own = [centers[:20], centers[20:], centers[:0]]
+    dtypes: list[tuple[torch.dtype, ...]] = [(), (torch.bfloat16, torch.float32), (torch.float32,)]
+
+    def work(rank):
+        nearest = NearestCenters(own[rank.rank], dtypes[rank.rank], origin=x[0])
+        return nearest.find_among(x, lambda each: torch.stack(rank.all_gather(each)).amax(0), 40)
+
+    unbounded, bounded, none = Threads(3).run(work)
+    nearest = nearest_in_float64(x, centers)
+    theirs = nearest >= 20
+    assert torch.equal(unbounded, nearest_in_float64(x, own[0]))
+    assert torch.equal(bounded, nearest_in_float64(x, own[1]))
+    assert torch.equal(bounded[theirs] + 20, nearest[theirs])
+    assert (none == -1).all()
+
+
+def test_a_rank_leaves_a_token_that_is_surely_nearer_to_anothers_center():
+    x = TOKENS["apart"]
+    centers = x[:60]
+
+    def work(rank):
+        nearest = NearestCenters(centers[rank.rank :: 2], (torch.float32,), origin=x[0])
+        return nearest.find_among(x, lambda each: torch.stack(rank.all_gather(each)).amax(0), 30)
+
+    found = torch.stack(Threads(2).run(work))
+    nearest = nearest_in_float64(x, centers)
+    assert torch.equal(found[nearest % 2, torch.arange(N)], nearest // 2)
+    assert (found[1 - nearest % 2, torch.arange(N)] == -1).float().mean() > 0.99
 
 
 def test_a_bad_number_is_an_error_and_no_step():

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from assay.numerics.isolation import isolated
+from assay.numerics.kmeans.distances import origin_of
 from assay.numerics.kmeans.estimator import MiniBatchKMeans
 from assay.numerics.kmeans.nearest import NearestCenters
 from assay.numerics.kmeans.prediction import LARGEST
@@ -33,13 +34,16 @@ class KMeansByCenters(MiniBatchKMeans):
     """`MiniBatchKMeans` whose steps are shared by `ranks`: each finds the best of its own centers
     for every token, and moves its own.
 
-    Of the n_clusters centers rank r of W has the r-th of W runs of neighbors. All ranks take the
-    same steps on the same batches, and come to the same counts, history and stop, bit for bit those
-    of one process: a token's exact squared distance to a center is the same number wherever it is
-    computed, the least one wins, ties go to the lower index, and a center's tokens are summed in
+    Of the n_clusters centers rank r of W has every W-th from the r-th on: the first of a seeding,
+    and the first of several in one place, have more tokens than the last. All ranks take the same
+    steps on the same batches, and come to the same counts, history and stop, bit for bit those of
+    one process. A token that is surely nearest to one rank's center by the bounds of all is that
+    rank's. Of others the exact squared distances decide, which are the same numbers wherever they
+    are computed: the least one wins, ties go to the lower index. A center's tokens are summed in
     their order by the one rank that has it.
 
-    What a step exchanges are 16 bytes a token and rank. Whoever reads `cluster_centers_`, a
+    What a step exchanges are 12 bytes a token and rank, 8 for each token that is in question among
+    ranks, and 8 for each that is a rank's in the end. Whoever reads `cluster_centers_`, a
     `checkpoint` or a `state_dict` after a step has to do so on all ranks, or to `gather` there
     before. Seeding is the work of one process, whose `checkpoint` the others `resume`.
 
@@ -52,8 +56,7 @@ class KMeansByCenters(MiniBatchKMeans):
     def __init__(self, n_clusters: int, *, ranks: Ranks, **parameters: Any) -> None:
         super().__init__(n_clusters, **parameters)
         self._ranks = ranks
-        start, stop = (n_clusters * (ranks.rank + i) // ranks.size for i in (0, 1))
-        self._own = slice(start, stop)
+        self._own = slice(ranks.rank, None, ranks.size)
         self._moved: Tensor | None = None  # own centers, where they are newer than all together
 
     @property
@@ -69,27 +72,36 @@ class KMeansByCenters(MiniBatchKMeans):
     def gather(self) -> None:
         """Give all ranks all centers, if they have moved."""
         if self._moved is not None:
-            self.cluster_centers_ = torch.cat(self._ranks.all_gather(self._moved))
+            centers = self._moved.new_empty(self.n_clusters, self._moved.shape[1])
+            for rank, moved in enumerate(self._ranks.all_gather(self._moved)):
+                centers[rank :: self._ranks.size] = moved
+            self.cluster_centers_ = centers
 
     @isolated()
     def partial_fit(self, x: Tensor) -> Self:
         """Take one step on a batch (batch, d), the same on all ranks; an empty one changes nothing.
 
         Raises:
-            ValueError: d changes, or this rank's share of the batch holds NaN or infinity.
+            ValueError: d changes, or the batch holds NaN or infinity.
         """
+        if self._moved is None:
+            self._origin = origin_of(self.cluster_centers_)
         own = self.cluster_centers_[self._own] if self._moved is None else self._moved
-        check_batch(self._share(x), own.shape[1], largest=LARGEST)
+        check_batch(x, own.shape[1], largest=LARGEST)
         if len(x) == 0:
             return self
         x = x.to(own.device)
-        labels, squared = self._nearest_of_all(x, own)
+        labels = self._nearest_of_all(x, own)
         hits = count_classes(labels, self.n_clusters)
         counts = self.counts_ + hits
-        rows = ((labels >= self._own.start) & (labels < self._own.stop)).nonzero()[:, 0]
-        moved, _, _ = step_toward(
-            x[rows], own, self.counts_[self._own], labels[rows] - self._own.start
+        ranks = labels % self._ranks.size
+        rows = (ranks == self._ranks.rank).nonzero()[:, 0]
+        moved, _, distances = step_toward(
+            x[rows], own, self.counts_[self._own], labels[rows] // self._ranks.size
         )
+        squared = distances.new_empty(len(x))
+        for rank, theirs in enumerate(self._ranks.all_gather(distances)):
+            squared[ranks == rank] = theirs
         step = measured_step(moved, counts, squared, hits, self.reassignment_ratio)
         progress = self._fit.progress
         progress.record(len(x), step.inertia, step.rate, step.n_low)
@@ -107,24 +119,30 @@ class KMeansByCenters(MiniBatchKMeans):
             self._moved, self.counts_ = moved, counts
         return self
 
-    def _share(self, x: Tensor) -> Tensor:
-        """The rows of a batch that this rank looks at for all."""
-        start, stop = (len(x) * (self._ranks.rank + i) // self._ranks.size for i in (0, 1))
-        return x[start:stop]
+    def _nearest_of_all(self, x: Tensor, own: Tensor) -> Tensor:
+        """The nearest of all ranks' centers, int64 (n,)."""
+        rank, size = self._ranks.rank, self._ranks.size
+        found = NearestCenters(own, origin=self._origin).find_among(
+            x.float(), self._most_of_all, most_centers=-(-self.n_clusters // size)
+        )
+        candidates = self._stacked(torch.where(found < 0, -1, found * size + rank))
+        labels = candidates.amax(0)
+        contested = ((candidates >= 0).sum(0) > 1).nonzero()[:, 0]
+        if len(contested):
+            mine = (found[contested] >= 0).nonzero()[:, 0]
+            rows = contested[mine]
+            squared = torch.full((len(contested),), torch.inf, dtype=torch.float64, device=x.device)
+            squared[mine] = squared_distances(x[rows], own, found[rows])
+            of_all = self._stacked(squared)
+            nearest = of_all == of_all.amin(0)
+            labels[contested] = torch.where(
+                nearest, candidates[:, contested], self.n_clusters
+            ).amin(0)
+        return labels
 
-    def _nearest_of_all(self, x: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
-        """The nearest of all ranks' centers, int64 (n,), and its squared distance, float64 (n,)."""
-        squared = torch.full((len(x),), torch.inf, dtype=torch.float64, device=x.device)
-        labels = torch.zeros(len(x), dtype=torch.int64, device=x.device)
-        if len(own):
-            labels = NearestCenters(own).find(x.float())
-            squared = squared_distances(x, own, labels)
-            labels += self._own.start
-        found = self._ranks.all_gather(torch.stack([squared.view(torch.int64), labels], dim=1))
-        squared, labels = found[0][:, 0].view(torch.float64), found[0][:, 1]
-        for other in found[1:]:
-            theirs = other[:, 0].contiguous().view(torch.float64)
-            closer = theirs < squared  # of equal ones the lower index is a lower rank's
-            squared = torch.where(closer, theirs, squared)
-            labels = torch.where(closer, other[:, 1], labels)
-        return labels, squared
+    def _most_of_all(self, scores: Tensor) -> Tensor:
+        return self._stacked(scores).amax(0)
+
+    def _stacked(self, values: Tensor) -> Tensor:
+        """What all ranks have, (ranks, n)."""
+        return torch.stack(self._ranks.all_gather(values))
