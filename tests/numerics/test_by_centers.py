@@ -247,6 +247,23 @@ def test_a_rank_leaves_a_token_that_is_surely_nearer_to_anothers_center():
     assert (found[1 - nearest % 2, torch.arange(N)] == -1).float().mean() > 0.99
 
 
+def test_a_token_with_candidates_in_too_many_groups_is_looked_for_again():
+    """Seventeen groups and more: a rank's bounds say that it may win, and not with which center."""
+    generator = torch.Generator().manual_seed(6)
+    centers = 1 + 1e-4 * torch.randn(2 * 1100, 4, generator=generator)
+    x = 1 + 1e-4 * torch.randn(50, 4, generator=generator)
+
+    def work(rank):
+        nearest = NearestCenters(
+            centers[rank.rank :: 2], (torch.bfloat16, torch.float32), origin=torch.zeros(4)
+        )
+        return nearest.find_among(x, lambda each: torch.stack(rank.all_gather(each)).amax(0), 1100)
+
+    found = torch.stack(Threads(2).run(work))
+    nearest = nearest_in_float64(x, centers)
+    assert torch.equal(found[nearest % 2, torch.arange(50)], nearest // 2)
+
+
 def test_a_bad_number_is_an_error_and_no_step():
     begun = seeded(TOKENS["apart"], 50, {}).checkpoint()
     bad = TOKENS["apart"][:BATCH].clone()
