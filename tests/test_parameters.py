@@ -67,6 +67,8 @@ FAULTS = [
     ),
     ({"standardize": {"statistics": [3]}}, ["`standardize.statistics` is [3]", "string"]),
     ({"standardize": {"batch_size": 0}}, ["`standardize.batch_size` is 0", "greater than 0"]),
+    ({"probe": {"parts": 0}}, ["`probe.parts` is 0", "greater than or equal to 1"]),
+    ({"pca": {"parts": 4097}}, ["`pca.parts` is 4097", "less than or equal to 4096"]),
     ({"kmeans": 3}, ["`kmeans` is 3", "dictionary"]),
     ({"kmeans": {"n_clusters": 8.5}}, ["`kmeans.n_clusters` is 8.5", "integer"]),
     ({"kmeans": {"n_clusters": "many"}}, ["`kmeans.n_clusters` is 'many'", "integer"]),

@@ -55,6 +55,11 @@ Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 Seeds = tuple[Seed, ...]
 
+Parts = Annotated[int, Field(ge=1, le=4096)]
+"""Into how many pieces work is cut: each has a checkpoint of its own, so no more than a file system
+bears.
+"""
+
 
 OPERATIONAL: JsonDict = {"changes": "how the work is done"}
 """Of a field that changes no result: how often to save, or what is held in memory together."""

@@ -18,6 +18,7 @@ from assay.parameters.fields import (
     OPERATIONAL,
     SELECTS,
     Choices,
+    Parts,
     Section,
     Seeds,
     check_braces,
@@ -53,7 +54,7 @@ class StandardizeParameters(Section):
     max_tokens: PositiveInt | None = Field(
         None, description="tokens that they are taken over, a random sample; null: all of them"
     )
-    parts: PositiveInt = Field(
+    parts: Parts = Field(
         1,
         description=(
             "contiguous parts that they are taken in, and merged in order; several processes share"
@@ -223,7 +224,7 @@ class PCAParameters(Section):
     max_tokens: PositiveInt | None = Field(
         None, description="tokens that it is fitted on, a random sample; null: all of them"
     )
-    parts: PositiveInt = Field(
+    parts: Parts = Field(
         1,
         description=(
             "contiguous parts that it is fitted in, and merged in order; several processes share"
@@ -271,7 +272,7 @@ class ProbeParameters(Section):
         ),
         json_schema_extra=OPERATIONAL,
     )
-    parts: PositiveInt = Field(
+    parts: Parts = Field(
         1,
         description=(
             "contiguous slabs of features that are worked on one after the other, or shared by"
