@@ -107,7 +107,7 @@ class Group(Team):
         """Wait until all are done with a call, and raise what went wrong."""
         if own is not None and not isinstance(own, KeyboardInterrupt):
             self._store.set("failed", "0")
-            self._leave()  # so that nobody waits for this rank
+            _leave()  # so that nobody waits for this rank
         outcomes = self._outcomes(number, hurry=own is not None)
         failures = [each for each in outcomes.values() if each["kind"] in ("bad", "failed")]
         lost = isinstance(own, RankLostError)
@@ -147,7 +147,7 @@ class Group(Team):
                 ):
                     waiting.discard(rank)
             if hurry and time.monotonic() - began > _PARTING:
-                self._leave()  # those that wait for this one shall not
+                _leave()  # those that wait for this one shall not
             if hurry and time.monotonic() - began > self.timeout_seconds:
                 break
             if waiting:
@@ -185,7 +185,7 @@ class Group(Team):
                     f" {self.rank} ends"
                 )
             if stopping.stop_is_asked() and time.monotonic() - began > _PARTING:
-                self._leave()  # those that wait for this one shall not
+                _leave()  # those that wait for this one shall not
             time.sleep(_POLL)
         order: dict[str, Any] = json.loads(self._store.get(f"call/{number}"))
         return order
@@ -204,7 +204,7 @@ class Group(Team):
             return {"rank": self.rank, "kind": "stopped", "signal": stopping.signal_that_came()}
         except BaseException as error:  # rank 0 raises it
             self._store.set("failed", str(self.rank))
-            self._leave()
+            _leave()
             lost = isinstance(error, RankLostError)
             kind = (
                 "lost" if lost else "bad" if isinstance(error, ValueError | OSError) else "failed"
@@ -230,7 +230,7 @@ class Group(Team):
     def close(self) -> None:
         """Give up the connections of this rank."""
         self._pulse.stop()
-        self._leave()
+        _leave()
 
     def _open(self) -> None:
         """Connect to the other ranks."""
@@ -249,23 +249,12 @@ class Group(Team):
         except (RuntimeError, dist.DistError) as error:
             self._raise_lost(error)
 
-    def _leave(self) -> None:
-        """Close the connections to the other ranks: whoever waits for this one does so no more."""
-        if dist.is_initialized():
-            dist.destroy_process_group()
-
     def all_gather(self, tensor: Tensor) -> list[Tensor]:
         """See `Team.all_gather`."""
-        rows = self._exchanged(
-            lambda: _gathered(torch.tensor([len(tensor)], device=tensor.device), self.size)
-        )
-        lengths = torch.cat(rows).tolist()
-        most = max(lengths)
-        padded = tensor
-        if len(tensor) < most:
-            padded = tensor.new_zeros(most, *tensor.shape[1:])
-            padded[: len(tensor)] = tensor
-        found = self._exchanged(lambda: _gathered(padded.contiguous(), self.size))
+        own = torch.tensor([len(tensor)], device=tensor.device)
+        lengths = torch.cat(self._exchanged(lambda: _gathered(own, self.size))).tolist()
+        padded = _padded(tensor, max(lengths))
+        found = self._exchanged(lambda: _gathered(padded, self.size))
         return [each[:n] for each, n in zip(found, lengths, strict=True)]
 
     def any(self, flag: bool) -> bool:
@@ -297,6 +286,20 @@ class Group(Team):
             f" waited for {self.timeout_seconds:.0f} s at the most ({str(error).splitlines()[0]})."
             " The same command goes on from here"
         ) from None
+
+
+def _leave() -> None:
+    """Close the connections to the other ranks: whoever waits for this one does so no more."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _padded(tensor: Tensor, length: int) -> Tensor:
+    if len(tensor) == length:
+        return tensor.contiguous()
+    padded = tensor.new_zeros(length, *tensor.shape[1:])
+    padded[: len(tensor)] = tensor
+    return padded
 
 
 def _gathered(tensor: Tensor, size: int) -> list[Tensor]:
