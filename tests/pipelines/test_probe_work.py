@@ -131,7 +131,7 @@ def test_killed_and_stopped_at_random_moments_it_ends_with_the_same_bits(probes,
             try:
                 torch.set_num_threads(1)  # OpenMP's threads do not survive a fork
                 slabs = {"slab_features": chance.choice([None, 4, 8]), "checkpoint_minutes": 1e-5}
-                if (found := probes(parameters=slabs, pause=0.004)) is not None:
+                if (found := probes(parameters=slabs, pause=0.01)) is not None:
                     out.write_bytes(pickle.dumps(found))
                     status = 0
             finally:
@@ -146,7 +146,7 @@ def test_killed_and_stopped_at_random_moments_it_ends_with_the_same_bits(probes,
         number = signal.SIGKILL if lives % 2 else signal.SIGTERM
         status = live(chance.uniform(0.05, 0.6), number)
         assert status in {0, -number, 130 if number == signal.SIGTERM else 0}
-    assert lives > 5, "too few of the signals came while it was at work"
+    assert lives > 3, "too few of the signals came while it was at work"
     assert_same(pickle.loads(out.read_bytes()), wanted)  # noqa: S301 # this test wrote it
 
 

@@ -283,12 +283,11 @@ def test_a_directory_of_an_archive_is_bounded_before_it_is_read() -> None:
         read(archive(many))
 
 
-def test_how_the_process_loads_its_own_files_changes_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_how_the_process_loads_its_own_files_changes_nothing(tmp_path: Path) -> None:
     torch.save({"bias": torch.ones(2)}, tmp_path / "ae.pt")
-    monkeypatch.setattr("torch.utils.serialization.config.load.mmap", True)
-    assert load_pickle(tmp_path / "ae.pt", NAMED)["bias"].tolist() == [1, 1]
+    # Not by monkeypatch, which takes the setting away when it undoes: nothing could be loaded then.
+    with torch.utils.serialization.config.patch({"load.mmap": True}):  # type: ignore[attr-defined]
+        assert load_pickle(tmp_path / "ae.pt", NAMED)["bias"].tolist() == [1, 1]
 
 
 def test_a_file_that_is_missing_or_cannot_be_read(tmp_path: Path) -> None:
