@@ -7,7 +7,6 @@ reads of a few KiB, and by runs 64 of 128 KiB.
 
 from __future__ import annotations
 
-import functools
 from collections import deque
 from collections.abc import Generator, Iterator
 from contextlib import closing
@@ -16,15 +15,12 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from assay.io.shards.gpu_copies import copied_ahead
 from assay.io.shards.order import Numbers, Order, numbers_from
 from assay.io.shards.windows import (
     LayerBytes,
-    check_finite,
-    finish,
+    given_out,
     new_runs,
     read_ahead,
-    unlooked,
     window_of,
 )
 
@@ -75,15 +71,7 @@ def shares_from(
     most = min(window, -(-window // ranks) + source.content_tokens_per_example)
     windows = read_ahead(source, pieces(), most, threads, ahead=1, most=1, device=device)
     with closing(windows):
-        tokens: Iterator[torch.Tensor]
-        if device.type == "cuda":
-            refuse = functools.partial(check_finite, source)
-            tokens = copied_ahead(
-                (batch for window in windows for batch in unlooked(window)), device, refuse
-            )
-        else:
-            tokens = (batch for window in windows for batch in finish(source, window))
-        for batch in tokens:
+        for batch in given_out(source, windows, device):
             yield from _without(planned, source, device)
             yield _share(planned.popleft(), batch)
         yield from _without(planned, source, device)

@@ -4,7 +4,6 @@ on with. `windows.py` reads ahead.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing
 from types import TracebackType
@@ -12,9 +11,9 @@ from typing import Any
 
 import torch
 
-from assay.io.shards.gpu_copies import copied_ahead, of_held
+from assay.io.shards.gpu_copies import of_held
 from assay.io.shards.order import Order
-from assay.io.shards.windows import LayerBytes, check_finite, finish, unlooked, windows_from
+from assay.io.shards.windows import LayerBytes, given_out, windows_from
 
 CURSOR_FORMAT = 1
 
@@ -126,11 +125,4 @@ def _stream(
     with closing(
         windows_from(source, order, batch_size, n_tokens, threads, first, device)
     ) as windows:
-        if device.type == "cuda":
-            refuse = functools.partial(check_finite, source)
-            yield from copied_ahead(
-                (batch for window in windows for batch in unlooked(window)), device, refuse
-            )
-        else:
-            for window in windows:
-                yield from finish(source, window)
+        yield from given_out(source, windows, device)

@@ -10,6 +10,7 @@ change a batch.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 import sys
@@ -24,7 +25,7 @@ import numpy.typing as npt
 import torch
 
 from assay.io.shards.buffers import Buffers, Rows
-from assay.io.shards.gpu_copies import HostBatch
+from assay.io.shards.gpu_copies import HostBatch, copied_ahead
 from assay.io.shards.order import Numbers, Order, numbers_from
 from assay.io.shards.preadv import Pieces, read_pieces
 
@@ -192,7 +193,20 @@ def new_runs(source: LayerBytes, ascending: Numbers) -> npt.NDArray[np.bool_]:
     return new
 
 
-def finish(source: LayerBytes, window: Window) -> Iterator[torch.Tensor]:
+def given_out(
+    source: LayerBytes, windows: Iterator[Window], device: torch.device
+) -> Iterator[torch.Tensor]:
+    """The batches of windows, checked for NaN and infinity, on the device."""
+    if device.type == "cuda":
+        refuse = functools.partial(check_finite, source)
+        batches = (batch for window in windows for batch in _unlooked(window))
+        yield from copied_ahead(batches, device, refuse)
+    else:
+        for window in windows:
+            yield from _finish(source, window)
+
+
+def _finish(source: LayerBytes, window: Window) -> Iterator[torch.Tensor]:
     """Await a window's reads, then give out its batches, each checked for a NaN or an infinity
     and let go.
     """
@@ -213,7 +227,7 @@ def finish(source: LayerBytes, window: Window) -> Iterator[torch.Tensor]:
         yield window.buffers.pop()
 
 
-def unlooked(window: Window) -> Iterator[HostBatch]:
+def _unlooked(window: Window) -> Iterator[HostBatch]:
     """Await a window's reads, then give out its batches; the GPU checks them."""
     for read in window.reads:
         read.result()
